@@ -1,0 +1,231 @@
+"""What each stage can be told. Plain typed dataclasses: no heavy import belongs here.
+
+The defaults are those of the profile `micro`; `pipelines/profiles/*.yaml` holds what the other profiles change. A
+section has its stage's name; `run`, `backbone` and `inference` are shared. `None` switches a threshold off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run keeps everything it writes, and what it may use."""
+
+    folder: str = "runs/micro"
+    seed: int = 0
+    cpus: int | None = None  # None: all of the machine's
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The latent diffusion model that is customized, and the image encoders that look at the subject."""
+
+    weights: str | None = None  # None: the output of stage `base`; else a hub id or a local folder in diffusers' layout
+    family: str = "sd"  # "sd" (one text encoder) or "sdxl"
+    dtype: str = "float32"
+    resolution: int = 64  # side of the pictures the backbone paints, pixels
+    # Subfolders of the backbone, hub ids or local folders.
+    image_encoders: list[str] = field(default_factory=lambda: ["clip"])
+    shallow_layers: list[list[int]] = field(default_factory=lambda: [[1, 2, 3]])  # one list an encoder (methods 3.1)
+    reference_size: int = 64  # side of the reference as the encoders see it; 384 in the paper
+    high_resolution_tiles: int = 2  # the high-resolution reference is tiles x tiles encoder views; 768 = 2 * 384
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """Mask-guided inference (RealCustom++ Eqs. 12-15); shared by evaluate, generate and serve."""
+
+    steps: int = 25
+    guidance_scale: float = 5.0
+    mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
+    mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
+    visual_scale: float = 1.0
+    mask_layers_max_downscale: int = 1  # cross-attention at grid / 2**n makes the mask; see model/mask_guidance
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroworldConfig:
+    """The procedural web: pictures behind URLs, and an MVImgNet-shaped folder."""
+
+    pictures: int = 3000
+    dead_share: float = 0.02
+    broken_share: float = 0.02
+    duplicate_share: float = 0.03
+    tiny_share: float = 0.02
+    poor_share: float = 0.10  # rows whose scores lie below the thresholds of `filter`
+    multiview_instances: int = 240
+    views: int = 8
+    picture_size: int = 64
+    port: int = 8973  # of the loopback server; part of the URLs and so of the sample ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """img2dataset. Without `metadata` the microworld's is downloaded from its own loopback server."""
+
+    metadata: str | None = None  # Parquet file or folder with a URL and a caption column
+    url_column: str = "URL"
+    caption_column: str = "TEXT"
+    image_size: int = 64
+    min_image_size: int = 24
+    max_aspect_ratio: float = 3.0
+    samples_per_shard: int = 250
+    threads: int = 16
+    timeout_seconds: int = 10
+    retries: int = 1
+    max_failed_share: float = 0.9  # more failures than this stop the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Thresholds on LAION's scores and on the pictures themselves."""
+
+    min_aesthetic: float | None = 5.0
+    min_similarity: float | None = 0.26
+    max_unsafe: float | None = 0.5
+    max_watermark: float | None = 0.8
+    min_side: int | None = 48
+    max_aspect_ratio: float | None = 2.0
+    min_caption_words: int | None = 3
+    drop_duplicates: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiviewConfig:
+    """View pairs from an MVImgNet-shaped folder. Without `folder` the microworld's is read."""
+
+    folder: str | None = None
+    image_size: int = 64
+    min_angle_degrees: float = 10.0
+    max_angle_degrees: float = 120.0
+    pairs_per_instance: int = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """The training plan (RealCustom++ Eqs. 10-11). One row a training example; the adapter trains for `steps`."""
+
+    steps: int = 500
+    batch_size: int = 32
+    min_crop_ratio: float = 1.0  # r_min
+    max_crop_ratio: float = 3.1622776601683795  # r_max = sqrt(10): the smallest crop shows 10 % of the area
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Context-rich prompt sets from an OpenAI-compatible endpoint, or from the grammar when there is none."""
+
+    concepts: list[str] = field(
+        default_factory=lambda: ["toy", "ball", "box", "donut", "mushroom", "mug", "bottle", "duck"]
+    )
+    prompts_per_concept: int = 200
+    endpoint: str | None = None  # base URL; the key is read from OPENAI_API_KEY
+    model: str = "gpt-4o-mini"
+    temperature: float = 1.0
+    prompts_per_request: int = 20
+    timeout_seconds: float = 60.0
+    retries: int = 3
+    concurrency: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Ray Train with DeepSpeed, the same for everything that is trained."""
+
+    workers: int = 2
+    use_gpu: bool = False
+    zero_stage: int = 1
+    precision: str = "bf16"  # autocast of the forward pass: "fp32" or "bf16"; the weights stay fp32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    checkpoint_every: int = 100
+    max_failures: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAdapterConfig:
+    """CCP and visual K/V on the plan (RealCustom++ Sec. III-C)."""
+
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=1.5e-3))
+    drop_text: float = 0.05
+    drop_image: float = 0.05
+    drop_both: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextualizerConfig:
+    """Masked language modelling on the prompt sets: psi and the mask embedding (Contextualizer, Algorithm 1)."""
+
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2, precision="fp32"))
+    steps: int = 300
+    batch_size: int = 64
+    layers: int = 4
+    mask_rate: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomizeConfig:
+    """One concept from a few pictures: Textual Inversion with the MLM loss (Contextualizer, Algorithm 2)."""
+
+    subject: str | None = None  # folder of pictures of one subject; None: a held-out subject of the microworld
+    word: str = "toy"  # the class word
+    placeholder: str = "[v]"
+    steps: int = 200
+    batch_size: int = 4
+    learning_rate: float = 5e-3
+    mlm_weight: float = 1e-4  # lambda
+    mask_rate: float = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Held-out subjects times prompts, in three arms: text only, adapter without mask, adapter with mask."""
+
+    subjects: int = 16
+    prompts_per_subject: int = 3
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterConfig:
+    """The model registry. `champion` moves to the new version when its score beats the last champion's."""
+
+    model_name: str = "realword-micro"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    max_batch_size: int = 4
+    max_queued_requests: int = 16
+    max_picture_bytes: int = 10_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on, one section a stage."""
+
+    profile: str = "micro"
+    run: RunConfig = field(default_factory=RunConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    microworld: MicroworldConfig = field(default_factory=MicroworldConfig)
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    multiview: MultiviewConfig = field(default_factory=MultiviewConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    train_adapter: TrainAdapterConfig = field(default_factory=TrainAdapterConfig)
+    contextualizer: ContextualizerConfig = field(default_factory=ContextualizerConfig)
+    customize: CustomizeConfig = field(default_factory=CustomizeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    register: RegisterConfig = field(default_factory=RegisterConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)

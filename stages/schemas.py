@@ -1,0 +1,121 @@
+"""The datasets' schemas, declared once. Column names are part of the contract between stages.
+
+Pictures travel as encoded bytes (JPEG or PNG). Ids are content hashes, never counters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow as pa
+
+#: LAION's score columns, as img2dataset carries them, with our names for them.
+LAION_SCORES = {
+    "similarity": "similarity",
+    "punsafe": "unsafe",
+    "pwatermark": "watermark",
+    "AESTHETIC_SCORE": "aesthetic",
+}
+
+#: `ingest/samples` and `filter/samples`: one picture with its caption.
+SAMPLES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("picture", pa.binary(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # of the stored picture, pixels
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("original_width", pa.int32(), nullable=False),
+        pa.field("original_height", pa.int32(), nullable=False),
+        pa.field("similarity", pa.float32()),  # null: the metadata has no such score
+        pa.field("unsafe", pa.float32()),
+        pa.field("watermark", pa.float32()),
+        pa.field("aesthetic", pa.float32()),
+    ]
+)
+
+#: `ingest/rejected` and `filter/rejected`: what was dropped, each row with its reason.
+REJECTED = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),  # a short fixed word, e.g. "aesthetic"
+        pa.field("detail", pa.string(), nullable=False),  # the offending value, e.g. "4.1 < 5.0"
+    ]
+)
+
+#: `multiview/frames`: one photograph of a turn-table sequence with its camera (world to camera, as in COLMAP).
+FRAMES = pa.schema(
+    [
+        pa.field("frame_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("instance", pa.string(), nullable=False),
+        pa.field("picture", pa.binary(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("rotation", pa.list_(pa.float64(), 4), nullable=False),  # unit quaternion w, x, y, z
+        pa.field("translation", pa.list_(pa.float64(), 3), nullable=False),
+    ]
+)
+
+#: `multiview/pairs`: two views of one object.
+PAIRS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("instance", pa.string(), nullable=False),
+        pa.field("reference_frame_id", pa.string(), nullable=False),
+        pa.field("target_frame_id", pa.string(), nullable=False),
+        pa.field("angle_degrees", pa.float32(), nullable=False),  # between the viewing directions
+    ]
+)
+
+#: `curriculum/plan`: what the adapter sees, one row a training example, `batch_size` rows a step.
+PLAN = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("slot", pa.int32(), nullable=False),  # place in the batch
+        pa.field("source", pa.string(), nullable=False),  # "image_text" or "multiview"
+        pa.field("reference_id", pa.string(), nullable=False),  # sample_id or frame_id
+        pa.field("target_id", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("crop_ratio", pa.float32(), nullable=False),  # r of Eq. 11, for the reference
+        pa.field("crop_x", pa.float32(), nullable=False),  # place of the reference crop, in [0, 1] of its free play
+        pa.field("crop_y", pa.float32(), nullable=False),
+        pa.field("target_crop_x", pa.float32(), nullable=False),  # place of the square target crop, likewise
+        pa.field("target_crop_y", pa.float32(), nullable=False),
+    ]
+)
+
+#: `prompts/prompts`: context-rich prompts with the concept's placeholder.
+PROMPTS = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("concept", pa.string(), nullable=False),  # the class word
+        pa.field("prompt", pa.string(), nullable=False),  # contains "[v] <concept>"
+        pa.field("variation", pa.string(), nullable=False),  # background, subject, action, style or property
+        pa.field("writer", pa.string(), nullable=False),  # "grammar" or the language model's name
+    ]
+)
+
+#: `evaluate/scores`: one generated picture.
+SCORES = pa.schema(
+    [
+        pa.field("arm", pa.string(), nullable=False),  # "text_only", "adapter", "adapter_mask" or "concept"
+        pa.field("subject", pa.string(), nullable=False),
+        pa.field("word", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+        pa.field("controllability", pa.float32(), nullable=False),
+        pa.field("picture", pa.binary(), nullable=False),
+        pa.field("mask", pa.binary()),
+    ]
+)
+
+
+def content_id(*parts: str) -> str:
+    """The id of a row: the first 24 hexadecimal digits of the SHA-256 of its parts (URL and caption, for a sample)."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
