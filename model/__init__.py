@@ -1,0 +1,1 @@
+"""Torch-only components: everything that works without Ray, MLflow or the pipeline."""

@@ -1,0 +1,127 @@
+"""Captions of scenes and the closed vocabulary that they, and the prompts elsewhere, are written in."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.microworld.instances import COLOUR_NAMES
+from model.microworld.shapes import CATEGORIES
+
+GENERIC_NOUN = "toy"
+MAX_WORDS = 14  # model_max_length 16, less the begin and end tokens
+
+BACKGROUND_PHRASES: dict[str, tuple[str, ...]] = {  # the first is the usual one
+    "beach": ("on the beach", "on a sandy beach"),
+    "desert": ("in the desert", "on a sand dune"),
+    "snow": ("in the snow", "on a snowy field"),
+    "grass": ("on the grass", "in a green meadow"),
+    "night": ("under the night sky", "at night"),
+    "street": ("on a city street", "on the road"),
+    "forest": ("in the forest", "among the trees"),
+    "ocean": ("in the ocean", "in the water"),
+    "brick": ("in front of a brick wall", "by a brick wall"),
+    "wood": ("on a wooden floor", "on a wooden table"),
+}
+PATTERN_WORDS = {
+    "solid": "plain",
+    "bands": "striped",
+    "diagonals": "striped",
+    "spots": "spotted",
+    "checks": "checkered",
+    "dip": "dipped",
+}
+NOUNS = (*CATEGORIES, GENERIC_NOUN)
+_SIZE_WORDS = ("small", "large")
+_POSE_WORDS = ("leaning", "floating", "standing")
+_FILLERS = ("nice", "good", "cool", "new", "old", "clean", "bright", "sunny", "beautiful", "cute", "little", "shiny")
+_TEMPLATES = ("a photo of {}", "a picture of {}", "{}", "there is {}", "a close view of {}", "a rendering of {}")
+_TEMPLATE_SHARES = (0.74, 0.08, 0.08, 0.04, 0.03, 0.03)
+_OTHER_WORDS = (
+    "an and with two the next to near left right side front back one my your this that its alone background "
+    "day light dark lying sitting moving driving swimming running looking colorful object thing"
+)
+
+
+def _vocabulary() -> tuple[str, ...]:
+    texts = [*_TEMPLATES, *(phrase for phrases in BACKGROUND_PHRASES.values() for phrase in phrases), _OTHER_WORDS]
+    words = [word for text in texts for word in text.replace("{}", "").split()]
+    words += [*NOUNS, *COLOUR_NAMES, *PATTERN_WORDS.values(), *_SIZE_WORDS, *_POSE_WORDS, *_FILLERS]
+    return tuple(dict.fromkeys(words))
+
+
+VOCABULARY: tuple[str, ...] = _vocabulary()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionShares:
+    """How often a caption says what."""
+
+    generic_noun: float = 0.12
+    colour: float = 0.3
+    pattern: float = 0.1
+    size: float = 0.06
+    pose: float = 0.06
+    filler: float = 0.08
+    usual_phrase: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionFacts:
+    """What a caption may truthfully say about a scene."""
+
+    category: str
+    colour: str
+    pattern: str
+    background: str
+    size_word: str | None  # None where the object is of middling size
+    pose_word: str
+    neighbour: str | None  # category of a second object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A caption and what it gives away."""
+
+    text: str
+    noun: str  # the word that names the subject
+    names_colour: bool
+
+
+def article(phrase: str) -> str:
+    """The phrase with its indefinite article."""
+    return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
+
+
+def plain_caption(noun: str, background: str, colour: str | None = None, neighbour: str | None = None) -> str:
+    """The usual caption: "a photo of a red robot and a mug on the beach"."""
+    subject = article(f"{colour} {noun}" if colour else noun)
+    return compose_caption(subject, neighbour, "", BACKGROUND_PHRASES[background][0], _TEMPLATES[0])
+
+
+def compose_caption(subject: str, neighbour: str | None, pose: str, place: str, template: str) -> str:
+    """Joins the parts; the template is dropped where the sentence would not fit the text encoder."""
+    objects = f"{subject} and {article(neighbour)}" if neighbour else subject
+    body = " ".join(part for part in (objects, pose, place) if part)
+    sentence = template.format(body)
+    return sentence if len(sentence.split()) <= MAX_WORDS else body
+
+
+def write_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:
+    """Draws a phrasing."""
+    generic, colour, pattern, size, pose, filler, usual = rng.random(7)
+    noun = GENERIC_NOUN if generic < shares.generic_noun else facts.category
+    names_colour = bool(colour < shares.colour)
+    alone = facts.neighbour is None  # with two objects there is no room for more words
+    adjectives = [
+        str(rng.choice(_FILLERS)) if alone and filler < shares.filler else None,
+        facts.size_word if alone and size < shares.size else None,
+        facts.colour if names_colour else None,
+        PATTERN_WORDS[facts.pattern] if pattern < shares.pattern else None,
+    ]
+    phrases = BACKGROUND_PHRASES[facts.background]
+    place = phrases[0] if usual < shares.usual_phrase else str(rng.choice(phrases))
+    template = str(rng.choice(_TEMPLATES, p=_TEMPLATE_SHARES))
+    subject = article(" ".join([*filter(None, adjectives), noun]))
+    pose_word = facts.pose_word if alone and pose < shares.pose else ""
+    text = compose_caption(subject, facts.neighbour, pose_word, place, template)
+    return Caption(text=text, noun=noun, names_colour=names_colour)

@@ -1,0 +1,126 @@
+"""A pool of rendered scenes on disk: painted once, memory-mapped by every training problem.
+
+Scenes 2i and 2i + 1 show the same instance from two views, before two grounds. A pool costs 20 KiB a scene at 64 x 64.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.instances import COLOUR_NAMES, make_instance
+from model.microworld.scenes import draw_specs, render_scenes
+from model.microworld.shapes import CATEGORIES
+from model.microworld.version import WORLD_VERSION
+
+_VIEWS = 2
+_CHUNK = 256  # scenes; a multiple of _VIEWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Which scenes a pool holds."""
+
+    split: str = "train"
+    count: int = 40_960
+    seed: int = 1
+    size: int = 64
+    categories: tuple[str, ...] | None = None  # all of the split when None
+
+    def stamp(self) -> str:
+        """What must agree for a pool on disk to be reused."""
+        return json.dumps({"world": WORLD_VERSION, **asdict(self)}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class ScenePool:
+    """N scenes as arrays, memory-mapped; labels index CATEGORIES, COLOUR_NAMES and BACKGROUNDS."""
+
+    image: NDArray[np.uint8]  # (N, H, W, 3)
+    mask: NDArray[np.uint8]  # (N, H, W)
+    category: NDArray[np.int64]  # (N,)
+    colour: NDArray[np.int64]  # (N,)
+    background: NDArray[np.int64]  # (N,)
+    neighbour: NDArray[np.int64]  # (N,) category of the second object, -1 without one
+    captions: tuple[str, ...]
+    nouns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def partner(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Scenes that show the same instances from another view."""
+        return index ^ 1
+
+    @classmethod
+    def open(cls, folder: Path) -> "ScenePool":
+        """Maps a pool that `build_pool` wrote."""
+        text = json.loads((folder / "text.json").read_text())
+        category, colour, background, neighbour = np.load(folder / "labels.npy").astype(np.int64)
+        return cls(
+            image=np.load(folder / "image.npy", mmap_mode="r"),
+            mask=np.load(folder / "mask.npy", mmap_mode="r"),
+            category=category,
+            colour=colour,
+            background=background,
+            neighbour=neighbour,
+            captions=tuple(text["captions"]),
+            nouns=tuple(text["nouns"]),
+        )
+
+
+def _render_chunk(config: PoolConfig, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    torch.set_num_threads(1)
+    specs = draw_specs(config.split, stop, config.seed, views=_VIEWS, categories=config.categories, start=start)
+    batch = render_scenes(specs, config.size)
+    return batch.image, batch.mask
+
+
+def _chunks(count: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, _CHUNK):
+        yield start, min(start + _CHUNK, count)
+
+
+def build_pool(folder: Path, config: PoolConfig, workers: int = 2) -> ScenePool:
+    """Renders a pool, or opens the one that is there if it was made from the same world and configuration."""
+    stamp = folder / "stamp.json"
+    if stamp.exists() and stamp.read_text() == config.stamp():
+        return ScenePool.open(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    shape = (config.count, config.size, config.size)
+    image = np.lib.format.open_memmap(folder / "image.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
+    mask = np.lib.format.open_memmap(folder / "mask.npy", mode="w+", dtype=np.uint8, shape=shape)
+    with ProcessPoolExecutor(workers) as executor:
+        jobs = [
+            (start, stop, executor.submit(_render_chunk, config, start, stop)) for start, stop in _chunks(config.count)
+        ]
+        for start, stop, job in jobs:
+            image[start:stop], mask[start:stop] = job.result()
+    image.flush()
+    mask.flush()
+    _write_labels(folder, config)
+    stamp.write_text(config.stamp())  # last: a pool without a stamp does not exist
+    return ScenePool.open(folder)
+
+
+def _write_labels(folder: Path, config: PoolConfig) -> None:
+    specs = draw_specs(config.split, config.count, config.seed, views=_VIEWS, categories=config.categories)
+    rows = [
+        (
+            CATEGORIES.index(spec.subject.instance.category),
+            COLOUR_NAMES.index(make_instance(spec.subject.instance).colour),
+            BACKGROUNDS.index(spec.ground.name),
+            CATEGORIES.index(spec.neighbour.instance.category) if spec.neighbour else -1,
+        )
+        for spec in specs
+    ]
+    np.save(folder / "labels.npy", np.array(rows, dtype=np.int16).T)
+    captions, nouns = [spec.caption.text for spec in specs], [spec.caption.noun for spec in specs]
+    (folder / "text.json").write_text(json.dumps({"captions": captions, "nouns": nouns}))
