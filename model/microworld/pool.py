@@ -6,7 +6,7 @@ Scenes 2i and 2i + 1 show the same instance from two views, before two grounds. 
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +15,12 @@ from numpy.typing import NDArray
 
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES, make_instance
+from model.microworld.pool_config import PoolConfig
 from model.microworld.scenes import draw_specs, render_scenes
 from model.microworld.shapes import CATEGORIES
-from model.microworld.version import WORLD_VERSION
 
 _VIEWS = 2
 _CHUNK = 256  # scenes; a multiple of _VIEWS
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """Which scenes a pool holds."""
-
-    split: str = "train"
-    count: int = 40_960
-    seed: int = 1
-    size: int = 64
-    categories: tuple[str, ...] | None = None  # all of the split when None
-
-    def stamp(self) -> str:
-        """What must agree for a pool on disk to be reused."""
-        return json.dumps({"world": WORLD_VERSION, **asdict(self)}, sort_keys=True)
 
 
 @dataclass(frozen=True)

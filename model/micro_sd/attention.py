@@ -1,0 +1,95 @@
+"""Attention processors of the micro UNet: a fast one for training on CPUs and one that keeps its probabilities."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor
+
+
+def _heads(attention: Attention, states: Tensor) -> Tensor:
+    """(B, L, C) -> (B, heads, L, C / heads)."""
+    return states.reshape(*states.shape[:2], attention.heads, -1).transpose(1, 2)
+
+
+class MixedPrecisionAttention:
+    """Self-attention in float32 inside bfloat16 autocast: bfloat16's fused backward is several times slower on CPUs."""
+
+    def __call__(
+        self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """Attention of (B, L, C) states over themselves or over the text, as `diffusers` calls it."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = _heads(attention, attention.to_q(hidden_states))
+        key, value = _heads(attention, attention.to_k(context)), _heads(attention, attention.to_v(context))
+        if encoder_hidden_states is None:
+            with torch.autocast(query.device.type, enabled=False):
+                mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        else:
+            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+            mixed = scores.float().softmax(-1).to(value.dtype) @ value
+        out: Tensor = attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+@dataclass
+class AttentionRecord:
+    """Attention probabilities of one forward pass, averaged over heads: (B, queries, keys) per layer."""
+
+    cross: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+    def cross_map(self, position: Tensor, resolution: int) -> Tensor:
+        """Mean map (B, r, r) of the token at `position` (B,) over the layers of that resolution."""
+        layers = [p for p in self.cross.values() if p.shape[1] == resolution**2]
+        mean = torch.stack(layers).mean(0)
+        token = mean[torch.arange(len(mean)), :, position]
+        return token.view(-1, resolution, resolution)
+
+    def spread(self, cross_map: Tensor) -> Tensor:
+        """A map (B, r, r) propagated once through the mean self-attention of its resolution."""
+        size = cross_map.shape[-1]
+        layers = [p for p in self.own.values() if p.shape[1] == size**2]
+        return (torch.stack(layers).mean(0) @ cross_map.flatten(1)[..., None]).view_as(cross_map)
+
+
+@dataclass
+class RecordingAttention:
+    """Plain attention that writes its probabilities into a record."""
+
+    name: str
+    record: AttentionRecord
+
+    def __call__(
+        self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """Attention of (B, L, C) states over themselves or over the text, recorded."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = _heads(attention, attention.to_q(hidden_states))
+        key, value = _heads(attention, attention.to_k(context)), _heads(attention, attention.to_v(context))
+        probabilities = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).float().softmax(-1)
+        kept = self.record.own if encoder_hidden_states is None else self.record.cross
+        kept[self.name] = probabilities.mean(1)
+        mixed = probabilities.to(value.dtype) @ value
+        out: Tensor = attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+def use_default_attention(unet: UNet2DConditionModel) -> None:
+    """Puts diffusers' own processor back."""
+    unet.set_attn_processor(AttnProcessor2_0())
+
+
+def use_mixed_precision_attention(unet: UNet2DConditionModel) -> None:
+    """Installs the training processor."""
+    unet.set_attn_processor(MixedPrecisionAttention())
+
+
+def record_attention(unet: UNet2DConditionModel) -> AttentionRecord:
+    """Installs recording processors; every forward pass overwrites the record."""
+    record = AttentionRecord()
+    unet.set_attn_processor({name: RecordingAttention(name, record) for name in unet.attn_processors})
+    return record

@@ -1,0 +1,161 @@
+"""The independent judge: finds the object in a picture and says its category, colour, background and identity.
+
+It is trained apart from every model that it judges and shares no weights with them. Its category head knows the
+trained categories only; mask and identity are trained on all of them, the held-out ones included.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
+from model.micro_sd.recipe import PartRecipe
+from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.instances import COLOUR_NAMES
+from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
+
+_IDENTITY_SCALE = 12.0
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in B pictures."""
+
+    mask: Tensor  # (B, 1, 16, 16) logits of the object's cover
+    category: Tensor  # (B, trained categories) logits
+    colour: Tensor  # (B, colours) logits
+    background: Tensor  # (B, backgrounds) logits
+    identity: Tensor  # (B, 64) unit embedding of the object
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation)
+    return nn.Sequential(convolution, nn.GroupNorm(8, outputs), nn.GELU())
+
+
+def _pool(features: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean (B, C) over the picture."""
+    return (features * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-3)
+
+
+class Judge(ModelMixin, ConfigMixin):
+    """A convolutional scene reader and a classifier of the object's crop."""
+
+    @register_to_config
+    def __init__(self, width: int = 96, crop_size: int = 32, identity: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_convolution(3, 32, 2), _convolution(32, 64, 2), _convolution(64, width))
+        self.context = nn.ModuleList([_convolution(width, width, dilation=d) for d in (1, 2, 4, 1)])
+        self.mask_head = nn.Conv2d(width, 1, 1)
+        self.background_head = nn.Linear(width, len(BACKGROUNDS))
+        self.crop_features = nn.Sequential(
+            _convolution(3, 32),
+            _convolution(32, 64, 2),
+            _convolution(64, 64),
+            _convolution(64, 96, 2),
+            _convolution(96, 96),
+            _convolution(96, 128, 2),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+        )
+        crop_width = 128 * (crop_size // 8) ** 2
+        self.category_head = nn.Linear(crop_width, len(TRAINED_CATEGORIES))
+        self.colour_head = nn.Linear(crop_width, len(COLOUR_NAMES))
+        self.identity_head = nn.Sequential(nn.Linear(2 * width, 128), nn.GELU(), nn.Linear(128, identity))
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Verdict:
+        """Images (B, 3, H, W) in [-1, 1]; `mask` (B, 1, H / 4, W / 4) replaces the predicted cover."""
+        local = self.stem(image)
+        features = local
+        for layer in self.context:
+            features = features + layer(features)
+        logits = self.mask_head(features)
+        cover = logits.sigmoid().detach() if mask is None else mask
+        crop = self.crop_features(crop_around(image, cover.float(), self.config["crop_size"]))
+        described = torch.cat([_pool(features, cover), _pool(local, cover)], 1)
+        return Verdict(
+            mask=logits.float(),
+            category=self.category_head(crop).float(),
+            colour=self.colour_head(crop).float(),
+            background=self.background_head(_pool(features, 1 - cover)).float(),
+            identity=F.normalize(self.identity_head(described).float(), dim=-1),
+        )
+
+
+class JudgeModule(nn.Module):
+    """Judge with its losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge = Judge()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss and its parts; pictures 2i and 2i + 1 show the same instance."""
+        cover = F.avg_pool2d(batch["mask"], 4)
+        image = batch["image"]
+        with torch.autocast(image.device.type, torch.bfloat16):
+            verdict: Verdict = self.judge(image, cover if batch["given_mask"].all() else None)
+        logits = _IDENTITY_SCALE * verdict.identity[::2] @ verdict.identity[1::2].T
+        instance = batch["instance"]
+        twins = (instance[:, None] == instance[None]) & ~torch.eye(len(logits), dtype=torch.bool, device=image.device)
+        target = torch.arange(len(logits), device=image.device)
+        losses = {
+            "mask": F.binary_cross_entropy_with_logits(verdict.mask, cover),
+            "category": F.cross_entropy(verdict.category, batch["category"], ignore_index=_IGNORED),
+            "colour": 0.5 * F.cross_entropy(verdict.colour, batch["colour"]),
+            "background": F.cross_entropy(verdict.background, batch["background"]),
+            "identity": F.cross_entropy(logits.masked_fill(twins, -1e4), target),
+        }
+        return {"loss": sum(losses.values(), start=logits.new_zeros(())), **{k: v.detach() for k, v in losses.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeTask:
+    """Judge training on a pool of all categories; noise and blur keep it from reading rendering artefacts."""
+
+    pool_folder: Path
+    recipe: PartRecipe
+
+    def module(self) -> JudgeModule:
+        """A judge initialised from the recipe's seed."""
+        torch.manual_seed(self.recipe.seed)
+        return JudgeModule()
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """Pairs of views with noise, every third step blurred as the autoencoder blurs."""
+        pool, recipe = open_pool(self.pool_folder), self.recipe
+        first = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
+        index = np.stack([first, pool.partner(first)], 1).flatten()  # the two views of an instance alternate
+        generator = seeded_generator(recipe.seed, step, rank)
+        image = images_at(pool, index)
+        strength = 0.05 * torch.rand(len(image), 1, 1, 1, generator=generator)
+        image = image + strength * torch.randn(image.shape, generator=generator)
+        if step % 3 == 0:
+            image = F.interpolate(F.avg_pool2d(image, 2), image.shape[-1], mode="bilinear")
+        classes = torch.tensor(
+            [TRAINED_CATEGORIES.index(c) if c in TRAINED_CATEGORIES else _IGNORED for c in CATEGORIES]
+        )
+        return {
+            "image": image,
+            "mask": masks_at(pool, index),
+            "category": classes[torch.from_numpy(pool.category[index])],
+            "colour": torch.from_numpy(pool.colour[index]),
+            "background": torch.from_numpy(pool.background[index]),
+            "instance": torch.from_numpy(first // 2),
+            "given_mask": torch.full((len(image),), step % 2 == 0),
+        }
+
+    def after_step(self, module: nn.Module, step: int) -> None:
+        """Nothing to do."""
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Writes the judge as safetensors with its configuration."""
+        assert isinstance(module, JudgeModule)
+        module.judge.float().cpu().eval().save_pretrained(folder)

@@ -1,0 +1,134 @@
+"""Training problem of the autoencoder: multi-scale reconstruction with a small KL term, whitened latents."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from model.micro_sd.architectures import build_vae
+from model.micro_sd.data import draw_indices, images_at, open_pool, seeded_generator
+from model.micro_sd.recipe import PartRecipe, VaeLoss
+
+_WHITENING_SCENES = 512
+
+
+def _gradient_error(first: Tensor, second: Tensor) -> Tensor:
+    """Mean absolute difference of the horizontal and vertical image gradients."""
+    horizontal = F.l1_loss(first.diff(dim=-1), second.diff(dim=-1))
+    return horizontal + F.l1_loss(first.diff(dim=-2), second.diff(dim=-2))
+
+
+class VaeModule(nn.Module):
+    """Autoencoder with its loss."""
+
+    def __init__(self, vae: AutoencoderKL, weights: VaeLoss) -> None:
+        super().__init__()
+        self.vae = vae
+        self.weights = weights
+
+    def reconstruction_loss(self, output: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The multi-scale loss and, for the log, the squared error."""
+        squared = F.mse_loss(output, image)
+        coarse = squared.new_zeros(())
+        for k in (2, 4, 8):
+            coarse = coarse + F.mse_loss(F.avg_pool2d(output, k), F.avg_pool2d(image, k))
+        w = self.weights
+        loss = F.l1_loss(output, image) + w.squared * squared + w.coarse * coarse
+        return loss + w.gradient * _gradient_error(output, image), squared.detach()
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of reconstruction from a sampled latent, and the KL term."""
+        image = batch["image"]  # (B, 3, H, W) in [-1, 1]
+        with torch.autocast(image.device.type, torch.bfloat16):
+            posterior = self.vae.encode(image).latent_dist
+            latent = posterior.mean + posterior.std * batch["noise"]
+            output = self.vae.decode(latent).sample.float()
+        loss, squared = self.reconstruction_loss(output, image)
+        kl = posterior.kl().float().mean() / batch["noise"][0].numel()
+        return {"loss": loss + self.weights.kl * kl, "squared": squared, "kl": kl.detach()}
+
+
+class DecoderModule(VaeModule):
+    """The decoder alone, trained on the latents that a frozen encoder gives: diffusion models of them stay valid."""
+
+    def __init__(self, vae: AutoencoderKL, weights: VaeLoss) -> None:
+        super().__init__(vae, weights)
+        self.vae.encoder.requires_grad_(False)
+        self.vae.quant_conv.requires_grad_(False)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of reconstruction from the latents' means."""
+        image = batch["image"]
+        with torch.autocast(image.device.type, torch.bfloat16):
+            with torch.no_grad():
+                latent = self.vae.encode(image).latent_dist.mode()
+            output = self.vae.decode(latent).sample.float()
+        loss, squared = self.reconstruction_loss(output, image)
+        return {"loss": loss, "squared": squared}
+
+
+@torch.no_grad()
+def fold_whitening(vae: AutoencoderKL, images: Tensor) -> None:
+    """Rescales the 1 x 1 convolutions around the latent so that its channels have mean 0 and variance 1; exact."""
+    latent = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in torch.split(images, 64)])
+    mean, std = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
+    before, after, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= std.view(1, -1, 1, 1)
+    before.bias[:channels] = (before.bias[:channels] - mean) / std
+    before.weight[:channels] /= std.view(-1, 1, 1, 1)
+    before.bias[channels:] -= 2 * std.log()  # the log variance moves with the scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeTask:
+    """Autoencoder training on pool scenes."""
+
+    pool_folder: Path
+    recipe: PartRecipe
+    loss: VaeLoss
+
+    def module(self) -> VaeModule:
+        """An autoencoder initialised from the recipe's seed."""
+        torch.manual_seed(self.recipe.seed)
+        return VaeModule(build_vae(), self.loss)
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """Pictures and the noise that samples their latents."""
+        pool, recipe = open_pool(self.pool_folder), self.recipe
+        index = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
+        generator = seeded_generator(recipe.seed, step, rank)
+        image = images_at(pool, index)
+        latent_size = image.shape[-1] // 4
+        return {"image": image, "noise": torch.randn(len(index), 4, latent_size, latent_size, generator=generator)}
+
+    def after_step(self, module: nn.Module, step: int) -> None:
+        """Nothing to do."""
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Writes the whitened autoencoder as diffusers does."""
+        assert isinstance(module, VaeModule)
+        vae = module.vae.float().cpu().eval()
+        pool = open_pool(self.pool_folder)
+        fold_whitening(vae, images_at(pool, np.arange(min(_WHITENING_SCENES, len(pool)))))
+        vae.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderTask(VaeTask):
+    """Training on of the decoder of an exported autoencoder."""
+
+    vae_folder: Path
+
+    def module(self) -> DecoderModule:
+        """The exported autoencoder, its encoder frozen."""
+        return DecoderModule(AutoencoderKL.from_pretrained(self.vae_folder), self.loss)
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Writes the autoencoder; its latents are those of `vae_folder`."""
+        assert isinstance(module, DecoderModule)
+        module.vae.float().cpu().eval().save_pretrained(folder)

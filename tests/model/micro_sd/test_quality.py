@@ -1,0 +1,59 @@
+"""What the shipped weights can do, with floors well under the values in their card, and the measures themselves."""
+
+import pytest
+import torch
+
+from model.micro_sd.quality import (
+    PromptSet,
+    attention_quality,
+    encoder_quality,
+    generation_quality,
+    paint,
+    top_share_iou,
+)
+from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
+from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.shapes import TRAINED_CATEGORIES
+
+
+@pytest.fixture(scope="module")
+def models() -> MicroStableDiffusion:
+    return load_micro_sd()
+
+
+def test_prompts_ask_for_every_class_equally_often() -> None:
+    prompts = PromptSet.draw(240, seed=0)
+    pairs = set(zip(prompts.category.tolist(), prompts.background.tolist(), strict=True))
+    assert len(pairs) == len(TRAINED_CATEGORIES) * len(BACKGROUNDS)
+    assert 80 < int((prompts.colour >= 0).sum()) < 160
+
+
+def test_iou_of_perfect_and_opposite_maps() -> None:
+    truth = torch.zeros(2, 16, 16, dtype=torch.bool)
+    truth[:, 4:8, 4:8] = True
+    assert top_share_iou(truth.float(), truth) == 1
+    assert top_share_iou(-truth.float(), truth) == 0
+
+
+def test_a_picture_does_not_depend_on_its_batch(models: MicroStableDiffusion) -> None:
+    prompts = ["a photo of a red ball on the beach", "a photo of a car in the snow"]
+    together, alone = paint(models, prompts, seed=1, steps=2), paint(models, prompts[:1], seed=1, steps=2)
+    assert torch.allclose(together[:1], alone, atol=1e-3)
+
+
+def test_the_background_is_the_one_asked_for(models: MicroStableDiffusion) -> None:
+    assert generation_quality(models, 16, steps=8)["background"] > 0.8
+
+
+def test_the_noun_finds_the_object(models: MicroStableDiffusion) -> None:
+    attention = attention_quality(models, 48, timesteps=(300,))
+    assert attention["cross_attention_iou_t300"] > 0.5
+    assert attention["cross_times_self_iou_t300"] > 0.6
+
+
+def test_the_encoders_and_the_judge_see_unseen_instances(models: MicroStableDiffusion) -> None:
+    encoders = encoder_quality(models, 200)
+    assert encoders["vae_psnr"] > 23
+    assert encoders["judge_background"] > 0.9
+    assert encoders["judge_category"] > 0.8
+    assert encoders["judge_mask_iou"] > 0.7

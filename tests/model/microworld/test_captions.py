@@ -1,0 +1,41 @@
+from collections import Counter
+
+from model.micro_sd.architectures import MAX_TOKENS, build_tokenizer
+from model.microworld.captions import GENERIC_NOUN, MAX_WORDS, VOCABULARY, plain_caption
+from model.microworld.instances import COLOUR_NAMES
+from model.microworld.scenes import SceneShares, draw_specs
+
+
+def test_every_caption_fits_the_tokenizer() -> None:
+    tokenizer = build_tokenizer()
+    specs = draw_specs("test", 2000, seed=0, shares=SceneShares(two_objects=0.3))
+    ids = tokenizer([spec.caption.text for spec in specs])["input_ids"]
+    assert max(map(len, ids)) <= MAX_TOKENS
+    assert not any(tokenizer.unk_token_id in row for row in ids)
+    assert MAX_WORDS == MAX_TOKENS - 2
+
+
+def test_vocabulary_is_closed_and_small() -> None:
+    assert len(VOCABULARY) <= 120
+    assert len(set(VOCABULARY)) == len(VOCABULARY)
+    for word in ["red", "striped", "sunny", "at", "night", "large", "small", "standing"]:
+        assert word in VOCABULARY
+
+
+def test_captions_say_what_their_shares_promise() -> None:
+    specs = draw_specs("train", 3000, seed=1)
+    words = Counter(word for spec in specs for word in set(spec.caption.text.split()))
+    colours = sum(spec.caption.names_colour for spec in specs) / len(specs)
+    assert 0.26 < colours < 0.34
+    assert 0.09 < words[GENERIC_NOUN] / len(specs) < 0.15
+    assert 0.05 < sum(spec.neighbour is not None for spec in specs) / len(specs) < 0.09
+    for spec in specs[:300]:
+        assert spec.caption.noun in spec.caption.text.split()
+        assert not spec.caption.names_colour or any(c in spec.caption.text.split() for c in COLOUR_NAMES)
+
+
+def test_plain_captions_read_as_english() -> None:
+    assert plain_caption("robot", "beach") == "a photo of a robot on the beach"
+    assert plain_caption("mug", "snow", colour="orange") == "a photo of an orange mug in the snow"
+    assert plain_caption("robot", "beach", neighbour="mug") == "a photo of a robot and a mug on the beach"
+    assert len(plain_caption("robot", "brick", colour="red", neighbour="mug").split()) <= MAX_WORDS
