@@ -1,0 +1,278 @@
+"""Training problem of the RealCustom++ adapter on a plan (RealCustom++ Sec. III-C; methods 3.3).
+
+The target picture is noised, the frozen UNet predicts with the adapter's visual condition of the reference, and only
+the adapter learns. What a step sees is a function of the plan and of (seed, step, slot): it does not depend on how
+many workers share the batch.
+
+Legend of shapes: B batch, S side of the reference, h, w latent grid, n_t text tokens, c_t width of the text states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from model.adapter import RealCustomPlusAdapter
+from model.backbone import Backbone, PromptEmbedding, load_backbone
+from model.cpu_training import halve_products, plain_attention
+from model.image_encoder import ImageEncoders
+from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.seeding import generator_of
+
+#: The gain over the base without adapter is measured this often; it costs a forward pass.
+GAIN_EVERY = 20
+#: Latents and text states are each kept up to so many bytes.
+_CACHE_BYTES = 512 * 2**20
+
+
+class PlanRow(NamedTuple):
+    """One training example; the columns of the plan that matter here."""
+
+    slot: int
+    reference_id: str
+    target_id: str
+    caption: str
+    crop_ratio: float
+    crop_x: float
+    crop_y: float
+    target_crop_x: float
+    target_crop_y: float
+
+
+class Cache:
+    """Tuples of tensors by key. What comes first stays, up to a number of bytes; the rest is made again each time."""
+
+    def __init__(self, capacity: int = _CACHE_BYTES) -> None:
+        self._left = capacity
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, keys: Sequence[str], make: Callable[[list[str]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Batches with one row a key. Rows that are not kept are made in one call, each distinct key once."""
+        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
+        made = dict(zip(missing, zip(*make(missing), strict=True), strict=True)) if missing else {}
+        rows = [made[key] if key in made else self._kept[key] for key in keys]
+        for key, tensors in made.items():
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            if size <= self._left:
+                self._kept[key] = tuple(tensor.clone() for tensor in tensors)  # not a view of the whole batch
+                self._left -= size
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+@dataclass
+class FrozenModels:
+    """The models that do not learn, with what they have computed before."""
+
+    backbone: Backbone
+    encoders: ImageEncoders
+    latents: Cache = field(default_factory=Cache)
+    texts: Cache = field(default_factory=Cache)
+
+
+class AdapterModule(nn.Module):
+    """The adapter with its diffusion loss. The frozen models are no submodules: no engine copies or saves them."""
+
+    def __init__(self, adapter: RealCustomPlusAdapter, frozen: FrozenModels) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.frozen = frozen
+        adapter.attach(frozen.backbone.unet)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """|| target - eps_theta(z_t, t, f_ct, f_ci) ||^2, where the target is eps, or v if the scheduler says so.
+
+        Args:
+            batch: as made by `AdapterTask.batch`.
+
+        Returns:
+            loss; on some steps also "gain": the loss of the base without adapter minus the loss.
+        """
+        backbone = self.frozen.backbone
+        noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
+        prompt = PromptEmbedding(batch["hidden"], added)
+        target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], batch["timesteps"])
+        features = self.frozen.encoders.features(batch["reference"])
+        features = features.where(batch["keep_image"], self.frozen.encoders.black(len(noisy)))
+        with plain_attention(noisy.device):
+            condition = self.adapter(features)
+            predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
+        loss = F.mse_loss(predicted.float(), target)
+        if not batch["measure_gain"].any():
+            return {"loss": loss}
+        with torch.no_grad():
+            alone = F.mse_loss(backbone.predict(noisy, batch["timesteps"], prompt).float(), target)
+        return {"loss": loss, "gain": alone - loss.detach()}
+
+
+def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the UNet is to predict: eps (Ho et al. 2020) or v (Salimans & Ho 2022), as the scheduler says."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    raise ValueError(f"the scheduler's prediction type {kind!r} is neither 'epsilon' nor 'v_prediction'.")
+
+
+@dataclass(kw_only=True)
+class AdapterTask:
+    """`TrainingTask` of the adapter.
+
+    Attributes:
+        backbone: Folder or hub id of the frozen base.
+        encoders: Arguments of `ImageEncoders.from_pretrained`: image_encoders, shallow_layers, reference_size, tiles.
+        rows: Step -> the plan's rows of that step, by slot.
+        picture: Id of the plan -> encoded picture.
+        resolution: Side of the target pictures, pixels.
+        drop_text: Share of examples that lose their caption, likewise `drop_image` and `drop_both`; disjoint.
+        half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
+        device: Where the frozen models are.
+    """
+
+    backbone: str
+    encoders: dict[str, Any]
+    rows: Callable[[int], Sequence[PlanRow]]
+    picture: Callable[[str], bytes]
+    resolution: int
+    drop_text: float
+    drop_image: float
+    drop_both: float
+    seed: int
+    half: bool = True
+    device: str = "cpu"
+    _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
+    _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
+
+    def module(self) -> AdapterModule:
+        """Load the frozen models and start an adapter that changes nothing yet."""
+        frozen = self.load()
+        unet = frozen.backbone.unet
+        return AdapterModule(RealCustomPlusAdapter.from_unet(unet, frozen.encoders.width), frozen)
+
+    def load(self) -> FrozenModels:
+        """The frozen models; loaded once a process."""
+        if self._frozen is None:
+            backbone = load_backbone(self.backbone, device=self.device)
+            if self.half:
+                halve_products(backbone.unet)
+            options = dict(self.encoders)
+            names = options.pop("image_encoders")
+            encoders = ImageEncoders.from_pretrained(names, self.backbone, **options, device=self.device)
+            self._frozen = FrozenModels(backbone, encoders)
+        return self._frozen
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """The tensors of this rank's rows of the plan.
+
+        Returns:
+            latents, noise (B, 4, h, w); timesteps (B,); hidden (B, n_t, c_t), for SDXL text_embeds and time_ids;
+            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; measure_gain (1,) bool.
+        """
+        rows = self.rows(step)
+        if len(rows) % world:
+            raise ValueError(f"{len(rows)} examples a step cannot be shared out evenly among {world} workers.")
+        share = len(rows) // world
+        rows = rows[rank * share : (rank + 1) * share]
+        generators = [generator_of(self.seed, step, row.slot) for row in rows]
+        fate = torch.stack([torch.rand((), generator=generator) for generator in generators])
+        keep_text, keep_image = self._keep(fate)
+        captions = [row.caption if keep else "" for row, keep in zip(rows, keep_text.tolist(), strict=True)]
+        latents = self._latents(rows)
+        steps = self.load().backbone.scheduler.config.num_train_timesteps
+        return {
+            "latents": latents,
+            "noise": torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]),
+            "timesteps": torch.cat([torch.randint(steps, (1,), generator=generator) for generator in generators]),
+            **self._texts(captions),
+            "reference": self._references(rows),
+            "keep_image": keep_image,
+            "measure_gain": torch.tensor([step % GAIN_EVERY == 0]),
+        }
+
+    def after_step(self, module: nn.Module, step: int) -> None:
+        """Nothing to do."""
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write the adapter as diffusers does."""
+        assert isinstance(module, AdapterModule)
+        module.adapter.save_pretrained(folder)
+
+    def _keep(self, fate: Tensor) -> tuple[Tensor, Tensor]:
+        """One uniform number an example decides what it loses: nothing, text, image or both."""
+        text, image = self.drop_text, self.drop_text + self.drop_image
+        both = image + self.drop_both
+        keep_text = (fate >= text) & ~((fate >= image) & (fate < both))
+        keep_image = (fate < text) | (fate >= both)
+        return keep_text, keep_image
+
+    def _texts(self, captions: list[str]) -> dict[str, Tensor]:
+        backbone = self.load().backbone
+
+        def encode(missing: list[str]) -> tuple[Tensor, ...]:
+            prompt = backbone.encode_prompt(missing)
+            return (prompt.hidden, *prompt.added_conditions.values())
+
+        names = ["hidden"] if backbone.family == "sd" else ["hidden", "text_embeds", "time_ids"]
+        return dict(zip(names, self.load().texts.get(captions, encode), strict=True))
+
+    def _latents(self, rows: Sequence[PlanRow]) -> Tensor:
+        """Latents (B, 4, h, w) of the target pictures' squares."""
+        frozen = self.load()
+        places = {self._place(row): row for row in rows}
+
+        def encode(missing: list[str]) -> tuple[Tensor, ...]:
+            squares = [self._target(places[key]) for key in missing]
+            return (frozen.backbone.encode_pictures(to_tensor(squares) * 2 - 1).float().cpu(),)
+
+        return frozen.latents.get([self._place(row) for row in rows], encode)[0]
+
+    def _place(self, row: PlanRow) -> str:
+        """A target's square: the place of the crop matters only where the picture is not square."""
+        if row.target_id not in self._square:
+            with Image.open(BytesIO(self.picture(row.target_id))) as picture:  # the header only
+                self._square[row.target_id] = picture.width == picture.height
+        return (
+            row.target_id if self._square[row.target_id] else f"{row.target_id} {row.target_crop_x} {row.target_crop_y}"
+        )
+
+    def _target(self, row: PlanRow) -> Image.Image:
+        return square_crop(self._open(row.target_id), row.target_crop_x, row.target_crop_y, self.resolution)
+
+    def _references(self, rows: Sequence[PlanRow]) -> Tensor:
+        """Crops (B, 3, S, S) of the reference pictures by Eq. 11, at the tiles' resolution where a picture has it."""
+        crops = [to_tensor(self._reference(row)) for row in rows]
+        size = max(crop.shape[-1] for crop in crops)
+        return torch.stack([_enlarge(crop, size) for crop in crops])
+
+    def _reference(self, row: PlanRow) -> Image.Image:
+        picture = self._open(row.reference_id)
+        encoders = self.load().encoders
+        large = encoders.reference_size * encoders.tiles
+        size = large if min(picture.size) >= large else encoders.reference_size
+        return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
+
+    def _open(self, picture_id: str) -> Image.Image:
+        try:
+            return load_picture(self.picture(picture_id))
+        except PictureError as error:
+            raise PictureError(f"picture {picture_id} of the plan: {error}") from error
+
+
+def _enlarge(crop: Tensor, size: int) -> Tensor:
+    """A square (3, S, S) at a larger size, as `ImageEncoders` would do it."""
+    if crop.shape[-1] == size:
+        return crop
+    return F.interpolate(crop[None], (size, size), mode="bicubic", antialias=True).clamp(0, 1)[0]

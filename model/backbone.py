@@ -1,0 +1,276 @@
+"""The frozen latent diffusion model that is customized: Stable Diffusion 1.5, XL, or the micro one.
+
+All are read from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `tokenizer/`, `text_encoder/`, and for XL
+`tokenizer_2/`, `text_encoder_2/`), local or on the hub, from safetensors only.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
+
+Family = Literal["sd", "sdxl"]
+
+
+class BackboneError(ValueError):
+    """The backbone cannot be loaded."""
+
+
+class WordNotInPromptError(ValueError):
+    """The target word does not occur in the prompt; the message lists the prompt's words."""
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """A batch of encoded prompts."""
+
+    hidden: Tensor  # (B, n_t, c_t)
+    added_conditions: dict[str, Tensor] = field(default_factory=dict)  # SDXL: text_embeds (B, c_p), time_ids (B, 6)
+
+    @staticmethod
+    def cat(embeddings: Sequence["PromptEmbedding"]) -> "PromptEmbedding":
+        """Batches one after the other."""
+        added = {
+            name: torch.cat([one.added_conditions[name] for one in embeddings])
+            for name in embeddings[0].added_conditions
+        }
+        return PromptEmbedding(torch.cat([one.hidden for one in embeddings]), added)
+
+
+@dataclass
+class Backbone:
+    """A loaded base model. Everything in it is frozen and in evaluation mode."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: Any  # a diffusers scheduler
+    tokenizers: list[Any]
+    text_encoders: list[Any]
+    family: Family
+    zero_empty_prompt: bool = False  # SDXL's own setting: an absent negative prompt is all zeros
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet's weights."""
+        return self.unet.dtype
+
+    @property
+    def latent_scale(self) -> int:
+        """Pixels a latent position is wide."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures that the backbone was trained on, pixels."""
+        return self.unet.config.sample_size * self.latent_scale
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> PromptEmbedding:
+        """Text states of a batch of prompts.
+
+        Args:
+            prompts: B prompts; longer ones than the encoder takes are cut.
+            size: height and width of the picture to paint, pixels (SDXL's time ids); by default the resolution.
+
+        Returns:
+            hidden (B, n_t, c_t); for SDXL also the pooled embedding and the time ids.
+        """
+        encoded = [
+            encoder(self._token_ids(tokenizer, prompts), output_hidden_states=True)
+            for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True)
+        ]
+        if self.family == "sd":
+            return PromptEmbedding(encoded[0].last_hidden_state)
+        hidden = torch.cat([output.hidden_states[-2] for output in encoded], dim=-1)
+        return PromptEmbedding(hidden, self._added_conditions(encoded[-1].text_embeds, size))
+
+    def encode_negative_prompt(
+        self, negative_prompt: str | None, batch: int, size: tuple[int, int] | None = None
+    ) -> PromptEmbedding:
+        """The unconditional embedding, `batch` times: of the negative prompt, of "", or zeros where SDXL wants them."""
+        encoded = self.encode_prompt([negative_prompt or ""], size)
+        hidden, added = encoded.hidden, encoded.added_conditions
+        if negative_prompt is None and self.zero_empty_prompt:
+            hidden, added = torch.zeros_like(hidden), added | {"text_embeds": torch.zeros_like(added["text_embeds"])}
+        return PromptEmbedding(
+            hidden.expand(batch, -1, -1), {name: tensor.expand(batch, -1) for name, tensor in added.items()}
+        )
+
+    def token_positions(self, prompt: str, phrase: str) -> list[int]:
+        """Where a phrase's tokens stand in the encoded prompt; each occurrence counts, case does not.
+
+        Args:
+            prompt: as given to `encode_prompt`.
+            phrase: one or more whole words of the prompt.
+
+        Raises:
+            WordNotInPromptError: the phrase is empty, not in the prompt, or only in the part that is cut off.
+        """
+        return token_positions(self.tokenizers[0], prompt, phrase)
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H / scale, W / scale).
+
+        With a generator the latents are drawn from the encoder's distribution, without one they are its mode.
+        """
+        distribution = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype)).latent_dist
+        latents = distribution.mode() if generator is None else distribution.sample(generator)
+        return latents * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]; values are not clipped."""
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+
+    def predict(self, latents: Tensor, timestep: Tensor, prompt: PromptEmbedding, **attention: Any) -> Tensor:
+        """The UNet's output; `attention` goes to the attention processors (`visual`, `recorder`)."""
+        return self.unet(
+            latents,
+            timestep,
+            prompt.hidden,
+            added_cond_kwargs=prompt.added_conditions or None,
+            cross_attention_kwargs=attention or None,
+        ).sample
+
+    def _token_ids(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+        encoded = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return encoded.input_ids.to(self.device)
+
+    def _added_conditions(self, pooled: Tensor, size: tuple[int, int] | None) -> dict[str, Tensor]:
+        """SDXL: original size, no crop, target size."""
+        height, width = size or (self.resolution, self.resolution)
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=pooled.dtype)
+        return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
+
+
+def load_backbone(
+    folder_or_hub_id: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Backbone:
+    """Load a frozen base model in diffusers' layout.
+
+    SDXL's VAE overflows in fp16 and says so in its config; it is then kept in fp32.
+
+    Raises:
+        BackboneError: a part is missing, damaged, or of another kind (names it).
+    """
+    unet = _load(UNet2DConditionModel, folder_or_hub_id, "unet", torch_dtype=dtype, use_safetensors=True)
+    vae = _load(AutoencoderKL, folder_or_hub_id, "vae", torch_dtype=dtype, use_safetensors=True)
+    if dtype == torch.float16 and vae.config.force_upcast:
+        vae = vae.to(torch.float32)
+    family: Family = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
+    parts: list[tuple[str, Any]] = [("", CLIPTextModel)]
+    if family == "sdxl":
+        parts.append(("_2", CLIPTextModelWithProjection))
+    encoders = [
+        _load(kind, folder_or_hub_id, f"text_encoder{suffix}", dtype=dtype, use_safetensors=True)
+        for suffix, kind in parts
+    ]
+    for module in (unet, vae, *encoders):
+        module.eval().requires_grad_(False).to(device)
+    index = _read_config(DiffusionPipeline, folder_or_hub_id)
+    schedule = _read_config(DDIMScheduler, folder_or_hub_id, subfolder="scheduler")
+    return Backbone(
+        vae=vae,
+        unet=unet,
+        scheduler=getattr(diffusers, schedule["_class_name"]).from_config(schedule),
+        tokenizers=[_load(AutoTokenizer, folder_or_hub_id, f"tokenizer{suffix}") for suffix, _ in parts],
+        text_encoders=encoders,
+        family=family,
+        zero_empty_prompt=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
+    )
+
+
+def _load(kind: Any, location: str | Path, part: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(str(location), subfolder=part, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(f"backbone {location}: its {part} cannot be loaded: {reason}") from error
+
+
+def _read_config(kind: Any, location: str | Path, **options: Any) -> dict[str, Any]:
+    try:
+        return kind.load_config(str(location), **options)
+    except OSError as error:
+        raise BackboneError(f"backbone {location} is not in diffusers' layout: {str(error).splitlines()[0]}") from error
+
+
+def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
+    """Positions in the encoded prompt (start token included) of all tokens of all occurrences of a phrase.
+
+    An occurrence is made of whole words, in any case, with any white space between them. Fast tokenizers tell each
+    token's place in the text; with a slow one the tokens before and through each occurrence are counted, as in the
+    authors' code.
+
+    Raises:
+        WordNotInPromptError: see `Backbone.token_positions`.
+    """
+    words = phrase.split()
+    if not words:
+        raise WordNotInPromptError("no target word was given.")
+    pattern = r"(?<!\w)" + r"\s+".join(re.escape(word) for word in words) + r"(?!\w)"
+    spans = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
+    if not spans:
+        listed = ", ".join(_words(prompt)) or "none"
+        raise WordNotInPromptError(f"the word {phrase!r} is not in the prompt, whose words are: {listed}.")
+    positions = _fast_positions(tokenizer, prompt, spans) if tokenizer.is_fast else _counted(tokenizer, prompt, spans)
+    if not positions:
+        raise WordNotInPromptError(
+            f"the word {phrase!r} stands behind the {tokenizer.model_max_length} tokens of the prompt that are read."
+        )
+    return positions
+
+
+def _words(prompt: str) -> list[str]:
+    return list(dict.fromkeys(word for word in (part.strip(".,;:!?\"'()") for part in prompt.split()) if word))
+
+
+def _fast_positions(tokenizer: Any, prompt: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    encoded = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
+    return [
+        position
+        for position, (start, end) in enumerate(encoded["offset_mapping"])
+        if any(max(start, first) < min(end, last) for first, last in spans)
+    ]
+
+
+def _counted(tokenizer: Any, prompt: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    first, last = _special_tokens(tokenizer)
+    limit = tokenizer.model_max_length - last
+    positions = {
+        position
+        for start, end in spans
+        for position in range(first + count(prompt[:start]), first + count(prompt[:end]))
+        if position < limit
+    }
+    return sorted(positions)
+
+
+def _special_tokens(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens stand before and after a text."""
+    whole = tokenizer("a")["input_ids"]
+    text = tokenizer("a", add_special_tokens=False)["input_ids"]
+    before = next(start for start in range(len(whole)) if whole[start : start + len(text)] == text)
+    return before, len(whole) - before - len(text)

@@ -1,0 +1,270 @@
+"""The contextualizer psi and the mask embedding p_mask, trained by masked language modelling (Contextualizer, Alg. 1).
+
+A prompt's tokens are replaced by p_mask at random, the frozen text encoder Gamma reads what is left, and psi guesses
+the missing tokens from Gamma's states: `C = Gamma(P_masked)`, `y = psi(C)`, cross-entropy at the masked positions.
+
+Legend of shapes: B batch, n tokens of a padded prompt, c width of the text encoder, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel
+
+from model.backbone import BackboneError
+from model.seeding import generator_of
+
+
+class Contextualizer(ModelMixin, ConfigMixin):
+    """psi and p_mask. psi is bidirectional, for CLIP's own attention only looks back.
+
+    The classifier is tied to the text encoder's token table (V, c), which is passed in and stays frozen.
+
+    Args:
+        width: c.
+        vocabulary: V.
+        num_layers: transformer layers of psi.
+        num_heads: of its attention.
+    """
+
+    @register_to_config
+    def __init__(self, width: int, vocabulary: int, num_layers: int = 4, num_heads: int = 4) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.projection = nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.mask_embedding = nn.Parameter(torch.zeros(width))
+
+    def forward(self, context: Tensor, padding: Tensor, token_table: Tensor) -> Tensor:
+        """The tokens that psi believes in.
+
+        Args:
+            context: (B, n, c), states of the text encoder.
+            padding: (B, n) bool, true where a prompt is over.
+            token_table: (V, c) or longer; added tokens, such as a concept's, are never guessed.
+
+        Returns:
+            Logits (B, n, V).
+        """
+        states = self.projection(self.transformer(context, src_key_padding_mask=padding))
+        # Unit rows: the scale of a trained token table is arbitrary, and frequent tokens have longer rows.
+        table = F.normalize(token_table[: self.config["vocabulary"]].float(), dim=-1)
+        return states @ table.to(states.dtype).T + self.bias
+
+
+def draw_masked(ids: Tensor, never: Sequence[int], rate: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """Which tokens are replaced by p_mask: each with probability `rate`, special and concept tokens never.
+
+    Args:
+        ids: (B, n).
+        never: ids of the tokens that stay.
+        rate: in [0, 1].
+        generators: one a prompt.
+
+    Returns:
+        (B, n) bool.
+    """
+    lots = torch.stack([torch.rand(ids.shape[1], generator=generator) for generator in generators])
+    return (lots < rate) & ~torch.isin(ids, torch.tensor(list(never), dtype=ids.dtype))
+
+
+def padding_of(ids: Tensor, end: int) -> Tensor:
+    """(B, n) bool: the positions behind the first end token."""
+    ended = (ids == end).int().cumsum(1)
+    return (ended - (ids == end).int()) > 0
+
+
+@contextmanager
+def embeddings_replaced(text_encoder: nn.Module, replace: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """While the block runs, the text encoder reads `replace(ids, embeddings)` in place of its token table's rows.
+
+    Works on any transformers text encoder and leaves its weights alone; gradients flow into what `replace` brings in.
+    """
+    table: Any = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    hook = table.register_forward_hook(lambda module, args, output: replace(args[0], output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def mlm_logits(contextualizer: Contextualizer, text_encoder: Any, ids: Tensor, masked: Tensor, end: int) -> Tensor:
+    """psi(Gamma(P_masked)) (B, n, V) for prompts `ids` (B, n) without their `masked` (B, n) tokens."""
+
+    def hide(_: Tensor, embeddings: Tensor) -> Tensor:
+        return torch.where(masked[..., None], contextualizer.mask_embedding.to(embeddings.dtype), embeddings)
+
+    with embeddings_replaced(text_encoder, hide):
+        context = text_encoder(input_ids=ids).last_hidden_state
+    table = text_encoder.get_input_embeddings().weight
+    return contextualizer(context, padding_of(ids, end), table)
+
+
+def mlm_loss(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
+    """Cross-entropy at the masked positions; 0 when nothing is masked.
+
+    Args:
+        logits: (B, n, V).
+        ids: (B, n), the tokens as they were.
+        masked: (B, n) bool.
+    """
+    targets = ids.masked_fill(~masked, -100)
+    summed = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    return summed / masked.sum().clamp(min=1)
+
+
+@dataclass
+class FrozenText:
+    """The text encoder that looks on, with its tokenizer."""
+
+    tokenizer: Any
+    encoder: Any
+
+    @classmethod
+    def load(cls, backbone: str, device: str = "cpu") -> FrozenText:
+        """The (first) text encoder of a backbone in diffusers' layout.
+
+        Raises:
+            BackboneError: The folder or hub repository has none.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(backbone, subfolder="tokenizer")
+            encoder = CLIPTextModel.from_pretrained(
+                backbone, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise BackboneError(f"backbone {backbone}: its text encoder cannot be loaded: {reason}") from error
+        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))
+
+    def ids(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (B, n), padded to the encoder's length."""
+        length = self.tokenizer.model_max_length
+        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(list(prompts), **options).input_ids
+
+    @property
+    def special(self) -> list[int]:
+        """Ids of the tokens that are no words."""
+        return list(self.tokenizer.all_special_ids)
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends a prompt."""
+        return int(self.tokenizer.eos_token_id)
+
+
+class ContextualizerModule(nn.Module):
+    """The contextualizer with its loss; the text encoder is no submodule."""
+
+    def __init__(self, contextualizer: Contextualizer, text: FrozenText) -> None:
+        super().__init__()
+        self.contextualizer = contextualizer
+        self.text = text
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`batch`: ids (B, n), masked (B, n) bool. Returns the loss and the accuracy at the masked positions."""
+        ids, masked = batch["ids"], batch["masked"]
+        logits = mlm_logits(self.contextualizer, self.text.encoder, ids, masked, self.text.end)
+        right = ((logits.detach().argmax(-1) == ids) & masked).sum() / masked.sum().clamp(min=1)
+        return {"loss": mlm_loss(logits, ids, masked), "accuracy": right}
+
+
+@dataclass(kw_only=True)
+class ContextualizerTask:
+    """`TrainingTask` of psi and p_mask (Algorithm 1).
+
+    Attributes:
+        backbone: Folder or hub id of the frozen text encoder.
+        prompts: Without any concept.
+        batch_size: Over all workers.
+        mask_rate: Share of the tokens that are masked.
+    """
+
+    backbone: str
+    prompts: Sequence[str]
+    batch_size: int
+    layers: int
+    mask_rate: float
+    seed: int
+    device: str = "cpu"
+    _text: FrozenText | None = field(default=None, init=False, repr=False)
+    _ids: Tensor | None = field(default=None, init=False, repr=False)
+
+    def text(self) -> FrozenText:
+        """The frozen text encoder; loaded once a process."""
+        if self._text is None:
+            self._text = FrozenText.load(self.backbone, self.device)
+        return self._text
+
+    def module(self) -> ContextualizerModule:
+        """A fresh contextualizer; p_mask starts at the mean of all token embeddings."""
+        text = self.text()
+        table: Tensor = text.encoder.get_input_embeddings().weight
+        heads: int = text.encoder.config.num_attention_heads
+        contextualizer = Contextualizer(table.shape[1], table.shape[0], self.layers, heads)
+        with torch.no_grad():
+            contextualizer.mask_embedding.copy_(table.float().mean(0))
+        return ContextualizerModule(contextualizer, text)
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """This rank's share of the prompts of a step, with what is masked in them."""
+        if self.batch_size % world:
+            raise ValueError(f"{self.batch_size} prompts a step cannot be shared out evenly among {world} workers.")
+        if self._ids is None:
+            self._ids = self.text().ids(self.prompts)
+        share = self.batch_size // world
+        slots = range(rank * share, (rank + 1) * share)
+        drawn = torch.randint(len(self.prompts), (self.batch_size,), generator=generator_of(self.seed, step))
+        ids = self._ids[drawn[rank * share : (rank + 1) * share]]
+        generators = [generator_of(self.seed, step, slot) for slot in slots]
+        return {"ids": ids, "masked": draw_masked(ids, self.text().special, self.mask_rate, generators)}
+
+    def after_step(self, module: nn.Module, step: int) -> None:
+        """Nothing to do."""
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write psi and p_mask as diffusers does."""
+        assert isinstance(module, ContextualizerModule)
+        module.contextualizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class MaskedAccuracy:
+    """How often the masked token is guessed on prompts that were not trained on."""
+
+    contextualizer: float
+    majority: float  # always guessing the training prompts' most frequent word
+    positions: int
+
+
+@torch.no_grad()
+def masked_accuracy(
+    contextualizer: Contextualizer, text: FrozenText, train: Sequence[str], held_out: Sequence[str], rate: float
+) -> MaskedAccuracy:
+    """Accuracy at the masked positions of `held_out`, beside that of the most frequent word of `train`."""
+    special = torch.tensor(text.special)
+    known = text.ids(train)
+    majority = known[~torch.isin(known, special)].mode().values
+    right = common = positions = 0
+    for number, prompt in enumerate(held_out):
+        ids = text.ids([prompt])
+        masked = draw_masked(ids, text.special, rate, [generator_of("held out", number)])
+        guess = mlm_logits(contextualizer, text.encoder, ids, masked, text.end).argmax(-1)
+        right += int(((guess == ids) & masked).sum())
+        common += int(((ids == majority) & masked).sum())
+        positions += int(masked.sum())
+    return MaskedAccuracy(right / max(positions, 1), common / max(positions, 1), positions)

@@ -1,0 +1,240 @@
+"""The reference picture as frozen image encoders see it (RealCustom++ Sec. III-C1; methods: SigLIP with DINOv2).
+
+Legend of shapes: B batch, S side of the picture, n patches of one view, L shallow levels, T tiles, c width of all
+encoders' features together.
+"""
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.utils import cached_file
+
+from model.pictures import square_crop, to_tensor
+
+_HALF = (0.5, 0.5, 0.5)  # mean and std of an encoder that says nothing: pictures in [-1, 1]
+
+
+class ImageEncoderError(ValueError):
+    """The image encoders cannot be loaded, or do not fit together."""
+
+
+@dataclass(frozen=True)
+class ReferenceFeatures:
+    """What the projector reads."""
+
+    deep: Tensor  # (B, n, c), last hidden states
+    shallow: Tensor  # (B, L * n, c), levels one after the other
+    high: Tensor  # (B, T * n, c), deep features of the high-resolution tiles, row by row
+
+    def where(self, keep: Tensor, other: "ReferenceFeatures") -> "ReferenceFeatures":
+        """Rows of these features where `keep` (B,) is true, rows of `other` elsewhere (condition dropping)."""
+        keep = keep[:, None, None]
+        return ReferenceFeatures(
+            torch.where(keep, self.deep, other.deep),
+            torch.where(keep, self.shallow, other.shallow),
+            torch.where(keep, self.high, other.high),
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ReferenceFeatures":
+        """Move all three."""
+        return ReferenceFeatures(*(tensor.to(device, dtype) for tensor in (self.deep, self.shallow, self.high)))
+
+    @staticmethod
+    def cat(features: Sequence["ReferenceFeatures"]) -> "ReferenceFeatures":
+        """Batches one after the other."""
+        return ReferenceFeatures(
+            torch.cat([one.deep for one in features]),
+            torch.cat([one.shallow for one in features]),
+            torch.cat([one.high for one in features]),
+        )
+
+
+class VisionTower(nn.Module):
+    """One frozen encoder: normalises with its own mean and std, returns patch features of chosen blocks.
+
+    Args:
+        model: a transformers vision model (CLIP, SigLIP, DINOv2 with or without registers).
+        mean: of the three colours, pictures in [0, 1].
+        std: likewise.
+        shallow_layers: blocks whose output is a shallow level, counted from 0 as timm does.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], shallow_layers: Sequence[int]
+    ) -> None:
+        super().__init__()
+        config: Any = model.config
+        blocks = config.num_hidden_layers
+        if not all(0 <= layer < blocks for layer in shallow_layers):
+            raise ImageEncoderError(f"shallow layers {list(shallow_layers)}: the blocks are 0 to {blocks - 1}.")
+        self.model = model.eval().requires_grad_(False)
+        self.shallow_layers = tuple(shallow_layers)
+        self.patch_size: int = config.patch_size
+        self.width: int = config.hidden_size
+        self.native_size: int = config.image_size
+        self._interpolates = "interpolate_pos_encoding" in inspect.signature(type(model).forward).parameters
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Pictures (B, 3, S, S) in [0, 1] -> last hidden states (B, n, c), shallow levels each (B, n, c).
+
+        The last block's output is taken before the encoder's final norm where transformers applies none (CLIP) and
+        after it where it does (SigLIP, DINOv2). Class and register tokens are dropped.
+        """
+        normalised = (pictures.to(self.mean.dtype) - self.mean) / self.std
+        options: dict[str, Any] = {}
+        if self._interpolates and pictures.shape[-1] != self.native_size:
+            options["interpolate_pos_encoding"] = True
+        output = self.model(pixel_values=normalised, output_hidden_states=True, **options)
+        patches = (pictures.shape[-2] // self.patch_size) * (pictures.shape[-1] // self.patch_size)
+        states = [output.hidden_states[layer + 1][:, -patches:] for layer in self.shallow_layers]
+        return output.last_hidden_state[:, -patches:], states
+
+
+class ImageEncoders(nn.Module):
+    """All image encoders side by side; their features are concatenated on channels.
+
+    Args:
+        towers: with equally many shallow layers and equally many patches at `reference_size`.
+        reference_size: side of the pictures as the encoders see them.
+        tiles: the high-resolution reference is cut in tiles x tiles views of `reference_size`.
+    """
+
+    def __init__(self, towers: Sequence[VisionTower], reference_size: int, tiles: int) -> None:
+        super().__init__()
+        if len({len(tower.shallow_layers) for tower in towers}) != 1 or not towers[0].shallow_layers:
+            raise ImageEncoderError("give every image encoder equally many shallow layers, at least one.")
+        sides = [reference_size // tower.patch_size for tower in towers]
+        if len(set(sides)) != 1:
+            raise ImageEncoderError(f"the image encoders see {sides} patches a side; they must agree.")
+        self.towers = nn.ModuleList(towers)
+        self.reference_size = reference_size
+        self.tiles = tiles
+        self.patches = sides[0] ** 2
+        self.levels = len(towers[0].shallow_layers)
+        self.width = sum(tower.width for tower in towers)
+        self._black: ReferenceFeatures | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        names: Sequence[str],
+        backbone_folder: str | Path | None,
+        shallow_layers: Sequence[Sequence[int]],
+        reference_size: int,
+        tiles: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "ImageEncoders":
+        """Load the encoders, frozen.
+
+        Args:
+            names: subfolders of the backbone's folder (micro: "clip"), other folders, or hub ids.
+            backbone_folder: where subfolders are looked for first.
+            shallow_layers: for each encoder the blocks of its shallow levels, counted from 0.
+            reference_size: see the class.
+            tiles: see the class.
+            dtype: of the weights.
+            device: of the weights.
+
+        Raises:
+            ImageEncoderError: an encoder is missing, or they do not fit together.
+        """
+        if not names or len(names) != len(shallow_layers):
+            raise ImageEncoderError(f"{len(names)} image encoders but {len(shallow_layers)} lists of shallow layers.")
+        towers = [
+            _load_tower(_locate(name, backbone_folder), layers, dtype)
+            for name, layers in zip(names, shallow_layers, strict=True)
+        ]
+        return cls(towers, reference_size, tiles).to(device)
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> ReferenceFeatures:
+        """Features of square references.
+
+        Args:
+            pictures: (B, 3, S, S) in [0, 1], S at least `reference_size`; the tiles gain detail up to
+                S = tiles * reference_size (768 in the paper), a smaller reference is enlarged for them.
+        """
+        low = _resize(pictures, self.reference_size)
+        high = _resize(pictures, self.reference_size * self.tiles)
+        batch, size, tiles = len(pictures), self.reference_size, self.tiles
+        views = high.view(batch, 3, tiles, size, tiles, size)
+        views = views.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        deep, levels = self._encode(low)
+        tiled, _ = self._encode(views)
+        return ReferenceFeatures(deep, torch.cat(levels, dim=1), tiled.reshape(batch, -1, self.width))
+
+    def encode(self, pictures: Sequence[Image.Image]) -> ReferenceFeatures:
+        """Features of RGB pictures of any size and shape: their central squares.
+
+        A picture large enough is read at the tiles' resolution, another at `reference_size`, one by one: a picture's
+        features do not depend on its neighbours in the batch.
+        """
+        return ReferenceFeatures.cat([self.features(self._prepare(picture)[None]) for picture in pictures])
+
+    def black(self, batch: int) -> ReferenceFeatures:
+        """The dropped image condition: features of a black picture (zeros before normalisation), `batch` times."""
+        if self._black is None or self._black.deep.device != self.device:
+            size = self.reference_size
+            self._black = self.features(torch.zeros(1, 3, size, size, device=self.device))
+        black = self._black
+        return ReferenceFeatures(*(t.expand(batch, -1, -1) for t in (black.deep, black.shallow, black.high)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.towers[0].mean.device  # type: ignore[return-value]
+
+    def _prepare(self, picture: Image.Image) -> Tensor:
+        large = self.reference_size * self.tiles
+        size = large if min(picture.size) >= large else self.reference_size
+        return to_tensor(square_crop(picture.convert("RGB"), 0.5, 0.5, size)).to(self.device)
+
+    def _encode(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
+        outputs = [tower(views) for tower in self.towers]
+        deep = torch.cat([deep for deep, _ in outputs], dim=-1)
+        return deep, [torch.cat(level, dim=-1) for level in zip(*(levels for _, levels in outputs), strict=True)]
+
+
+def _resize(pictures: Tensor, size: int) -> Tensor:
+    if pictures.shape[-1] == size:
+        return pictures
+    return F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _locate(name: str, backbone_folder: str | Path | None) -> str:
+    if backbone_folder is not None and (Path(backbone_folder) / name).is_dir():
+        return str(Path(backbone_folder) / name)
+    return name
+
+
+def _load_tower(location: str, shallow_layers: Sequence[int], dtype: torch.dtype) -> VisionTower:
+    try:
+        model = AutoModel.from_pretrained(location, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ImageEncoderError(f"image encoder {location!r} cannot be loaded: {error}") from error
+    mean, std = normalisation(location)
+    return VisionTower(getattr(model, "vision_model", model), mean, std, shallow_layers).to(dtype)
+
+
+def normalisation(location: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std from `preprocessor_config.json`; (0.5, 0.5) where the encoder has none, as the micro one."""
+    path = cached_file(location, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return _HALF, _HALF
+    settings = json.loads(Path(path).read_text())
+    return settings.get("image_mean", _HALF), settings.get("image_std", _HALF)

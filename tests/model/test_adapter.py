@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from safetensors.torch import load_file, save_file
+from tiny_models import IMAGE_WIDTH
+from torch import Tensor
+
+from model.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths, layer_downscale
+from model.backbone import Backbone
+from model.image_encoder import ReferenceFeatures
+from model.visual_attention import AttentionRecorder, VisualAttentionProcessor
+
+
+def features(batch: int = 2) -> ReferenceFeatures:
+    generator = torch.Generator().manual_seed(0)
+    return ReferenceFeatures(*(torch.randn(batch, n, IMAGE_WIDTH, generator=generator) for n in (16, 32, 64)))
+
+
+def adapter_for(unet: UNet2DConditionModel, trained: bool = True) -> RealCustomPlusAdapter:
+    torch.manual_seed(0)
+    adapter = RealCustomPlusAdapter.from_unet(unet, IMAGE_WIDTH)
+    if trained:
+        for linear in adapter.to_v_vision.values():
+            torch.nn.init.normal_(linear.weight)
+    return adapter
+
+
+def predict(backbone: Backbone, **attention: object) -> Tensor:
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return backbone.predict(latents, torch.tensor(500), backbone.encode_prompt(["a cat", "a hat"]), **attention)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_attach_and_detach_leave_no_trace(name: str, request: pytest.FixtureRequest) -> None:
+    backbone: Backbone = request.getfixturevalue(name)
+    before, keys, former = predict(backbone), set(backbone.unet.state_dict()), backbone.unet.attn_processors
+    adapter = adapter_for(backbone.unet)
+    adapter.attach(backbone.unet)
+    assert torch.equal(predict(backbone), before)
+    with torch.no_grad():
+        assert not torch.allclose(predict(backbone, visual=adapter(features())), before)
+    assert torch.equal(predict(backbone), before)
+    assert set(backbone.unet.state_dict()) == keys
+    adapter.attach(backbone.unet)  # a second time changes nothing
+    adapter.detach(backbone.unet)
+    assert torch.equal(predict(backbone), before)
+    assert all(backbone.unet.attn_processors[layer] is processor for layer, processor in former.items())
+    adapter.detach(backbone.unet)
+
+
+def test_former_processors_of_any_kind_come_back(sd: Backbone) -> None:
+    sd.unet.set_attn_processor(AttnProcessor())
+    before, adapter = predict(sd), adapter_for(sd.unet)
+    adapter.attach(sd.unet)
+    assert torch.equal(predict(sd), before)
+    adapter.detach(sd.unet)
+    assert {type(processor) for processor in sd.unet.attn_processors.values()} == {AttnProcessor}
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_untrained_adapter_changes_nothing(name: str, request: pytest.FixtureRequest) -> None:
+    backbone: Backbone = request.getfixturevalue(name)
+    adapter = adapter_for(backbone.unet, trained=False)
+    before = predict(backbone)
+    adapter.attach(backbone.unet)
+    with torch.no_grad():
+        torch.testing.assert_close(predict(backbone, visual=adapter(features())), before, rtol=0, atol=1e-6)
+
+
+def test_keys_and_values(sd: Backbone) -> None:
+    adapter, tokens = adapter_for(sd.unet), torch.randn(2, 32, 16)
+    pairs = adapter.keys_values(tokens)
+    assert set(pairs) == {name for name, _ in sd.unet.named_modules() if name.endswith("attn2")}
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    weight = adapter.to_k_vision[layer.replace(".", "_")].weight
+    torch.testing.assert_close(pairs[layer][0], torch.einsum("bnc,oc->bno", tokens, weight))
+    assert pairs[layer][1].shape == (2, 32, 16)
+
+
+def test_gradients_reach_the_adapter_only(sd: Backbone) -> None:
+    adapter = adapter_for(sd.unet)
+    adapter.attach(sd.unet)
+    prompt = sd.encode_prompt(["a cat", "a hat"])
+    out = sd.predict(torch.randn(2, 4, 16, 16), torch.tensor([10, 900]), prompt, visual=adapter(features()))
+    out.square().mean().backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+    assert all(parameter.grad is None for parameter in sd.unet.parameters())
+
+
+def test_save_and_load(sd: Backbone, tmp_path: Path) -> None:
+    adapter = adapter_for(sd.unet)
+    adapter.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    adapter.attach(sd.unet)
+    with torch.no_grad():
+        first = predict(sd, visual=adapter(features()))
+        adapter.detach(sd.unet)
+        loaded.attach(sd.unet)
+        assert torch.equal(predict(sd, visual=loaded(features())), first)
+
+
+def test_incomplete_weights_are_refused(sd: Backbone, tmp_path: Path) -> None:
+    adapter_for(sd.unet).save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    stray = {**weights, "stray": torch.zeros(1)}
+    del stray["projector.deep_mlp.bias"]
+    save_file(stray, file, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"missing: \['projector\.deep_mlp\.bias'\], unexpected: \['stray'\]"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+
+
+def test_another_base_is_refused(sd: Backbone, sdxl: Backbone) -> None:
+    adapter, former = adapter_for(sd.unet), sdxl.unet.attn_processors
+    with pytest.raises(AdapterError, match="does not fit this base model: cross-attention down_blocks"):
+        adapter.attach(sdxl.unet)
+    assert sdxl.unet.attn_processors == former
+    layers = cross_attention_widths(sd.unet)
+    with pytest.raises(AdapterError, match="tokens have width 24"):
+        RealCustomPlusAdapter(layers, IMAGE_WIDTH, 24).attach(sd.unet)
+    narrow = RealCustomPlusAdapter(layers | {next(iter(layers)): 4}, IMAGE_WIDTH, 16)
+    with pytest.raises(AdapterError, match="width 8 in the base and 4 in the adapter"):
+        narrow.attach(sd.unet)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_downscales_are_those_of_the_layers_grids(name: str, request: pytest.FixtureRequest) -> None:
+    backbone: Backbone = request.getfixturevalue(name)
+    adapter_for(backbone.unet).attach(backbone.unet)
+    everything = AttentionRecorder(2, cross_downscales=(1, 2, 4, 8), self_downscales=(1, 2, 4, 8))
+    predict(backbone, recorder=everything)
+    assert len(everything.records) == len(backbone.unet.attn_processors)
+    for record in everything.records:
+        assert record.query.shape[2] == (16 // record.downscale) ** 2
+    processors = backbone.unet.attn_processors.values()
+    assert all(isinstance(processor, VisualAttentionProcessor) for processor in processors)
+    assert isinstance(next(iter(processors)).original, AttnProcessor2_0)
+
+
+def test_downscale_by_name() -> None:
+    assert [layer_downscale(f"down_blocks.{i}.attentions.0", 4) for i in range(3)] == [1, 2, 4]
+    assert [layer_downscale(f"up_blocks.{i}.attentions.0", 4) for i in (1, 2, 3)] == [4, 2, 1]
+    assert layer_downscale("mid_block.attentions.0", 4) == 8
+    with pytest.raises(AdapterError, match="in no block"):
+        layer_downscale("elsewhere.attn1", 4)

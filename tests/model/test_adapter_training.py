@@ -1,0 +1,189 @@
+"""The adapter's training problem on tiny backbones, against plain statements of its equations."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny_models import ENCODERS, RESOLUTION
+from torch import Tensor
+
+from model.adapter import RealCustomPlusAdapter
+from model.adapter_training import GAIN_EVERY, AdapterModule, AdapterTask, Cache, PlanRow, diffusion_target
+from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+
+BATCH = 4
+
+
+def picture(picture_id: str) -> bytes:
+    """A picture that depends on its id; ids that begin with "wide" are not square."""
+    width = 48 if picture_id.startswith("wide") else RESOLUTION
+    pixels = np.random.default_rng(list(picture_id.encode())).integers(0, 255, (RESOLUTION, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return b"no picture" if picture_id == "broken" else stream.getvalue()
+
+
+def rows(step: int) -> list[PlanRow]:
+    names = ("a", "b", "wide", "c")
+    return [
+        PlanRow(slot, f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, 0.2, 0.7, 0.01 * step, 0.9)
+        for slot in range(BATCH)
+    ]
+
+
+def make_task(folder: Path, **changes: Any) -> AdapterTask:
+    settings = {"drop_text": 0.05, "drop_image": 0.05, "drop_both": 0.05, "half": False, "rows": rows, **changes}
+    return AdapterTask(
+        backbone=str(folder), encoders=ENCODERS, picture=picture, resolution=RESOLUTION, seed=1, **settings
+    )
+
+
+def randomise_values(module: AdapterModule) -> None:
+    """A fresh adapter's visual values are zero: it would say nothing."""
+    for linear in module.adapter.to_v_vision.values():
+        torch.nn.init.normal_(linear.weight)  # type: ignore[arg-type]
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_does_not_depend_on_the_number_of_workers(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    whole = task.batch(3, 0, 1)
+    halves = [task.batch(3, rank, 2) for rank in range(2)]
+    for name in ("latents", "noise", "timesteps", "hidden", "keep_image"):
+        torch.testing.assert_close(torch.cat([half[name] for half in halves]), whole[name])
+    assert equal(pickle.loads(pickle.dumps(make_task(sd_folder))).batch(3, 0, 1), whole)
+    assert not torch.equal(task.batch(4, 0, 1)["noise"], whole["noise"])
+    with pytest.raises(ValueError, match="4 examples a step cannot be shared out evenly among 3 workers"):
+        task.batch(0, 0, 3)
+
+
+def test_references_and_targets_are_cut_as_the_plan_says(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    batch, backbone = task.batch(2, 0, 1), task.load().backbone
+    for slot, row in enumerate(rows(2)):
+        target = square_crop(load_picture(picture(row.target_id)), row.target_crop_x, row.target_crop_y, RESOLUTION)
+        latents = backbone.encode_pictures(to_tensor([target]) * 2 - 1)[0]
+        torch.testing.assert_close(batch["latents"][slot], latents, rtol=1e-3, atol=1e-4)
+        cut = crop_reference(load_picture(picture(row.reference_id)), row.crop_ratio, row.crop_x, row.crop_y, 32)
+        torch.testing.assert_close(batch["reference"][slot], to_tensor(cut))
+    # Of the four targets only the wide one moves with its crop: it is encoded again, the others are not.
+    task.batch(5, 0, 1)
+    assert len(task.load().latents) == BATCH + 1
+
+
+def test_a_picture_that_is_none_is_named(sd_folder: Path) -> None:
+    task = make_task(sd_folder, rows=lambda step: [rows(step)[0]._replace(reference_id="broken")])
+    with pytest.raises(PictureError, match=r"^picture broken of the plan: "):
+        task.batch(0, 0, 1)
+
+
+def test_conditions_are_dropped_at_their_rates(sd_folder: Path) -> None:
+    task = make_task(sd_folder, drop_text=0.1, drop_image=0.2, drop_both=0.3)
+    fate = torch.linspace(0, 0.999, 1000)
+    keep_text, keep_image = task._keep(fate)
+    assert ((~keep_text & keep_image).float().mean()).item() == pytest.approx(0.1, abs=0.01)
+    assert ((keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.2, abs=0.01)
+    assert ((~keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_dropped_conditions_are_the_empty_prompt_and_the_black_picture(sd_folder: Path) -> None:
+    task = make_task(sd_folder, drop_text=0.0, drop_image=0.0, drop_both=1.0)
+    batch, frozen = task.batch(0, 0, 1), task.load()
+    torch.testing.assert_close(batch["hidden"], frozen.backbone.encode_prompt([""] * BATCH).hidden)
+    assert not batch["keep_image"].any()
+    module = task.module()
+    with torch.no_grad():
+        randomise_values(module)
+        loss = module(batch)["loss"]
+        other = module({**batch, "reference": torch.rand_like(batch["reference"])})["loss"]
+    torch.testing.assert_close(loss, other)
+
+
+@pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
+def test_the_loss_is_the_diffusion_loss(kind: str, request: pytest.FixtureRequest) -> None:
+    task = make_task(request.getfixturevalue(kind), drop_text=0.0, drop_image=0.0, drop_both=0.0)
+    module, batch = task.module(), task.batch(0, 0, 1)
+    with torch.no_grad():
+        randomise_values(module)
+        scalars = module(batch)
+    backbone, encoders = task.load().backbone, task.load().encoders
+    alpha = backbone.scheduler.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * batch["noise"]
+    prompt = backbone.encode_prompt(["a cat in"] * BATCH)
+    condition = module.adapter(encoders.features(batch["reference"]))
+    with torch.no_grad():
+        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
+        alone = backbone.predict(noisy, batch["timesteps"], prompt)
+    torch.testing.assert_close(scalars["loss"], F.mse_loss(predicted, batch["noise"]), rtol=1e-3, atol=1e-4)
+    expected = F.mse_loss(alone, batch["noise"]) - F.mse_loss(predicted, batch["noise"])
+    torch.testing.assert_close(scalars["gain"], expected, rtol=1e-3, atol=1e-4)
+    assert "gain" not in module(task.batch(GAIN_EVERY - 1, 0, 1))
+
+
+def test_velocity_is_the_derivative_of_the_noisy_latents(sd_folder: Path) -> None:
+    """v = d z_t / d phi where sqrt(abar) = cos phi (Salimans & Ho 2022, App. D)."""
+    scheduler = make_task(sd_folder).load().backbone.scheduler
+    scheduler.register_to_config(prediction_type="v_prediction")
+    latents, noise, steps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([10, 500, 900])
+    phi = torch.arccos(scheduler.alphas_cumprod[steps].double().sqrt()).view(-1, 1, 1, 1)
+    small = 1e-6
+    later, sooner = (torch.cos(p) * latents + torch.sin(p) * noise for p in (phi + small, phi - small))
+    velocity = diffusion_target(scheduler, latents, noise, steps)
+    torch.testing.assert_close(velocity.double(), (later - sooner) / (2 * small), rtol=1e-3, atol=1e-3)
+
+
+def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -> None:
+    task = make_task(sd_folder, half=True)
+    module = task.module()
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"adapter"}
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
+    for step in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            module(task.batch(step, 0, 1))["loss"].backward()
+        optimizer.step()
+    unet = task.load().backbone.unet
+    assert all(parameter.grad is None for parameter in unet.parameters())
+    task.export(module, tmp_path)
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, module.adapter.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert any(linear.weight.abs().sum() > 0 for linear in loaded.to_v_vision.values())
+
+
+def test_training_lowers_the_loss_of_one_batch(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    module = task.module()
+    batch = task.batch(1, 0, 1)
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = module(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_a_full_cache_still_answers() -> None:
+    made: list[list[str]] = []
+
+    def make(keys: list[str]) -> tuple[Tensor, ...]:
+        made.append(keys)
+        return (torch.tensor([[float(len(key))] * 4 for key in keys]),)
+
+    cache = Cache(capacity=2 * 4 * 4)  # two rows of four float32
+    assert cache.get(["a", "bb", "a", "ccc"], make)[0][:, 0].tolist() == [1, 2, 1, 3]
+    assert cache.get(["ccc", "a", "bb"], make)[0][:, 0].tolist() == [3, 1, 2]
+    assert made == [["a", "bb", "ccc"], ["ccc"]]
+    assert len(cache) == 2

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import RESOLUTION, build_clip_tokenizer
+
+from model.backbone import Backbone, BackboneError, WordNotInPromptError, load_backbone, token_positions
+
+TOKENIZER = build_clip_tokenizer()
+
+
+class CountingTokenizer:
+    """The same tokenizer without offsets, as a slow one."""
+
+    is_fast = False
+    model_max_length = TOKENIZER.model_max_length
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": TOKENIZER(text, add_special_tokens=add_special_tokens)["input_ids"]}
+
+
+def tokens_at(prompt: str, positions: list[int]) -> str:
+    ids = TOKENIZER(prompt)["input_ids"]
+    return (
+        "".join(TOKENIZER.convert_ids_to_tokens([ids[position] for position in positions])).replace("</w>", " ").strip()
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "expected"),
+    [
+        ("a cat in a hat", "cat", [2]),
+        ("a cat in a hat", "hat", [5, 6, 7]),
+        ("a cat, a CAT!", "Cat", [2, 5]),
+        ("a cats cat", "cat", [5]),
+        ("a cat  in a hat", "cat in", [2, 3]),
+        ("a [v] cat", "[v] cat", [2, 3, 4, 5]),
+    ],
+)
+def test_token_positions(prompt: str, phrase: str, expected: list[int]) -> None:
+    assert token_positions(TOKENIZER, prompt, phrase) == expected
+    assert token_positions(CountingTokenizer(), prompt, phrase) == expected
+
+
+WORDS = st.lists(st.text("abcint", min_size=1, max_size=3), min_size=1, max_size=6)
+
+
+@given(WORDS, st.data())
+def test_positions_read_back_as_the_phrase(words: list[str], data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(words) - 1))
+    last = data.draw(st.integers(first + 1, len(words)))
+    prompt, phrase = " ".join(words), " ".join(words[first:last])
+    positions = token_positions(TOKENIZER, prompt, phrase)
+    if sum(words[i : i + last - first] == words[first:last] for i in range(len(words))) == 1:
+        assert tokens_at(prompt, positions) == phrase
+    assert positions == token_positions(CountingTokenizer(), prompt, phrase)
+
+
+def test_absent_word_lists_the_words() -> None:
+    with pytest.raises(WordNotInPromptError, match=r"'dog' is not in the prompt, whose words are: a, cat, in, hat\."):
+        token_positions(TOKENIZER, "a cat in a hat.", "dog")
+    with pytest.raises(WordNotInPromptError, match="no target word"):
+        token_positions(TOKENIZER, "a cat", "  ")
+    for tokenizer in (TOKENIZER, CountingTokenizer()):
+        with pytest.raises(WordNotInPromptError, match="behind the 24 tokens"):
+            token_positions(tokenizer, "long " * 6 + "cat", "cat")
+
+
+def test_sd_prompt_embedding_is_that_of_diffusers(sd: Backbone, sd_folder: Path) -> None:
+    reference = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
+    expected, unconditional = reference.encode_prompt(["a cat", "in a hat"], "cpu", 1, True, negative_prompt=None)
+    torch.testing.assert_close(sd.encode_prompt(["a cat", "in a hat"]).hidden, expected)
+    torch.testing.assert_close(sd.encode_negative_prompt(None, 2).hidden, unconditional)
+    assert (sd.family, sd.resolution, sd.latent_scale) == ("sd", RESOLUTION, 2)
+
+
+def test_sdxl_prompt_embedding_is_that_of_diffusers(sdxl: Backbone, sdxl_folder: Path) -> None:
+    reference = StableDiffusionXLPipeline.from_pretrained(sdxl_folder, add_watermarker=False)
+    for negative in (None, "a hat"):
+        hidden, no_hidden, pooled, no_pooled = reference.encode_prompt(["a cat"], negative_prompt=negative)
+        text, empty = sdxl.encode_prompt(["a cat"]), sdxl.encode_negative_prompt(negative, 1)
+        torch.testing.assert_close(text.hidden, hidden)
+        torch.testing.assert_close(text.added_conditions["text_embeds"], pooled)
+        torch.testing.assert_close(empty.hidden, no_hidden)
+        torch.testing.assert_close(empty.added_conditions["text_embeds"], no_pooled)
+    assert sdxl.encode_prompt(["a cat"], (32, 16)).added_conditions["time_ids"].tolist() == [[32, 16, 0, 0, 32, 16]]
+    assert sdxl.family == "sdxl"
+
+
+def test_latents(sd: Backbone) -> None:
+    pictures = torch.rand(2, 3, RESOLUTION, RESOLUTION) * 2 - 1
+    mode = sd.encode_pictures(pictures)
+    assert mode.shape == (2, 4, 16, 16)
+    drawn = [sd.encode_pictures(pictures, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    expected = sd.vae.decode(mode / sd.vae.config.scaling_factor).sample
+    torch.testing.assert_close(sd.decode_latents(mode), expected)
+
+
+def test_everything_is_frozen(sd: Backbone) -> None:
+    for module in (sd.vae, sd.unet, *sd.text_encoders):
+        assert not module.training
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_half_precision_keeps_a_vae_that_overflows_in_fp32(sdxl_folder: Path, tmp_path: Path) -> None:
+    loaded = load_backbone(sdxl_folder, torch.float16)
+    assert (loaded.unet.dtype, loaded.vae.dtype) == (torch.float16, torch.float32)
+    assert loaded.decode_latents(torch.zeros(1, 4, 4, 4, dtype=torch.float16)).isfinite().all()
+
+
+def test_missing_and_damaged_parts(sd_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="unet cannot be loaded"):
+        load_backbone(tmp_path / "nothing")
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        copy = tmp_path / f"without_{part}"
+        shutil.copytree(sd_folder, copy)
+        shutil.rmtree(copy / part)
+        with pytest.raises(BackboneError, match=part):
+            load_backbone(copy)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(sd_folder, damaged)
+    weights = next((damaged / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BackboneError, match="unet"):
+        load_backbone(damaged)
