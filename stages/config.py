@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from model.micro_sd.recipe import Recipe
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -28,7 +30,7 @@ class BackboneConfig:
     resolution: int = 64  # side of the pictures the backbone paints, pixels
     # Subfolders of the backbone, hub ids or local folders.
     image_encoders: list[str] = field(default_factory=lambda: ["clip"])
-    shallow_layers: list[list[int]] = field(default_factory=lambda: [[1, 2, 3]])  # one list an encoder (methods 3.1)
+    shallow_layers: list[list[int]] = field(default_factory=lambda: [[0, 1, 2]])  # an encoder each; blocks from 0
     reference_size: int = 64  # side of the reference as the encoders see it; 384 in the paper
     high_resolution_tiles: int = 2  # the high-resolution reference is tiles x tiles encoder views; 768 = 2 * 384
 
@@ -42,7 +44,8 @@ class InferenceConfig:
     mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
     visual_scale: float = 1.0
-    mask_layers_max_downscale: int = 1  # cross-attention at grid / 2**n makes the mask; see model/mask_guidance
+    # Cross-attention layers that make the mask, as downscales of the largest attention grid; see model/mask_guidance.
+    mask_cross_downscales: list[int] = field(default_factory=lambda: [1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class IngestConfig:
     image_size: int = 64
     min_image_size: int = 24
     max_aspect_ratio: float = 3.0
-    samples_per_shard: int = 250
+    samples_per_shard: int = 600
     threads: int = 16
     timeout_seconds: int = 10
     retries: int = 1
@@ -140,10 +143,22 @@ class TrainerConfig:
     precision: str = "bf16"  # autocast of the forward pass: "fp32" or "bf16"; the weights stay fp32
     learning_rate: float = 1e-3
     warmup_steps: int = 20
+    final_share: float = 0.02  # of the learning rate is left at the end of the cosine
+    beta2: float = 0.99  # AdamW's; 0.999 forgets too slowly for runs of some hundred steps
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     checkpoint_every: int = 100
     max_failures: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The micro Stable Diffusion: the weights that ship with the code when the recipe is theirs, else trained anew."""
+
+    recipe: Recipe = field(default_factory=Recipe)
+    workers: int = 2
+    use_gpu: bool = False
+    retrain: bool = False  # train even when the shipped weights fit; takes hours on two cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +203,13 @@ class EvaluateConfig:
     subjects: int = 16
     prompts_per_subject: int = 3
     batch_size: int = 8
+    workers: int = 2  # processes that paint, one CPU (or GPU) each
+    use_gpu: bool = False
+    subjects_folder: str | None = None  # a folder a subject, its first picture is the reference; None: the microworld's
+    prompts: list[str] = field(default_factory=list)  # with {word}; empty: the microworld's grounds, or DreamBench's
+    similarity: str = "judge"  # "judge" (the microworld's own), "clip" (CLIP-I) or "dino" (DINO-I)
+    clip: str = "clip"  # for CLIP-T and CLIP-I: subfolder of the backbone, hub id or folder
+    dino: str = "facebook/dino-vits16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +217,7 @@ class RegisterConfig:
     """The model registry. `champion` moves to the new version when its score beats the last champion's."""
 
     model_name: str = "realword-micro"
+    promote: bool = False  # move `champion` to the new version whatever the scores say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +227,12 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     replicas: int = 1
+    use_gpu: bool = False
     max_batch_size: int = 4
     max_queued_requests: int = 16
     max_picture_bytes: int = 10_000_000
+    max_steps: int = 100
+    timeout_seconds: float = 60.0  # from the request to the picture, waiting included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +249,7 @@ class Config:
     multiview: MultiviewConfig = field(default_factory=MultiviewConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
     train_adapter: TrainAdapterConfig = field(default_factory=TrainAdapterConfig)
     contextualizer: ContextualizerConfig = field(default_factory=ContextualizerConfig)
     customize: CustomizeConfig = field(default_factory=CustomizeConfig)
