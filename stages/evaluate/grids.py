@@ -1,0 +1,69 @@
+"""Pictures for people: data URIs for the page, and one wide grid for the README."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+SHOWN_SIDE = 256  # pictures are shown at this many pixels at most
+_PAPER, _INK, _FAINT = "#ffffff", "#1c1e21", "#6b7280"
+
+
+def data_uri(picture: bytes) -> str:
+    """A picture inside the page: small ones as they are (the browser enlarges them pixel by pixel), others reduced."""
+    encoded = Image.open(io.BytesIO(picture))
+    if max(encoded.size) <= SHOWN_SIDE:
+        return f"data:image/{(encoded.format or 'PNG').lower()};base64,{base64.b64encode(picture).decode()}"
+    image = encoded.convert("RGB")
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def enlarge(picture: bytes, side: int) -> Image.Image:
+    """A square RGB picture of `side` pixels: whole pixels when enlarging, smooth when reducing."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    small = max(image.size) < side
+    return image.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+
+
+def hero(columns: Sequence[Mapping[str, bytes]], captions: Sequence[str], rows: Mapping[str, str], path: Path) -> None:
+    """Write a wide grid: one column a subject with its prompt below, one row a kind of picture.
+
+    Args:
+        columns: For each subject its pictures by row key.
+        captions: The prompt of each column.
+        rows: Row key -> label, from top to bottom.
+        path: The PNG to write.
+    """
+    side, gap, left, bottom = 192, 10, 150, 56
+    width, height = left + len(columns) * (side + gap), gap + len(rows) * (side + gap) + bottom
+    canvas = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for row, (key, label) in enumerate(rows.items()):
+        top = gap + row * (side + gap)
+        draw.text((left - gap, top + side // 2), label, _INK, _font(20), anchor="rm", align="right")
+        for column, pictures in enumerate(columns):
+            canvas.paste(enlarge(pictures[key], side), (left + column * (side + gap), top))
+    for column, caption in enumerate(captions):
+        place = (left + column * (side + gap) + side // 2, height - bottom + 2)
+        draw.multiline_text(place, _wrap(caption, 24), _FAINT, _font(15), anchor="ma", align="center")
+    canvas.save(path, optimize=True)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _wrap(text: str, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines[:3])

@@ -1,0 +1,67 @@
+"""The configuration in the words of `model.realcustom_pipeline`: shared by evaluate, register, generate and serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+
+from model.adapter import AdapterError
+from model.backbone import BackboneError, WordNotInPromptError
+from model.image_encoder import ImageEncoderError
+from model.realcustom_pipeline import GenerationError
+from stages.config import BackboneConfig, InferenceConfig
+from stages.stage import StageError
+
+#: What the model says in one sentence and the user can mend.
+MODEL_ERRORS = (AdapterError, BackboneError, GenerationError, ImageEncoderError, WordNotInPromptError)
+
+
+def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:
+    """Where the backbone lies: the folder or hub id that was configured, or what the stage `base` has made.
+
+    A folder's path is absolute: Ray's workers have another working directory.
+    """
+    location = config.weights or str(inputs["base"] / "backbone")
+    return str(Path(location).resolve()) if Path(location).is_dir() else location
+
+
+def loading_options(config: BackboneConfig) -> dict[str, Any]:
+    """What `RealCustomPlusPipeline.from_pretrained` needs besides the places of the weights; JSON-ready."""
+    return {
+        "image_encoders": list(config.image_encoders),
+        "shallow_layers": [list(layers) for layers in config.shallow_layers],
+        "reference_size": config.reference_size,
+        "tiles": config.high_resolution_tiles,
+    }
+
+
+def painting_options(config: InferenceConfig) -> dict[str, Any]:
+    """What a call of the pipeline needs besides prompts, subjects and seeds; JSON-ready."""
+    return {
+        "steps": config.steps,
+        "guidance_scale": config.guidance_scale,
+        "mask_scope": config.mask_scope,
+        "mask_steps": config.mask_steps,
+        "mask_cross_downscales": list(config.mask_cross_downscales),
+        "visual_scale": config.visual_scale,
+    }
+
+
+@contextmanager
+def model_errors_as_stage_errors() -> Iterator[None]:
+    """Turn what the model says in one sentence into a StageError, also when it was said in a Ray worker."""
+    try:
+        yield
+    except MODEL_ERRORS as error:
+        raise StageError(str(error)) from error
+    except RayError as error:
+        told: BaseException | None = error
+        while told is not None and not isinstance(told, MODEL_ERRORS):
+            told = getattr(told, "cause", None) or told.__cause__
+        if told is None:
+            raise
+        raise StageError(str(told)) from error

@@ -1,0 +1,122 @@
+"""Stage `train_adapter`: the adapter's training on the plan (RealCustom++ Sec. III-C); writes `adapter/`.
+
+The examples are made in `model/adapter_training.py`, the steps in `stages/trainer.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.adapter_training import AdapterTask, PlanRow
+from stages.datasets import PictureStore, read_dataset
+from stages.inference import backbone_location, loading_options
+from stages.schemas import PLAN
+from stages.stage import StageContext, StageError, StageResult
+from stages.trainer import Curves, absolute_location, fit, plot_curves
+
+
+@dataclass
+class PlanReader:
+    """Step -> rows of the plan. Only the path travels to the workers; each reads the plan once."""
+
+    folder: Path
+    _table: Any = field(default=None, init=False, repr=False)
+    _bounds: Any = field(default=None, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_table": None, "_bounds": None}
+
+    def __call__(self, step: int) -> Sequence[PlanRow]:
+        """The rows of a step, counted from 0, by slot."""
+        self._open()
+        start, end = int(self._bounds[step]), int(self._bounds[step + 1])
+        return [PlanRow(**row) for row in self._table.slice(start, end - start).to_pylist()]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the plan."""
+        self._open()
+        return len(self._bounds) - 1
+
+    def batch_sizes(self) -> set[int]:
+        """How many rows the steps have."""
+        self._open()
+        return {int(size) for size in np.diff(self._bounds)}
+
+    def _open(self) -> None:
+        if self._table is not None:
+            return
+        table = read_dataset(self.folder, PLAN, ["step", *PlanRow._fields])
+        steps = table.column("step").to_numpy()
+        if len(steps) == 0:
+            raise StageError(f"{self.folder} holds no training example; run the stage curriculum again.")
+        self._bounds = np.searchsorted(steps, np.arange(steps[-1] + 2))
+        self._table = table.select(list(PlanRow._fields)).combine_chunks()
+
+
+@dataclass(frozen=True)
+class PlanPictures:
+    """Id of the plan -> encoded picture: a sample of `filter` or a frame of `multiview`."""
+
+    samples: PictureStore
+    frames: PictureStore
+
+    def __call__(self, picture_id: str) -> bytes:
+        """Raises ValueError when neither has it."""
+        for store in (self.samples, self.frames):
+            if picture_id in store:
+                return store[picture_id]
+        raise ValueError(
+            f"picture {picture_id} of the plan is neither in {self.samples.folder} nor in {self.frames.folder}; "
+            "run the stage curriculum again."
+        )
+
+
+def run(context: StageContext) -> StageResult:
+    """Train the adapter; its weights go to `adapter/`, the curves to `curves.png`."""
+    config = context.config.train_adapter
+    inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
+    plan = PlanReader(inputs["curriculum"] / "plan")
+    for size in plan.batch_sizes():
+        if size % config.trainer.workers:
+            raise StageError(
+                f"{size} examples a step cannot be shared out among {config.trainer.workers} workers: set "
+                "curriculum.batch_size to a multiple of train_adapter.trainer.workers."
+            )
+    task = AdapterTask(
+        backbone=absolute_location(backbone_location(context.config.backbone, inputs)),
+        encoders=loading_options(context.config.backbone),
+        rows=plan,
+        picture=PlanPictures(
+            PictureStore(inputs["filter"] / "samples", "sample_id"),
+            PictureStore(inputs["multiview"] / "frames", "frame_id"),
+        ),
+        resolution=context.config.backbone.resolution,
+        drop_text=config.drop_text,
+        drop_image=config.drop_image,
+        drop_both=config.drop_both,
+        seed=context.config.run.seed,
+        half=config.trainer.precision == "bf16",
+        device="cuda" if config.trainer.use_gpu else "cpu",
+    )
+    weights, curves = fit(
+        task, steps=plan.steps, config=config.trainer, context=context, name="adapter", seed=context.config.run.seed
+    )
+    shutil.copytree(weights, context.output / "adapter")
+    picture = context.output / "curves.png"
+    plot_curves(curves, ["loss", "gain", "samples_per_second"], "Training of the adapter", picture)
+    context.report.picture("curves", picture)
+    return StageResult(metrics=_summary(curves), notes={"steps": str(plan.steps)})
+
+
+def _summary(curves: Curves) -> dict[str, float]:
+    """The mean of every curve over its last quarter."""
+    return {
+        key: float(np.mean([value for _, value in points[-(len(points) // 4 + 1) :]])) for key, points in curves.items()
+    }
