@@ -1,0 +1,29 @@
+"""Realword's command line: `python pipeline.py run --stage all`; `python pipeline.py --help` shows the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pipelines.arguments import parse_arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse the command line and carry it out; the exit code."""
+    arguments = parse_arguments(words)
+    from pipelines.commands import COMMANDS
+    from pipelines.errors import PipelineError
+
+    try:
+        COMMANDS[arguments.command](arguments)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped. What is finished is kept; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

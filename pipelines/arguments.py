@@ -1,0 +1,86 @@
+"""The command line. Nothing heavy is imported here: `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+DESCRIPTION = "From web pictures to a served model that paints your own subject from a sentence."
+
+EXAMPLES = """examples:
+  python pipeline.py run --stage all
+  python pipeline.py plan --set filter.min_aesthetic=6.0
+  python pipeline.py generate --subject toy.png --word toy --prompt "a toy on the grass"
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="pipeline.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = _add(commands, "run", "run stages that are not up to date, and what they need")
+    _add_selection(run)
+    run.add_argument("--dry-run", action="store_true", help="say what would run and why, and run nothing")
+    run.add_argument("--ray-address", metavar="ADDRESS", help="use this Ray cluster (host:port) instead of a local one")
+    _add_selection(_add(commands, "plan", "say what would run, and why"))
+    _add(commands, "status", "each stage's state, rows, time and output of the last run")
+    _add_generate(_add(commands, "generate", "paint a subject from a sentence with the trained adapter"))
+    _add(commands, "serve", "answer requests over HTTP with the registered champion")
+    _add(commands, "report", "say where the HTML report of the last run is")
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line; argparse ends the process with code 2 when they make no sense."""
+    return make_parser().parse_args(arguments)
+
+
+def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    parser.add_argument("--profile", default="micro", metavar="NAME", help="micro (default), sd15 or sdxl")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value of the configuration, such as filter.min_aesthetic=6.0; may be repeated",
+    )
+    return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stage", default="all", metavar="NAME", help="run this stage and what it needs; default: all")
+    parser.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run this stage in any case; may be repeated",
+    )
+    parser.add_argument("--from", dest="start", metavar="NAME", help="run this stage and all that depend on it")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--subject", type=Path, nargs="+", required=True, metavar="FILE", help="a picture of each subject"
+    )
+    parser.add_argument(
+        "--word", nargs="+", required=True, metavar="WORD", help="the word of the prompt that stands for each subject"
+    )
+    parser.add_argument("--prompt", required=True, help="the sentence to paint")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the pictures; default: generated/ in the run folder"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the sampler; default: inference.steps")

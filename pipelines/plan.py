@@ -1,0 +1,86 @@
+"""What a run would do, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pipelines.fingerprint import Ingredients, ingredients_of
+from pipelines.graph import Graph, Stage
+from pipelines.store import Output, Store
+
+
+class Action(Enum):
+    """What happens to a stage."""
+
+    KEEP = "up to date"
+    RUN = "runs"
+    REFUSE = "damaged"  # never rebuilt silently: damage means trouble with the disk, and hours of training may be lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage of a plan."""
+
+    stage: Stage
+    ingredients: Ingredients
+    action: Action
+    why: str
+    output: Output | None  # the committed output of just these ingredients
+    forced: bool = False
+
+
+def make_plan(graph: Graph, store: Store, goals: Collection[str], forced: Collection[str] = ()) -> list[Step]:
+    """One step for each of `goals` and of what they read, upstream first."""
+    ingredients = ingredients_of(graph)
+    latest = store.latest_outputs()
+    needed = graph.upstream(goals)
+    return [
+        _step(stage, ingredients[name], store, latest.get(name), forced=name in forced)
+        for name, stage in graph.stages.items()
+        if name in needed
+    ]
+
+
+def _step(stage: Stage, ingredients: Ingredients, store: Store, latest: Output | None, *, forced: bool) -> Step:
+    output = store.output(stage.name, ingredients.fingerprint)
+    if forced:
+        action, why = Action.RUN, "forced"
+    elif output is None:
+        action, why = Action.RUN, _reason(store, stage, ingredients, latest)
+    elif damage := output.damage(thorough=False):
+        action, why = Action.REFUSE, damage
+    else:
+        action, why = Action.KEEP, ""
+    return Step(stage=stage, ingredients=ingredients, action=action, why=why, output=output, forced=forced)
+
+
+def _reason(store: Store, stage: Stage, ingredients: Ingredients, latest: Output | None) -> str:
+    if store.partial(stage.name, ingredients.fingerprint).exists():
+        return "interrupted; goes on from there"
+    if latest is None:
+        return "never ran"
+    if latest.damage(thorough=False):
+        return "its last output is damaged"
+    return "; ".join(changes(latest.manifest.ingredients, ingredients)) or "its output was removed"
+
+
+def changes(before: Ingredients, now: Ingredients) -> list[str]:
+    """What differs between two lists of ingredients, each difference in a few words."""
+    keys = sorted({*before.config, *now.config})
+    values = [(key, before.config.get(key), now.config.get(key)) for key in keys]
+    differences = [f"{key} {_show(old)} -> {_show(new)}" for key, old, new in values if old != new]
+    found = [f"config changed: {', '.join(differences)}"] if differences else []
+    for name in sorted({*before.inputs, *now.inputs}):
+        if before.inputs.get(name) != now.inputs.get(name):
+            found.append(f"input {name} changed")
+    for path in sorted(now.files):
+        if path in before.files and before.files[path] != now.files[path]:
+            found.append(f"{path} changed")
+    return [*found, "code changed"] if before.code != now.code else found
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)
