@@ -1,0 +1,33 @@
+"""The environment of every test, and the one Ray that tests of stages share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "tests"))
+# Ray's workers and the processes that tests start import the project from here, whether it is installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+
+from pipelines.environment import set_environment  # noqa: E402  (before anything imports Ray or MLflow)
+
+set_environment("micro")
+# A first example that imports something, or a busy machine, is no failure.
+settings.register_profile("realword", deadline=None)
+settings.load_profile("realword")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a local Ray head that this process is connected to; one for the whole session."""
+    from pipelines.cluster import local_cluster
+    from pipelines.environment import temporary_folder
+
+    with temporary_folder(tmp_path_factory.mktemp("ray")), local_cluster() as address:
+        yield address

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_pipeline import commit_stage, toy_config, toy_graph
+
+from pipelines.errors import PipelineError
+from pipelines.plan import Step, make_plan
+from pipelines.store import Store
+from pipelines.tracking import EXPERIMENT, Tracker
+from stages.stage import StageResult
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "run")
+    store.folder.mkdir()
+    return store
+
+
+@pytest.fixture
+def plan(tmp_path: Path, store: Store) -> list[Step]:
+    graph = toy_graph(tmp_path)
+    fingerprint = make_plan(graph, store, ["multiview"])[0].ingredients
+    commit_stage(store, "multiview", StageResult(), fingerprint)
+    return make_plan(graph, store, graph.order)
+
+
+def metric(step: int, value: float) -> dict[str, Any]:
+    return {"event": "metric", "key": "loss", "value": value, "step": step}
+
+
+def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:
+    """A run of `ingest`, which replays a step, and a failure of `filter`."""
+    steps = {step.stage.name: step for step in plan}
+    run_id = tracker.stage_started(steps["ingest"])
+    for step, value in [(0, 3.0), (1, 2.0), (1, 2.0), (2, 1.0)]:
+        tracker.stage_event("ingest", metric(step, value))
+    partial = store.begin("ingest", steps["ingest"].ingredients.fingerprint, anew=True) / "output"
+    (partial / "curves.png").write_bytes(b"small")
+    (partial / "large.png").write_bytes(b"0" * 6_000_000)
+    for name in ("curves.png", "large.png"):
+        tracker.stage_event("ingest", {"event": "picture", "key": name, "path": str(partial / name)})
+    result = StageResult(rows={"samples": 7}, metrics={"share": 0.5}, notes={"writer": "grammar"})
+    output = commit_stage(store, "ingest", result, steps["ingest"].ingredients, begun=True)
+    tracker.stage_finished("ingest", output)
+    tracker.stage_started(steps["filter"])
+    tracker.stage_failed("filter", PipelineError("Stage filter: nothing is left."))
+    return run_id
+
+
+def follow_a_failed_run(tracker: Tracker, plan: list[Step], store: Store) -> None:
+    with tracker:
+        follow(tracker, plan, store)
+        raise PipelineError("the run failed")
+
+
+def test_a_run_is_recorded_with_its_stages(tmp_path: Path, store: Store, plan: list[Step]) -> None:
+    from mlflow import MlflowClient
+
+    warnings: list[str] = []
+    tracker = Tracker(toy_config(tmp_path), store, plan, warnings.append)
+    with pytest.raises(PipelineError, match="the run failed"):
+        follow_a_failed_run(tracker, plan, store)
+    assert warnings == []
+    client = MlflowClient(tracker.uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.artifact_location == str(store.folder / "mlflow" / "artifacts")
+    runs = {run.info.run_name.split()[0]: run for run in client.search_runs([experiment.experiment_id])}
+    parent, ingest, filtering = runs["micro"], runs["ingest"], runs["filter"]
+    assert [run.info.status for run in (parent, ingest, filtering)] == ["FAILED", "FINISHED", "FAILED"]
+    assert parent.data.tags["up_to_date"] == "multiview"
+    assert ingest.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert ingest.data.tags["writer"] == "grammar"
+    assert ingest.data.params["ingest.threads"] == "16"
+    assert ingest.data.metrics["rows.samples"] == 7
+    assert ingest.data.metrics["share"] == 0.5
+    run_id = ingest.info.run_id
+    curve = client.get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in curve] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert {item.path for item in client.list_artifacts(run_id)} == {"manifest.json", "curves.png"}
+    assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {"config.yaml"}
+    assert filtering.data.tags["error"] == "Stage filter: nothing is left."
+
+
+def test_without_a_tracker_the_run_goes_on_and_events_are_kept(tmp_path: Path, store: Store, plan: list[Step]) -> None:
+    (store.folder / "mlflow").mkdir()
+    (store.folder / "mlflow" / "mlflow.db").write_text("not a database")
+    warnings: list[str] = []
+    with Tracker(toy_config(tmp_path), store, plan, warnings.append) as tracker:
+        assert follow(tracker, plan, store) is None
+    assert len(warnings) == 1
+    assert warnings[0].startswith("MLflow does not record this run (")
+    assert "\n" not in warnings[0]
+    events = [json.loads(line) for line in (store.folder / "logs" / "ingest.events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["metric"] * 4 + ["picture"] * 2

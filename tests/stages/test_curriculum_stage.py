@@ -1,0 +1,99 @@
+"""The plan: the right columns from the right source, the same rows every time, and what it cannot do without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from helpers import make_context
+
+from model.curriculum import draw_step
+from stages import curriculum
+from stages.config import CurriculumConfig
+from stages.curriculum import plan_steps
+from stages.datasets import read_dataset, write_dataset
+from stages.schemas import PAIRS, PLAN, SAMPLES
+from stages.stage import StageError
+
+SAMPLE_ROWS = pa.table({"sample_id": [f"s{n}" for n in range(7)], "caption": [f"caption {n}" for n in range(7)]})
+PAIR_ROWS = pa.table(
+    {
+        "reference_frame_id": ["r0", "r1", "r2"],
+        "target_frame_id": ["t0", "t1", "t2"],
+        "category": ["mug", "duck", "hat"],
+    }
+)
+
+
+def test_rows_against_the_draws_one_by_one() -> None:
+    settings = CurriculumConfig(steps=20, batch_size=5)
+    plan = plan_steps(pa.table({"id": [3, 19, 0]}), SAMPLE_ROWS, PAIR_ROWS, settings, seed=4)
+    assert plan.schema.equals(PLAN)
+    rows = iter(plan.to_pylist())
+    for step in (3, 19, 0):
+        draws = draw_step(step, 20, 5, settings.min_crop_ratio, settings.max_crop_ratio, 4)
+        for slot in range(5):
+            row = next(rows)
+            if draws.is_multiview[slot]:
+                index = int(draws.choice[slot] * 3)
+                category = PAIR_ROWS["category"][index].as_py()
+                expected = ("multiview", f"r{index}", f"t{index}", f"a photo of a {category}")
+            else:
+                index = int(draws.choice[slot] * 7)
+                expected = ("image_text", f"s{index}", f"s{index}", f"caption {index}")
+            assert (row["step"], row["slot"]) == (step, slot)
+            assert (row["source"], row["reference_id"], row["target_id"], row["caption"]) == expected
+            places = [row[name] for name in ("crop_x", "crop_y", "target_crop_x", "target_crop_y")]
+            assert places == pytest.approx(draws.crop_place[slot].tolist(), abs=1e-6)
+            assert row["crop_ratio"] == pytest.approx(draws.crop_ratio[slot], abs=1e-6)
+
+
+def inputs(folder: Path, samples: int = 4, pairs: int = 3) -> dict[str, Path]:
+    sample: dict[str, Any] = {
+        "url": "u", "picture": b"", "width": 1, "height": 1, "original_width": 1, "original_height": 1,
+    }  # fmt: skip
+    table = pa.Table.from_pylist(
+        [sample | {"sample_id": f"s{n}", "caption": f"caption {n}"} for n in range(samples)], schema=SAMPLES
+    )
+    write_dataset(folder / "filter" / "samples", table, SAMPLES)
+    rows = [
+        {"pair_id": f"p{n}", "instance": "i", "angle_degrees": 30.0, **PAIR_ROWS.slice(n, 1).to_pylist()[0]}
+        for n in range(pairs)
+    ]
+    write_dataset(folder / "multiview" / "pairs", pa.Table.from_pylist(rows, schema=PAIRS), PAIRS)
+    return {"filter": folder / "filter", "multiview": folder / "multiview"}
+
+
+@pytest.mark.slow
+def test_the_stage_plans_every_step_in_order_and_always_the_same(tmp_path: Path, ray_cluster: str) -> None:
+    changes = {"steps": 600, "batch_size": 4}  # three tasks
+    context = make_context(tmp_path / "a", inputs=inputs(tmp_path), curriculum=changes)
+    result = curriculum.run(context)
+    plan = read_dataset(context.output / "plan", PLAN)
+    assert result.rows == {"plan": 2400}
+    places = list(zip(plan["step"].to_pylist(), plan["slot"].to_pylist(), strict=True))
+    assert places == [(step, slot) for step in range(600) for slot in range(4)]
+    assert result.metrics["multiview_share"] == pytest.approx(0.5, abs=0.05)
+    assert (context.output / "plan.png").stat().st_size > 1000
+    again = make_context(tmp_path / "b", inputs=context.inputs, curriculum=changes)
+    curriculum.run(again)
+    assert read_dataset(again.output / "plan", PLAN) == plan
+    other = make_context(tmp_path / "c", inputs=context.inputs, curriculum=changes, run={"seed": 1})
+    curriculum.run(other)
+    assert read_dataset(other.output / "plan", PLAN) != plan
+
+
+@pytest.mark.parametrize(
+    ("samples", "pairs", "message"), [(0, 3, "no samples from the stage filter"), (4, 0, "no view pairs")]
+)
+def test_without_samples_or_pairs_there_is_no_plan(samples: int, pairs: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=message):
+        curriculum.run(make_context(tmp_path / "out", inputs=inputs(tmp_path, samples, pairs)))
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"min_crop_ratio": 0.5}, {"min_crop_ratio": 4.0}])
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"curriculum\."):
+        curriculum.run(make_context(tmp_path, curriculum=changes))

@@ -1,0 +1,70 @@
+"""The stage `prompts`: by the grammar, and by a language model through Ray tasks (a server stands in for the model)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import make_context
+from llm_server import batch, language_model
+
+from prompts.schema import VARIATIONS
+from stages import prompts as prompts_stage
+from stages.datasets import read_dataset
+from stages.schemas import PROMPTS
+from stages.stage import StageError
+
+
+def test_the_grammar_writes_the_same_set_every_time_and_is_named(tmp_path: Path) -> None:
+    tables = []
+    for name in ("a", "b"):
+        context = make_context(tmp_path / name, prompts={"concepts": ["mug", "toy", "mug"], "prompts_per_concept": 30})
+        result = prompts_stage.run(context)
+        assert result.rows == {"prompts": 60}
+        assert result.notes == {"writer": "grammar"}
+        tables.append(read_dataset(context.output / "prompts", PROMPTS))
+    assert tables[0] == tables[1]
+    rows = tables[0].to_pylist()
+    assert {row["writer"] for row in rows} == {"grammar"}
+    assert all(f"[v] {row['concept']}" in row["prompt"] for row in rows)
+    assert Counter(row["variation"] for row in rows) == dict.fromkeys(VARIATIONS, 12)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="at least one word"):
+        prompts_stage.run(make_context(tmp_path, prompts={"concepts": [" "]}))
+    with pytest.raises(StageError, match=r"the grammar knows only .*lower prompts.prompts_per_concept"):
+        prompts_stage.run(make_context(tmp_path, prompts={"prompts_per_concept": 10**6}))
+
+
+def obliging(number: int, request: dict[str, Any]) -> str:
+    concept = request["messages"][1]["content"].split("[v] ")[1].split('"')[0]
+    return batch(*(f"a photo of a [v] {concept} at place {number}-{index}" for index in range(5)))
+
+
+@pytest.mark.slow
+def test_a_language_model_writes_by_tasks_and_finished_concepts_are_not_paid_for_twice(
+    tmp_path: Path, ray_cluster: str
+) -> None:
+    changes = {"concepts": ["mug", "dog", "hat"], "prompts_per_concept": 7, "prompts_per_request": 5, "concurrency": 2}
+    with language_model(obliging) as model:
+        context = make_context(tmp_path, prompts={**changes, "endpoint": model.url, "model": "tiny-lm", "retries": 0})
+        result = prompts_stage.run(context)
+        asked = len(model.requests)
+        assert prompts_stage.run(context) == result
+        assert len(model.requests) == asked == 6
+    assert result.notes == {"writer": "tiny-lm"}
+    rows = read_dataset(context.output / "prompts", PROMPTS).to_pylist()
+    assert Counter(row["concept"] for row in rows) == {"mug": 7, "dog": 7, "hat": 7}
+    assert {row["writer"] for row in rows} == {"tiny-lm"}
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_fails_is_one_sentence(tmp_path: Path, ray_cluster: str) -> None:
+    with language_model(lambda *_: 401) as model:
+        changes = {"concepts": ["mug"], "endpoint": model.url, "retries": 0}
+        with pytest.raises(StageError, match=r"answers 401 .*OPENAI_API_KEY") as caught:
+            prompts_stage.run(make_context(tmp_path, prompts=changes))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,185 @@
+"""The stage `register` on a real MLflow database, and the registered model on its own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import make_context
+from PIL import Image
+from registered_model import Registry
+
+from model.checksums import DamagedArtifactError, folder_checksums, verify_checksums
+from stages.register import judge_version, run, score_of
+from stages.stage import StageError
+
+NAME = "realword-micro"
+
+
+def picture(seed: int = 0) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(256, size=(80, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+# Who is the champion
+
+
+def a_version(number: int, score: float, evaluation: str = "e") -> SimpleNamespace:
+    return SimpleNamespace(version=number, tags={"score": repr(score), "evaluation": evaluation})
+
+
+@pytest.mark.parametrize(
+    ("champion", "promote", "moved", "why"),
+    [
+        (None, False, True, "there was no champion before"),
+        (a_version(1, 0.2), False, True, "beats 0.2000 of version 1"),
+        (a_version(1, 0.3), False, False, "does not beat 0.3000 of version 1"),  # equal is not better
+        (a_version(1, 0.9), False, False, "does not beat"),
+        (a_version(1, 0.9), True, True, "register.promote asks for it"),
+        (a_version(1, 0.2, "another"), False, False, "scored by another evaluation"),
+    ],
+)
+def test_the_alias_moves_to_a_better_version_only(
+    champion: SimpleNamespace | None, promote: bool, moved: bool, why: str
+) -> None:
+    found = judge_version(a_version(2, 0.3), champion, promote)
+    assert found[0] is moved
+    assert why in found[1]
+
+
+def test_a_score_needs_both_likeness_and_obedience() -> None:
+    def metrics(similarity: float, controllability: float) -> dict[str, object]:
+        values = {"similarity": {"mean": similarity}, "controllability": {"mean": controllability}}
+        return {"arms": {"adapter_mask": values}}
+
+    assert score_of(metrics(0.6, 0.9)) == pytest.approx(0.54)
+    assert score_of(metrics(-0.2, -0.5)) == 0
+
+
+def test_without_a_tracker_there_is_no_registry(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no tracker"):
+        run(make_context(tmp_path))
+
+
+# Checksums
+
+
+def test_checksums_name_the_file_that_changed(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights").write_bytes(b"abc")
+    (tmp_path / "config.json").write_text("{}")
+    recorded = folder_checksums(tmp_path)
+    assert list(recorded) == ["config.json", "unet/weights"]
+    verify_checksums(tmp_path, recorded)
+    (tmp_path / "unet" / "weights").write_bytes(b"abd")
+    with pytest.raises(DamagedArtifactError, match=r"unet/weights is damaged"):
+        verify_checksums(tmp_path, recorded)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(DamagedArtifactError, match=r"config\.json is missing"):
+        verify_checksums(tmp_path, recorded)
+
+
+# The registry
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.mark.slow
+def test_versions_and_their_champion(registry: Registry) -> None:
+    first, result = registry.register(0.6)
+    assert first == {
+        "name": NAME,
+        "version": "1",
+        "alias_moved": True,
+        "uri": f"models:/{NAME}/1",
+        "score": pytest.approx(0.3),
+        "why": "there was no champion before",
+    }
+    assert result.metrics["score"] == pytest.approx(0.3)
+    assert not registry.register(0.5)[0]["alias_moved"]
+    assert registry.register(0.7)[0]["alias_moved"]
+    assert not registry.register(0.9, evaluation="with other prompts")[0]["alias_moved"]
+    assert registry.client.get_model_version_by_alias(NAME, "champion").version == 3
+    assert registry.register(0.1, register={"promote": True})[0]["alias_moved"]
+    assert registry.client.get_model_version_by_alias(NAME, "champion").version == 5
+
+
+_ELSEWHERE = """
+import json, sys
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+mlflow.set_registry_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}@champion")
+request = json.loads(sys.stdin.read())
+paintings = model.predict([request, {**request, "seed": 7, "steps": 3}])
+import model as package
+print(json.dumps({"code": package.__file__, "pictures": [painting.picture for painting in paintings]}))
+"""
+
+
+@pytest.mark.slow
+def test_the_model_works_without_the_project(registry: Registry, tmp_path: Path) -> None:
+    """In a process that does not find the project, from the artifacts alone."""
+    if not registry.runs:
+        registry.register(0.6)
+    request = {"subject": picture(), "word": "mug", "prompt": "a photo of a mug in the snow"}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _ELSEWHERE, registry.uri, NAME],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert str(registry.root / "artifacts") in answer["code"]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(one))) for one in answer["pictures"]]
+    assert [one.size for one in pictures] == [(64, 64), (64, 64)]
+    assert (np.asarray(pictures[0]) != np.asarray(pictures[1])).any()
+
+
+@pytest.mark.slow
+def test_wrong_requests_and_damaged_files_are_refused_in_one_sentence(registry: Registry, tmp_path: Path) -> None:
+    import mlflow
+
+    if not registry.runs:
+        registry.register(0.6)
+    mlflow.set_tracking_uri(registry.uri)
+    mlflow.set_registry_uri(registry.uri)
+    stored = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion"))
+    copy = tmp_path / "copy"
+    shutil.copytree(stored, copy)
+    model = mlflow.pyfunc.load_model(str(copy)).unwrap_python_model()
+    request = {"subject": picture(), "word": "mug", "prompt": "a photo of a mug in the snow"}
+    model.check(request)
+    with pytest.raises(ValueError, match=r"dragon.*mug.*snow"):
+        model.check({**request, "word": "dragon"})
+    with pytest.raises(ValueError, match="is not a picture"):
+        model.check({**request, "subject": base64.b64encode(b"hello").decode()})
+    with pytest.raises(ValueError, match="base64"):
+        model.check({**request, "subject": "???"})
+    with pytest.raises(ValueError, match="colour"):
+        model.check({**request, "colour": "red"})
+
+    weights = next(copy.rglob("unet/*.safetensors"))
+    damaged = bytearray(weights.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"unet/.*is damaged"):
+        mlflow.pyfunc.load_model(str(copy))

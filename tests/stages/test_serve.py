@@ -1,0 +1,268 @@
+"""The command `serve`: a real server, real requests, and what it refuses before it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from helpers import make_context
+from PIL import Image
+from registered_model import Registry
+
+from stages.config import Config
+from stages.serve import check_address, example, run_server
+from stages.stage import StageError
+
+_SERVER = """
+import json, sys
+from pathlib import Path
+from pipelines.config import config_from_dict
+from stages.serve import run_server
+given = json.loads(sys.argv[1])
+run_server(config_from_dict(given["config"], []), given["uri"], Path(given["folder"]))
+"""
+
+
+def a_picture(seed: int = 0, side: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(256, size=(side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def a_config(folder: Path, **serve: Any) -> Config:
+    config: Config = make_context(folder, serve={"port": free_port(), **serve}).config
+    return config
+
+
+# What is refused before anything starts
+
+
+def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config = a_config(tmp_path, port=other.getsockname()[1])
+        with pytest.raises(StageError, match=r"cannot listen on 127\.0\.0\.1 port \d+: Address already in use"):
+            run_server(config, f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+
+
+@pytest.mark.parametrize("address", [{"port": 70000}, {"host": "no.such.host.invalid"}, {"host": "192.0.2.1"}])
+def test_an_impossible_address_is_refused(tmp_path: Path, address: dict[str, Any]) -> None:
+    with pytest.raises(StageError, match=r"cannot listen on|from 1 to 65535"):
+        check_address(a_config(tmp_path, **address).serve)
+
+
+def test_without_a_champion_it_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError, match=r"no champion of the model realword-micro .*python pipeline\.py run --stage all"
+    ):
+        run_server(a_config(tmp_path), f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_the_example_names_a_picture_of_the_run(tmp_path: Path) -> None:
+    assert "subject=@picture.png" in example("http://localhost:8000", tmp_path)
+    subjects = tmp_path / "stages" / "microworld" / "abc" / "subjects"
+    subjects.mkdir(parents=True)
+    (subjects / "subjects.json").write_text(json.dumps([{"word": "mug", "pictures": ["mug/1/00.png"]}]))
+    command = example("http://localhost:8000", tmp_path)
+    assert f"subject=@{subjects}/mug/1/00.png" in command
+    assert "-F word=mug -F 'prompt=a photo of a mug in the snow'" in command
+
+
+# A real server
+
+
+@dataclass
+class Server:
+    address: str
+    process: subprocess.Popen[str]
+    printed: list[str]
+
+    def ask(self, query: str = "", files: Any = None, accept: str = "*/*", **fields: Any) -> requests.Response:
+        picture = {"subject": ("subject.png", a_picture(), "image/png")} if files is None else files
+        form = {"word": "mug", "prompt": "a photo of a mug in the snow", **fields}
+        return requests.post(
+            f"{self.address}/generate{query}", data=form, files=picture, headers={"Accept": accept}, timeout=120
+        )
+
+    def refusal(self, **arguments: Any) -> tuple[int, str]:
+        response = self.ask(**arguments)
+        assert response.headers["content-type"] == "application/json"
+        return response.status_code, response.json()["error"]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    found = Registry(tmp_path_factory.mktemp("registry"))
+    found.register(0.6)
+    return found
+
+
+@contextlib.contextmanager
+def started(registry: Registry, folder: Path, **serve: Any) -> Iterator[Server]:
+    from pipelines.config import config_to_dict
+    from pipelines.environment import temporary_folder
+
+    config = a_config(folder, **serve)
+    given = {"config": config_to_dict(config), "uri": registry.uri, "folder": str(folder)}
+    with temporary_folder(folder):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVER, json.dumps(given)],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        printed: list[str] = []
+        try:
+            for line in process.stdout:
+                printed.append(line)
+                if "curl" in line:
+                    break
+            threading.Thread(target=lambda: printed.extend(process.stdout or ()), daemon=True).start()
+            yield Server(f"http://127.0.0.1:{config.serve.port}", process, printed)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    limits = {"max_batch_size": 2, "max_queued_requests": 2, "max_picture_bytes": 100_000, "max_steps": 1000}
+    with started(registry, tmp_path_factory.mktemp("serve"), timeout_seconds=10, **limits) as found:
+        yield found
+
+
+@pytest.mark.slow
+def test_a_request_is_answered_with_a_picture(server: Server) -> None:
+    assert re.fullmatch(r"Serving realword-micro version 1 at http://127\.0\.0\.1:\d+/ .*\n", server.printed[0])
+    answer = server.ask()
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+    assert server.ask(seed=0).content == answer.content
+    assert server.ask(seed=1).content != answer.content
+
+
+@pytest.mark.slow
+def test_the_mask_and_both_can_be_had(server: Server) -> None:
+    import base64
+
+    mask = server.ask("?mask=1")
+    assert Image.open(io.BytesIO(mask.content)).mode == "L"
+    both = server.ask(accept="application/json").json()
+    assert base64.b64decode(both["mask"]) == mask.content
+    assert base64.b64decode(both["picture"]) == server.ask().content
+
+
+@pytest.mark.slow
+def test_page_and_health(server: Server) -> None:
+    page = requests.get(server.address, timeout=30).text
+    assert "realword-micro version 1" in page
+    assert "{{" not in page
+    assert not re.search(r"(src|href)=\"", page)
+    health = requests.get(f"{server.address}/health", timeout=30)
+    assert health.json() == {"status": "ready", "model": "realword-micro version 1"}
+
+
+@pytest.mark.slow
+def test_wrong_requests_are_refused_in_one_sentence(server: Server) -> None:
+    status, sentence = server.refusal(word="dragon")
+    assert status == 422
+    assert re.search(r"dragon.*photo.*mug.*snow", sentence)
+    assert server.refusal(files={"subject": ("x.png", b"hello")})[0] == 422
+    assert "not a picture" in server.refusal(files={"subject": ("x.png", b"hello")})[1]
+    assert "truncated" in server.refusal(files={"subject": ("x.png", a_picture()[:6000])})[1]
+    assert server.refusal(files={"subject": ("x.png", a_picture(side=300))}) == (
+        413,
+        "The picture is too large; at most 100000 bytes are accepted.",
+    )
+    assert "There is no field 'colour'" in server.refusal(colour="red")[1]
+    assert "'prompt' is missing" in server.refusal(prompt=" ")[1]
+    assert "'seed' must be a whole number" in server.refusal(seed="one")[1]
+    assert "'steps' must be a whole number from 1 to 1000" in server.refusal(steps=1001)[1]
+    plain = requests.post(f"{server.address}/generate", json={"word": "mug"}, timeout=30)
+    assert (plain.status_code, "multipart form" in plain.json()["error"]) == (415, True)
+    assert requests.get(f"{server.address}/generate", timeout=30).status_code == 405
+    assert requests.get(f"{server.address}/nowhere", timeout=30).status_code == 404
+    assert server.ask().status_code == 200
+
+
+@pytest.mark.slow
+def test_a_body_without_end_is_cut_off(server: Server) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="subject"; filename="a.png"\r\n\r\n'
+        for _ in range(100):
+            yield b"0" * 10_000
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = requests.post(f"{server.address}/generate", data=endless(), headers=headers, timeout=60)
+    assert answer.status_code == 413
+
+
+@pytest.mark.slow
+def test_too_many_requests_are_sent_away_for_a_while(server: Server) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda seed: server.ask(seed=seed, steps=20), range(20)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    sent_away = [answer for answer in answers if answer.status_code == 503]
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in sent_away)
+    assert sent_away[0].json() == {"error": "All painters are busy; try again in a moment."}
+    assert server.ask().status_code == 200
+
+
+@pytest.mark.slow
+def test_a_picture_that_takes_too_long_is_given_up(server: Server) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda steps: server.ask(steps=steps), (1000, 999, 998)))
+    given_up = [answer for answer in answers if answer.status_code == 504]
+    assert "longer than 10 s" in given_up[0].json()["error"]
+
+
+@pytest.mark.slow
+def test_it_stops_in_good_order(server: Server) -> None:
+    """The last test of this server; its painter is still at work for those that were given up."""
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=90) == 0
+    time.sleep(0.5)
+    assert server.printed[-1] == "Stopped.\n"
+    with pytest.raises(requests.ConnectionError):
+        requests.get(server.address, timeout=5)
+
+
+@pytest.mark.slow
+def test_a_damaged_model_is_refused_before_anything_starts(registry: Registry, tmp_path: Path) -> None:
+    weights = next((registry.root / "artifacts").rglob("adapter/*.safetensors"))
+    whole = weights.with_suffix(".whole")
+    shutil.copy(weights, whole)
+    try:
+        weights.write_bytes(weights.read_bytes()[:-1])
+        with pytest.raises(StageError, match=r"realword-micro version 1 is damaged: .*adapter.*is damaged"):
+            run_server(a_config(tmp_path), registry.uri, tmp_path)
+    finally:
+        whole.replace(weights)

@@ -1,0 +1,106 @@
+"""The stage on a tiny plan and a random backbone."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers import make_context
+from PIL import Image
+from random_backbone import write_random_backbone
+
+from model.adapter import RealCustomPlusAdapter
+from stages.datasets import PictureStore, write_dataset
+from stages.schemas import FRAMES, PLAN, SAMPLES
+from stages.stage import StageError
+from stages.train_adapter import PlanPictures, PlanReader, run
+
+STEPS, BATCH = 6, 4
+
+
+def _picture(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _rows(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
+    defaults = {pa.string(): "x", pa.int32(): 64, pa.binary(): b""}
+    filled = [{field.name: defaults.get(field.type) for field in schema} | row for row in rows]
+    return pa.Table.from_pylist(filled, schema=schema)
+
+
+def _plan_row(step: int, slot: int) -> dict[str, Any]:
+    multiview = (step + slot) % 2 == 0
+    return {
+        "step": step,
+        "slot": slot,
+        "source": "multiview" if multiview else "image_text",
+        "reference_id": f"frame-{slot}" if multiview else f"sample-{slot}",
+        "target_id": f"frame-{slot + 1}" if multiview else f"sample-{slot}",
+        "caption": "a photo of a mug",
+        "crop_ratio": 1.0 + 0.3 * slot,
+        **{name: 0.5 for name in ("crop_x", "crop_y", "target_crop_x", "target_crop_y")},
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    samples = [{"sample_id": f"sample-{n}", "picture": _picture(n)} for n in range(BATCH)]
+    frames = [
+        {"frame_id": f"frame-{n}", "picture": _picture(100 + n), "rotation": [1.0, 0, 0, 0], "translation": [0.0, 0, 0]}
+        for n in range(BATCH + 1)
+    ]
+    plan = [_plan_row(step, slot) for step in range(STEPS) for slot in range(BATCH)]
+    write_dataset(folder / "filter" / "samples", _rows(SAMPLES, samples), SAMPLES)
+    write_dataset(folder / "multiview" / "frames", _rows(FRAMES, frames), FRAMES)
+    write_dataset(folder / "curriculum" / "plan", _rows(PLAN, plan), PLAN, order=("step", "slot"))
+    write_random_backbone(folder / "base" / "backbone")
+    return {name: folder / name for name in ("filter", "multiview", "curriculum", "base")}
+
+
+def test_plan_reader_gives_the_rows_of_a_step(inputs: Mapping[str, Path]) -> None:
+    plan = PlanReader(inputs["curriculum"] / "plan")
+    assert plan.steps == STEPS
+    assert plan.batch_sizes() == {BATCH}
+    for step in range(STEPS):
+        expected = [_plan_row(step, slot) for slot in range(BATCH)]
+        assert [row.target_id for row in plan(step)] == [row["target_id"] for row in expected]
+        assert [row.slot for row in plan(step)] == list(range(BATCH))
+
+
+def test_an_unknown_picture_of_the_plan_is_named(inputs: Mapping[str, Path]) -> None:
+    samples = PictureStore(inputs["filter"] / "samples", "sample_id")
+    frames = PictureStore(inputs["multiview"] / "frames", "frame_id")
+    pictures = PlanPictures(samples, frames)
+    assert pictures("sample-1") == _picture(1)
+    assert pictures("frame-2") == _picture(102)
+    with pytest.raises(ValueError, match=r"picture sample-99 of the plan is neither in .*/samples nor in .*/frames"):
+        pictures("sample-99")
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    context = make_context(tmp_path, inputs, train_adapter={"trainer": {"workers": 3}})
+    with pytest.raises(StageError, match=r"^4 examples a step cannot be shared out among 3 workers"):
+        run(context)
+
+
+@pytest.mark.slow
+def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    events: list[Mapping[str, Any]] = []
+    result = run(make_context(tmp_path, inputs, events))
+    adapter = RealCustomPlusAdapter.from_pretrained(tmp_path / "output" / "adapter")
+    values = [linear.weight for linear in adapter.to_v_vision.values()]
+    assert all(value.abs().max() > 0 for value in values), "the visual values have not left zero"
+    assert {"loss", "gain", "samples_per_second"} <= result.metrics.keys()
+    assert json.loads((tmp_path / "output/adapter/config.json").read_text())["token_width"] == 128
+    assert {"event": "picture", "key": "curves", "path": str(tmp_path / "output/curves.png")} in events
+    assert [e["step"] for e in events if e.get("key") == "adapter/loss"] == list(range(1, STEPS + 1))

@@ -1,0 +1,74 @@
+"""A run of the profile micro that is small enough for the test suite, in processes as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+#: A loopback port of these tests' own, for a run of the default configuration may be at work beside them.
+TINY = {
+    "microworld.port": 8974,
+    "microworld.pictures": 120,
+    "microworld.multiview_instances": 8,
+    "microworld.views": 4,
+    "ingest.samples_per_shard": 20,
+    "curriculum.steps": 8,
+    "curriculum.batch_size": 4,
+    "train_adapter.trainer.checkpoint_every": 2,
+    "prompts.prompts_per_concept": 20,
+    "contextualizer.steps": 4,
+    "contextualizer.batch_size": 8,
+    "customize.steps": 3,
+    "evaluate.subjects": 2,
+    "evaluate.prompts_per_subject": 1,
+    "inference.steps": 3,
+    "inference.mask_steps": 2,
+}
+
+
+def command(folder: Path, *words: str, name: str = "run") -> list[str]:
+    """The command line of a tiny run in `folder`."""
+    settings = [f"--set={key}={value}" for key, value in {"run.folder": folder, **TINY}.items()]
+    return [sys.executable, "pipeline.py", name, *settings, *words]
+
+
+def run(folder: Path, *words: str, name: str = "run") -> str:
+    """Carry a command out; what it printed."""
+    found = subprocess.run(command(folder, *words, name=name), cwd=REPOSITORY, capture_output=True, text=True)
+    assert found.returncode == 0, f"{found.stdout}\n{found.stderr}"
+    return found.stdout
+
+
+def kill_in(folder: Path, stage: str, *words: str, done: int, seconds: float = 600) -> None:
+    """Start a run and SIGKILL it as soon as `stage` has reported progress of at least `done`; nothing may be left."""
+    printed = folder.with_suffix(".out")
+    with printed.open("w") as out:
+        runner = subprocess.Popen(command(folder, *words), cwd=REPOSITORY, stdout=out, stderr=out)
+    deadline = time.monotonic() + seconds
+    events = folder / "logs" / f"{stage}.events.jsonl"
+    while not _reported(events, done):
+        assert runner.poll() is None, f"the run ended before it was killed: {printed.read_text()}"
+        assert time.monotonic() < deadline, f"stage {stage} did not get so far: {printed.read_text()}"
+        time.sleep(0.05)
+    family = psutil.Process(runner.pid).children(recursive=True)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, f"left behind: {alive}"
+
+
+def _reported(events: Path, done: int) -> bool:
+    if not events.exists():
+        return False
+    lines = events.read_text().splitlines(keepends=True)
+    told = [json.loads(line) for line in lines if line.endswith("\n")]
+    return any(event["event"] == "progress" and event["done"] >= done for event in told)
