@@ -152,9 +152,9 @@ def _engine(module: nn.Module, config: TrainerConfig, device: torch.device) -> A
     trainable = [p for p in module.parameters() if p.requires_grad]
     betas = (0.9, config.beta2)
     optimizer = torch.optim.AdamW(trainable, config.learning_rate, betas, weight_decay=config.weight_decay)
-    channels_last = [parameter for parameter in module.parameters() if not parameter.is_contiguous()]
+    channels_last = [p for p in module.parameters() if p.dim() == 4 and p.stride(1) == 1]
     for parameter in channels_last:  # DeepSpeed broadcasts parameters as plain bytes
-        parameter.data = parameter.data.contiguous()
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     engine, *_ = deepspeed.initialize(
         model=_Autocast(module, device.type, config.precision == "bf16"),
         optimizer=optimizer,
