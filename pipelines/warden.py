@@ -34,10 +34,12 @@ def processes_of(folder: Path) -> list[int]:
     """The processes of this user that were started with `folder` as RAY_TMPDIR or have a file in it open.
 
     Nobody else uses a run's own folder. The environment alone does not tell: Ray writes its processes' titles over it.
+    The run itself is left alone, for in an orderly end it is waiting for this process.
     """
+    spared = (os.getpid(), os.getppid())
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if entry.name.isdigit() and int(entry.name) not in spared:
             with suppress(OSError):  # gone, or another user's
                 if _was_started_with(entry, folder) or _has_open(entry, folder):
                     found.append(int(entry.name))
