@@ -1,13 +1,12 @@
 """Stage `customize`: one concept from a few pictures, by Textual Inversion with the MLM loss (Contextualizer, Alg. 2).
 
 Writes `concept/` (the embedding in diffusers' form and `concept.json`), `samples.png` and `curves.png`. The learning is
-one Ray task that tells its steps as it goes; it takes half a minute on two cores, so it is not resumed but repeated.
+one Ray task on one CPU that tells its steps as it goes; it takes half a minute, so it is not resumed but repeated.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,6 @@ def run(context: StageContext) -> StageResult:
             mask_rate=config.mask_rate,
             seed=context.config.run.seed,
         ),
-        threads=context.config.run.cpus or os.cpu_count() or 1,
     )
     state, curves = _learn_on_ray(job, context)
     save_concept(concept, state, config.placeholder, subject.word, subject.name)
@@ -136,12 +134,10 @@ class LearningJob:
     pictures: Sequence[Image.Image]
     rich_prompts: Sequence[str]
     settings: InversionSettings
-    threads: int
 
 
 def learn_concept(job: LearningJob) -> Iterator[InversionStep | dict[str, torch.Tensor]]:
     """Every step, and at the end the learned embeddings."""
-    torch.set_num_threads(job.threads)
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
     backbone = load_backbone(job.backbone, device=device)
     latents = backbone.encode_pictures(to_tensor(list(job.pictures)) * 2 - 1).float()

@@ -14,6 +14,7 @@ import json
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ def train(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's affair
     job: TrainingJob = settings["job"]
     place = ray.train.get_context()
     torch.set_num_threads(max(1, job.cores // place.get_local_world_size()))
@@ -230,7 +232,11 @@ def check_files(folder: Path) -> None:
     """
     lists = sorted(folder.glob("checksums-*.json"))
     for sums in lists:
-        for name, expected in json.loads(sums.read_text()).items():
+        try:
+            recorded = json.loads(sums.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"checkpoint file {sums} is damaged (it is not JSON)") from error
+        for name, expected in recorded.items():
             file = folder / name
             if not file.is_file() or file_checksum(file) != expected:
                 raise ValueError(f"checkpoint file {file} is damaged (its checksum is not the one in {sums.name})")
