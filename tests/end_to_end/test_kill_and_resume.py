@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -48,9 +47,7 @@ def test_the_datasets_are_those_of_an_undisturbed_run(
     assert found.num_rows
 
 
-def test_the_training_went_on_from_its_checkpoint(killed: Path) -> None:
+def test_the_adapter_is_there(killed: Path) -> None:
+    """That training goes on from its checkpoint, and ends where an undisturbed one ends: tests/stages/test_trainer.py."""
     (output,) = (killed / "stages" / "train_adapter").iterdir()
     assert list((output / "adapter").glob("*.safetensors"))
-    lines = (killed / "logs" / "train_adapter.events.jsonl").read_text().splitlines()
-    told = [event for event in map(json.loads, lines) if event["event"] == "progress" and event["total"] == 24]
-    assert next(event["done"] for event in told if event["done"]) > 4, "the checkpoint after 4 steps was there"
