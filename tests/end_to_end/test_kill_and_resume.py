@@ -48,6 +48,6 @@ def test_the_datasets_are_those_of_an_undisturbed_run(
 
 
 def test_the_adapter_is_there(killed: Path) -> None:
-    """That training goes on from its checkpoint, and ends where an undisturbed one ends: tests/stages/test_trainer.py."""
+    """That training goes on from its checkpoint and ends where an undisturbed one ends: `test_trainer.py`."""
     (output,) = (killed / "stages" / "train_adapter").iterdir()
     assert list((output / "adapter").glob("*.safetensors"))
