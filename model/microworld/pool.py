@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES, make_instance
 from model.microworld.pool_config import PoolConfig
-from model.microworld.scenes import draw_specs, render_scenes
+from model.microworld.scenes import SceneShares, SceneSpec, draw_specs, render_scenes
 from model.microworld.shapes import CATEGORIES
 
 _VIEWS = 2
@@ -60,10 +60,17 @@ class ScenePool:
         )
 
 
+def pool_specs(config: PoolConfig, start: int, stop: int) -> list[SceneSpec]:
+    """Scenes start..stop of a pool."""
+    shares = SceneShares(two_objects=config.two_objects)
+    return draw_specs(
+        config.split, stop, config.seed, start=start, views=_VIEWS, categories=config.categories, shares=shares
+    )
+
+
 def _render_chunk(config: PoolConfig, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     torch.set_num_threads(1)
-    specs = draw_specs(config.split, stop, config.seed, views=_VIEWS, categories=config.categories, start=start)
-    batch = render_scenes(specs, config.size)
+    batch = render_scenes(pool_specs(config, start, stop), config.size)
     return batch.image, batch.mask
 
 
@@ -96,7 +103,7 @@ def build_pool(folder: Path, config: PoolConfig, workers: int = 2) -> ScenePool:
 
 
 def _write_labels(folder: Path, config: PoolConfig) -> None:
-    specs = draw_specs(config.split, config.count, config.seed, views=_VIEWS, categories=config.categories)
+    specs = pool_specs(config, 0, config.count)
     rows = [
         (
             CATEGORIES.index(spec.subject.instance.category),

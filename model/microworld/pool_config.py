@@ -11,9 +11,10 @@ class PoolConfig:
     """Which scenes a pool holds."""
 
     split: str = "train"
-    count: int = 40_960
+    count: int = 61_440
     seed: int = 1
     size: int = 64
+    two_objects: float = 0.15  # share of the scenes
     categories: tuple[str, ...] | None = None  # all of the split when None
 
     def stamp(self) -> str:

@@ -84,7 +84,7 @@ def _normals(surface: ShapeFunction, p: Points, shape: Tensor, step: float = 0.0
 
 
 def _patterned(p: Points, pattern: Tensor, frequency: Tensor, phase: Tensor) -> Tensor:
-    """Where (R,) an instance's pattern shows its second colour."""
+    """Where (R,) an instance's pattern shows its second colour: on a third of the surface or less."""
     angle = 2 * np.pi * phase
 
     def wave(coordinate: Tensor) -> Tensor:
@@ -93,11 +93,11 @@ def _patterned(p: Points, pattern: Tensor, frequency: Tensor, phase: Tensor) -> 
     blobs = torch.cos(p.x * frequency * 2.2) + torch.cos(p.y * frequency * 2.2 + angle)
     fields = {
         "solid": torch.full_like(p.x, -1.0),
-        "bands": wave(p.y * 0.8),
-        "diagonals": wave((p.x + p.y) * 0.6),
+        "bands": wave(p.y * 0.8) - 0.5,
+        "diagonals": wave((p.x + p.y) * 0.6) - 0.5,
         "spots": blobs + torch.cos(p.z * frequency * 2.2) - 1.1,
-        "checks": wave(p.x * 0.8) * wave(p.y * 0.8),
-        "dip": p.y + 0.6 * phase - 0.3,
+        "checks": wave(p.x * 0.8) * wave(p.y * 0.8) - 0.2,
+        "dip": p.y - 0.2 - 0.25 * phase,
     }
     return torch.stack([fields[name] for name in PATTERNS]).gather(0, pattern[None])[0] > 0
 

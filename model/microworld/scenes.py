@@ -76,7 +76,7 @@ class SceneShares:
     yaw: float = 0.9  # drawn from [-yaw, yaw]
     pitch: tuple[float, float] = (0.1, 0.55)
     tilt: float = 0.17  # drawn from [-tilt, tilt]
-    two_objects: float = 0.07
+    two_objects: float = 0.15
     captions: CaptionShares = field(default_factory=CaptionShares)
 
 

@@ -28,9 +28,11 @@ def _ball(p: Points, q: Shape) -> Parts:
 
 
 def _box(p: Points, q: Shape) -> Parts:
-    width, height = _between(q[0], 0.46, 0.6), _between(q[1], 0.4, 0.56)
+    width, height, ribbon = _between(q[0], 0.46, 0.6), _between(q[1], 0.4, 0.56), _between(q[2], 0.1, 0.15)
     lid = box(p.moved(y=height), width + 0.04, 0.1, width + 0.04)
-    return [(box(p, width, height, width), MAIN), (lid, ACCENT)]
+    along = box(p, ribbon, height + 0.12, width + 0.06)
+    across = box(p, width + 0.06, height + 0.12, ribbon)
+    return [(torch.minimum(box(p, width, height, width), lid), MAIN), (torch.minimum(along, across), ACCENT)]
 
 
 def _donut(p: Points, q: Shape) -> Parts:
@@ -84,11 +86,12 @@ def _duck(p: Points, q: Shape) -> Parts:
 
 def _house(p: Points, q: Shape) -> Parts:
     width, height, eaves = _between(q[0], 0.46, 0.58), _between(q[1], 0.34, 0.44), 0.12
-    above = p.y - eaves
-    gable = torch.maximum(p.x.abs() * 0.7 + above * 0.71 - width * 0.85, -above - 0.05)
-    roof = torch.maximum(gable, p.z.abs() - width - 0.08) * 0.9
+    slope, base = p.x.abs() * 0.7 + (p.y - eaves) * 0.71 - width * 0.85, eaves - 0.05 - p.y
+    roof = torch.maximum(torch.maximum(slope, -slope - 0.12), torch.maximum(base, p.z.abs() - width - 0.06)) * 0.9
+    attic = torch.maximum(torch.maximum(slope + 0.06, base), p.z.abs() - width) * 0.9
+    walls = torch.minimum(box(p.moved(y=eaves - height), width, height, width), attic)
     door = box(p.moved(y=eaves - 2 * height + 0.26, z=width), 0.15, 0.26, 0.03)
-    return [(box(p.moved(y=eaves - height), width, height, width), MAIN), (roof, ACCENT), (door, DARK)]
+    return [(walls, MAIN), (roof, ACCENT), (door, DARK)]
 
 
 def _robot(p: Points, q: Shape) -> Parts:
@@ -97,7 +100,7 @@ def _robot(p: Points, q: Shape) -> Parts:
     return [
         (box(p.moved(y=-0.2), torso, 0.42, torso * 0.75), MAIN),
         (box(p.moved(y=0.5), head, 0.25, head * 0.85), ACCENT),
-        (box(side.moved(x=torso + 0.13, y=-0.15), 0.11, 0.34, 0.13), ACCENT),
+        (box(side.moved(x=torso + 0.13, y=-0.15), 0.11, 0.34, 0.13), MAIN),
         (box(side.moved(x=0.23, y=-0.8), 0.16, 0.22, 0.18), ACCENT),
         (sphere(side.moved(x=0.14, y=0.53, z=head * 0.85), 0.09), DARK),
     ]
