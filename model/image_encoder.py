@@ -142,7 +142,7 @@ class ImageEncoders(nn.Module):
         """Load the encoders, frozen.
 
         Args:
-            names: subfolders of the backbone's folder (micro: "clip"), other folders, or hub ids.
+            names: subfolders of the backbone's folder (micro: "clip", "dino"), other folders, or hub ids.
             backbone_folder: where subfolders are looked for first.
             shallow_layers: for each encoder the blocks of its shallow levels, counted from 0.
             reference_size: see the class.

@@ -1,7 +1,8 @@
 """Stage `base`: the micro Stable Diffusion, `backbone/`.
 
-The weights that ship with the code are copied when the configured recipe is the one they were made by; otherwise every
-part is trained from scratch on the one trainer. A part that is finished is kept in `context.scratch`.
+The weights that ship with the code are copied when the configured recipe is the one they were made by; otherwise, or
+when the stage is forced, every part is trained from scratch on the one trainer. A part that is finished is kept in
+`context.scratch`.
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPModel
+from transformers import CLIPModel, Dinov2Model
 
 from model.micro_sd.clip import ClipTask, ImageEncoderTask
+from model.micro_sd.dino import DinoTask
 from model.micro_sd.judge import Judge, JudgeTask
 from model.micro_sd.recipe import PartRecipe, Recipe
 from model.micro_sd.unet import UNetTask, encode_pool
 from model.micro_sd.vae import DecoderTask, VaeTask
 from model.micro_sd.weights import (
     WEIGHTS_FOLDER,
-    DamagedWeightsError,
-    ForeignWeightsError,
     OutdatedWeightsError,
-    PartialWeightsError,
+    WeightsError,
     save_backbone,
     verify_weights,
 )
@@ -44,7 +44,7 @@ Trained by the stage `base` of Realword on the procedural micro world; see `mode
 def run(context: StageContext, shipped: Path = WEIGHTS_FOLDER) -> StageResult:
     """Write `backbone/`: the shipped weights, or newly trained ones."""
     config, backbone = context.config.base, context.output / "backbone"
-    reason = "base.retrain is set" if config.retrain else _why_not_shipped(shipped, config.recipe)
+    reason = "it was forced" if context.forced else _why_not_shipped(shipped, config.recipe)
     if reason is None:
         context.report.progress(0, 1, "copying the weights that ship with the code")
         shutil.copytree(shipped, backbone)
@@ -62,12 +62,10 @@ def _why_not_shipped(shipped: Path, recipe: Recipe) -> str | None:
     """Why the shipped weights cannot be used; None when they can."""
     try:
         verify_weights(shipped, recipe)
-    except (OutdatedWeightsError, ForeignWeightsError) as error:
+    except OutdatedWeightsError as error:
         return str(error)
-    except (DamagedWeightsError, PartialWeightsError) as error:
-        raise StageError(
-            f"{error}; restore {shipped} from the repository, or train anew with --set base.retrain=true."
-        ) from error
+    except WeightsError as error:  # damaged, partial or foreign: hours of training would be a surprise
+        raise StageError(f"{error}; restore {shipped} from the repository, or train anew with --force base.") from error
     return None
 
 
@@ -85,7 +83,7 @@ class _Places:
 
 
 #: In this order: the decoder is trained on after the VAE, the image encoder after CLIP, the UNet on both.
-PARTS = ("vae", "clip", "decoder", "image_encoder", "judge", "unet")
+PARTS = ("vae", "clip", "decoder", "image_encoder", "dino", "judge", "unet")
 
 
 def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
@@ -111,6 +109,7 @@ def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
             context=context,
             name=name,
             seed=part.seed,
+            batch_setting=f"base.recipe.{name}.batch",
         )
         places.part(name).parent.mkdir(exist_ok=True)
         weights.rename(places.part(name))
@@ -130,6 +129,8 @@ def _task(name: str, recipe: Recipe, places: _Places) -> TrainingTask:
             )
         case "image_encoder":
             return ImageEncoderTask(pool_folder=pool, recipe=recipe.image_encoder, clip_folder=places.part("clip"))
+        case "dino":
+            return DinoTask(pool_folder=pool, recipe=recipe.dino)
         case "judge":
             return JudgeTask(pool_folder=places.pool("judge_pool"), recipe=recipe.judge)
         case _:
@@ -159,6 +160,7 @@ def _assemble(parts: Path, folder: Path, recipe: Recipe) -> None:
         vae=AutoencoderKL.from_pretrained(parts / "decoder"),
         unet=UNet2DConditionModel.from_pretrained(parts / "unet"),
         clip=CLIPModel.from_pretrained(parts / "image_encoder"),
+        dino=Dinov2Model.from_pretrained(parts / "dino"),
         judge=Judge.from_pretrained(parts / "judge"),
         recipe=recipe,
         card=CARD,

@@ -29,8 +29,9 @@ class BackboneConfig:
     dtype: str = "float32"
     resolution: int = 64  # side of the pictures the backbone paints, pixels
     # Subfolders of the backbone, hub ids or local folders.
-    image_encoders: list[str] = field(default_factory=lambda: ["clip"])
-    shallow_layers: list[list[int]] = field(default_factory=lambda: [[0, 1, 2]])  # an encoder each; blocks from 0
+    image_encoders: list[str] = field(default_factory=lambda: ["clip", "dino"])
+    # An encoder each; blocks from 0.
+    shallow_layers: list[list[int]] = field(default_factory=lambda: [[0, 1, 2], [0, 1, 2]])
     reference_size: int = 64  # side of the reference as the encoders see it; 384 in the paper
     high_resolution_tiles: int = 2  # the high-resolution reference is tiles x tiles encoder views; 768 = 2 * 384
 
@@ -158,7 +159,6 @@ class BaseConfig:
     recipe: Recipe = field(default_factory=Recipe)
     workers: int = 2
     use_gpu: bool = False
-    retrain: bool = False  # train even when the shipped weights fit; takes hours on two cores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
 
 from model.microworld.captions import VOCABULARY
 
@@ -87,6 +87,20 @@ def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
     encoder = CLIPTextModel(clip.config.text_config)
     encoder.load_state_dict(clip.text_model.state_dict())
     return encoder.eval()
+
+
+def build_dino() -> Dinov2Model:
+    """Second image encoder, 0.7 M parameters; as many patches and blocks as CLIP's image tower."""
+    return Dinov2Model(
+        Dinov2Config(
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            hidden_size=WIDTH,
+            mlp_ratio=3,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+        )
+    )
 
 
 def build_unet() -> UNet2DConditionModel:

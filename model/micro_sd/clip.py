@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
 from model.micro_sd.architectures import IMAGE_SIZE, PATCH_SIZE, WIDTH, build_clip, build_tokenizer
+from model.micro_sd.contrastive import instance_loss
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool
 from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
@@ -23,7 +24,6 @@ from model.microworld.captions import GENERIC_NOUN, plain_caption
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
 
-_IDENTITY_SCALE = 12.0
 _MAX_LOGIT_SCALE = 50.0
 
 
@@ -108,11 +108,7 @@ class ClipModule(nn.Module):
         """InfoNCE between the object's mean patch in the scene and in the other view's crop."""
         pooled = (patches * cover[..., None]).sum(1) / cover.sum(1, keepdim=True).clamp(min=1e-3)
         first, second = F.normalize(self.identity_head(pooled), dim=-1).chunk(2)
-        logits = _IDENTITY_SCALE * first @ second.T
-        twins = (instance[:, None] == instance[None]) & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(twins, -1e4)
-        target = torch.arange(len(logits), device=logits.device)
-        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+        return instance_loss(first, second, instance)
 
     def _dense_loss(self, patches: Tensor, cover: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Patch classification: the object's category where it covers the patch, else the background."""

@@ -1,7 +1,7 @@
 """The independent judge: finds the object in a picture and says its category, colour, background and identity.
 
 It is trained apart from every model that it judges and shares no weights with them. Its category head knows the
-trained categories only; mask and identity are trained on all of them, the held-out ones included.
+trained categories only; mask, presence and identity are trained on all of them, the held-out ones included.
 """
 
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model.micro_sd.contrastive import instance_loss
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
 from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
 
-_IDENTITY_SCALE = 12.0
 _IGNORED = -100
 
 
@@ -33,6 +34,7 @@ class Verdict:
     colour: Tensor  # (B, colours) logits
     background: Tensor  # (B, backgrounds) logits
     identity: Tensor  # (B, 64) unit embedding of the object
+    present: Tensor  # (B, all categories) logits of whether the scene has such an object, for scenes of several
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -54,6 +56,7 @@ class Judge(ModelMixin, ConfigMixin):
         self.stem = nn.Sequential(_convolution(3, 32, 2), _convolution(32, 64, 2), _convolution(64, width))
         self.context = nn.ModuleList([_convolution(width, width, dilation=d) for d in (1, 2, 4, 1)])
         self.mask_head = nn.Conv2d(width, 1, 1)
+        self.presence_head = nn.Conv2d(width, len(CATEGORIES), 1)
         self.background_head = nn.Linear(width, len(BACKGROUNDS))
         self.crop_features = nn.Sequential(
             _convolution(3, 32),
@@ -70,14 +73,22 @@ class Judge(ModelMixin, ConfigMixin):
         self.colour_head = nn.Linear(crop_width, len(COLOUR_NAMES))
         self.identity_head = nn.Sequential(nn.Linear(2 * width, 128), nn.GELU(), nn.Linear(128, identity))
 
-    def forward(self, image: Tensor, mask: Tensor | None = None) -> Verdict:
-        """Images (B, 3, H, W) in [-1, 1]; `mask` (B, 1, H / 4, W / 4) replaces the predicted cover."""
+    def forward(self, image: Tensor, mask: Tensor | None = None, given: Tensor | None = None) -> Verdict:
+        """Read pictures.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            mask: (B, 1, H / 4, W / 4), replaces the predicted cover.
+            given: (B,), the rows for which it does; all when None.
+        """
         local = self.stem(image)
         features = local
         for layer in self.context:
             features = features + layer(features)
         logits = self.mask_head(features)
-        cover = logits.sigmoid().detach() if mask is None else mask
+        cover = logits.sigmoid().detach()
+        if mask is not None:
+            cover = mask if given is None else torch.where(given[:, None, None, None], mask, cover.float())
         crop = self.crop_features(crop_around(image, cover.float(), self.config["crop_size"]))
         described = torch.cat([_pool(features, cover), _pool(local, cover)], 1)
         return Verdict(
@@ -86,6 +97,7 @@ class Judge(ModelMixin, ConfigMixin):
             colour=self.colour_head(crop).float(),
             background=self.background_head(_pool(features, 1 - cover)).float(),
             identity=F.normalize(self.identity_head(described).float(), dim=-1),
+            present=self.presence_head(features).float().flatten(2).logsumexp(2),
         )
 
 
@@ -101,19 +113,27 @@ class JudgeModule(nn.Module):
         cover = F.avg_pool2d(batch["mask"], 4)
         image = batch["image"]
         with torch.autocast(image.device.type, torch.bfloat16):
-            verdict: Verdict = self.judge(image, cover if batch["given_mask"].all() else None)
-        logits = _IDENTITY_SCALE * verdict.identity[::2] @ verdict.identity[1::2].T
-        instance = batch["instance"]
-        twins = (instance[:, None] == instance[None]) & ~torch.eye(len(logits), dtype=torch.bool, device=image.device)
-        target = torch.arange(len(logits), device=image.device)
+            verdict: Verdict = self.judge(image, cover, batch["given_mask"])
+        alone = ~batch["crowded"][:, None, None, None]  # which of two objects is meant, no picture says
+        mask_error = F.binary_cross_entropy_with_logits(verdict.mask, cover, reduction="none")
         losses = {
-            "mask": F.binary_cross_entropy_with_logits(verdict.mask, cover),
+            "mask": (mask_error * alone).sum() / alone.sum().clamp(min=1) / cover[0].numel(),
+            "present": 3 * F.binary_cross_entropy_with_logits(verdict.present, batch["present"]),
             "category": F.cross_entropy(verdict.category, batch["category"], ignore_index=_IGNORED),
             "colour": 0.5 * F.cross_entropy(verdict.colour, batch["colour"]),
             "background": F.cross_entropy(verdict.background, batch["background"]),
-            "identity": F.cross_entropy(logits.masked_fill(twins, -1e4), target),
+            "identity": instance_loss(verdict.identity[::2], verdict.identity[1::2], batch["instance"]),
         }
-        return {"loss": sum(losses.values(), start=logits.new_zeros(())), **{k: v.detach() for k, v in losses.items()}}
+        return {"loss": sum(losses.values(), start=cover.new_zeros(())), **{k: v.detach() for k, v in losses.items()}}
+
+
+def _presence(category: NDArray[np.int64], neighbour: NDArray[np.int64]) -> Tensor:
+    """Which categories (B, all) each scene shows; `neighbour` is -1 where there is none."""
+    present = torch.zeros(len(category), len(CATEGORIES) + 1)
+    rows = torch.arange(len(category))
+    present[rows, torch.from_numpy(category)] = 1
+    present[rows, torch.from_numpy(neighbour)] = 1  # -1 marks the spare last column
+    return present[:, :-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +162,7 @@ class JudgeTask:
         classes = torch.tensor(
             [TRAINED_CATEGORIES.index(c) if c in TRAINED_CATEGORIES else _IGNORED for c in CATEGORIES]
         )
+        crowded = torch.from_numpy(pool.neighbour[index] >= 0)
         return {
             "image": image,
             "mask": masks_at(pool, index),
@@ -149,7 +170,9 @@ class JudgeTask:
             "colour": torch.from_numpy(pool.colour[index]),
             "background": torch.from_numpy(pool.background[index]),
             "instance": torch.from_numpy(first // 2),
-            "given_mask": torch.full((len(image),), step % 2 == 0),
+            "present": _presence(pool.category[index], pool.neighbour[index]),
+            "crowded": crowded,
+            "given_mask": crowded | (torch.arange(len(image)) % 4 < 2),
         }
 
     def after_step(self, module: nn.Module, step: int) -> None:

@@ -2,90 +2,40 @@
 
     python -m model.micro_sd.quality model/micro_sd/weights
 
-About four minutes on two CPU cores with the default 512 prompts.
+About six minutes on two CPU cores with the default 512 prompts.
 """
 
 import argparse
+import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import statistics
+import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.micro_sd.architectures import PATCH_SIZE
 from model.micro_sd.attention import record_attention, use_default_attention
 from model.micro_sd.clip import class_captions, image_features, text_features, tokenize
-from model.micro_sd.weights import WEIGHTS_FOLDER, MicroStableDiffusion, load_micro_sd
+from model.micro_sd.contrastive import object_features
+from model.micro_sd.judge import Verdict
+from model.micro_sd.painting import STEPS, PromptSet, paint, paint_grid, two_object_prompts
+from model.micro_sd.weights import WEIGHTS_FOLDER, MicroStableDiffusion, WeightsError, load_micro_sd
 from model.microworld.backgrounds import BACKGROUNDS
-from model.microworld.captions import CaptionShares, plain_caption
+from model.microworld.captions import CaptionShares
 from model.microworld.instances import COLOUR_NAMES, make_instance
 from model.microworld.scenes import SceneBatch, SceneShares, draw_specs, render_scenes
-from model.microworld.shapes import TRAINED_CATEGORIES
+from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
 
-GUIDANCE = 5.0
-STEPS = 25
 TIMESTEPS = (1, 100, 300, 500, 700)  # noise levels at which cross-attention is measured
-_CHUNK = 32
 _PLAIN = SceneShares(
     two_objects=0.0,
     captions=CaptionShares(generic_noun=0, colour=0, pattern=0, size=0, pose=0, filler=0, usual_phrase=1.0),
 )
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts and the classes that they ask for, each (N,); colour is -1 where the prompt names none."""
-
-    texts: list[str]
-    category: Tensor
-    background: Tensor
-    colour: Tensor
-
-    @classmethod
-    def draw(cls, count: int, seed: int) -> "PromptSet":
-        """Every category and background equally often; every other prompt names a colour."""
-        rng = np.random.default_rng(seed)
-        number = np.arange(count)
-        category = number % len(TRAINED_CATEGORIES)
-        background = (number // len(TRAINED_CATEGORIES) + 3 * category) % len(BACKGROUNDS)
-        colour = np.where(rng.random(count) < 0.5, rng.integers(len(COLOUR_NAMES), size=count), -1)
-        texts = [
-            plain_caption(TRAINED_CATEGORIES[c], BACKGROUNDS[b], COLOUR_NAMES[k] if k >= 0 else None)
-            for c, b, k in zip(category, background, colour, strict=True)
-        ]
-        return cls(texts, torch.from_numpy(category), torch.from_numpy(background), torch.from_numpy(colour))
-
-
-def _chunks(count: int, size: int = _CHUNK) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
-
-
-def paint(
-    models: MicroStableDiffusion, prompts: list[str], seed: int, guidance: float = GUIDANCE, steps: int = STEPS
-) -> Tensor:
-    """Pictures (N, 3, 64, 64) in [-1, 1]; each has its own noise, which does not depend on N."""
-    pipeline = models.pipeline()
-    noise = torch.stack(
-        [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(prompts))]
-    )
-    pictures = [
-        pipeline(
-            prompts[part],
-            latents=noise[part],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=64,
-            width=64,
-            output_type="pt",
-        ).images
-        for part in _chunks(len(prompts))
-    ]
-    return torch.cat(pictures) * 2 - 1
+_PLAIN_PAIRS = dataclasses.replace(_PLAIN, two_objects=1.0)
 
 
 def _share(right: Tensor) -> float:
@@ -105,6 +55,35 @@ def generation_quality(models: MicroStableDiffusion, count: int, seed: int = 0, 
         "category": _share(verdict.category.argmax(1) == prompts.category),
         "colour": _share(verdict.colour.argmax(1)[named] == prompts.colour[named]),
         "clip_t": float(agreement.sum(1).mean()),
+    }
+
+
+def _present(verdict: Verdict) -> Tensor:
+    """Which trained categories (N, 12) the judge says are there."""
+    return verdict.present[:, [CATEGORIES.index(name) for name in TRAINED_CATEGORIES]] > 0
+
+
+@torch.no_grad()
+def two_object_quality(models: MicroStableDiffusion, count: int, seed: int = 0) -> dict[str, float]:
+    """Share of two-object prompts whose picture shows both, and how far the judge can be trusted with that.
+
+    On real scenes: of those with two objects, the share in which the judge finds both; of those with one, the share
+    in which it sees a second.
+    """
+    texts, named = two_object_prompts(count)
+    painted = _present(models.judge(paint(models, texts, seed)))
+    pairs = render_scenes(draw_specs("test", count, seed=23, categories=TRAINED_CATEGORIES, shares=_PLAIN_PAIRS))
+    singles = render_scenes(draw_specs("test", count, seed=29, categories=TRAINED_CATEGORIES, shares=_PLAIN))
+    real = torch.tensor(
+        [
+            [TRAINED_CATEGORIES.index(item.instance.category) for item in (spec.subject, spec.neighbour) if item]
+            for spec in pairs.specs
+        ]
+    )
+    return {
+        "two_objects": _share(painted.gather(1, named).all(1)),
+        "judge_two_objects": _share(_present(models.judge(_images(pairs))).gather(1, real).all(1)),
+        "judge_false_second": _share(_present(models.judge(_images(singles))).sum(1) > 1),
     }
 
 
@@ -153,6 +132,42 @@ def attention_quality(
 
 
 @torch.no_grad()
+def painted_attention_quality(
+    models: MicroStableDiffusion, count: int, seed: int = 0, timesteps: tuple[int, ...] = (100, 300, 500)
+) -> dict[str, float]:
+    """The same IoU while a picture is painted, with the object that the judge finds in the finished picture."""
+    prompts = PromptSet.draw(count, seed)
+    ids = tokenize(prompts.texts)
+    nouns = [models.tokenizer.convert_tokens_to_ids(TRAINED_CATEGORIES[c]) for c in prompts.category]
+    position = (ids == torch.tensor(nouns)[:, None]).int().argmax(1)
+    models.scheduler.set_timesteps(STEPS)
+    nearest = {min(models.scheduler.timesteps.tolist(), key=lambda step: abs(step - t)): t for t in timesteps}
+    record = record_attention(models.unet)
+    maps: dict[int, list[Tensor]] = {t: [] for t in timesteps}
+
+    def keep_map(step: int, part: slice) -> None:
+        if step in nearest:
+            both = record.cross_map(position[part].repeat(2), 16)  # unconditional rows come first
+            maps[nearest[step]].append(both.chunk(2)[1])
+
+    found = models.judge(paint(models, prompts.texts, seed, on_step=keep_map)).mask[:, 0] > 0
+    use_default_attention(models.unet)
+    seen = found.sum((1, 2)) > 0
+    overlaps = {t: top_share_iou(torch.cat(rows)[seen], found[seen]) for t, rows in maps.items()}
+    return {f"painted_cross_attention_iou_t{t}": overlap for t, overlap in overlaps.items()}
+
+
+def seconds_per_picture(models: MicroStableDiffusion, repeats: int = 5) -> float:
+    """Median time of one picture on all of torch's threads, after a first one that does not count."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        paint(models, ["a photo of a red mug on the beach"], seed=0)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+@torch.no_grad()
 def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> dict[str, float]:
     """Reconstruction of unseen scenes, zero-shot classes, and retrieval of an instance among 100 from another view."""
     specs = draw_specs("test", count, seed, views=2, categories=TRAINED_CATEGORIES, shares=_PLAIN)
@@ -164,6 +179,12 @@ def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> 
     category = torch.tensor([TRAINED_CATEGORIES.index(spec.subject.instance.category) for spec in specs])
     background = torch.tensor([BACKGROUNDS.index(spec.ground.name) for spec in specs])
     colour = torch.tensor([COLOUR_NAMES.index(make_instance(spec.subject.instance).colour) for spec in specs])
+    cover = _cover(scenes, PATCH_SIZE).flatten(1)
+
+    def patches_of(encoder: nn.Module) -> Tensor:
+        states: Tensor = encoder(pixel_values=images).last_hidden_state[:, 1:]
+        return states
+
     verdict = models.judge(images)
     predicted, true = verdict.mask[:, 0] > 0, _cover(scenes, 4) > 0.5
     overlap = (predicted & true).sum((1, 2)) / (predicted | true).sum((1, 2)).clamp(min=1)
@@ -171,20 +192,15 @@ def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> 
         "vae_psnr": 10 * math.log10(4 / float(F.mse_loss(restored, images))),
         "clip_category": _share(best // len(BACKGROUNDS) == category),
         "clip_background": _share(best % len(BACKGROUNDS) == background),
-        "clip_retrieval": _retrieval(_object_features(models, images, _cover(scenes, 8))),
+        "clip_retrieval": _retrieval(object_features(patches_of(models.clip.vision_model), cover)),
+        "dino_retrieval": _retrieval(object_features(patches_of(models.dino), cover)),
+        "dino_whole_retrieval": _retrieval(F.normalize(models.dino(pixel_values=images).pooler_output, dim=-1)),
         "judge_category": _share(verdict.category.argmax(1) == category),
         "judge_colour": _share(verdict.colour.argmax(1) == colour),
         "judge_background": _share(verdict.background.argmax(1) == background),
         "judge_mask_iou": float(overlap.mean()),
         "judge_retrieval": _retrieval(verdict.identity),
     }
-
-
-def _object_features(models: MicroStableDiffusion, images: Tensor, cover: Tensor) -> Tensor:
-    """Unit mean (N, 128) of the image encoder's patch states over the object."""
-    states = models.clip.vision_model(pixel_values=images).last_hidden_state[:, 1:]
-    weight = cover.flatten(1)[..., None]
-    return F.normalize((states * weight).sum(1) / weight.sum(1), dim=-1)
 
 
 def _retrieval(features: Tensor, gallery: int = 100) -> float:
@@ -197,17 +213,27 @@ def measure_quality(folder: Path, prompts: int = 512, scenes: int = 512) -> dict
     """All measurements of a weights folder."""
     models = load_micro_sd(folder)
     measured = generation_quality(models, prompts)
+    measured |= two_object_quality(models, prompts // 2)
     measured |= attention_quality(models, min(scenes, 128))
-    return measured | encoder_quality(models, scenes)
+    measured |= painted_attention_quality(models, min(prompts, 128))
+    measured |= encoder_quality(models, scenes)
+    return measured | {"seconds_per_picture": seconds_per_picture(models)}
 
 
 def main() -> None:
-    """Prints the measurements as JSON."""
+    """Prints the measurements as JSON, or paints the grid."""
     parser = argparse.ArgumentParser(description="Measure the quality of a micro Stable Diffusion weights folder.")
     parser.add_argument("folder", type=Path, nargs="?", default=WEIGHTS_FOLDER)
     parser.add_argument("--prompts", type=int, default=512, help="pictures painted and judged")
+    parser.add_argument("--grid", type=Path, help="instead, paint every category before every background into this PNG")
     arguments = parser.parse_args()
-    print(json.dumps(measure_quality(arguments.folder, arguments.prompts), indent=2))
+    try:
+        if arguments.grid:
+            paint_grid(load_micro_sd(arguments.folder)).save(arguments.grid)
+        else:
+            print(json.dumps(measure_quality(arguments.folder, arguments.prompts), indent=2))
+    except WeightsError as error:
+        raise SystemExit(f"{error}.") from error
 
 
 if __name__ == "__main__":

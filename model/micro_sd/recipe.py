@@ -46,7 +46,9 @@ class Recipe:
     """How the shipped weights were made."""
 
     pool: PoolConfig = field(default_factory=PoolConfig)
-    judge_pool: PoolConfig = field(default_factory=lambda: PoolConfig(split="judge", count=16_384, seed=3))
+    judge_pool: PoolConfig = field(
+        default_factory=lambda: PoolConfig(split="judge", count=24_576, seed=3, two_objects=0.3)
+    )
     vae: PartRecipe = field(
         default_factory=lambda: PartRecipe(steps=2151, batch=12, lr=2e-3, warmup=50, weight_decay=1e-4, seed=101)
     )
@@ -64,8 +66,13 @@ class Recipe:
             steps=1000, batch=48, lr=7e-4, warmup=100, beta2=0.98, weight_decay=0.05, seed=106
         )
     )
+    dino: PartRecipe = field(
+        default_factory=lambda: PartRecipe(
+            steps=1400, batch=96, lr=1.5e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=107
+        )
+    )
     judge: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=800, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
+        default_factory=lambda: PartRecipe(steps=1200, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
     )
     unet: PartRecipe = field(
         default_factory=lambda: PartRecipe(steps=4027, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)

@@ -2,6 +2,7 @@
 
 model_index.json  vae/  unet/  text_encoder/  tokenizer/  scheduler/    what plain diffusers loads
 clip/             both contrastive towers: image encoder, and text-image agreement
+dino/             the second image encoder, of instances
 judge/            the independent judge
 fingerprint.json  world version, recipe digest and the SHA-256 of every file above
 README.md         the model card
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPModel, CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 
 from model.checksums import file_checksum
 from model.micro_sd.architectures import build_scheduler, build_tokenizer, text_encoder_of
@@ -25,7 +26,7 @@ WEIGHTS_FOLDER = Path(__file__).parent / "weights"  # what ships with the code
 FINGERPRINT = "fingerprint.json"
 CARD = "README.md"
 _FORMAT = "micro-stable-diffusion/1"
-_Model = TypeVar("_Model", AutoencoderKL, UNet2DConditionModel, CLIPTextModel, CLIPModel, Judge)
+_Model = TypeVar("_Model", AutoencoderKL, UNet2DConditionModel, CLIPTextModel, CLIPModel, Dinov2Model, Judge)
 
 
 class WeightsError(ValueError):
@@ -58,6 +59,7 @@ class MicroStableDiffusion:
     tokenizer: PreTrainedTokenizerFast
     scheduler: DDIMScheduler
     clip: CLIPModel
+    dino: Dinov2Model
     judge: Judge
 
     def pipeline(self) -> StableDiffusionPipeline:
@@ -96,20 +98,22 @@ def save_backbone(
     vae: AutoencoderKL,
     unet: UNet2DConditionModel,
     clip: CLIPModel,
+    dino: Dinov2Model,
     judge: Judge,
     recipe: Recipe,
     card: str,
 ) -> None:
     """Writes a weights folder, the fingerprint last; the models passed in end up in half precision."""
-    for model in (vae, unet, clip, judge):
+    for model in (vae, unet, clip, dino, judge):
         model.half()
     text_encoder = text_encoder_of(clip).half()
     pipeline = MicroStableDiffusion(
-        vae, unet, text_encoder, build_tokenizer(), build_scheduler(), clip, judge
+        vae, unet, text_encoder, build_tokenizer(), build_scheduler(), clip, dino, judge
     ).pipeline()
     (folder / FINGERPRINT).unlink(missing_ok=True)
     pipeline.save_pretrained(folder)
     clip.save_pretrained(folder / "clip")
+    dino.save_pretrained(folder / "dino")
     judge.save_pretrained(folder / "judge")
     for config in folder.glob("*/config.json"):
         _clean_config(config)
@@ -167,5 +171,6 @@ def load_micro_sd(folder: Path = WEIGHTS_FOLDER) -> MicroStableDiffusion:
         tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         clip=frozen(CLIPModel, "clip"),
+        dino=frozen(Dinov2Model, "dino"),
         judge=frozen(Judge, "judge"),
     )

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+from model.micro_sd.painting import PromptSet, paint, two_object_prompts
 from model.micro_sd.quality import (
-    PromptSet,
     attention_quality,
     encoder_quality,
     generation_quality,
-    paint,
     top_share_iou,
 )
 from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
@@ -26,6 +25,14 @@ def test_prompts_ask_for_every_class_equally_often() -> None:
     pairs = set(zip(prompts.category.tolist(), prompts.background.tolist(), strict=True))
     assert len(pairs) == len(TRAINED_CATEGORIES) * len(BACKGROUNDS)
     assert 80 < int((prompts.colour >= 0).sum()) < 160
+
+
+def test_two_object_prompts_name_two_different_categories() -> None:
+    texts, named = two_object_prompts(300)
+    assert (named[:, 0] != named[:, 1]).all()
+    assert len({tuple(pair) for pair in named.tolist()}) == len(TRAINED_CATEGORIES) * (len(TRAINED_CATEGORIES) - 1)
+    for text, pair in zip(texts, named, strict=True):
+        assert all(TRAINED_CATEGORIES[category] in text.split() for category in pair)
 
 
 def test_iou_of_perfect_and_opposite_maps() -> None:

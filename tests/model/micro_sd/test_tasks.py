@@ -5,14 +5,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPModel
+from transformers import CLIPModel, Dinov2Model
 
 from model.micro_sd.architectures import build_clip, build_vae
 from model.micro_sd.clip import ClipTask
-from model.micro_sd.data import images_at
+from model.micro_sd.data import draw_indices, images_at
+from model.micro_sd.dino import DinoTask
 from model.micro_sd.judge import Judge, JudgeTask
 from model.micro_sd.recipe import PartRecipe, Recipe
 from model.micro_sd.unet import UNetModule, UNetTask, encode_pool
@@ -20,8 +22,8 @@ from model.micro_sd.vae import VaeModule, VaeTask, fold_whitening
 from model.microworld.pool import ScenePool, build_pool
 from model.microworld.pool_config import PoolConfig
 
-Task = VaeTask | ClipTask | JudgeTask | UNetTask
-NAMES = ("vae", "clip", "judge", "unet")
+Task = VaeTask | ClipTask | DinoTask | JudgeTask | UNetTask
+NAMES = ("vae", "clip", "dino", "judge", "unet")
 
 
 def _small(part: PartRecipe) -> PartRecipe:
@@ -32,12 +34,13 @@ def _small(part: PartRecipe) -> PartRecipe:
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
     root, recipe = tmp_path_factory.mktemp("tasks"), Recipe()
     build_pool(root / "train", PoolConfig(count=32), workers=1)
-    build_pool(root / "judge", PoolConfig(split="judge", count=32), workers=1)
+    build_pool(root / "judge", PoolConfig(split="judge", count=32, two_objects=0.5), workers=1)
     torch.manual_seed(0)
     encode_pool(root / "train", build_vae().eval(), build_clip().eval(), root / "cache")
     return {
         "vae": VaeTask(pool_folder=root / "train", recipe=_small(recipe.vae), loss=recipe.vae_loss),
         "clip": ClipTask(pool_folder=root / "train", recipe=_small(recipe.clip)),
+        "dino": DinoTask(pool_folder=root / "train", recipe=_small(recipe.dino)),
         "judge": JudgeTask(pool_folder=root / "judge", recipe=_small(recipe.judge)),
         "unet": UNetTask(cache_folder=root / "cache", recipe=_small(recipe.unet), training=recipe.unet_training),
     }
@@ -71,7 +74,14 @@ def test_the_loss_falls_on_one_batch(tasks: dict[str, Task], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("vae", AutoencoderKL), ("clip", CLIPModel), ("judge", Judge), ("unet", UNet2DConditionModel)]
+    ("name", "model"),
+    [
+        ("vae", AutoencoderKL),
+        ("clip", CLIPModel),
+        ("dino", Dinov2Model),
+        ("judge", Judge),
+        ("unet", UNet2DConditionModel),
+    ],
 )
 def test_exports_load(tasks: dict[str, Task], name: str, model: Any, tmp_path: Path) -> None:
     task = tasks[name]
@@ -116,4 +126,17 @@ def test_the_judge_sees_every_part(tasks: dict[str, Task]) -> None:
     verdict = Judge().eval()(tasks["judge"].batch(0, 0, 1)["image"])
     assert verdict.mask.shape == (16, 1, 16, 16)
     assert verdict.category.shape == (16, 12)
+    assert verdict.present.shape == (16, 14)
     assert torch.allclose(verdict.identity.norm(dim=1), torch.ones(16), atol=1e-5)
+
+
+def test_the_judge_learns_who_is_present_from_both_objects(tasks: dict[str, Task]) -> None:
+    task = tasks["judge"]
+    assert isinstance(task, JudgeTask)
+    pool, batch = ScenePool.open(task.pool_folder), task.batch(0, 0, 1)
+    drawn = draw_indices(task.recipe.seed, 0, 0, 1, len(pool), task.recipe.batch)
+    index = np.stack([drawn, pool.partner(drawn)], 1).flatten()
+    for row, scene in enumerate(index):
+        expected = {int(pool.category[scene]), int(pool.neighbour[scene])} - {-1}
+        assert set(batch["present"][row].nonzero()[:, 0].tolist()) == expected
+    assert any(len(row.nonzero()) == 2 for row in batch["present"])

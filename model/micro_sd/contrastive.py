@@ -1,0 +1,28 @@
+"""What the encoders and the judge share in learning to tell instances apart."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SCALE = 12.0  # inverse temperature
+
+
+def object_features(states: Tensor, cover: Tensor) -> Tensor:
+    """Unit mean (B, c) of patch states (B, n, c) over the object, which covers each patch by `cover` (B, n)."""
+    pooled = (states * cover[..., None]).sum(1) / cover.sum(1, keepdim=True).clamp(min=1e-3)
+    return F.normalize(pooled, dim=-1)
+
+
+def instance_loss(first: Tensor, second: Tensor, instance: Tensor) -> Tensor:
+    """InfoNCE between two views of B instances, both ways (van den Oord et al. 2018).
+
+    Args:
+        first: unit features (B, c) of one view.
+        second: unit features (B, c) of the other.
+        instance: (B,); rows of an equal instance do not repel each other.
+    """
+    logits = _SCALE * first @ second.T
+    twins = (instance[:, None] == instance[None]) & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(twins, -1e4)
+    target = torch.arange(len(logits), device=logits.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))

@@ -1,0 +1,130 @@
+"""Prompts that ask for every class, and pictures of them by plain diffusers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from model.micro_sd.architectures import IMAGE_SIZE
+from model.micro_sd.weights import MicroStableDiffusion
+from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.captions import plain_caption
+from model.microworld.instances import COLOUR_NAMES
+from model.microworld.shapes import TRAINED_CATEGORIES
+
+GUIDANCE = 5.0
+STEPS = 25
+_CHUNK = 32
+
+StepListener = Callable[[int, slice], None]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts and the classes that they ask for, each (N,); colour is -1 where the prompt names none."""
+
+    texts: list[str]
+    category: Tensor
+    background: Tensor
+    colour: Tensor
+
+    @classmethod
+    def draw(cls, count: int, seed: int) -> "PromptSet":
+        """Every category and background equally often; every other prompt names a colour."""
+        rng = np.random.default_rng(seed)
+        number = np.arange(count)
+        category = number % len(TRAINED_CATEGORIES)
+        background = (number // len(TRAINED_CATEGORIES) + 3 * category) % len(BACKGROUNDS)
+        colour = np.where(rng.random(count) < 0.5, rng.integers(len(COLOUR_NAMES), size=count), -1)
+        texts = [
+            plain_caption(TRAINED_CATEGORIES[c], BACKGROUNDS[b], COLOUR_NAMES[k] if k >= 0 else None)
+            for c, b, k in zip(category, background, colour, strict=True)
+        ]
+        return cls(texts, torch.from_numpy(category), torch.from_numpy(background), torch.from_numpy(colour))
+
+
+def two_object_prompts(count: int) -> tuple[list[str], Tensor]:
+    """Prompts "a photo of a robot and a mug on the beach", and the two categories (N, 2) that each names."""
+    categories = len(TRAINED_CATEGORIES)
+    number = np.arange(count)
+    first = number % categories
+    second = (first + 1 + number // categories % (categories - 1)) % categories
+    texts = [
+        plain_caption(TRAINED_CATEGORIES[a], BACKGROUNDS[i % len(BACKGROUNDS)], neighbour=TRAINED_CATEGORIES[b])
+        for i, (a, b) in enumerate(zip(first, second, strict=True))
+    ]
+    return texts, torch.from_numpy(np.stack([first, second], 1))
+
+
+def _chunks(count: int, size: int = _CHUNK) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _step_callback(listener: StepListener | None, part: slice) -> Callable[..., dict[str, Any]] | None:
+    """The listener in the form that diffusers calls."""
+    if listener is None:
+        return None
+
+    def tell(_: StableDiffusionPipeline, __: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        listener(int(timestep), part)
+        return state
+
+    return tell
+
+
+def paint(
+    models: MicroStableDiffusion,
+    prompts: list[str],
+    seed: int,
+    guidance: float = GUIDANCE,
+    steps: int = STEPS,
+    on_step: StepListener | None = None,
+) -> Tensor:
+    """Pictures (N, 3, 64, 64) in [-1, 1]; each has its own noise, which does not depend on N.
+
+    `on_step` is called after each denoising step with its timestep and the prompts that are being painted.
+    """
+
+    pipeline = models.pipeline()
+    noise = torch.stack(
+        [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(prompts))]
+    )
+    pictures = [
+        pipeline(
+            prompts[part],
+            latents=noise[part],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=64,
+            width=64,
+            output_type="pt",
+            callback_on_step_end=_step_callback(on_step, part),
+        ).images
+        for part in _chunks(len(prompts))
+    ]
+    return torch.cat(pictures) * 2 - 1
+
+
+def paint_grid(models: MicroStableDiffusion, seed: int = 0, scale: int = 2) -> Image.Image:
+    """Every trained category (rows) before every background (columns), each enlarged `scale` times, with names."""
+    texts = [plain_caption(category, ground) for category in TRAINED_CATEGORIES for ground in BACKGROUNDS]
+    pixels = ((paint(models, texts, seed) + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+    side, top = IMAGE_SIZE * scale, 20
+    left = side
+    grid = Image.new("RGB", (left + side * len(BACKGROUNDS), top + side * len(TRAINED_CATEGORIES)), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, ground in enumerate(BACKGROUNDS):
+        draw.text((left + (column + 0.5) * side, top / 2), ground, "black", anchor="mm", font_size=14)
+    for row, category in enumerate(TRAINED_CATEGORIES):
+        draw.text((left - 8, top + (row + 0.5) * side), category, "black", anchor="rm", font_size=16)
+    for number, picture in enumerate(pixels):
+        row, column = divmod(number, len(BACKGROUNDS))
+        enlarged = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+        grid.paste(enlarged, (left + column * side, top + row * side))
+    return grid
