@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from model.microworld.pool_config import PoolConfig
 from pipelines.errors import UsageError
 from stages.config import Config
 
@@ -230,6 +231,21 @@ def _check(config: Config) -> None:
             f"backbone.shallow_layers must hold one list for each of the {len(encoders)} backbone.image_encoders; "
             f"it holds {len(layers)}."
         )
+    for key in ("pool", "judge_pool"):
+        _check_pool(f"base.recipe.{key}", getattr(config.base.recipe, key))
     for key, value in flat_values(config).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
             raise UsageError(f"{key} cannot be negative; it is {value}.")
+
+
+def _check_pool(key: str, pool: PoolConfig) -> None:
+    """A world has categories, and the split has each of them."""
+    if pool.categories is None:
+        return
+    from model.microworld.scenes import categories_of  # imports torch: only when somebody chooses categories
+
+    known = categories_of(pool.split)
+    strange = [name for name in pool.categories if name not in known]
+    if strange or not pool.categories:
+        wrong = f"has no {strange[0]!r}" if strange else "needs at least one category, and the list is empty"
+        raise UsageError(f"{key}.categories: a world of split {pool.split!r} {wrong}; choose from {', '.join(known)}.")

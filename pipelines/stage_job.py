@@ -143,6 +143,7 @@ class StageJob:
             "run_folder": str(self.workplace.store.folder),
             "log": str(log),
             "events": events,
+            "forced": self.step.forced,
             "ray_address": self.workplace.ray_address,
             "ray_working_dir": None if local else str(REPOSITORY),
             # A tracker that has no run for the stage is down, and the stage need not find that out again.

@@ -42,7 +42,13 @@ def run(context: StageContext) -> StageResult:
         device="cuda" if config.trainer.use_gpu else "cpu",
     )
     weights, curves = fit(
-        task, steps=config.steps, config=config.trainer, context=context, name="contextualizer", seed=seed
+        task,
+        steps=config.steps,
+        config=config.trainer,
+        context=context,
+        name="contextualizer",
+        seed=seed,
+        batch_setting="contextualizer.batch_size",
     )
     folder = context.output / "contextualizer"
     shutil.copytree(weights, folder)

@@ -52,6 +52,7 @@ class StageContext:
         output: An empty directory; it is committed when `run` returns.
         scratch: A directory that survives a kill and is deleted on commit: half-done downloads, checkpoints.
         report: The stage's voice.
+        forced: The user asked for this stage by name to be made again: nothing that is at hand may stand in for it.
         tracking_uri: Where MLflow keeps its records; None when no tracker is to be used.
         tracking_run_id: The MLflow run of this stage, when there is one.
     """
@@ -61,6 +62,7 @@ class StageContext:
     output: Path
     scratch: Path
     report: Reporter
+    forced: bool = False
     tracking_uri: str | None = None
     tracking_run_id: str | None = None
 

@@ -106,7 +106,13 @@ def run(context: StageContext) -> StageResult:
         device="cuda" if config.trainer.use_gpu else "cpu",
     )
     weights, curves = fit(
-        task, steps=plan.steps, config=config.trainer, context=context, name="adapter", seed=context.config.run.seed
+        task,
+        steps=plan.steps,
+        config=config.trainer,
+        context=context,
+        name="adapter",
+        seed=context.config.run.seed,
+        batch_setting="curriculum.batch_size",
     )
     shutil.copytree(weights, context.output / "adapter")
     picture = context.output / "curves.png"

@@ -26,16 +26,25 @@ _POLL_SECONDS = 0.5
 
 
 def fit(
-    task: TrainingTask, *, steps: int, config: TrainerConfig, context: StageContext, name: str, seed: int
+    task: TrainingTask,
+    *,
+    steps: int,
+    config: TrainerConfig,
+    context: StageContext,
+    name: str,
+    seed: int,
+    batch_setting: str,
 ) -> tuple[Path, Curves]:
     """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
 
     While it trains, progress and curves go to `context.report` (keys `name/loss`, ...). Checkpoints lie in
     `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one. A worker that
-    dies is replaced `config.max_failures` times.
+    dies is replaced `config.max_failures` times. `batch_setting` is the configuration's key to lower when a batch does
+    not fit into memory.
 
     Raises:
-        StageError: The last checkpoint is damaged or of another number of workers, or a worker failed too often.
+        StageError: The last checkpoint is damaged or of another number of workers, a worker failed too often, or
+            memory is too little for a batch.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -69,7 +78,7 @@ def fit(
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise StageError(_sentence(name, error)) from error
+            raise StageError(_sentence(name, error, batch_setting)) from error
     return job.weights, read_curves(job.record)
 
 
@@ -99,12 +108,21 @@ def _check_resume(run: Path, workers: int, report: Reporter) -> None:
         raise StageError(f"{checkpoint.path} was written by {world} workers, not {workers}: use {world}, or {remedy}.")
 
 
-def _sentence(name: str, error: Exception) -> str:
+def _sentence(name: str, error: Exception, batch_setting: str) -> str:
     """What went wrong in the workers, as one sentence. A dead worker takes the others' connections with it."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if any(_lacks_memory(failure) for failure in [*failures.values(), error]):
+        return f"training {name} ran out of memory: lower {batch_setting}, or train on a machine with more memory."
     causes = [_last_line(failure) for failure in failures.values()] or [_last_line(error)]
     own = [cause for cause in causes if "gloo" not in cause.lower() and "nccl" not in cause.lower()]
     return f"training {name} failed: {(own or causes)[0]}"
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an allocation failed (torch on CPU or GPU, NumPy), or Ray ended a worker for want of memory."""
+    text = f"{type(error).__name__} {error}"
+    signs = ("can't allocate memory", "OutOfMemoryError", "out of memory", "_ArrayMemoryError", "running low on memory")
+    return any(sign in text for sign in signs)
 
 
 def _last_line(error: Exception) -> str:

@@ -38,6 +38,7 @@ class LinearTask:
     Attributes:
         kill_at: The worker `kill_rank` ends itself with SIGKILL before this step, once (it leaves `marker` behind).
         fail_at: Every worker raises before this step, always.
+        starve_at: Every worker wants more memory than there is for this step.
     """
 
     batch_size: int = 16
@@ -45,6 +46,7 @@ class LinearTask:
     kill_at: int | None = None
     kill_rank: int = 1
     fail_at: int | None = None
+    starve_at: int | None = None
     marker: Path | None = None
 
     def module(self) -> nn.Module:
@@ -53,6 +55,8 @@ class LinearTask:
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         if self.fail_at is not None and step >= self.fail_at:
             raise ValueError("the picture 'abc' is not a picture")
+        if step == self.starve_at:
+            torch.empty(2**50)
         if step == self.kill_at and rank == self.kill_rank and self.marker and not self.marker.exists():
             self.marker.write_text(json.dumps({"pid": os.getpid()}))
             os.kill(os.getpid(), signal.SIGKILL)

@@ -130,8 +130,8 @@ def test_an_unknown_profile_lists_those_there_are() -> None:
 
 
 def test_encoders_and_layers_must_pair() -> None:
-    with pytest.raises(UsageError, match=r"one list for each of the 2 backbone\.image_encoders; it holds 1"):
-        load_config("micro", ["backbone.image_encoders=[clip, dino]"])
+    with pytest.raises(UsageError, match=r"one list for each of the 3 backbone\.image_encoders; it holds 2"):
+        load_config("micro", ["backbone.image_encoders=[clip, dino, other]"])
 
 
 def test_a_section_keeps_the_defaults_of_its_place() -> None:
@@ -205,3 +205,20 @@ def test_importing_the_configuration_is_light() -> None:
     code = f"import sys, pipeline, pipelines.config, pipelines.commands; print({heavy} or 'light')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "light"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "base.recipe.pool.categories=[]",
+            r"^base\.recipe\.pool\.categories: .*at least one category",
+        ),
+        ("base.recipe.pool.categories=[mug, lamp]", r"has no 'lamp'; choose from ball, box"),
+        ("base.recipe.pool.categories=[bear]", r"a world of split 'train' has no 'bear'"),
+    ],
+)
+def test_a_world_needs_categories_that_it_has(value: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_config("micro", [value])
+    assert load_config("micro", ["base.recipe.judge_pool.categories=[bear]"])

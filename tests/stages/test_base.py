@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from helpers import make_context
 from random_backbone import write_random_backbone
 
+from model.checksums import folder_checksums
 from model.micro_sd.recipe import Recipe
 from model.micro_sd.weights import load_micro_sd, verify_weights
 from stages.base import PARTS, run
@@ -39,14 +41,29 @@ def test_damaged_weights_are_refused_by_name(shipped: Path, tmp_path: Path, dama
         file.unlink()
     with pytest.raises(
         StageError,
-        match=r"unet/diffusion_pytorch_model.safetensors is (damaged|missing).*; restore .*base.retrain=true",
+        match=r"unet/diffusion_pytorch_model.safetensors is (damaged|missing).*; restore .*--force base",
     ):
         run(make_context(tmp_path), weights)
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(StageError, match=r"is not a weights folder .*; restore .*--force base"):
+        run(make_context(tmp_path), tmp_path / "weights")
 
 
 def tiny_recipe() -> dict[str, Any]:
     parts = {name: {"steps": 2, "batch": 4} for name in PARTS}
     return {"pool": {"count": 32}, "judge_pool": {"count": 32}, **parts}
+
+
+@pytest.mark.slow
+def test_a_forced_stage_trains_although_the_shipped_weights_fit(ray_cluster: str, tmp_path: Path) -> None:
+    context = make_context(tmp_path, base={"recipe": tiny_recipe(), "workers": 1})
+    fitting = write_random_backbone(tmp_path / "shipped", recipe=context.config.base.recipe)
+    assert run(dataclasses.replace(context, forced=True), fitting).notes == {"weights": "trained: it was forced"}
+    trained, random = (folder / "unet" for folder in (tmp_path / "output" / "backbone", fitting))
+    assert folder_checksums(trained) != folder_checksums(random)
 
 
 @pytest.mark.slow

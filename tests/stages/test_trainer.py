@@ -25,7 +25,7 @@ from training_tasks import LinearTask
 from model.seeding import seed_of
 from stages.config import TrainerConfig
 from stages.stage import StageContext, StageError
-from stages.trainer import fit, plot_curves, read_curves
+from stages.trainer import Curves, fit, plot_curves, read_curves
 from stages.training_loop import learning_rate
 
 CONFIG = TrainerConfig(precision="fp32", checkpoint_every=10, learning_rate=1e-2, weight_decay=0.1, gradient_clip=0.5)
@@ -52,6 +52,10 @@ def plain_loop(task: LinearTask, config: TrainerConfig, steps: int, seed: int) -
         optimizer.step()
         task.after_step(module, step)
     return module.state_dict(), losses
+
+
+def fit_linear(task: LinearTask, config: TrainerConfig, context: StageContext) -> tuple[Path, Curves]:
+    return fit(task, steps=STEPS, config=config, context=context, name="linear", seed=SEED, batch_setting="a.b")
 
 
 def assert_same(weights: Path, expected: dict[str, Tensor]) -> None:
@@ -91,7 +95,7 @@ def killed_worker(
     folder = tmp_path_factory.mktemp("killed_worker")
     context = make_context(folder, events=events)
     task = LinearTask(kill_at=25, marker=folder / "marker")
-    weights, _ = fit(task, steps=STEPS, config=CONFIG, context=context, name="linear", seed=SEED)
+    weights, _ = fit_linear(task, CONFIG, context)
     assert (folder / "marker").exists()
     return context, weights, events
 
@@ -121,7 +125,7 @@ def test_a_damaged_checkpoint_is_refused(
     damaged = run / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"] / "deepspeed/mp_rank_00_model_states.pt"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(StageError, match=r"mp_rank_00_model_states.pt is damaged .* delete .*/linear to train"):
-        fit(LinearTask(), steps=STEPS, config=CONFIG, context=context, name="linear", seed=SEED)
+        fit_linear(LinearTask(), CONFIG, context)
 
 
 @pytest.mark.slow
@@ -130,7 +134,7 @@ def test_another_number_of_workers_is_refused(
 ) -> None:
     config = dataclasses.replace(CONFIG, workers=1)
     with pytest.raises(StageError, match=r"was written by 2 workers, not 1: use 2, or delete"):
-        fit(LinearTask(), steps=STEPS, config=config, context=killed_worker[0], name="linear", seed=SEED)
+        fit_linear(LinearTask(), config, killed_worker[0])
 
 
 DRIVER = """
@@ -145,7 +149,8 @@ address, folder, config, steps, seed = sys.argv[1:]
 ray.init(address=address, logging_level="ERROR")
 config = TrainerConfig(**json.loads(config))
 task = LinearTask(seconds_a_step=0.1)
-fit(task, steps=int(steps), config=config, context=make_context(Path(folder)), name="linear", seed=int(seed))
+context = make_context(Path(folder))
+fit(task, steps=int(steps), config=config, context=context, name="linear", seed=int(seed), batch_setting="a.b")
 """
 
 
@@ -165,14 +170,22 @@ def test_a_killed_driver_goes_on_from_the_last_checkpoint(ray_cluster: str, tmp_
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     context = make_context(tmp_path)
-    weights, _ = fit(LinearTask(), steps=STEPS, config=config, context=context, name="linear", seed=SEED)
+    weights, _ = fit_linear(LinearTask(), config, context)
     assert_same(weights, plain_loop(LinearTask(), config, STEPS, SEED)[0])
     steps = [json.loads(line)["step"] for line in record.read_text().splitlines() if line.endswith("}")]
     assert steps.count(5) == 1, "the second driver began at step 0"
 
 
 @pytest.mark.slow
+def test_too_little_memory_names_the_setting_to_lower(ray_cluster: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"^training linear ran out of memory: lower a\.b, or train on a machine"):
+        fit_linear(
+            LinearTask(starve_at=5), dataclasses.replace(CONFIG, max_failures=0, workers=1), make_context(tmp_path)
+        )
+
+
+@pytest.mark.slow
 def test_a_failing_task_ends_in_its_own_sentence(ray_cluster: str, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_failures=0)
     with pytest.raises(StageError, match=r"^training linear failed: the picture 'abc' is not a picture$"):
-        fit(LinearTask(fail_at=5), steps=STEPS, config=config, context=make_context(tmp_path), name="linear", seed=SEED)
+        fit_linear(LinearTask(fail_at=5), config, make_context(tmp_path))
