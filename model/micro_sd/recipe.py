@@ -45,7 +45,7 @@ class UNetTraining:
 class Recipe:
     """How the shipped weights were made."""
 
-    pool: PoolConfig = field(default_factory=PoolConfig)
+    pool: PoolConfig = field(default_factory=lambda: PoolConfig(two_objects=0.3))
     judge_pool: PoolConfig = field(
         default_factory=lambda: PoolConfig(split="judge", count=24_576, seed=3, two_objects=0.3)
     )

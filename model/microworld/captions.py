@@ -1,5 +1,6 @@
 """Captions of scenes and the closed vocabulary that they, and the prompts elsewhere, are written in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,7 @@ class CaptionFacts:
     size_word: str | None  # None where the object is of middling size
     pose_word: str
     neighbour: str | None  # category of a second object
+    neighbour_is_left: bool = False  # captions name objects from left to right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +96,13 @@ def article(phrase: str) -> str:
 
 def plain_caption(noun: str, background: str, colour: str | None = None, neighbour: str | None = None) -> str:
     """The usual caption: "a photo of a red robot and a mug on the beach"."""
-    subject = article(f"{colour} {noun}" if colour else noun)
-    return compose_caption(subject, neighbour, "", BACKGROUND_PHRASES[background][0], _TEMPLATES[0])
+    objects = [article(f"{colour} {noun}" if colour else noun), *([article(neighbour)] if neighbour else [])]
+    return compose_caption(objects, "", BACKGROUND_PHRASES[background][0], _TEMPLATES[0])
 
 
-def compose_caption(subject: str, neighbour: str | None, pose: str, place: str, template: str) -> str:
+def compose_caption(objects: Sequence[str], pose: str, place: str, template: str) -> str:
     """Joins the parts; the template is dropped where the sentence would not fit the text encoder."""
-    objects = f"{subject} and {article(neighbour)}" if neighbour else subject
-    body = " ".join(part for part in (objects, pose, place) if part)
+    body = " ".join(part for part in (" and ".join(objects), pose, place) if part)
     sentence = template.format(body)
     return sentence if len(sentence.split()) <= MAX_WORDS else body
 
@@ -122,6 +123,9 @@ def write_caption(facts: CaptionFacts, rng: np.random.Generator, shares: Caption
     place = phrases[0] if usual < shares.usual_phrase else str(rng.choice(phrases))
     template = str(rng.choice(_TEMPLATES, p=_TEMPLATE_SHARES))
     subject = article(" ".join([*filter(None, adjectives), noun]))
+    objects = [subject, *([article(facts.neighbour)] if facts.neighbour else [])]
+    if facts.neighbour_is_left:
+        objects.reverse()
     pose_word = facts.pose_word if alone and pose < shares.pose else ""
-    text = compose_caption(subject, facts.neighbour, pose_word, place, template)
+    text = compose_caption(objects, pose_word, place, template)
     return Caption(text=text, noun=noun, names_colour=names_colour)

@@ -14,7 +14,7 @@ class PoolConfig:
     count: int = 61_440
     seed: int = 1
     size: int = 64
-    two_objects: float = 0.15  # share of the scenes
+    two_objects: float = 0.15  # share of the scenes; the world's usual one
     categories: tuple[str, ...] | None = None  # all of the split when None
 
     def stamp(self) -> str:

@@ -159,6 +159,7 @@ def _facts(subject: SceneObject, neighbour: SceneObject | None, background: str)
         size_word=size,
         pose_word=pose,
         neighbour=neighbour.instance.category if neighbour else None,
+        neighbour_is_left=neighbour is not None and neighbour.placement.x < placement.x,
     )
 
 

@@ -34,6 +34,20 @@ def test_captions_say_what_their_shares_promise() -> None:
         assert not spec.caption.names_colour or any(c in spec.caption.text.split() for c in COLOUR_NAMES)
 
 
+def test_captions_name_objects_from_left_to_right() -> None:
+    for spec in draw_specs("train", 200, seed=2, shares=SceneShares(two_objects=1.0)):
+        assert spec.neighbour is not None
+        words = spec.caption.text.split()
+        left_to_right = sorted(
+            [
+                (spec.subject.placement.x, spec.caption.noun),
+                (spec.neighbour.placement.x, spec.neighbour.instance.category),
+            ]
+        )
+        assert words.index("and") > words.index(left_to_right[0][1])
+        assert words.index("and") < words.index(left_to_right[1][1])
+
+
 def test_plain_captions_read_as_english() -> None:
     assert plain_caption("robot", "beach") == "a photo of a robot on the beach"
     assert plain_caption("mug", "snow", colour="orange") == "a photo of an orange mug in the snow"
