@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from model.image_encoder import ReferenceFeatures
-from model.projector import CrossLayerCrossScaleProjector
+from model.projector import Combination, CrossLayerCrossScaleProjector
 from model.visual_attention import VisualAttentionProcessor, VisualCondition
 
 
@@ -33,12 +33,22 @@ class RealCustomPlusAdapter(ModelMixin, ConfigMixin):
         image_width: c, width of the image encoders' features.
         token_width: c_t, the UNet's cross-attention width.
         head_width: of the projector's cross-attentions.
+        cross_layer: see `CrossLayerCrossScaleProjector`, also for the ablations.
+        cross_scale: likewise.
     """
 
     @register_to_config
-    def __init__(self, layers: dict[str, int], image_width: int, token_width: int, head_width: int = 64) -> None:
+    def __init__(
+        self,
+        layers: dict[str, int],
+        image_width: int,
+        token_width: int,
+        head_width: int = 64,
+        cross_layer: Combination | None = "concat",
+        cross_scale: Combination | None = "add",
+    ) -> None:
         super().__init__()
-        self.projector = CrossLayerCrossScaleProjector(image_width, token_width, head_width)
+        self.projector = CrossLayerCrossScaleProjector(image_width, token_width, head_width, cross_layer, cross_scale)
         widths = {_key(layer): width for layer, width in layers.items()}
         self.to_k_vision = nn.ModuleDict({key: nn.Linear(token_width, width, False) for key, width in widths.items()})
         self.to_v_vision = nn.ModuleDict({key: nn.Linear(token_width, width, False) for key, width in widths.items()})
@@ -46,9 +56,17 @@ class RealCustomPlusAdapter(ModelMixin, ConfigMixin):
             nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
 
     @classmethod
-    def from_unet(cls, unet: UNet2DConditionModel, image_width: int, head_width: int = 64) -> "RealCustomPlusAdapter":
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        image_width: int,
+        head_width: int = 64,
+        cross_layer: Combination | None = "concat",
+        cross_scale: Combination | None = "add",
+    ) -> "RealCustomPlusAdapter":
         """A fresh adapter with the shapes of a base UNet; `image_width` is `ImageEncoders.width`."""
-        return cls(cross_attention_widths(unet), image_width, unet.config.cross_attention_dim, head_width)
+        layers, token_width = cross_attention_widths(unet), unet.config.cross_attention_dim
+        return cls(layers, image_width, token_width, head_width, cross_layer, cross_scale)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], **options: Any) -> "RealCustomPlusAdapter":
@@ -71,7 +89,7 @@ class RealCustomPlusAdapter(ModelMixin, ConfigMixin):
         return VisualCondition(self.keys_values(self.projector(features)))
 
     def keys_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Tokens f_ci (B, 2 * n, c_t) -> layer -> K_i = W_Ki f_ci, V_i = W_Vi f_ci, each (B, 2 * n, C).
+        """Tokens f_ci (B, n_i, c_t) -> layer -> K_i = W_Ki f_ci, V_i = W_Vi f_ci, each (B, n_i, C).
 
         They do not depend on the denoising step: compute them once a generation.
         """

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,25 @@ def test_save_and_load(sd: Backbone, tmp_path: Path) -> None:
         adapter.detach(sd.unet)
         loaded.attach(sd.unet)
         assert torch.equal(predict(sd, visual=loaded(features())), first)
+
+
+def test_an_adapter_saved_before_the_ablations_is_ccp(sd: Backbone, tmp_path: Path) -> None:
+    adapter = adapter_for(sd.unet)
+    adapter.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["cross_layer"], config["cross_scale"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert (loaded.config["cross_layer"], loaded.config["cross_scale"]) == ("concat", "add")
+    assert torch.equal(loaded.projector(features()), adapter.projector(features()))
+
+
+def test_the_ablations_come_back_from_disk(sd: Backbone, tmp_path: Path) -> None:
+    naive = RealCustomPlusAdapter.from_unet(sd.unet, IMAGE_WIDTH, cross_layer=None, cross_scale=None)
+    naive.save_pretrained(tmp_path)
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert {name.split(".")[0] for name in loaded.projector.state_dict()} == {"deep_mlp"}
+    assert loaded(features()).keys_values.keys() == cross_attention_widths(sd.unet).keys()
 
 
 def test_incomplete_weights_are_refused(sd: Backbone, tmp_path: Path) -> None:
