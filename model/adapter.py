@@ -1,8 +1,11 @@
-"""The RealCustom++ adapter: projector and visual keys/values of every cross-attention layer (Eqs. 4-9, 14)."""
+"""Adapters as processors of the attention layers; the one of RealCustom++: projector, keys and values (Eqs. 4-9, 14).
+
+The one of RealCustom is in `model.realcustom_adapter`.
+"""
 
 import os
 import re
-from typing import Any
+from typing import Any, Self
 
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
@@ -18,15 +21,96 @@ class AdapterError(ValueError):
     """The adapter's file or the UNet does not fit."""
 
 
-class RealCustomPlusAdapter(ModelMixin, ConfigMixin):
-    """Everything that RealCustom++ trains. V starts at zero: an untrained adapter changes nothing.
+class VisualAdapter(ModelMixin, ConfigMixin):
+    """What RealCustom and RealCustom++ share: W_Ki and W_Vi of every cross-attention layer (RealCustom Eq. 4).
 
-    The base UNet is neither copied nor changed: `attach` replaces its attention processors, `detach` puts the former
-    ones back, and while attached the UNet still computes the base model unless a condition is passed:
+    V starts at zero: an untrained adapter changes nothing. The base UNet is neither copied nor changed: `attach`
+    replaces its attention processors, `detach` puts the former ones back, and while attached the UNet still computes
+    the base model unless a condition is passed:
 
         adapter.attach(unet)
-        condition = adapter(features)
+        condition = adapter(...)
         unet(latents, t, text, cross_attention_kwargs={"visual": condition})
+
+    A subclass registers at least `layers` (cross-attention layers of the UNet -> width C of their keys and values) and
+    `token_width` (c_t, the UNet's cross-attention width) in its config, and calls `_add_keys_values`.
+    """
+
+    to_k_vision: nn.ModuleDict
+    to_v_vision: nn.ModuleDict
+
+    def _add_keys_values(self, layers: dict[str, int], width: int) -> None:
+        """W_Ki and W_Vi for image tokens of a width."""
+        widths = {_key(layer): to for layer, to in layers.items()}
+        self.to_k_vision = nn.ModuleDict({key: nn.Linear(width, to, False) for key, to in widths.items()})
+        self.to_v_vision = nn.ModuleDict({key: nn.Linear(width, to, False) for key, to in widths.items()})
+        for linear in self.to_v_vision.values():
+            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], **options: Any) -> Self:
+        """Load `config.json` and safetensors.
+
+        Raises:
+            AdapterError: weights are missing or unexpected (lists them).
+            OSError: no such folder.
+        """
+        adapter, info = super().from_pretrained(
+            folder_or_hub_id, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
+        )
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or unexpected:
+            raise AdapterError(f"adapter {folder_or_hub_id}: weights missing: {missing}, unexpected: {unexpected}.")
+        return adapter
+
+    def keys_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Image tokens f_ci (B, n_i, width) -> layer -> K_i = W_Ki f_ci, V_i = W_Vi f_ci, each (B, n_i, C)."""
+        return {
+            layer: (self.to_k_vision[_key(layer)](tokens), self.to_v_vision[_key(layer)](tokens))
+            for layer in self.config["layers"]
+        }
+
+    def attach(self, unet: UNet2DConditionModel) -> None:
+        """Put visual attention processors into the UNet. Attaching to a UNet that has them already changes nothing.
+
+        Raises:
+            AdapterError: the UNet's cross-attention has other layers or widths than the adapter was made for.
+        """
+        self.check_fits(unet)
+        levels = len(unet.config.block_out_channels)
+        processors = unet.attn_processors
+        for name, original in processors.items():
+            if not isinstance(original, VisualAttentionProcessor):
+                layer = name.removesuffix(".processor")
+                processors[name] = VisualAttentionProcessor(layer, layer_downscale(layer, levels), original)
+        unet.set_attn_processor(processors)
+
+    def detach(self, unet: UNet2DConditionModel) -> None:
+        """Put back the processors that `attach` found. Without attached processors nothing changes."""
+        processors = unet.attn_processors
+        for name, processor in processors.items():
+            if isinstance(processor, VisualAttentionProcessor):
+                processors[name] = processor.original
+        unet.set_attn_processor(processors)
+
+    def check_fits(self, unet: UNet2DConditionModel) -> None:
+        """Raise AdapterError if the UNet has another shape than the adapter was made for."""
+        mine, theirs = dict(self.config["layers"]), cross_attention_widths(unet)
+        for layer in sorted(mine.keys() | theirs.keys()):
+            if mine.get(layer) != theirs.get(layer):
+                raise AdapterError(
+                    f"the adapter does not fit this base model: cross-attention {layer} has width "
+                    f"{theirs.get(layer, 'none')} in the base and {mine.get(layer, 'none')} in the adapter."
+                )
+        if self.config["token_width"] != unet.config.cross_attention_dim:
+            raise AdapterError(
+                "the adapter does not fit this base model: it was made for text states of width "
+                f"{self.config['token_width']}, the base's have {unet.config.cross_attention_dim}."
+            )
+
+
+class RealCustomPlusAdapter(VisualAdapter):
+    """Everything that RealCustom++ trains: the projector and the visual keys and values.
 
     Args:
         layers: cross-attention layers of the UNet -> width C of their keys and values.
@@ -49,11 +133,7 @@ class RealCustomPlusAdapter(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.projector = CrossLayerCrossScaleProjector(image_width, token_width, head_width, cross_layer, cross_scale)
-        widths = {_key(layer): width for layer, width in layers.items()}
-        self.to_k_vision = nn.ModuleDict({key: nn.Linear(token_width, width, False) for key, width in widths.items()})
-        self.to_v_vision = nn.ModuleDict({key: nn.Linear(token_width, width, False) for key, width in widths.items()})
-        for linear in self.to_v_vision.values():
-            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+        self._add_keys_values(layers, token_width)
 
     @classmethod
     def from_unet(
@@ -68,73 +148,12 @@ class RealCustomPlusAdapter(ModelMixin, ConfigMixin):
         layers, token_width = cross_attention_widths(unet), unet.config.cross_attention_dim
         return cls(layers, image_width, token_width, head_width, cross_layer, cross_scale)
 
-    @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], **options: Any) -> "RealCustomPlusAdapter":
-        """Load `config.json` and safetensors.
-
-        Raises:
-            AdapterError: weights are missing or unexpected (lists them).
-            OSError: no such folder.
-        """
-        adapter, info = super().from_pretrained(
-            folder_or_hub_id, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
-        )
-        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        if missing or unexpected:
-            raise AdapterError(f"adapter {folder_or_hub_id}: weights missing: {missing}, unexpected: {unexpected}.")
-        return adapter
-
     def forward(self, features: ReferenceFeatures) -> VisualCondition:
-        """The condition that the UNet's cross-attention takes as `visual`."""
+        """The condition that the UNet's cross-attention takes as `visual`.
+
+        It does not depend on the denoising step: make it once a generation.
+        """
         return VisualCondition(self.keys_values(self.projector(features)))
-
-    def keys_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Tokens f_ci (B, n_i, c_t) -> layer -> K_i = W_Ki f_ci, V_i = W_Vi f_ci, each (B, n_i, C).
-
-        They do not depend on the denoising step: compute them once a generation.
-        """
-        return {
-            layer: (self.to_k_vision[_key(layer)](tokens), self.to_v_vision[_key(layer)](tokens))
-            for layer in self.config["layers"]
-        }
-
-    def attach(self, unet: UNet2DConditionModel) -> None:
-        """Put visual attention processors into the UNet. Attaching to a UNet that has them already changes nothing.
-
-        Raises:
-            AdapterError: the UNet's cross-attention has other layers or widths than the adapter was made for.
-        """
-        self.check_fits(unet)
-        levels = len(unet.config.block_out_channels)
-        former = unet.attn_processors
-        if all(isinstance(processor, VisualAttentionProcessor) for processor in former.values()):
-            return
-        processors = {}
-        for name, original in former.items():
-            layer = name.removesuffix(".processor")
-            processors[name] = VisualAttentionProcessor(layer, layer_downscale(layer, levels), original)
-        unet.set_attn_processor(processors)
-
-    def detach(self, unet: UNet2DConditionModel) -> None:
-        """Put back the processors that `attach` found. Without attached processors nothing changes."""
-        unet.set_attn_processor(
-            {name: getattr(processor, "original", processor) for name, processor in unet.attn_processors.items()}
-        )
-
-    def check_fits(self, unet: UNet2DConditionModel) -> None:
-        """Raise AdapterError if the UNet has another shape than the adapter was made for."""
-        mine, theirs = dict(self.config["layers"]), cross_attention_widths(unet)
-        for layer in sorted(mine.keys() | theirs.keys()):
-            if mine.get(layer) != theirs.get(layer):
-                raise AdapterError(
-                    f"the adapter does not fit this base model: cross-attention {layer} has width "
-                    f"{theirs.get(layer, 'none')} in the base and {mine.get(layer, 'none')} in the adapter."
-                )
-        if self.config["token_width"] != unet.config.cross_attention_dim:
-            raise AdapterError(
-                f"the adapter does not fit this base model: its tokens have width {self.config['token_width']}, "
-                f"the base's text states {unet.config.cross_attention_dim}."
-            )
 
 
 def cross_attention_widths(unet: UNet2DConditionModel) -> dict[str, int]:

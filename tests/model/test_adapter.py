@@ -143,7 +143,7 @@ def test_another_base_is_refused(sd: Backbone, sdxl: Backbone) -> None:
         adapter.attach(sdxl.unet)
     assert sdxl.unet.attn_processors == former
     layers = cross_attention_widths(sd.unet)
-    with pytest.raises(AdapterError, match="tokens have width 24"):
+    with pytest.raises(AdapterError, match="text states of width 24, the base's have 16"):
         RealCustomPlusAdapter(layers, IMAGE_WIDTH, 24).attach(sd.unet)
     narrow = RealCustomPlusAdapter(layers | {next(iter(layers)): 4}, IMAGE_WIDTH, 16)
     with pytest.raises(AdapterError, match="width 8 in the base and 4 in the adapter"):
