@@ -5,7 +5,8 @@ The one of RealCustom is in `model.realcustom_adapter`.
 
 import os
 import re
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
@@ -13,6 +14,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from model.image_encoder import ReferenceFeatures
+from model.model_card import model_card
 from model.projector import Combination, CrossLayerCrossScaleProjector
 from model.visual_attention import VisualAttentionProcessor, VisualCondition
 
@@ -32,10 +34,12 @@ class VisualAdapter(ModelMixin, ConfigMixin):
         condition = adapter(...)
         unet(latents, t, text, cross_attention_kwargs={"visual": condition})
 
-    A subclass registers at least `layers` (cross-attention layers of the UNet -> width C of their keys and values) and
-    `token_width` (c_t, the UNet's cross-attention width) in its config, and calls `_add_keys_values`.
+    A subclass names its method and paper, registers at least `layers` (cross-attention layers of the UNet -> width C of
+    their keys and values) and `token_width` (c_t, the UNet's cross-attention width), and calls `_add_keys_values`.
     """
 
+    method: ClassVar[str]
+    paper: ClassVar[str]
     to_k_vision: nn.ModuleDict
     to_v_vision: nn.ModuleDict
 
@@ -49,19 +53,32 @@ class VisualAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], **options: Any) -> Self:
-        """Load `config.json` and safetensors.
+        """Load `config.json` and safetensors; `options` are those of diffusers (`subfolder`, `revision`, ...).
 
         Raises:
-            AdapterError: weights are missing or unexpected (lists them).
-            OSError: no such folder.
+            AdapterError: another kind of adapter; weights are missing or unexpected (lists them) or of other shapes.
+            OSError: no such folder or hub id, or a file in it that cannot be read.
         """
-        adapter, info = super().from_pretrained(
-            folder_or_hub_id, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
-        )
+        kind = cls.load_config(folder_or_hub_id, **options).get("_class_name")
+        if kind != cls.__name__:
+            raise AdapterError(f"{folder_or_hub_id} holds a {kind}, not a {cls.__name__}.")
+        try:
+            adapter, info = super().from_pretrained(
+                folder_or_hub_id, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
+            )
+        except RuntimeError as error:
+            why = " ".join(str(error).split())
+            raise AdapterError(f"adapter {folder_or_hub_id}: the weights do not fit its config.json: {why}") from error
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         if missing or unexpected:
             raise AdapterError(f"adapter {folder_or_hub_id}: weights missing: {missing}, unexpected: {unexpected}.")
         return adapter
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """Write `config.json`, safetensors and a model card, README.md; `options` are those of diffusers."""
+        super().save_pretrained(save_directory, **options)
+        card = model_card(type(self), self.method, self.paper, self.config, self.num_parameters())
+        (Path(save_directory) / "README.md").write_text(card)
 
     def keys_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Image tokens f_ci (B, n_i, width) -> layer -> K_i = W_Ki f_ci, V_i = W_Vi f_ci, each (B, n_i, C)."""
@@ -120,6 +137,9 @@ class RealCustomPlusAdapter(VisualAdapter):
         cross_layer: see `CrossLayerCrossScaleProjector`, also for the ablations.
         cross_scale: likewise.
     """
+
+    method = "RealCustom++"
+    paper = "RealCustom++: Representing Images as Real Textual Word for Real-Time Customization"
 
     @register_to_config
     def __init__(

@@ -70,21 +70,23 @@ class AdaptiveScoringModule(nn.Module):
 
     def scores(self, image: Tensor, text: Tensor, latents: Tensor, alpha_bar: Tensor) -> Tensor:
         """S (B, n_i) in fp32, positive, one in sum (Eqs. 5-8); arguments as of `forward`."""
-        textual = visual = None
-        if self.fusion != "visual":
-            context = weighted_pool(text, self.textual_pooling(text))
-            textual = self.textual_score_net(_beside(image, context))[..., 0]
-        if self.fusion != "textual":
-            positions = latents.flatten(2).transpose(1, 2)
-            context = weighted_pool(positions, self.visual_pooling(positions))
-            visual = self.visual_score_net(_beside(image, context))[..., 0]
-        if textual is None or visual is None:
-            fused = visual if textual is None else textual
-        elif self.fusion == "mean":
-            fused = (textual + visual) / 2
+        if self.fusion == "textual":
+            fused = self._textual_score(image, text)
+        elif self.fusion == "visual":
+            fused = self._visual_score(image, latents)
         else:
-            fused = fuse_by_schedule(textual, visual, alpha_bar)
+            textual, visual = self._textual_score(image, text), self._visual_score(image, latents)
+            fused = (textual + visual) / 2 if self.fusion == "mean" else fuse_by_schedule(textual, visual, alpha_bar)
         return fused.float().softmax(dim=1)
+
+    def _textual_score(self, image: Tensor, text: Tensor) -> Tensor:
+        context = weighted_pool(text, self.textual_pooling(text))
+        return self.textual_score_net(_beside(image, context))[..., 0]
+
+    def _visual_score(self, image: Tensor, latents: Tensor) -> Tensor:
+        positions = latents.flatten(2).transpose(1, 2)
+        context = weighted_pool(positions, self.visual_pooling(positions))
+        return self.visual_score_net(_beside(image, context))[..., 0]
 
 
 def weighted_pool(features: Tensor, logits: Tensor) -> Tensor:

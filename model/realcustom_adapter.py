@@ -31,6 +31,9 @@ class RealCustomAdapter(VisualAdapter):
             are the rows of Table 3.
     """
 
+    method = "RealCustom"
+    paper = "RealCustom: Narrowing Real Text Word for Real-Time Open-Domain Text-to-Image Customization"
+
     @register_to_config
     def __init__(
         self,

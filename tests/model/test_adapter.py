@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from torch import Tensor
 from model.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths, layer_downscale
 from model.backbone import Backbone
 from model.image_encoder import ReferenceFeatures
+from model.realcustom_adapter import RealCustomAdapter
 from model.visual_attention import AttentionRecorder, VisualAttentionProcessor
 
 
@@ -97,7 +99,8 @@ def test_gradients_reach_the_adapter_only(sd: Backbone) -> None:
 def test_save_and_load(sd: Backbone, tmp_path: Path) -> None:
     adapter = adapter_for(sd.unet)
     adapter.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    files = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
     adapter.attach(sd.unet)
     with torch.no_grad():
@@ -126,6 +129,29 @@ def test_the_ablations_come_back_from_disk(sd: Backbone, tmp_path: Path) -> None
     assert loaded(features()).keys_values.keys() == cross_attention_widths(sd.unet).keys()
 
 
+def test_a_subfolder_is_found_as_diffusers_does(sd: Backbone, tmp_path: Path) -> None:
+    adapter_for(sd.unet).save_pretrained(tmp_path / "adapter")
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path, subfolder="adapter")
+    assert loaded.state_dict().keys() == adapter_for(sd.unet).state_dict().keys()
+
+
+def test_the_model_card_says_what_was_saved(sd: Backbone, tmp_path: Path) -> None:
+    adapter = RealCustomPlusAdapter.from_unet(sd.unet, IMAGE_WIDTH, cross_scale=None)
+    adapter.save_pretrained(tmp_path)
+    _, header, text = (tmp_path / "README.md").read_text().split("---\n")
+    assert yaml.safe_load(header)["library_name"] == "diffusers"
+    assert text.startswith("# RealCustom++ adapter\n")
+    count = sum(parameter.numel() for parameter in adapter.parameters())
+    layers = len(cross_attention_widths(sd.unet))
+    for row in (f"cross-attention layers | {layers}", "cross_scale | None", f"parameters | {count:,}"):
+        assert f"| {row} |" in text
+    # Its example works.
+    names: dict[str, object] = {"unet": sd.unet}
+    example = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
+    exec(example.replace("this folder", str(tmp_path)), names)
+    assert isinstance(names["adapter"], RealCustomPlusAdapter)
+
+
 def test_incomplete_weights_are_refused(sd: Backbone, tmp_path: Path) -> None:
     adapter_for(sd.unet).save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -135,6 +161,38 @@ def test_incomplete_weights_are_refused(sd: Backbone, tmp_path: Path) -> None:
     save_file(stray, file, metadata={"format": "pt"})
     with pytest.raises(AdapterError, match=r"missing: \['projector\.deep_mlp\.bias'\], unexpected: \['stray'\]"):
         RealCustomPlusAdapter.from_pretrained(tmp_path)
+    save_file({**weights, "projector.deep_mlp.bias": torch.zeros(3)}, file, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"do not fit its config\.json: .*projector\.deep_mlp\.bias"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+
+
+def test_what_is_no_adapter_of_this_kind_is_refused(sd: Backbone, tmp_path: Path) -> None:
+    RealCustomAdapter.from_unet(sd.unet, IMAGE_WIDTH).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"holds a RealCustomAdapter, not a RealCustomPlusAdapter\.$"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=r"config\.json"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+
+
+def test_no_pickle_is_read(sd: Backbone, tmp_path: Path) -> None:
+    adapter = adapter_for(sd.unet)
+    adapter.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(adapter.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+
+
+def test_attaching_again_completes_what_somebody_replaced(sd: Backbone) -> None:
+    former, adapter = sd.unet.attn_processors, adapter_for(sd.unet)
+    adapter.attach(sd.unet)
+    layer = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    layer.set_processor(AttnProcessor2_0())
+    adapter.attach(sd.unet)
+    assert all(isinstance(processor.original, AttnProcessor2_0) for processor in sd.unet.attn_processors.values())
+    adapter.detach(sd.unet)
+    assert {type(processor) for processor in sd.unet.attn_processors.values()} == {type(next(iter(former.values())))}
 
 
 def test_another_base_is_refused(sd: Backbone, sdxl: Backbone) -> None:
