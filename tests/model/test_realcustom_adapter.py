@@ -20,7 +20,7 @@ def adapter_for(backbone: Backbone, score_fusion: ScoreFusion | None = "schedule
     torch.manual_seed(0)
     adapter = RealCustomAdapter.from_unet(backbone.unet, IMAGE_WIDTH, score_fusion)
     for linear in adapter.to_v_vision.values():
-        torch.nn.init.normal_(linear.weight)  # type: ignore[arg-type]
+        torch.nn.init.normal_(linear.weight)
     return adapter
 
 
