@@ -135,6 +135,20 @@ def test_a_subfolder_is_found_as_diffusers_does(sd: Backbone, tmp_path: Path) ->
     assert loaded.state_dict().keys() == adapter_for(sd.unet).state_dict().keys()
 
 
+def test_a_hub_id_is_found_in_the_hubs_cache(sd: Backbone, tmp_path: Path) -> None:
+    adapter, repository, commit = adapter_for(sd.unet), tmp_path / "models--somebody--adapter", "0123456789" * 4
+    adapter.save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    options = {"cache_dir": tmp_path, "local_files_only": True}
+    loaded = RealCustomPlusAdapter.from_pretrained("somebody/adapter", torch_dtype=torch.bfloat16, **options)
+    assert loaded.dtype == torch.bfloat16
+    expected = adapter.bfloat16().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    with pytest.raises(OSError, match="somebody/other"):
+        RealCustomPlusAdapter.from_pretrained("somebody/other", **options)
+
+
 def test_the_model_card_says_what_was_saved(sd: Backbone, tmp_path: Path) -> None:
     adapter = RealCustomPlusAdapter.from_unet(sd.unet, IMAGE_WIDTH, cross_scale=None)
     adapter.save_pretrained(tmp_path)
