@@ -75,10 +75,13 @@ class VisualAdapter(ModelMixin, ConfigMixin):
         return adapter
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """Write `config.json`, safetensors and a model card, README.md; `options` are those of diffusers."""
+        """Write `config.json`, safetensors and a model card, README.md; `options` are those of diffusers.
+
+        To publish the adapter upload the folder: with `push_to_hub` diffusers would send a card of its own.
+        """
         super().save_pretrained(save_directory, **options)
         card = model_card(type(self), self.method, self.paper, self.config, self.num_parameters())
-        (Path(save_directory) / "README.md").write_text(card)
+        (Path(save_directory) / "README.md").write_text(card, encoding="utf-8")
 
     def keys_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Image tokens f_ci (B, n_i, width) -> layer -> K_i = W_Ki f_ci, V_i = W_Vi f_ci, each (B, n_i, C)."""

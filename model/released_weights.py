@@ -54,6 +54,18 @@ _SDXL: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 2816,
 }
 _LISTED = 20  # keys that a message names; a file of another model lacks hundreds
+#: What reading a damaged file raises; a damaged pickle can raise most things.
+_DAMAGED = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+)
 
 
 class ReleasedWeightsError(AdapterError):
@@ -75,17 +87,15 @@ def convert_released(
         ReleasedWeightsError: keys are missing or unexpected, or tensors have a wrong shape (lists them).
     """
     shallow = any(key.startswith(_SHALLOW) for key in state)
-    base = state.get(f"{_PROJECTOR}.projector_base.weight")
-    image_width = 64 if base is None else base.shape[-1]  # any will do to list what is missing
-    shapes = cross_attention_widths(unet), image_width, unet.config.cross_attention_dim
+    widths = (cross_attention_widths(unet), _image_width(state), unet.config.cross_attention_dim)
     with torch.device("meta"):
-        adapter = RealCustomPlusAdapter(*shapes, cross_layer="concat" if shallow else None)
-        as_released = RealCustomPlusAdapter(*shapes, cross_scale=None)
+        adapter = RealCustomPlusAdapter(*widths, cross_layer="concat" if shallow else None)
     weights = _renamed(state, adapter, unet.state_dict().keys())
     if shallow and released_forward:
-        adapter = as_released
+        with torch.device("meta"):
+            adapter = RealCustomPlusAdapter(*widths, cross_scale=None)
     adapter.load_state_dict({name: weights[name] for name in adapter.state_dict()}, assign=True)
-    return adapter.requires_grad_(True)
+    return adapter
 
 
 def released_names(adapter: RealCustomPlusAdapter) -> dict[str, str]:
@@ -110,9 +120,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _DAMAGED as error:
         raise ReleasedWeightsError(f"{path} is damaged, or holds more than tensors; nothing was read.") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise ReleasedWeightsError(f"{path} holds no state dict: names with a tensor each.")
     return state
 
@@ -121,6 +133,12 @@ def sdxl_unet() -> UNet2DConditionModel:
     """A UNet of SDXL's shape without weights, to tell the names that a released file must have."""
     with torch.device("meta"):
         return UNet2DConditionModel(**_SDXL)
+
+
+def _image_width(state: Mapping[str, Tensor]) -> int:
+    """c; where the file cannot tell, any multiple of the head width will do to list what is wrong with it."""
+    base = state.get(f"{_PROJECTOR}.projector_base.weight")
+    return 64 if base is None or base.ndim != 2 or base.shape[1] % 64 else base.shape[1]
 
 
 def _renamed(state: Mapping[str, Tensor], adapter: RealCustomPlusAdapter, base: Collection[str]) -> dict[str, Tensor]:
@@ -153,7 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m model.released_weights", description=main.__doc__)
     parser.add_argument("source", metavar="SOURCE", type=Path)
     parser.add_argument("target", metavar="TARGET", type=Path)
-    parser.add_argument("--released-forward", action="store_true", help="compute what the authors' code computes")
+    parser.add_argument(
+        "--released-forward", action="store_true", help="leave f_high' out of Eq. 9, as the authors' code does"
+    )
     given = parser.parse_args(arguments)
     try:
         state = read_state_dict(given.source)

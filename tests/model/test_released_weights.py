@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,10 +157,18 @@ def test_another_models_file_is_refused(unet: UNet2DConditionModel) -> None:
         convert_released(unet.state_dict(), unet)
 
 
-def test_wrong_shapes_are_listed(unet: UNet2DConditionModel) -> None:
-    key = f"{PROJECTION}.projector.0.bias"
-    with pytest.raises(ReleasedWeightsError, match=rf"base's: {key} \(3,\), not \(512,\)\.$"):
-        convert_released({**released(unet, False), key: torch.zeros(3)}, unet)
+@pytest.mark.parametrize(
+    ("key", "shape", "wanted"),
+    [
+        ("projector.0.bias", (3,), r"\(3,\), not \(512,\)\.$"),
+        ("projector_base.weight", (32, 100), r"\(32, 100\), not \(32, 64\)"),
+        ("projector_base.weight", (), r"\(\), not \(32, 64\)"),
+    ],
+)
+def test_wrong_shapes_are_listed(unet: UNet2DConditionModel, key: str, shape: tuple[int, ...], wanted: str) -> None:
+    key = f"{PROJECTION}.{key}"
+    with pytest.raises(ReleasedWeightsError, match=rf"another shape than this base's: .*{key} {wanted}"):
+        convert_released({**released(unet, False), key: torch.zeros(shape)}, unet)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "bin", "safetensors"])
@@ -190,12 +199,30 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(ReleasedWeightsError, match=rf"{name} is damaged, or holds more than tensors"):
             read_state_dict(tmp_path / name)
     assert not sprung.exists()
-    torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    with pytest.raises(ReleasedWeightsError, match="holds no state dict"):
-        read_state_dict(tmp_path / "list.pth")
+    for other in ([torch.zeros(1)], {"state_dict": {"x": torch.zeros(1)}}, {1: torch.zeros(1)}):
+        torch.save(other, tmp_path / "other.pth")
+        with pytest.raises(ReleasedWeightsError, match=r"other\.pth holds no state dict"):
+            read_state_dict(tmp_path / "other.pth")
     for suffix in ("pth", "safetensors"):
         with pytest.raises(FileNotFoundError):
             read_state_dict(tmp_path / f"absent.{suffix}")
+
+
+def test_a_damaged_pickle_raises_nothing_else(tmp_path: Path) -> None:
+    path, generator = tmp_path / "weights.pth", random.Random(0)
+    torch.save({"x": torch.zeros(2)}, path)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(4):
+            damaged[generator.randrange(len(whole))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_state_dict(path)
+        except ReleasedWeightsError:
+            refused += 1
+    assert refused > 100  # the others were hit where it does not matter, or in the numbers
 
 
 def test_sdxl_has_seventy_cross_attention_layers() -> None:
