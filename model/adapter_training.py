@@ -25,6 +25,7 @@ from model.backbone import Backbone, PromptEmbedding, load_backbone
 from model.cpu_training import halve_products, plain_attention
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.projector import Combination
 from model.seeding import generator_of
 
 #: The gain over the base without adapter is measured this often; it costs a forward pass.
@@ -138,6 +139,7 @@ class AdapterTask:
         picture: Id of the plan -> encoded picture.
         resolution: Side of the target pictures, pixels.
         drop_text: Share of examples that lose their caption, likewise `drop_image` and `drop_both`; disjoint.
+        cross_layer: How f_shallow' joins in CCP, likewise `cross_scale` f_high'; see `CrossLayerCrossScaleProjector`.
         half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
         device: Where the frozen models are.
     """
@@ -151,6 +153,8 @@ class AdapterTask:
     drop_image: float
     drop_both: float
     seed: int
+    cross_layer: Combination | None = "concat"
+    cross_scale: Combination | None = "add"
     half: bool = True
     device: str = "cpu"
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
@@ -159,8 +163,13 @@ class AdapterTask:
     def module(self) -> AdapterModule:
         """Load the frozen models and start an adapter that changes nothing yet."""
         frozen = self.load()
-        unet = frozen.backbone.unet
-        return AdapterModule(RealCustomPlusAdapter.from_unet(unet, frozen.encoders.width), frozen)
+        adapter = RealCustomPlusAdapter.from_unet(
+            frozen.backbone.unet,
+            frozen.encoders.width,
+            cross_layer=self.cross_layer,
+            cross_scale=self.cross_scale,
+        )
+        return AdapterModule(adapter, frozen)
 
     def load(self) -> FrozenModels:
         """The frozen models; loaded once a process."""

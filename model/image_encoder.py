@@ -178,6 +178,11 @@ class ImageEncoders(nn.Module):
         tiled, _ = self._encode(views)
         return ReferenceFeatures(deep, torch.cat(levels, dim=1), tiled.reshape(batch, -1, self.width))
 
+    @torch.no_grad()
+    def tokens(self, pictures: Tensor) -> Tensor:
+        """RealCustom's image tokens f_ci (B, n, c): the deep features alone, without tiles; `pictures` as above."""
+        return self._encode(_resize(pictures, self.reference_size))[0]
+
     def encode(self, pictures: Sequence[Image.Image]) -> ReferenceFeatures:
         """Features of RGB pictures of any size and shape: their central squares.
 

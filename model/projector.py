@@ -4,6 +4,9 @@ Legend of shapes: B batch, n patches of the low-resolution reference, L shallow 
 of the image features, c_t width of the text states (the UNet's cross-attention width).
 """
 
+from collections.abc import Sequence
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
@@ -11,6 +14,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from model.image_encoder import ReferenceFeatures
+
+#: How features join the deep ones: as more tokens beside them, or added to them element by element.
+Combination = Literal["concat", "add"]
 
 
 class MinAttention(nn.Module):
@@ -57,26 +63,62 @@ class CrossLayerCrossScaleProjector(ModelMixin, ConfigMixin):
     """Image features of the reference -> visual condition f_ci in the space of the text states (Eqs. 5-9).
 
     Shallow layers give the subject's structure, the high-resolution tiles its details. The MLP of the deep features is
-    one linear layer, as in the authors' code.
+    one linear layer, as in the authors' code. Rows of Tables VIII and IX by (`cross_layer`, `cross_scale`):
+
+        (None, None)           VIII 1: the naive projector
+        ("concat", None)       VIII 2: with the cross-layer mechanism
+        ("concat", "add")      VIII 3 = IX: CCP, Eq. 9; the default
+        ("concat", "concat")   IX: both beside the deep features
+        ("add", "concat")      IX: the other way round
+
+    Table IX prints CCP as "cross-scale token concat + cross-layer element add"; Eq. 9 and the text of Sec. IV-C say
+    the opposite, and they are followed. A branch that is None has no weights.
 
     Args:
         image_width: c, width of the encoders' features (all encoders concatenated).
         token_width: c_t.
         head_width: of the cross-attentions.
+        cross_layer: how f_shallow' joins; None leaves Eqs. 5-6 out.
+        cross_scale: how f_high' joins; None leaves Eqs. 7-8 out.
+
+    Raises:
+        ValueError: a combination of another name, or a width that does not divide into heads.
     """
 
     @register_to_config
-    def __init__(self, image_width: int, token_width: int, head_width: int = 64) -> None:
+    def __init__(
+        self,
+        image_width: int,
+        token_width: int,
+        head_width: int = 64,
+        cross_layer: Combination | None = "concat",
+        cross_scale: Combination | None = "add",
+    ) -> None:
         super().__init__()
-        self.shallow_attention = MinAttention(image_width, head_width)
-        self.shallow_mlp = _mlp(image_width, token_width)
-        self.high_attention = MinAttention(image_width, head_width)
-        self.high_mlp = _mlp(image_width, token_width)
+        for name, value in {"cross_layer": cross_layer, "cross_scale": cross_scale}.items():
+            if value not in (None, *get_args(Combination)):
+                raise ValueError(f"{name} is {value!r}; it must be 'concat', 'add' or None.")
+        if cross_layer is not None:
+            self.shallow_attention = MinAttention(image_width, head_width)
+            self.shallow_mlp = _mlp(image_width, token_width)
+        if cross_scale is not None:
+            self.high_attention = MinAttention(image_width, head_width)
+            self.high_mlp = _mlp(image_width, token_width)
         self.deep_mlp = nn.Linear(image_width, token_width)
 
     def forward(self, features: ReferenceFeatures) -> Tensor:
-        """Deep (B, n, c), shallow (B, L * n, c), high (B, T * n, c) -> f_ci (B, 2 * n, c_t)."""
-        deep = features.deep
-        shallow = self.shallow_mlp(self.shallow_attention(deep, features.shallow))  # Eqs. 5-6
-        high = self.high_mlp(self.high_attention(deep, features.high))  # Eqs. 7-8
-        return torch.cat([shallow, self.deep_mlp(deep) + high], dim=1)  # Eq. 9
+        """Deep (B, n, c), shallow (B, L * n, c), high (B, T * n, c) -> f_ci (B, n, c_t), n more a "concat"."""
+        deep, branches = features.deep, []
+        cross_layer, cross_scale = self.config["cross_layer"], self.config["cross_scale"]
+        if cross_layer is not None:
+            branches.append((cross_layer, self.shallow_mlp(self.shallow_attention(deep, features.shallow))))  # Eqs. 5-6
+        if cross_scale is not None:
+            branches.append((cross_scale, self.high_mlp(self.high_attention(deep, features.high))))  # Eqs. 7-8
+        return combine(self.deep_mlp(deep), branches)
+
+
+def combine(deep: Tensor, branches: Sequence[tuple[Combination, Tensor]]) -> Tensor:
+    """Eq. 9 and its ablations: branches (B, n, c_t) beside or added to MLP(f_deep) (B, n, c_t)."""
+    beside = [tokens for combination, tokens in branches if combination == "concat"]
+    added = [tokens for combination, tokens in branches if combination == "add"]
+    return torch.cat([*beside, sum(added, deep)], dim=1)

@@ -7,6 +7,7 @@ section has its stage's name; `run`, `backbone` and `inference` are shared. `Non
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from model.micro_sd.recipe import Recipe
 
@@ -166,6 +167,9 @@ class TrainAdapterConfig:
     """CCP and visual K/V on the plan (RealCustom++ Sec. III-C)."""
 
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=1.5e-3))
+    # How the shallow and the high-resolution features join the deep ones (Eq. 9; Tables VIII and IX); null: not at all.
+    cross_layer: Literal["concat", "add"] | None = "concat"
+    cross_scale: Literal["concat", "add"] | None = "add"
     drop_text: float = 0.05
     drop_image: float = 0.05
     drop_both: float = 0.05

@@ -81,30 +81,14 @@ class PlanPictures:
 def run(context: StageContext) -> StageResult:
     """Train the adapter; its weights go to `adapter/`, the curves to `curves.png`."""
     config = context.config.train_adapter
-    inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
-    plan = PlanReader(inputs["curriculum"] / "plan")
+    plan = PlanReader(context.inputs["curriculum"].resolve() / "plan")
     for size in plan.batch_sizes():
         if size % config.trainer.workers:
             raise StageError(
                 f"{size} examples a step cannot be shared out among {config.trainer.workers} workers: set "
                 "curriculum.batch_size to a multiple of train_adapter.trainer.workers."
             )
-    task = AdapterTask(
-        backbone=absolute_location(backbone_location(context.config.backbone, inputs)),
-        encoders=loading_options(context.config.backbone),
-        rows=plan,
-        picture=PlanPictures(
-            PictureStore(inputs["filter"] / "samples", "sample_id"),
-            PictureStore(inputs["multiview"] / "frames", "frame_id"),
-        ),
-        resolution=context.config.backbone.resolution,
-        drop_text=config.drop_text,
-        drop_image=config.drop_image,
-        drop_both=config.drop_both,
-        seed=context.config.run.seed,
-        half=config.trainer.precision == "bf16",
-        device="cuda" if config.trainer.use_gpu else "cpu",
-    )
+    task = adapter_task(context, plan)
     weights, curves = fit(
         task,
         steps=plan.steps,
@@ -119,6 +103,30 @@ def run(context: StageContext) -> StageResult:
     plot_curves(curves, ["loss", "gain", "samples_per_second"], "Training of the adapter", picture)
     context.report.picture("curves", picture)
     return StageResult(metrics=_summary(curves), notes={"steps": str(plan.steps)})
+
+
+def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
+    """The training problem that the configuration describes."""
+    config = context.config.train_adapter
+    inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
+    return AdapterTask(
+        backbone=absolute_location(backbone_location(context.config.backbone, inputs)),
+        encoders=loading_options(context.config.backbone),
+        rows=plan,
+        picture=PlanPictures(
+            PictureStore(inputs["filter"] / "samples", "sample_id"),
+            PictureStore(inputs["multiview"] / "frames", "frame_id"),
+        ),
+        resolution=context.config.backbone.resolution,
+        drop_text=config.drop_text,
+        drop_image=config.drop_image,
+        drop_both=config.drop_both,
+        seed=context.config.run.seed,
+        cross_layer=config.cross_layer,
+        cross_scale=config.cross_scale,
+        half=config.trainer.precision == "bf16",
+        device="cuda" if config.trainer.use_gpu else "cpu",
+    )
 
 
 def _summary(curves: Curves) -> dict[str, float]:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
@@ -13,6 +15,7 @@ from torch import Tensor
 from model.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths, layer_downscale
 from model.backbone import Backbone
 from model.image_encoder import ReferenceFeatures
+from model.realcustom_adapter import RealCustomAdapter
 from model.visual_attention import AttentionRecorder, VisualAttentionProcessor
 
 
@@ -96,7 +99,8 @@ def test_gradients_reach_the_adapter_only(sd: Backbone) -> None:
 def test_save_and_load(sd: Backbone, tmp_path: Path) -> None:
     adapter = adapter_for(sd.unet)
     adapter.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    files = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
     loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
     adapter.attach(sd.unet)
     with torch.no_grad():
@@ -104,6 +108,62 @@ def test_save_and_load(sd: Backbone, tmp_path: Path) -> None:
         adapter.detach(sd.unet)
         loaded.attach(sd.unet)
         assert torch.equal(predict(sd, visual=loaded(features())), first)
+
+
+def test_an_adapter_saved_before_the_ablations_is_ccp(sd: Backbone, tmp_path: Path) -> None:
+    adapter = adapter_for(sd.unet)
+    adapter.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["cross_layer"], config["cross_scale"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert (loaded.config["cross_layer"], loaded.config["cross_scale"]) == ("concat", "add")
+    assert torch.equal(loaded.projector(features()), adapter.projector(features()))
+
+
+def test_the_ablations_come_back_from_disk(sd: Backbone, tmp_path: Path) -> None:
+    naive = RealCustomPlusAdapter.from_unet(sd.unet, IMAGE_WIDTH, cross_layer=None, cross_scale=None)
+    naive.save_pretrained(tmp_path)
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert {name.split(".")[0] for name in loaded.projector.state_dict()} == {"deep_mlp"}
+    assert loaded(features()).keys_values.keys() == cross_attention_widths(sd.unet).keys()
+
+
+def test_a_subfolder_is_found_as_diffusers_does(sd: Backbone, tmp_path: Path) -> None:
+    adapter_for(sd.unet).save_pretrained(tmp_path / "adapter")
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path, subfolder="adapter")
+    assert loaded.state_dict().keys() == adapter_for(sd.unet).state_dict().keys()
+
+
+def test_a_hub_id_is_found_in_the_hubs_cache(sd: Backbone, tmp_path: Path) -> None:
+    adapter, repository, commit = adapter_for(sd.unet), tmp_path / "models--somebody--adapter", "0123456789" * 4
+    adapter.save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    options = {"cache_dir": tmp_path, "local_files_only": True}
+    loaded = RealCustomPlusAdapter.from_pretrained("somebody/adapter", torch_dtype=torch.bfloat16, **options)
+    assert loaded.dtype == torch.bfloat16
+    expected = adapter.bfloat16().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    with pytest.raises(OSError, match="somebody/other"):
+        RealCustomPlusAdapter.from_pretrained("somebody/other", **options)
+
+
+def test_the_model_card_says_what_was_saved(sd: Backbone, tmp_path: Path) -> None:
+    adapter = RealCustomPlusAdapter.from_unet(sd.unet, IMAGE_WIDTH, cross_scale=None)
+    adapter.save_pretrained(tmp_path)
+    _, header, text = (tmp_path / "README.md").read_text().split("---\n")
+    assert yaml.safe_load(header)["library_name"] == "diffusers"
+    assert text.startswith("# RealCustom++ adapter\n")
+    count = sum(parameter.numel() for parameter in adapter.parameters())
+    layers = len(cross_attention_widths(sd.unet))
+    for row in (f"cross-attention layers | {layers}", "cross_scale | None", f"parameters | {count:,}"):
+        assert f"| {row} |" in text
+    # Its example works.
+    names: dict[str, object] = {"unet": sd.unet}
+    example = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
+    exec(example.replace("this folder", str(tmp_path)), names)
+    assert isinstance(names["adapter"], RealCustomPlusAdapter)
 
 
 def test_incomplete_weights_are_refused(sd: Backbone, tmp_path: Path) -> None:
@@ -115,6 +175,38 @@ def test_incomplete_weights_are_refused(sd: Backbone, tmp_path: Path) -> None:
     save_file(stray, file, metadata={"format": "pt"})
     with pytest.raises(AdapterError, match=r"missing: \['projector\.deep_mlp\.bias'\], unexpected: \['stray'\]"):
         RealCustomPlusAdapter.from_pretrained(tmp_path)
+    save_file({**weights, "projector.deep_mlp.bias": torch.zeros(3)}, file, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"do not fit its config\.json: .*projector\.deep_mlp\.bias"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+
+
+def test_what_is_no_adapter_of_this_kind_is_refused(sd: Backbone, tmp_path: Path) -> None:
+    RealCustomAdapter.from_unet(sd.unet, IMAGE_WIDTH).save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match=r"holds a RealCustomAdapter, not a RealCustomPlusAdapter\.$"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=r"config\.json"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+
+
+def test_no_pickle_is_read(sd: Backbone, tmp_path: Path) -> None:
+    adapter = adapter_for(sd.unet)
+    adapter.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(adapter.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+
+
+def test_attaching_again_completes_what_somebody_replaced(sd: Backbone) -> None:
+    former, adapter = sd.unet.attn_processors, adapter_for(sd.unet)
+    adapter.attach(sd.unet)
+    layer = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    layer.set_processor(AttnProcessor2_0())
+    adapter.attach(sd.unet)
+    assert all(isinstance(processor.original, AttnProcessor2_0) for processor in sd.unet.attn_processors.values())
+    adapter.detach(sd.unet)
+    assert {type(processor) for processor in sd.unet.attn_processors.values()} == {type(next(iter(former.values())))}
 
 
 def test_another_base_is_refused(sd: Backbone, sdxl: Backbone) -> None:
@@ -123,7 +215,7 @@ def test_another_base_is_refused(sd: Backbone, sdxl: Backbone) -> None:
         adapter.attach(sdxl.unet)
     assert sdxl.unet.attn_processors == former
     layers = cross_attention_widths(sd.unet)
-    with pytest.raises(AdapterError, match="tokens have width 24"):
+    with pytest.raises(AdapterError, match="text states of width 24, the base's have 16"):
         RealCustomPlusAdapter(layers, IMAGE_WIDTH, 24).attach(sd.unet)
     narrow = RealCustomPlusAdapter(layers | {next(iter(layers)): 4}, IMAGE_WIDTH, 16)
     with pytest.raises(AdapterError, match="width 8 in the base and 4 in the adapter"):

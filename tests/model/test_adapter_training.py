@@ -160,6 +160,18 @@ def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -
     assert any(linear.weight.abs().sum() > 0 for linear in loaded.to_v_vision.values())
 
 
+def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_path: Path) -> None:
+    task = make_task(sd_folder, cross_layer="add", cross_scale="concat")
+    module = task.module()
+    with torch.no_grad():
+        randomise_values(module)
+    module(task.batch(1, 0, 1))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in module.adapter.projector.parameters())
+    task.export(module, tmp_path)
+    config = RealCustomPlusAdapter.from_pretrained(tmp_path).config
+    assert (config["cross_layer"], config["cross_scale"]) == ("add", "concat")
+
+
 def test_training_lowers_the_loss_of_one_batch(sd_folder: Path) -> None:
     task = make_task(sd_folder)
     module = task.module()

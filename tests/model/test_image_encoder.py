@@ -53,6 +53,7 @@ def test_features_of_the_backbones_own_clip(sd_folder: Path) -> None:
 
     features = micro(sd_folder).features(pictures)
     torch.testing.assert_close(features.deep, states(pictures)[3])
+    torch.testing.assert_close(micro(sd_folder).tokens(pictures), states(pictures)[3])
     torch.testing.assert_close(features.shallow, torch.cat(states(pictures)[1:3], dim=1))
     large = F.interpolate(pictures, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
     corners = [large[:, :, top : top + 16, left : left + 16] for top in (0, 16) for left in (0, 16)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.image_encoder import ReferenceFeatures
-from model.projector import CrossLayerCrossScaleProjector, MinAttention
+from model.projector import Combination, CrossLayerCrossScaleProjector, MinAttention
 
 
 def features(width: int = 8) -> ReferenceFeatures:
@@ -66,31 +67,70 @@ def naive_mlp(weights: dict[str, Tensor], prefix: str, x: Tensor) -> Tensor:
     return layer_norm(x, weights[f"{prefix}.5.weight"], weights[f"{prefix}.5.bias"])
 
 
-def test_projector_equations_5_to_9() -> None:
+Branch = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
+
+#: (cross_layer, cross_scale) -> the groups of tokens from f_shallow', f_high' and MLP(f_deep), written out.
+COMBINATIONS: dict[tuple[Combination | None, Combination | None], Branch] = {
+    (None, None): lambda shallow, high, deep: [deep],  # Table VIII 1
+    ("concat", None): lambda shallow, high, deep: [shallow, deep],  # Table VIII 2
+    ("concat", "add"): lambda shallow, high, deep: [shallow, deep + high],  # Eq. 9; Table VIII 3
+    ("concat", "concat"): lambda shallow, high, deep: [shallow, high, deep],  # Table IX
+    ("add", "concat"): lambda shallow, high, deep: [high, deep + shallow],  # Table IX
+    (None, "add"): lambda shallow, high, deep: [deep + high],  # the authors' first release
+}
+every_combination = pytest.mark.parametrize("combination", COMBINATIONS, ids=str)
+
+
+@every_combination
+def test_projector_equations_5_to_9(combination: tuple[Combination | None, Combination | None]) -> None:
     torch.manual_seed(0)
-    projector = CrossLayerCrossScaleProjector(8, 6, 4)
-    weights = {name: parameter.detach() for name, parameter in projector.named_parameters()}
+    full = CrossLayerCrossScaleProjector(8, 6, 4)
+    projector = CrossLayerCrossScaleProjector(8, 6, 4, *combination)
+    weights = {name: parameter.detach() for name, parameter in full.named_parameters()}
+    projector.load_state_dict({name: weights[name] for name in projector.state_dict()})
     data = features()
     with torch.no_grad():
-        shallow = naive_mlp(
-            weights, "shallow_mlp", naive_attention(projector.shallow_attention, data.deep, data.shallow)
-        )
-        high = naive_mlp(weights, "high_mlp", naive_attention(projector.high_attention, data.deep, data.high))
+        shallow = naive_mlp(weights, "shallow_mlp", naive_attention(full.shallow_attention, data.deep, data.shallow))
+        high = naive_mlp(weights, "high_mlp", naive_attention(full.high_attention, data.deep, data.high))
         deep = data.deep @ weights["deep_mlp.weight"].T + weights["deep_mlp.bias"]
         tokens = projector(data)
-    assert tokens.shape == (2, 10, 6)
-    torch.testing.assert_close(tokens[:, :5], shallow, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(tokens[:, 5:], deep + high, rtol=1e-5, atol=1e-5)
+    groups = COMBINATIONS[combination](shallow, high, deep)
+    assert tokens.shape == (2, 5 * len(groups), 6)
+    for group, expected in zip(tokens.split(5, dim=1), groups, strict=True):
+        torch.testing.assert_close(group, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_every_weight_learns() -> None:
-    projector = CrossLayerCrossScaleProjector(8, 6)
+@every_combination
+def test_every_weight_learns(combination: tuple[Combination | None, Combination | None]) -> None:
+    projector = CrossLayerCrossScaleProjector(8, 6, 64, *combination)
     (projector(features()) ** 2).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in projector.parameters())
 
 
+def test_names_of_the_weights_of_ccp() -> None:
+    """Saved adapters and the import of the authors' weights rely on them."""
+    attention = [
+        "norm1.weight",
+        "norm1.bias",
+        "norm2.weight",
+        "norm2.bias",
+        "to_q.weight",
+        "to_k.weight",
+        "to_v.weight",
+    ]
+    mlp = [f"{layer}.{kind}" for layer in (0, 2, 4, 5) for kind in ("weight", "bias")]
+    names = {f"{branch}_attention.{name}" for branch in ("shallow", "high") for name in attention}
+    names |= {f"{branch}_mlp.{name}" for branch in ("shallow", "high") for name in mlp}
+    assert set(CrossLayerCrossScaleProjector(8, 6).state_dict()) == names | {"deep_mlp.weight", "deep_mlp.bias"}
+
+
+def test_an_unknown_combination() -> None:
+    with pytest.raises(ValueError, match=r"^cross_scale is 'sum'; it must be 'concat', 'add' or None\.$"):
+        CrossLayerCrossScaleProjector(8, 6, cross_scale="sum")
+
+
 def test_save_and_load(tmp_path: Path) -> None:
-    projector = CrossLayerCrossScaleProjector(8, 6, 4)
+    projector = CrossLayerCrossScaleProjector(8, 6, 4, "add", "concat")
     projector.save_pretrained(tmp_path)
     loaded = CrossLayerCrossScaleProjector.from_pretrained(tmp_path)
     assert torch.equal(loaded(features()), projector(features()))

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import pytest
 from hypothesis import given
@@ -68,6 +68,8 @@ def test_the_papers_settings(profile: str, resolution: int, steps: int, guidance
         ("curriculum.steps=10", "curriculum.steps", 10),
         ("customize.learning_rate=1e-4", "customize.learning_rate", 1e-4),
         ("train_adapter.trainer.workers=1", "train_adapter.trainer.workers", 1),
+        ("train_adapter.cross_layer=add", "train_adapter.cross_layer", "add"),
+        ("train_adapter.cross_scale=null", "train_adapter.cross_scale", None),
         ("customize.word=7", "customize.word", "7"),
         ("customize.placeholder=[v]", "customize.placeholder", "[v]"),
         ("prompts.endpoint=http://127.0.0.1:1/v1?a=b", "prompts.endpoint", "http://127.0.0.1:1/v1?a=b"),
@@ -97,6 +99,7 @@ def test_settings_are_typed(setting: str, key: str, value: object) -> None:
         ("filter.drop_duplicates=3", "filter.drop_duplicates takes true or false, not 3."),
         ("curriculum.steps=null", "curriculum.steps takes a whole number, not None."),
         ("curriculum.steps=", "curriculum.steps takes a whole number, not None."),
+        ("train_adapter.cross_scale=sum", "train_adapter.cross_scale takes one of 'concat', 'add' or null, not 'sum'."),
         ("curriculum.steps=[1", "curriculum.steps takes a whole number, not '[1'."),
         ("prompts.concepts=toy", "prompts.concepts takes a list [..] of items that are each text, not 'toy'."),
         (
@@ -181,6 +184,8 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
         return plain[kind]
     if type(None) in getattr(kind, "__args__", ()):
         return st.none() | _values(next(part for part in kind.__args__ if part is not type(None)))
+    if get_origin(kind) is Literal:
+        return st.sampled_from(kind.__args__)
     values = st.lists(_values(kind.__args__[0]), max_size=3)
     return values.map(tuple) if kind.__origin__ is tuple else values
 

@@ -19,7 +19,7 @@ from model.adapter import RealCustomPlusAdapter
 from stages.datasets import PictureStore, write_dataset
 from stages.schemas import FRAMES, PLAN, SAMPLES
 from stages.stage import StageError
-from stages.train_adapter import PlanPictures, PlanReader, run
+from stages.train_adapter import PlanPictures, PlanReader, adapter_task, run
 
 STEPS, BATCH = 6, 4
 
@@ -91,6 +91,19 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(inputs: Mapping[str, Path]
     context = make_context(tmp_path, inputs, train_adapter={"trainer": {"workers": 3}})
     with pytest.raises(StageError, match=r"^4 examples a step cannot be shared out among 3 workers"):
         run(context)
+
+
+def test_the_configuration_chooses_the_projector(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = PlanReader(inputs["curriculum"] / "plan")
+    naive = make_context(tmp_path, inputs, train_adapter={"cross_layer": None, "cross_scale": None})
+    projectors = [
+        adapter_task(context, plan).module().adapter.projector for context in (make_context(tmp_path, inputs), naive)
+    ]
+    modules = [{name.split(".")[0] for name in projector.state_dict()} for projector in projectors]
+    assert modules == [
+        {"shallow_attention", "shallow_mlp", "high_attention", "high_mlp", "deep_mlp"},
+        {"deep_mlp"},
+    ]
 
 
 @pytest.mark.slow
