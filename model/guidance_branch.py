@@ -26,7 +26,7 @@ from model.subjects import GenerationError
 from model.visual_attention import VisualAttentionProcessor
 
 
-class _AllRecorded(Exception):  # noqa: N818
+class PassEnded(Exception):  # noqa: N818
     """Not an error, but the way out: the last layer that takes part has been recorded."""
 
 
@@ -72,6 +72,7 @@ class GuidanceRecorder:
     layers: GuidanceLayers
     indicator: Tensor  # (B, n_t, S), 1 at the tokens of each subject's word
     latent: Grid
+    ends_pass: bool = True  # when all layers are recorded
     _seen: set[str] = field(default_factory=set)
     _crosses: list[Tensor] = field(default_factory=list)  # each layer's map at the largest grid, (B, N, S)
     _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # self-attention's queries and keys
@@ -82,7 +83,8 @@ class GuidanceRecorder:
         return layer in self.layers.cross or layer in self.layers.selves
 
     def record(self, layer: str, query: Tensor, key: Tensor) -> None:
-        """`query` (B, H, N, d) and `key` (B, H, n, d) of a layer; after the last one the pass ends."""
+        """`query` (B, H, N, d) and `key` (B, H, n, d) of a layer; of more rows the last B count."""
+        query, key = query[-len(self.indicator) :], key[-len(self.indicator) :]
         self._seen.add(layer)
         if layer in self.layers.cross:
             grid, largest = (grid_at(self.latent, at) for at in (self.layers.cross[layer], self.layers.largest))
@@ -93,36 +95,25 @@ class GuidanceRecorder:
             cross = torch.stack(self._crosses).mean(0)
             self._products += [attend(*waiting, cross) for waiting in self._waiting]
             self._waiting.clear()
-        if len(self._seen) == len(self.layers.cross) + len(self.layers.selves):
-            raise _AllRecorded
+        if self.ends_pass and len(self._seen) == len(self.layers.cross) + len(self.layers.selves):
+            raise PassEnded
 
     def maps(self) -> Tensor:
         """M (B, N, S) in fp32."""
         return torch.stack(self._products).mean(0)
 
 
-def guidance_maps(
-    backbone: Backbone,
-    latents: Tensor,
-    timestep: Tensor,
-    text: PromptEmbedding,
-    layers: GuidanceLayers,
-    indicator: Tensor,
-) -> Tensor:
-    """M of every subject (Eq. 12) from one pass of the guidance branch.
+def run_guidance_branch(
+    backbone: Backbone, latents: Tensor, timestep: Tensor, text: PromptEmbedding, recorder: GuidanceRecorder
+) -> None:
+    """One pass with text alone, until `recorder` has all layers.
 
     Args:
         backbone: with an attached adapter.
         latents: (B, 4, h, w), as the UNet takes them.
         timestep: of the step.
         text: B rows.
-        layers: which take part.
-        indicator: (B, n_t, S), 1 at the tokens of each subject's word.
-
-    Returns:
-        (B, N, S) in fp32 with N positions of the largest attention grid
+        recorder: has the maps afterwards.
     """
-    recorder = GuidanceRecorder(layers, indicator, (latents.shape[2], latents.shape[3]))
-    with suppress(_AllRecorded):
+    with suppress(PassEnded):
         backbone.predict(latents, timestep, text, recorder=recorder)
-    return recorder.maps()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,10 +41,11 @@ def naive_maps(
     positions: Sequence[Sequence[Sequence[int]]],
     cross: int,
     largest: int,
+    **attention: Any,
 ) -> Tensor:
     """M = M_self M_cross (RealCustom++ Eq. 12) of a whole pass; cross, largest: downscales. Returns (B, N, S)."""
     kept = KeepAll()
-    backbone.predict(latents, timestep, text, recorder=kept)
+    backbone.predict(latents, timestep, text, recorder=kept, **attention)
     levels = len(backbone.unet.config.block_out_channels)
     height, width = latents.shape[2:]
     selves, crosses = [], []

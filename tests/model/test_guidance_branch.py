@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
 from model.backbone import Backbone, load_backbone
-from model.guidance_branch import GuidanceLayers, GuidanceRecorder, guidance_maps
+from model.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
 from model.mask_guidance import token_indicator
 from model.subjects import GenerationError
 from model.visual_attention import VisualAttentionProcessor
@@ -54,7 +54,9 @@ def positions(backbone: Backbone) -> list[list[list[int]]]:
 def maps(backbone: Backbone, name: str, latents: Tensor) -> Tensor:
     text = backbone.encode_prompt(PROMPTS)
     indicator = token_indicator(positions(backbone), text.hidden.shape[1])
-    return guidance_maps(backbone, latents, torch.tensor(500), text, layers(backbone, name), indicator)
+    recorder = GuidanceRecorder(layers(backbone, name), indicator, (latents.shape[2], latents.shape[3]))
+    run_guidance_branch(backbone, latents, torch.tensor(500), text, recorder)
+    return recorder.maps()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (10, 6)])

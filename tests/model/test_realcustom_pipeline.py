@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +19,16 @@ from diffusers import (
 )
 from PIL import Image
 from tiny_models import ENCODERS, RESOLUTION
+from tiny_pipelines import CROSS, PROMPTS, build, subjects
 from torch import Tensor
 
-from model.adapter import RealCustomPlusAdapter
-from model.backbone import Backbone, WordNotInPromptError, load_backbone
-from model.image_encoder import ImageEncoders
+from model.backbone import load_backbone
 from model.mask_guidance import grid_at
-from model.realcustom_pipeline import (
-    GenerationError,
-    RealCustomOutput,
-    RealCustomPlusPipeline,
-    acting_steps,
-    guidance_steps,
-)
+from model.realcustom_pipeline import RealCustomOutput, RealCustomPlusPipeline
 from model.subjects import Subject
 from model.visual_attention import Region, VisualCondition
 
-PROMPTS = ["a cat in a hat", "a toy in a cat"]
 WORDS = ["cat", "toy"]
-CROSS = {"sd": [4], "sdxl": [2]}  # 4 x 4 maps in both: the papers' 16 x 16 and 32 x 32
-
-
-def subjects(count: int = 2) -> list[Image.Image]:
-    values = np.random.default_rng(0).integers(0, 256, (count, 40, 32, 3), dtype=np.uint8)
-    return [Image.fromarray(picture) for picture in values]
-
-
-def build(folder: Path, scheduler: Any = None) -> RealCustomPlusPipeline:
-    """With an adapter whose effect is plain to see."""
-    options = dict(ENCODERS)
-    encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
-    backbone = load_backbone(folder)
-    torch.manual_seed(0)
-    adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
-    for linear in adapter.to_v_vision.values():
-        torch.nn.init.normal_(linear.weight)
-    return RealCustomPlusPipeline(backbone, adapter, encoders, scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +86,11 @@ def straightforward(
     guided: list[int],
     acting: range,
     steps: int = 4,
+    follows: Sequence[int] = (),
 ) -> Tensor:
     """Secs. III-D and III-E, one whole pass after the other, every subject on its own: guidance branch with its
-    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6."""
+    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. The masks of the steps `follows`
+    come from the generation branch one step before."""
     backbone, largest = pipeline.backbone, {"sd": 1, "sdxl": 2}[name]
     assert pipeline.image_encoders is not None
     assert pipeline.adapter is not None
@@ -128,10 +104,11 @@ def straightforward(
     scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
     scheduler.set_timesteps(steps)
     latents = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
-    masks = torch.zeros(2, grid[0] * grid[1], count)
+    maps = masks = torch.zeros(2, grid[0] * grid[1], count)
     for step, timestep in enumerate(scheduler.timesteps):
         if step in guided:
             maps = naive_maps(backbone, latents, timestep, text, positions, 4, largest)
+        if step in guided or step in follows:
             for row in range(2):
                 selected = printed_loop(maps[row], counts[row])
                 masks[row] = selected / selected.max(0).values
@@ -145,6 +122,7 @@ def straightforward(
         unconditional = backbone.predict(latents, timestep, empty)
         attention: dict[str, Any] = {"visual": visual} if step in acting else {}
         conditional = backbone.predict(latents, timestep, text, **attention)
+        maps = naive_maps(backbone, latents, timestep, text, positions, 4, largest, **attention)
         noise_pred = unconditional + 3.0 * (conditional - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents
@@ -167,10 +145,10 @@ def test_result_is_that_of_the_straightforward_loop(name: str, pipelines: dict[s
 
 
 @torch.no_grad()
-def test_refreshed_and_delayed_masks_are_those_of_the_straightforward_loop(
+def test_fast_and_delayed_masks_are_those_of_the_straightforward_loop(
     pipelines: dict[str, RealCustomPlusPipeline],
 ) -> None:
-    expected = straightforward(pipelines["sd"], "sd", on_their_own(0.25, 1.0), [1, 3, 4], range(1, 5), steps=6)
+    expected = straightforward(pipelines["sd"], "sd", on_their_own(0.25, 1.0), [1, 3, 4], range(1, 5), 6, [2])
     changes = options("sd", steps=6, mask_steps=5, mask_every=2, visual_guidance_start=0.1, visual_guidance_end=0.9)
     got = final_latents(pipelines["sd"], PROMPTS, subjects(), WORDS, seeds=[5, 6], **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -316,16 +294,6 @@ def test_early_stop_reuses_the_last_mask(pipelines: dict[str, RealCustomPlusPipe
         hook.remove()
 
 
-def test_in_which_steps() -> None:
-    assert acting_steps(25, 0.0, 1.0) == range(25)
-    assert acting_steps(10, 0.25, 0.7) == range(3, 7)
-    assert guidance_steps(range(25), 12, 1) == list(range(12))
-    assert guidance_steps(range(25), 12, 3) == [0, 3, 6, 9, 11]
-    assert guidance_steps(range(25), 99, 10) == [0, 10, 20, 24]
-    assert guidance_steps(range(5, 25), 12, 4) == [5, 9, 11]
-    assert guidance_steps(range(15, 25), 12, 1) == [15]
-
-
 def test_a_picture_does_not_depend_on_its_batch(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
     together = pipelines["sd"](PROMPTS, subjects(), WORDS, seeds=[3, 9], **options("sd"))
     alone = [
@@ -387,72 +355,3 @@ def test_half_precision(sd_folder: Path, tmp_path: Path, pipelines: dict[str, Re
     loaded = RealCustomPlusPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS, dtype=torch.bfloat16)
     painted = loaded(PROMPTS, subjects(), WORDS, **options("sd"))
     assert int((painted.masks[0][0] > 0).sum()) == 64
-
-
-CAT = Subject(picture=subjects(1)[0], word="cat")
-HAT = Subject(picture=subjects(2)[1], word="hat")
-
-
-def several(*given: Subject) -> dict[str, Any]:
-    return {"subjects": [list(given)], "words": None}
-
-
-REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"prompt": ""}, GenerationError, "prompt is empty"),
-    ({"prompt": []}, GenerationError, "prompt is empty"),
-    ({"words": "dog"}, WordNotInPromptError, "whose words are: a, cat, in, hat"),
-    ({"words": None}, GenerationError, "name the word"),
-    ({"words": ["cat", "hat"]}, GenerationError, "2 words for 1 prompts"),
-    ({"subjects": subjects(2)}, GenerationError, "2 subjects for 1 prompts"),
-    (several(), GenerationError, "a picture, a Subject, or a list"),
-    ({"subjects": CAT}, GenerationError, "beside subjects that have words of their own"),
-    (several(CAT, replace(CAT, word="dog")), WordNotInPromptError, "'dog' is not in the prompt"),
-    (several(replace(CAT, word=" ")), WordNotInPromptError, "no target word was given"),
-    (several(CAT, replace(CAT, word="cat in")), GenerationError, "'cat' and 'cat in' overlap in the prompt 'a cat in"),
-    (several(CAT, CAT), GenerationError, "'cat' and 'cat' overlap"),
-    (several(*[CAT] * 6), GenerationError, "6 subjects for the 5 words of the prompt"),
-    (several(CAT, replace(CAT, word=None)), GenerationError, "name the word"),
-    (several(replace(CAT, scope=0.6), replace(CAT, word="hat", scope=0.5)), GenerationError, "add up to 281 positions"),
-    (several(replace(CAT, scope=2.0)), GenerationError, "mask scope 2.0 keeps"),
-    ({"visual_scale": float("nan")}, GenerationError, "strength of a subject is nan"),
-    (several(replace(CAT, scale=-1.0)), GenerationError, "strength of a subject is -1.0"),
-    (several(replace(CAT, mask=Image.new("L", (32, 30)))), GenerationError, "'cat' has 30 x 32 pixels; .* 32 x 32"),
-    (several(replace(CAT, mask=Image.new("L", (32, 32)))), GenerationError, "the mask of 'cat' is black all over"),
-    (several(replace(CAT, mask=Image.new("L", (32, 32), 9)), HAT), GenerationError, "but 0 are free"),
-    ({"seeds": [1, 2]}, GenerationError, "2 seeds for 1 prompts"),
-    ({"steps": 0}, GenerationError, "0 denoising steps"),
-    ({"mask_steps": 0}, GenerationError, "mask_steps is 0"),
-    ({"mask_every": 0}, GenerationError, "mask_every is 0"),
-    ({"visual_guidance_start": 0.6, "visual_guidance_end": 0.9}, GenerationError, "no step for the subjects"),
-    ({"visual_guidance_end": 1.5}, GenerationError, "from 0.0 to 1.5"),
-    ({"mask_scope": 1.5}, GenerationError, "mask scope 1.5 keeps"),
-    ({"mask_scope": 0.001}, GenerationError, "keeps 0 of 256 positions"),
-    ({"mask_cross_downscales": [16]}, GenerationError, r"downscales \[1, 2, 4, 8\]"),
-    ({"height": 33}, GenerationError, "multiples of 2"),
-    ({"latents": torch.zeros(1, 4, 8, 8)}, GenerationError, "latents of shape"),
-    ({"latents": torch.full((1, 4, 16, 16), torch.nan)}, GenerationError, "NaN"),
-    ({"guidance_scale": float("inf")}, GenerationError, "became NaN"),
-]
-
-
-@pytest.mark.parametrize(("changes", "kind", "message"), REFUSED, ids=[next(iter(case[0])) for case in REFUSED])
-def test_refusals(
-    changes: dict[str, Any], kind: type[Exception], message: str, pipelines: dict[str, RealCustomPlusPipeline]
-) -> None:
-    request = {"prompt": PROMPTS[0], "subjects": subjects(1), "words": "cat", **options("sd")}
-    with pytest.raises(kind, match=message):
-        pipelines["sd"](**{**request, **changes})
-
-
-def test_pipelines_that_do_not_fit_together(sd: Backbone, sd_folder: Path) -> None:
-    adapter = RealCustomPlusAdapter.from_unet(sd.unet, 99, head_width=99)
-    encoders = ImageEncoders.from_pretrained(["clip"], sd_folder, [[0, 1]], 16, 2)
-    with pytest.raises(GenerationError, match="width 99, the encoders give 16"):
-        RealCustomPlusPipeline(sd, adapter, encoders)
-    with pytest.raises(GenerationError, match="no adapter"):
-        RealCustomPlusPipeline(sd)("a cat", subjects(1), use_mask=False)
-    pipeline = build(sd_folder)
-    assert pipeline.adapter is not None
-    pipeline.adapter.detach(pipeline.backbone.unet)
-    with pytest.raises(GenerationError, match="detached"):
-        pipeline("a cat", subjects(1), "cat")
