@@ -1,14 +1,9 @@
-"""The guidance branch's mask (RealCustom++ Sec. III-D, Eqs. 12-13), from recorded queries and keys.
-
-Which layers: cross-attention of low resolution says *what* (the target word), self-attention of the highest resolution
-says *where exactly*. "Low" depends on the backbone and is configured as the downscales relative to the largest
-attention grid: SD-1.5 [4] (16 x 16 of 64 x 64), SDXL [2] (32 x 32 of 64 x 64), micro [1] (16 x 16 is all it has;
-its coarser maps localise worse).
+"""The guidance masks of the subjects (RealCustom++ Secs. III-D and III-E, Eqs. 12-13, 16), as pure functions.
 
 No N x N matrix and no full probability tensor is materialised: Softmax(Q K^T) m is attention with the value m.
 
-Legend of shapes: B batch, H heads, d head width, h x w the layer's grid with N = h * w, n_t text tokens, G x G' the
-largest attention grid.
+Legend of shapes: B batch, S subjects of a picture, H heads, d head width, h x w the layer's grid with N = h * w, n
+keys, n_t text tokens, G x G' the largest attention grid.
 """
 
 import math
@@ -18,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.visual_attention import AttentionRecord
+from model.visual_attention import Region
 
 Grid = tuple[int, int]
 
@@ -28,71 +23,45 @@ def grid_at(latent: Grid, downscale: int) -> Grid:
     return math.ceil(latent[0] / downscale), math.ceil(latent[1] / downscale)
 
 
-def token_indicator(positions: Sequence[Sequence[int]], tokens: int) -> Tensor:
-    """Positions of the target word's tokens, one list a picture -> (B, tokens), 1 at the positions, 0 elsewhere."""
-    indicator = torch.zeros(len(positions), tokens)
-    for row, places in zip(indicator, positions, strict=True):
-        row[list(places)] = 1
+def token_indicator(positions: Sequence[Sequence[Sequence[int]]], tokens: int) -> Tensor:
+    """Positions of the target words' tokens, a list a subject of a picture -> (B, n_t, S), 1 there, 0 elsewhere.
+
+    A picture with fewer subjects than another is filled up with zeros.
+    """
+    indicator = torch.zeros(len(positions), tokens, max(len(subjects) for subjects in positions))
+    for row, subjects in zip(indicator, positions, strict=True):
+        for subject, places in enumerate(subjects):
+            row[list(places), subject] = 1
     return indicator
 
 
-def attend(query: Tensor, key: Tensor, vector: Tensor) -> Tensor:
-    """Mean over heads of Softmax(Q K^T / sqrt(d)) m, in linear memory.
+def attend(query: Tensor, key: Tensor, vectors: Tensor) -> Tensor:
+    """Mean over heads of Softmax(Q K^T / sqrt(d)) m, in linear memory, for S vectors m at once.
 
     Args:
         query: (B, H, N, d)
         key: (B, H, n, d)
-        vector: m (B, n)
+        vectors: (B, n, S)
 
     Returns:
-        (B, N) in fp32
+        (B, N, S) in fp32
     """
-    value = vector.to(query.dtype)[:, None, :, None].expand(-1, query.shape[1], -1, -1)
-    # Flash kernels want the value as wide as the head; a width of 1 would fall back to the full matrix.
-    value = F.pad(value, (0, query.shape[-1] - 1))
-    return F.scaled_dot_product_attention(query, key, value)[..., 0].float().mean(1)
+    width = query.shape[-1]
+    parts = []
+    for part in vectors.to(query.dtype).split(width, dim=-1):
+        # Flash kernels want the value as wide as the head; another width would fall back to the full matrix.
+        value = F.pad(part, (0, width - part.shape[-1]))[:, None].expand(-1, query.shape[1], -1, -1)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        parts.append(attended[..., : part.shape[-1]].float().mean(1))
+    return torch.cat(parts, dim=-1)
 
 
-def cross_map(records: Sequence[AttentionRecord], indicator: Tensor, latent: Grid, grid: Grid) -> Tensor:
-    """M_cross: where the target word is looked at, mean over heads and layers, its tokens summed.
-
-    Args:
-        records: cross-attention layers, of any grids
-        indicator: (B, n_t), 1 at the target word's tokens
-        latent: size of the latent
-        grid: G, G'; every layer's map is resized to it (bilinear)
-
-    Returns:
-        (B, G, G') in fp32
-    """
-    maps = [resize(_as_grid(record, indicator, latent), grid) for record in records]
-    return torch.stack(maps).mean(0)
-
-
-def _as_grid(record: AttentionRecord, vector: Tensor, latent: Grid) -> Tensor:
-    return attend(record.query, record.key, vector).view(-1, *grid_at(latent, record.downscale))
-
-
-def self_refined(records: Sequence[AttentionRecord], cross: Tensor) -> Tensor:
-    """M = M_self M_cross (RealCustom++ Eq. 12), M_self the mean over heads and layers of the self-attention.
-
-    Args:
-        records: self-attention layers of the largest grid
-        cross: M_cross (B, G, G')
-
-    Returns:
-        (B, G, G') in fp32
-    """
-    vector = cross.flatten(1)
-    products = [attend(record.query, record.key, vector) for record in records]
-    return torch.stack(products).mean(0).view_as(cross)
-
-
-def resize(maps: Tensor, grid: Grid) -> Tensor:
-    """(B, h, w) -> (B, *grid), bilinear."""
-    if maps.shape[1:] == grid:
+def resize(maps: Tensor, grid: Grid, to: Grid) -> Tensor:
+    """Maps on a grid, (B, N, S), to another, bilinear."""
+    if grid == to:
         return maps
-    return F.interpolate(maps[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
+    spread = maps.transpose(1, 2).unflatten(2, grid)
+    return F.interpolate(spread, to, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
 def top_count(scope: float, positions: int) -> int:
@@ -109,40 +78,66 @@ def top_count(scope: float, positions: int) -> int:
     return count
 
 
-def select_top(maps: Tensor, scope: float) -> Tensor:
-    """M_bar: each map's highest entries, as many as `top_count` says, and zeros. (B, G, G') -> (B, G, G')."""
-    flat = maps.flatten(1)
-    top = flat.topk(top_count(scope, flat.shape[1]), dim=1)
-    return torch.zeros_like(flat).scatter(1, top.indices, top.values).view_as(maps)
+def select_top(maps: Tensor, counts: Sequence[Sequence[int]], free: Tensor | None = None) -> Tensor:
+    """M_bar: Multi-Subject Top-K selection (RealCustom++ Algorithm 1); with one subject, its highest entries.
+
+    The subjects of a picture take turns; in its turn a subject takes its best position that none of them owns yet,
+    until it has as many as it may. What the printed loop finds by a search of the whole map each turn, sorting each map
+    once finds as well.
+
+    Args:
+        maps: M (B, N, S).
+        counts: of each picture, for each of its subjects, how many positions it takes.
+        free: (B, N), the positions that may be taken; None: all.
+
+    Returns:
+        (B, N, S), the selected entries, zeros elsewhere.
+
+    Raises:
+        ValueError: fewer positions are free than the subjects of a picture are to take.
+    """
+    owners = torch.full(maps.shape[:2], -1)
+    taken = torch.zeros(maps.shape[:2], dtype=torch.bool) if free is None else ~free.cpu()
+    orders = maps.transpose(1, 2).cpu().argsort(dim=2, descending=True, stable=True).tolist()
+    for row, order in enumerate(orders):
+        owners[row] = torch.tensor(_take_turns(order, list(counts[row]), taken[row].tolist()))
+    chosen = owners[..., None] == torch.arange(maps.shape[2])
+    return maps.where(chosen.to(maps.device), 0)
+
+
+def _take_turns(orders: Sequence[Sequence[int]], counts: list[int], taken: list[bool]) -> list[int]:
+    """Each subject's positions from its best to its worst -> the owner of each position, -1 where it has none."""
+    if sum(counts) > taken.count(False):
+        raise ValueError(
+            f"the subjects of a picture are to take {sum(counts)} positions of its mask, but {taken.count(False)} are "
+            "free; give them smaller scopes."
+        )
+    owners, best = [-1] * len(taken), [iter(order) for order in orders]
+    while any(counts):
+        for subject, count in enumerate(counts):
+            if count:
+                place = next(place for place in best[subject] if not taken[place])
+                owners[place], taken[place] = subject, True
+                counts[subject] -= 1
+    return owners
 
 
 def normalise_by_maximum(maps: Tensor) -> Tensor:
-    """M_hat = M_bar / max(M_bar) (RealCustom++ Eq. 13). (B, G, G') -> (B, G, G') in [0, 1]."""
-    return maps / maps.amax((1, 2), keepdim=True)
+    """M_hat = M_bar / max(M_bar) of each subject (RealCustom++ Eqs. 13, 16). (B, N, S) -> (B, N, S) in [0, 1]."""
+    return maps / maps.amax(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-def guidance_mask(
-    records: Sequence[AttentionRecord], indicator: Tensor, latent: Grid, downscale: int, scope: float
-) -> Tensor:
-    """M_hat from one call of the guidance branch (RealCustom++ Eqs. 12-13).
-
-    Args:
-        records: the cross- and self-attention layers that take part
-        indicator: (B, n_t), 1 at the target word's tokens
-        latent: size of the latent
-        downscale: of the largest attention grid, to which the maps are resized
-        scope: gamma_scope
-
-    Returns:
-        (B, G, G') in [0, 1]
-    """
-    cross = [record for record in records if record.kind == "cross"]
-    selves = [record for record in records if record.kind == "self"]
-    refined = self_refined(selves, cross_map(cross, indicator, latent, grid_at(latent, downscale)))
-    return normalise_by_maximum(select_top(refined, scope))
+def layer_regions(masks: Tensor, latent: Grid, downscales: Collection[int]) -> dict[int, Region]:
+    """A mask resized to each block's grid by area (RealCustom++ Eq. 14): (B, G, G') -> downscale -> its region."""
+    return {downscale: _region(_at_layer(masks, grid_at(latent, downscale))) for downscale in downscales}
 
 
-def layer_masks(mask: Tensor, latent: Grid, downscales: Collection[int]) -> dict[int, Tensor]:
-    """M_hat resized to each block's grid by area (RealCustom++ Eq. 14): (B, G, G') -> downscale -> (B, N, 1)."""
-    sized = {to: F.interpolate(mask[:, None], grid_at(latent, to), mode="area") for to in downscales}
-    return {to: resized.flatten(2).transpose(1, 2) for to, resized in sized.items()}
+def _at_layer(masks: Tensor, grid: Grid) -> Tensor:
+    return F.interpolate(masks[:, None], grid, mode="area").flatten(1)
+
+
+def _region(weights: Tensor) -> Region:
+    """Weights (B, N) -> where they are not zero; as many positions in each row as the fullest row needs."""
+    positions = max(1, int((weights > 0).sum(1).max()))
+    top = weights.topk(positions, dim=1)
+    return Region(top.indices, top.values[..., None])

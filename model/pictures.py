@@ -132,8 +132,12 @@ def to_pictures(tensor: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in array]
 
 
-def mask_picture(mask: Tensor, side: int) -> Image.Image:
-    """A mask (G, G') in [0, 1] as a grey picture whose shorter side is at least `side`, whole blocks per position."""
+def mask_picture(masks: Tensor, side: int) -> Image.Image:
+    """Masks (S, G, G') in [0, 1] as one grey picture whose shorter side is at least `side`, whole blocks per position.
+
+    A position has the largest of its S values.
+    """
+    mask = masks.amax(0)
     block = max(1, -(-side // min(mask.shape)))
     grey = (mask.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     return Image.fromarray(grey.repeat_interleave(block, 0).repeat_interleave(block, 1).numpy())

@@ -4,67 +4,56 @@ One kind of processor sits in every attention layer of the UNet while an adapter
 each call, through diffusers' `cross_attention_kwargs`; it keeps no state, so one UNet may serve several callers:
 
     unet(latents, t, text)                                                         the base model, bit for bit
-    unet(latents, t, text, cross_attention_kwargs={"visual": condition})           generation branch
+    unet(latents, t, text, cross_attention_kwargs={"visual": condition})           generation branch; several: a list
     unet(latents, t, text, cross_attention_kwargs={"recorder": recorder})          guidance branch
 
-Legend of shapes: B batch, H heads, d head width, N positions of the layer's grid, n keys, C = H * d.
+Legend of shapes: B batch, H heads, d head width, N positions of the layer's grid, k of them with a subject, n keys,
+C = H * d.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-AttentionKind = Literal["self", "cross"]
+
+@dataclass(frozen=True)
+class Region:
+    """Where a mask M_hat is not zero on a layer's grid: the visual attention is computed at these k positions only."""
+
+    positions: Tensor  # (B, k) of the layer's N; a row with fewer than k is filled up with positions of weight 0
+    weights: Tensor  # (B, k, 1), M_hat there
 
 
 @dataclass(frozen=True)
 class VisualCondition:
-    """The subject as the UNet's cross-attention layers see it.
+    """A reference as the UNet's cross-attention layers see it.
 
     It applies to the last B rows of the UNet's batch: classifier-free guidance puts unconditional rows first, and
     those carry no subject (epsilon(empty) of RealCustom++ Eq. 15).
     """
 
     keys_values: dict[str, tuple[Tensor, Tensor]]  # layer -> K_i, V_i, each (B, n, C)
-    masks: dict[int, Tensor] | None = None  # layer's downscale -> M_hat on its grid (B, N, 1)
-    scale: float = 1.0
+    regions: dict[int, Region] | None = None  # layer's downscale -> M_hat on its grid; None: the whole picture
+    scale: float | Tensor = 1.0  # strength, one for all or (B, 1, 1)
 
 
-@dataclass(frozen=True)
-class AttentionRecord:
-    """One layer's attention before the softmax: probabilities would take n / d times more memory."""
+class AttentionRecorder(Protocol):
+    """Is shown the queries and keys of the layers that it wants, before their softmax."""
 
-    kind: AttentionKind
-    downscale: int  # the layer's grid is the latent's size divided by this
-    query: Tensor  # (B, H, N, d)
-    key: Tensor  # (B, H, n, d)
+    def wants(self, layer: str) -> bool:
+        """Whether the layer of this name is to be recorded."""
 
-
-@dataclass
-class AttentionRecorder:
-    """Collects queries and keys of the layers that the guidance mask needs, during one call of the UNet."""
-
-    rows: int  # the last so many rows of the UNet's batch are kept
-    cross_downscales: Collection[int]
-    self_downscales: Collection[int]
-    records: list[AttentionRecord] = field(default_factory=list)
-
-    def wants(self, kind: AttentionKind, downscale: int) -> bool:
-        """Whether layers of this kind and grid are to be recorded."""
-        return downscale in (self.cross_downscales if kind == "cross" else self.self_downscales)
-
-    def record(self, kind: AttentionKind, downscale: int, query: Tensor, key: Tensor) -> None:
-        """Keep the last `rows` rows of `query` (B, H, N, d) and `key` (B, H, n, d)."""
-        self.records.append(AttentionRecord(kind, downscale, query[-self.rows :], key[-self.rows :]))
+    def record(self, layer: str, query: Tensor, key: Tensor) -> None:
+        """`query` (B, H, N, d) and `key` (B, H, n, d). What it raises ends the UNet's pass."""
 
 
 class VisualAttentionProcessor:
-    """Text attention + scale * M_hat * visual attention, with the text's queries (RealCustom++ Eq. 14).
+    """Text attention + sum of scale * M_hat * visual attention, with the text's queries (RealCustom++ Eqs. 14, 17).
 
     Not an nn.Module: the adapter owns the weights, the base UNet's state dict stays as it was.
 
@@ -86,15 +75,15 @@ class VisualAttentionProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        visual: VisualCondition | None = None,
+        visual: VisualCondition | Sequence[VisualCondition] | None = None,
         recorder: AttentionRecorder | None = None,
     ) -> Tensor:
         """diffusers' processor call; `visual` and `recorder` arrive through `cross_attention_kwargs`."""
-        kind: AttentionKind = "self" if encoder_hidden_states is None else "cross"
-        records = recorder is not None and recorder.wants(kind, self.downscale)
-        if kind == "self":
+        if recorder is not None and not recorder.wants(self.layer):
+            recorder = None
+        if encoder_hidden_states is None:
             visual = None
-        if visual is None and not records:
+        if visual is None and recorder is None:
             return self.original(
                 attn,
                 hidden_states,
@@ -106,27 +95,32 @@ class VisualAttentionProcessor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = _split_heads(attn.to_q(hidden_states), attn.heads)
         key = _split_heads(attn.to_k(context), attn.heads)
+        if recorder is not None:
+            recorder.record(self.layer, query, key)
         value = _split_heads(attn.to_v(context), attn.heads)
-        if recorder is not None and records:
-            recorder.record(kind, self.downscale, query, key)
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], context.shape[0])
             attention_mask = attention_mask.view(context.shape[0], attn.heads, -1, attention_mask.shape[-1])
         out = _merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask))
-        if visual is not None:
-            out = self._add_visual(out, query, visual)
+        for condition in [visual] if isinstance(visual, VisualCondition) else visual or ():
+            out = self._add_visual(out, query, condition)
         return attn.to_out[1](attn.to_out[0](out))
 
     def _add_visual(self, text: Tensor, query: Tensor, visual: VisualCondition) -> Tensor:
         """`text` (B, N, C) plus the visual attention, in the last rows of the batch."""
         key, value = (_split_heads(tensor.to(query.dtype), query.shape[1]) for tensor in visual.keys_values[self.layer])
         rows = key.shape[0]
-        seen = _merge_heads(F.scaled_dot_product_attention(query[-rows:], key, value)) * visual.scale
-        if visual.masks is not None:
-            seen = seen * visual.masks[self.downscale].to(seen.dtype)
-        if rows == text.shape[0]:
-            return text + seen
-        return torch.cat([text[:-rows], text[-rows:] + seen])
+        query, others, text = query[-rows:], text[:-rows], text[-rows:]
+        if visual.regions is None:
+            seen = _merge_heads(F.scaled_dot_product_attention(query, key, value))
+            text = text + (seen * visual.scale).to(text.dtype)
+        else:
+            region = visual.regions[self.downscale]
+            places = region.positions[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+            seen = _merge_heads(F.scaled_dot_product_attention(query.gather(2, places), key, value))
+            seen = seen * (region.weights * visual.scale).to(seen.dtype)
+            text = text.scatter_add(1, region.positions[..., None].expand_as(seen), seen)
+        return torch.cat([others, text]) if len(others) else text
 
 
 def _split_heads(tensor: Tensor, heads: int) -> Tensor:

@@ -46,7 +46,7 @@ class InferenceConfig:
     mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
     visual_scale: float = 1.0
-    # Cross-attention layers that make the mask, as downscales of the largest attention grid; see model/mask_guidance.
+    # Cross-attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
     mask_cross_downscales: list[int] = field(default_factory=lambda: [1])
 
 

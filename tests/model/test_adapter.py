@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from attention_records import KeepAll
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from model.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_w
 from model.backbone import Backbone
 from model.image_encoder import ReferenceFeatures
 from model.realcustom_adapter import RealCustomAdapter
-from model.visual_attention import AttentionRecorder, VisualAttentionProcessor
+from model.visual_attention import VisualAttentionProcessor
 
 
 def features(batch: int = 2) -> ReferenceFeatures:
@@ -226,14 +227,14 @@ def test_another_base_is_refused(sd: Backbone, sdxl: Backbone) -> None:
 def test_downscales_are_those_of_the_layers_grids(name: str, request: pytest.FixtureRequest) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     adapter_for(backbone.unet).attach(backbone.unet)
-    everything = AttentionRecorder(2, cross_downscales=(1, 2, 4, 8), self_downscales=(1, 2, 4, 8))
+    everything = KeepAll()
     predict(backbone, recorder=everything)
-    assert len(everything.records) == len(backbone.unet.attn_processors)
-    for record in everything.records:
-        assert record.query.shape[2] == (16 // record.downscale) ** 2
     processors = backbone.unet.attn_processors.values()
-    assert all(isinstance(processor, VisualAttentionProcessor) for processor in processors)
-    assert isinstance(next(iter(processors)).original, AttnProcessor2_0)
+    assert len(everything.records) == len(processors)
+    for processor in processors:
+        assert isinstance(processor, VisualAttentionProcessor)
+        assert everything.records[processor.layer][0].shape[2] == (16 // processor.downscale) ** 2
+        assert isinstance(processor.original, AttnProcessor2_0)
 
 
 def test_downscale_by_name() -> None:

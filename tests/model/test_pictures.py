@@ -149,6 +149,6 @@ def test_tensors_and_back() -> None:
 
 
 def test_mask_picture_enlarges_in_whole_blocks() -> None:
-    picture = mask_picture(torch.tensor([[0.0, 1.0, 0.5]]), 2)
+    picture = mask_picture(torch.tensor([[[0.0, 0.2, 0.5]], [[0.0, 1.0, 0.0]]]), 2)
     assert (picture.mode, picture.size) == ("L", (6, 2))
     assert [picture.getpixel((x, 1)) for x in (0, 2, 5)] == [0, 255, 128]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from attention_records import naive_maps, printed_loop
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -16,36 +19,16 @@ from diffusers import (
 )
 from PIL import Image
 from tiny_models import ENCODERS, RESOLUTION
+from tiny_pipelines import CROSS, PROMPTS, build, subjects
 from torch import Tensor
 
-import model.realcustom_pipeline
-from model.adapter import RealCustomPlusAdapter
-from model.backbone import Backbone, WordNotInPromptError, load_backbone
-from model.image_encoder import ImageEncoders
-from model.mask_guidance import guidance_mask, layer_masks, token_indicator
-from model.realcustom_pipeline import GenerationError, RealCustomOutput, RealCustomPlusPipeline
-from model.visual_attention import AttentionRecorder, VisualCondition
+from model.backbone import load_backbone
+from model.mask_guidance import grid_at
+from model.realcustom_pipeline import RealCustomOutput, RealCustomPlusPipeline
+from model.subjects import Subject
+from model.visual_attention import Region, VisualCondition
 
-PROMPTS = ["a cat in a hat", "a toy in a cat"]
 WORDS = ["cat", "toy"]
-CROSS = {"sd": [4], "sdxl": [2]}  # 4 x 4 maps in both: the papers' 16 x 16 and 32 x 32
-
-
-def subjects(count: int = 2) -> list[Image.Image]:
-    values = np.random.default_rng(0).integers(0, 256, (count, 40, 32, 3), dtype=np.uint8)
-    return [Image.fromarray(picture) for picture in values]
-
-
-def build(folder: Path, scheduler: Any = None) -> RealCustomPlusPipeline:
-    """With an adapter whose effect is plain to see."""
-    options = dict(ENCODERS)
-    encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
-    backbone = load_backbone(folder)
-    torch.manual_seed(0)
-    adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
-    for linear in adapter.to_v_vision.values():
-        torch.nn.init.normal_(linear.weight)
-    return RealCustomPlusPipeline(backbone, adapter, encoders, scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -87,41 +70,181 @@ def test_text_to_image_is_that_of_diffusers(
     assert difference(painted, RealCustomOutput(images=expected, masks=[], timings={})) <= 1
 
 
-def straightforward(pipeline: RealCustomPlusPipeline, name: str, steps: int, mask_steps: int, scale: float) -> Tensor:
-    """Sec. III-D, one pass after the other: guidance branch, unconditional pass, generation branch."""
-    backbone, latent, largest = pipeline.backbone, (16, 16), {"sd": 1, "sdxl": 2}[name]
-    noise = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)]
-    text, empty = backbone.encode_prompt(PROMPTS), backbone.encode_negative_prompt(None, 2)
-    positions = [backbone.token_positions(prompt, word) for prompt, word in zip(PROMPTS, WORDS, strict=True)]
-    indicator = token_indicator(positions, text.hidden.shape[1])
+def dense_regions(mask: Tensor, latent: tuple[int, int]) -> dict[int, Region]:
+    """M_hat (B, G, G') at every position of every grid."""
+    regions = {}
+    for downscale in (1, 2, 4, 8):
+        weights = F.interpolate(mask[:, None], grid_at(latent, downscale), mode="area").flatten(1)
+        regions[downscale] = Region(torch.arange(weights.shape[1]).expand_as(weights), weights[..., None])
+    return regions
+
+
+def straightforward(
+    pipeline: RealCustomPlusPipeline,
+    name: str,
+    subjects: list[list[Subject]],
+    guided: list[int],
+    acting: range,
+    steps: int = 4,
+    follows: Sequence[int] = (),
+) -> Tensor:
+    """Secs. III-D and III-E, one whole pass after the other, every subject on its own: guidance branch with its
+    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. The masks of the steps `follows`
+    come from the generation branch one step before."""
+    backbone, largest = pipeline.backbone, {"sd": 1, "sdxl": 2}[name]
     assert pipeline.image_encoders is not None
     assert pipeline.adapter is not None
-    tokens = pipeline.adapter.projector(pipeline.image_encoders.encode(subjects()))
+    grid, count = grid_at((16, 16), largest), len(subjects[0])
+    text, empty = backbone.encode_prompt(PROMPTS), backbone.encode_negative_prompt(None, 2)
+    positions = [
+        [backbone.token_positions(prompt, subject.word or "") for subject in of_prompt]
+        for prompt, of_prompt in zip(PROMPTS, subjects, strict=True)
+    ]
+    counts = [[int((one.scope or 0) * grid[0] * grid[1]) for one in of_prompt] for of_prompt in subjects]
     scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
     scheduler.set_timesteps(steps)
-    latents, mask = torch.stack(noise), None
+    latents = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
+    maps = masks = torch.zeros(2, grid[0] * grid[1], count)
     for step, timestep in enumerate(scheduler.timesteps):
-        if step < mask_steps:
-            recorder = AttentionRecorder(2, [4], [largest])
-            backbone.predict(latents, timestep, text, recorder=recorder)
-            mask = guidance_mask(recorder.records, indicator, latent, largest, 0.3)
-        assert mask is not None
-        pairs = pipeline.adapter.keys_values(tokens)
-        condition = VisualCondition(pairs, layer_masks(mask, latent, (1, 2, 4, 8)), scale=0.8)
+        if step in guided:
+            maps = naive_maps(backbone, latents, timestep, text, positions, 4, largest)
+        if step in guided or step in follows:
+            for row in range(2):
+                selected = printed_loop(maps[row], counts[row])
+                masks[row] = selected / selected.max(0).values
+        visual = []
+        for j in range(count):
+            pictures = [of_prompt[j].picture for of_prompt in subjects]
+            condition = pipeline.adapter(pipeline.image_encoders.encode(pictures))
+            regions = dense_regions(masks[..., j].unflatten(1, grid), (16, 16))
+            scales = torch.tensor([of_prompt[j].scale or 0.0 for of_prompt in subjects])[:, None, None]
+            visual.append(VisualCondition(condition.keys_values, regions, scales))
         unconditional = backbone.predict(latents, timestep, empty)
-        conditional = backbone.predict(latents, timestep, text, visual=condition)
-        noise_pred = unconditional + scale * (conditional - unconditional)
+        attention: dict[str, Any] = {"visual": visual} if step in acting else {}
+        conditional = backbone.predict(latents, timestep, text, **attention)
+        maps = naive_maps(backbone, latents, timestep, text, positions, 4, largest, **attention)
+        noise_pred = unconditional + 3.0 * (conditional - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents
+
+
+def on_their_own(scope: float, scale: float) -> list[list[Subject]]:
+    return [
+        [Subject(picture=picture, word=word, scope=scope, scale=scale)]
+        for picture, word in zip(subjects(), WORDS, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 @torch.no_grad()
 def test_result_is_that_of_the_straightforward_loop(name: str, pipelines: dict[str, RealCustomPlusPipeline]) -> None:
-    expected = straightforward(pipelines[name], name, steps=4, mask_steps=2, scale=3.0)
+    expected = straightforward(pipelines[name], name, on_their_own(0.3, 0.8), [0, 1], range(4))
     changes = options(name, steps=4, mask_steps=2, mask_scope=0.3, visual_scale=0.8, seeds=[5, 6])
     got = final_latents(pipelines[name], PROMPTS, subjects(), WORDS, **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_fast_and_delayed_masks_are_those_of_the_straightforward_loop(
+    pipelines: dict[str, RealCustomPlusPipeline],
+) -> None:
+    expected = straightforward(pipelines["sd"], "sd", on_their_own(0.25, 1.0), [1, 3, 4], range(1, 5), 6, [2])
+    changes = options("sd", steps=6, mask_steps=5, mask_every=2, visual_guidance_start=0.1, visual_guidance_end=0.9)
+    got = final_latents(pipelines["sd"], PROMPTS, subjects(), WORDS, seeds=[5, 6], **changes)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def sharpened(pipeline: RealCustomPlusPipeline) -> RealCustomPlusPipeline:
+    """The same with attention that is less flat: rounding must not decide who of two subjects gets a position."""
+    for name, parameter in pipeline.backbone.unet.named_parameters():
+        if name.endswith("to_q.weight"):
+            parameter.mul_(16)
+    return pipeline
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@torch.no_grad()
+def test_several_subjects_are_those_of_the_straightforward_loop(name: str, request: pytest.FixtureRequest) -> None:
+    """Many2Many in the first prompt, One2Many in the second one, each subject with its own scope and strength."""
+    pipeline = sharpened(build(request.getfixturevalue(f"{name}_folder")))
+    first, second, third = subjects(3)
+    several = [
+        [
+            Subject(picture=first, word="cat", scope=0.3, scale=1.2),
+            Subject(picture=second, word="hat", scope=0.25, scale=0.7),
+        ],
+        [
+            Subject(picture=third, word="toy", scope=0.5, scale=0.9),
+            Subject(picture=third, word="cat", scope=0.5, scale=0.4),
+        ],
+    ]
+    expected = straightforward(pipeline, name, several, [0, 1], range(4))
+    changes = options(name, steps=4, mask_steps=2, seeds=[5, 6])
+    got = final_latents(pipeline, PROMPTS, several, **changes)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    painted = pipeline(PROMPTS, several, **changes)
+    positions = painted.masks[0][0][0].numel()
+    for masks, of_prompt in zip(painted.masks, several, strict=True):
+        for mask in masks:
+            taken = (mask > 0).flatten(1)
+            assert taken.sum(1).tolist() == [int((one.scope or 0) * positions) for one in of_prompt]
+            assert int(taken.sum(0).max()) == 1  # no overlap
+            assert mask.flatten(1).amax(1).tolist() == [1, 1]
+
+
+def test_prompts_with_different_numbers_of_subjects(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+    first, second = subjects()
+    cat, hat = Subject(picture=first, word="cat", scope=0.2), Subject(picture=second, word="hat")
+    toy = Subject(picture=first, word="toy", scale=0.5)
+    together = pipelines["sd"](PROMPTS, [[cat, hat], toy], seeds=[3, 9], **options("sd"))
+    alone = [
+        pipelines["sd"](PROMPTS[0], [[cat, hat]], seeds=3, **options("sd")),
+        pipelines["sd"](PROMPTS[1], toy, seeds=9, **options("sd")),
+    ]
+    joined = RealCustomOutput(images=[one.images[0] for one in alone], masks=[], timings={})
+    assert difference(together, joined) <= 1
+    assert [masks[0].shape for masks in together.masks] == [(2, 16, 16), (1, 16, 16)]
+    without = pipelines["sd"](PROMPTS, [[cat, hat], toy], seeds=[3, 9], use_mask=False, **options("sd"))
+    only = pipelines["sd"](PROMPTS[1], first, visual_scale=0.5, seeds=9, use_mask=False, **options("sd"))
+    joined = RealCustomOutput(images=[without.images[0], only.images[0]], masks=[], timings={})
+    assert difference(without, joined) <= 1
+
+
+def half(side: str) -> Image.Image:
+    """White on the left or right half of a picture."""
+    white = np.zeros((RESOLUTION, RESOLUTION), np.uint8)
+    white[:, slice(0, 16) if side == "left" else slice(16, 32)] = 255
+    return Image.fromarray(white)
+
+
+def test_masks_of_the_user(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+    first, second = subjects()
+    drawn = Subject(picture=first, mask=half("left"))
+    found = Subject(picture=second, word="hat", scope=0.4)
+    rows: list[int] = []
+    hook = pipelines["sd"].backbone.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    try:
+        painted = pipelines["sd"](PROMPTS[0], drawn, **options("sd"))
+        assert rows == [2, 2]  # the guidance branch has nothing to find
+        left = torch.zeros(16, 16)
+        left[:, :8] = 1
+        assert torch.equal(painted.masks[0][0][0], left)
+        both = pipelines["sd"](PROMPTS[0], [[found, drawn]], **options("sd"))
+        assert rows == [2, 2, 1, 2, 2]
+    finally:
+        hook.remove()
+    hat, own = both.masks[0][0]
+    assert torch.equal(own, left)
+    assert int((hat > 0).sum()) == int(0.4 * 256)
+    assert float((hat * left).sum()) == 0
+
+
+def test_rounds(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+    """Multi-round: what was painted is the next reference, and a longer phrase its word."""
+    first = pipelines["sd"]("a cat in a hat", subjects(1)[0], "cat", **options("sd"))
+    second = pipelines["sd"]("a cat in a hat", first.images[0], "cat in a hat", **options("sd"))
+    assert difference(first, second) > 3
+    assert second.masks[0][0].shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
@@ -131,7 +254,7 @@ def test_end_to_end(name: str, pipelines: dict[str, RealCustomPlusPipeline]) -> 
     side = {"sd": 16, "sdxl": 8}[name]
     for masks in painted.masks:
         (mask,) = masks
-        assert mask.shape == (side, side)
+        assert mask.shape == (1, side, side)
         assert int((mask > 0).sum()) == side * side // 4
         assert float(mask.max()) == 1.0
     assert set(painted.timings) == {"encode", "guidance", "generation", "decode", "total"}
@@ -143,10 +266,11 @@ def test_end_to_end(name: str, pipelines: dict[str, RealCustomPlusPipeline]) -> 
     assert difference(painted, text) > 3
 
 
-def test_mask_of_ones_is_no_mask(pipelines: dict[str, RealCustomPlusPipeline], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mask_of_ones_is_no_mask(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+    white = Image.new("L", (RESOLUTION, RESOLUTION), 255)
+    whole = [Subject(picture=picture, mask=white) for picture in subjects()]
     without = final_latents(pipelines["sd"], PROMPTS, subjects(), use_mask=False, **options("sd"))
-    monkeypatch.setattr(model.realcustom_pipeline, "guidance_mask", lambda *_: torch.ones(2, 16, 16))
-    ones = final_latents(pipelines["sd"], PROMPTS, subjects(), WORDS, **options("sd"))
+    ones = final_latents(pipelines["sd"], PROMPTS, whole, **options("sd"))
     torch.testing.assert_close(ones, without, rtol=1e-4, atol=1e-5)
 
 
@@ -154,14 +278,14 @@ def test_early_stop_reuses_the_last_mask(pipelines: dict[str, RealCustomPlusPipe
     pipeline, rows, masks = pipelines["sd"], [], []
 
     def keep(_: RealCustomPlusPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-        masks.append(state["mask"])
+        masks.append(state["masks"])
         return {}
 
     hook = pipeline.backbone.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:
         changes = options("sd", steps=4, mask_steps=2, callback_on_step_end=keep)
         painted = pipeline(PROMPTS, subjects(), WORDS, **changes)
-        assert rows == [4, 2, 4, 2, 4, 4]  # guidance and unconditional rows, then generation; after the stop one pass
+        assert rows == [2, 4, 2, 4, 4, 4]  # guidance rows, then unconditional and generation rows
         assert not torch.equal(masks[0], masks[1])
         assert masks[1] is masks[2] is masks[3]
         assert [len(of_picture) for of_picture in painted.masks] == [2, 2]
@@ -210,7 +334,7 @@ def test_other_shapes(
     height, width = size
     painted = pipelines[name](PROMPTS, subjects(), WORDS, height=height, width=width, **options(name))
     assert painted.images[0].size == (width, height)
-    assert painted.masks[0][0].shape == grid
+    assert painted.masks[0][0].shape == (1, *grid)
 
 
 def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, RealCustomPlusPipeline]) -> None:
@@ -231,46 +355,3 @@ def test_half_precision(sd_folder: Path, tmp_path: Path, pipelines: dict[str, Re
     loaded = RealCustomPlusPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS, dtype=torch.bfloat16)
     painted = loaded(PROMPTS, subjects(), WORDS, **options("sd"))
     assert int((painted.masks[0][0] > 0).sum()) == 64
-
-
-REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"prompt": ""}, GenerationError, "prompt is empty"),
-    ({"prompt": []}, GenerationError, "prompt is empty"),
-    ({"words": "dog"}, WordNotInPromptError, "whose words are: a, cat, in, hat"),
-    ({"words": None}, GenerationError, "name the word"),
-    ({"words": ["cat", "hat"]}, GenerationError, "2 words for 1 prompts"),
-    ({"subjects": subjects(2)}, GenerationError, "2 subject pictures for 1 prompts"),
-    ({"seeds": [1, 2]}, GenerationError, "2 seeds for 1 prompts"),
-    ({"steps": 0}, GenerationError, "0 denoising steps"),
-    ({"mask_steps": 0}, GenerationError, "mask_steps is 0"),
-    ({"mask_scope": 1.5}, GenerationError, "mask scope 1.5 keeps"),
-    ({"mask_scope": 0.001}, GenerationError, "keeps 0 of 256 positions"),
-    ({"mask_cross_downscales": [16]}, GenerationError, r"downscales \[1, 2, 4, 8\]"),
-    ({"height": 33}, GenerationError, "multiples of 2"),
-    ({"latents": torch.zeros(1, 4, 8, 8)}, GenerationError, "latents of shape"),
-    ({"latents": torch.full((1, 4, 16, 16), torch.nan)}, GenerationError, "NaN"),
-    ({"guidance_scale": float("inf")}, GenerationError, "became NaN"),
-]
-
-
-@pytest.mark.parametrize(("changes", "kind", "message"), REFUSED, ids=[next(iter(case[0])) for case in REFUSED])
-def test_refusals(
-    changes: dict[str, Any], kind: type[Exception], message: str, pipelines: dict[str, RealCustomPlusPipeline]
-) -> None:
-    request = {"prompt": PROMPTS[0], "subjects": subjects(1), "words": "cat", **options("sd")}
-    with pytest.raises(kind, match=message):
-        pipelines["sd"](**{**request, **changes})
-
-
-def test_pipelines_that_do_not_fit_together(sd: Backbone, sd_folder: Path) -> None:
-    adapter = RealCustomPlusAdapter.from_unet(sd.unet, 99, head_width=99)
-    encoders = ImageEncoders.from_pretrained(["clip"], sd_folder, [[0, 1]], 16, 2)
-    with pytest.raises(GenerationError, match="width 99, the encoders give 16"):
-        RealCustomPlusPipeline(sd, adapter, encoders)
-    with pytest.raises(GenerationError, match="no adapter"):
-        RealCustomPlusPipeline(sd)("a cat", subjects(1), use_mask=False)
-    pipeline = build(sd_folder)
-    assert pipeline.adapter is not None
-    pipeline.adapter.detach(pipeline.backbone.unet)
-    with pytest.raises(GenerationError, match="detached"):
-        pipeline("a cat", subjects(1), "cat")

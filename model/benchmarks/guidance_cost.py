@@ -1,0 +1,236 @@
+"""What mask guidance costs beside plain text-to-image, in time and in memory (RealCustom++ Table XIII).
+
+    python -m model.benchmarks.guidance_cost                      # micro backbone, CPU, about a minute
+    python -m model.benchmarks.guidance_cost --backbone sd15      # SD-1.5's UNet with random weights; 5 GB
+    python -m model.benchmarks.guidance_cost --memory             # mask extraction at SDXL's shape
+
+The modes run one after the other, in alternating order from repetition to repetition, with the same model, steps, size
+and seed. Seconds a step are from the UNet's first call to the last step's end: prompts, references and pictures are not
+counted. On a CPU they are the process's own CPU seconds, so that other programs on the machine do not count; with one
+thread (OMP_NUM_THREADS=1) that is the time on an idle machine. A ratio is the median over the repetitions of a mode's
+time over plain text-to-image's in the same repetition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from model.adapter import RealCustomPlusAdapter
+from model.backbone import load_backbone
+from model.benchmarks.memory import peak_extra_bytes
+from model.benchmarks.random_models import SDXL_UNET, TEXT_TOKENS, random_encoders, random_sd15
+from model.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
+from model.image_encoder import ImageEncoders
+from model.mask_guidance import grid_at
+from model.micro_sd.weights import WEIGHTS_FOLDER
+from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.visual_attention import VisualAttentionProcessor
+
+_PROMPT, _WORD = "a photo of a mug in the snow", "mug"
+_MICRO_ENCODER: dict[str, Any] = {"shallow_layers": [[0, 1, 2]], "reference_size": 64, "tiles": 2}
+
+
+@dataclass
+class Mode:
+    """One way to paint, and what its runs took."""
+
+    name: str
+    options: dict[str, Any]
+    seconds: list[float] = field(default_factory=list)  # a step, of each repetition
+    peak: int | None = None  # bytes beyond the loaded model
+
+
+def modes_of(steps: int, mask_every: int, cross_downscales: Sequence[int]) -> list[Mode]:
+    """Plain text-to-image first; T_stop is half the steps, as in the paper."""
+    subject = {
+        "subjects": Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).convert("RGB"),
+        "words": _WORD,
+        "mask_cross_downscales": cross_downscales,
+    }
+    stop = max(1, steps // 2)
+    return [
+        Mode("text-to-image", {}),
+        Mode("without early stop", {**subject, "mask_steps": steps}),
+        Mode("in full", {**subject, "mask_steps": stop}),
+        Mode("fast", {**subject, "mask_steps": stop, "mask_every": mask_every}),
+    ]
+
+
+def micro_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPlusPipeline:
+    """The shipped micro backbone with a random adapter."""
+    backbone = load_backbone(WEIGHTS_FOLDER, dtype, device)
+    encoders = ImageEncoders.from_pretrained(["clip"], WEIGHTS_FOLDER, **_MICRO_ENCODER, dtype=dtype, device=device)
+    adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
+    return RealCustomPlusPipeline(backbone, adapter.to(device, dtype), encoders)
+
+
+def sd15_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPlusPipeline:
+    """Stable Diffusion 1.5's shapes with random weights."""
+    backbone, encoders = random_sd15(device, dtype), random_encoders(device, dtype)
+    adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
+    return RealCustomPlusPipeline(backbone, adapter.to(device, dtype), encoders)
+
+
+#: Name -> how to build it, its low-resolution cross-attention (see `model.guidance_branch`), steps, side in pixels.
+BACKBONES: dict[str, tuple[Callable[[torch.device, torch.dtype], RealCustomPlusPipeline], list[int], int, int]] = {
+    "micro": (micro_pipeline, [1], 25, 64),
+    "sd15": (sd15_pipeline, [4], 8, 256),
+}
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of the process on a CPU, of the wall on a GPU that has finished its work."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, side: int) -> float:
+    """Seconds a step of one call."""
+    device, stamps = pipeline.backbone.device, []
+
+    def stamp(*_: Any) -> dict[str, Any]:
+        stamps.append(clock(device))
+        return {}
+
+    def stamp_once(*_: Any) -> None:
+        if not stamps:
+            stamp()
+
+    hook = pipeline.backbone.unet.register_forward_pre_hook(stamp_once)
+    try:
+        pipeline([_PROMPT] * batch, **mode.options, steps=steps, height=side, width=side, callback_on_step_end=stamp)
+    finally:
+        hook.remove()
+    return (stamps[-1] - stamps[0]) / steps
+
+
+def measure(
+    pipeline: RealCustomPlusPipeline, modes: Sequence[Mode], steps: int, repeats: int, batch: int, side: int
+) -> None:
+    """Fill in the modes' times and peaks; a first call of each with one step only warms up."""
+    for mode in modes:
+        run(pipeline, mode, 1, batch, side)
+    for repeat in range(repeats):
+        for mode in modes if repeat % 2 == 0 else reversed(modes):
+            mode.peak = peak_extra_bytes(
+                lambda mode=mode: mode.seconds.append(run(pipeline, mode, steps, batch, side)),  # type: ignore[misc]
+                pipeline.backbone.device,
+            )
+
+
+def report(modes: Sequence[Mode]) -> str:
+    """The table."""
+    lines = [f"{'mode':<20}{'seconds a step':>16}{'ratio':>8}{'peak extra':>14}"]
+    for mode in modes:
+        pairs = zip(mode.seconds, modes[0].seconds, strict=True)
+        ratio = statistics.median(seconds / plain for seconds, plain in pairs)
+        peak = "unknown" if mode.peak is None else f"{mode.peak / 2**20:.0f} MiB"
+        lines.append(f"{mode.name:<20}{statistics.median(mode.seconds):>16.4f}{ratio:>8.3f}{peak:>14}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """An attention layer of a UNet."""
+
+    layer: str
+    heads: int
+    positions: int
+    keys: int
+    width: int  # of a head
+
+
+def sdxl_layers() -> tuple[GuidanceLayers, list[LayerShape]]:
+    """The layers of SDXL at 1024 x 1024 that make the mask, in the UNet's order; nothing is allocated."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SDXL_UNET)
+        RealCustomPlusAdapter.from_unet(unet, 64).attach(unet)
+    latent = (SDXL_UNET["sample_size"],) * 2
+    layers = GuidanceLayers.of(unet.attn_processors.values(), [2])
+    shapes = list(_shapes(unet, latent))
+    return layers, [shape for shape in shapes if shape.layer in layers.cross or shape.layer in layers.selves]
+
+
+def _shapes(unet: UNet2DConditionModel, latent: tuple[int, int]) -> Iterator[LayerShape]:
+    """All attention layers as a pass comes by: down, middle, up."""
+    names = unet.attn_processors
+    for part in ("down_blocks", "mid_block", "up_blocks"):
+        for name, processor in names.items():
+            if name.startswith(part):
+                assert isinstance(processor, VisualAttentionProcessor)
+                attention = unet.get_submodule(processor.layer)
+                positions = math.prod(grid_at(latent, processor.downscale))
+                keys = TEXT_TOKENS if processor.layer.endswith(".attn2") else positions
+                width = attention.to_q.out_features // attention.heads
+                yield LayerShape(processor.layer, attention.heads, positions, keys, width)
+
+
+def naive_bytes(shapes: Sequence[LayerShape], batch: int, size: int) -> int:
+    """All heads' probabilities of all these layers at once, `size` bytes a number."""
+    return sum(batch * shape.heads * shape.positions * shape.keys * size for shape in shapes)
+
+
+def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[int | None, int]:
+    """Peak bytes of the mask's extraction at SDXL's shape, and the bytes of all probabilities that it stands for."""
+    layers, shapes = sdxl_layers()
+    naive = naive_bytes(shapes, batch, torch.empty((), dtype=dtype).element_size())
+    indicator = torch.zeros(batch, TEXT_TOKENS, 1, device=device)
+    indicator[:, 5] = 1
+
+    def extract() -> None:
+        recorder = GuidanceRecorder(layers, indicator, (SDXL_UNET["sample_size"],) * 2)
+        for shape in shapes:
+            query, key = (
+                torch.randn(batch, shape.heads, n, shape.width, device=device, dtype=dtype)
+                for n in (shape.positions, shape.keys)
+            )
+            try:
+                recorder.record(shape.layer, query, key)
+            except PassEnded:
+                recorder.maps()
+
+    return peak_extra_bytes(extract, device), naive
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Time and memory of mask guidance beside plain text-to-image.")
+    parser.add_argument("--backbone", choices=BACKBONES, default="micro")
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--size", type=int, help="side of the pictures, pixels")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--mask-every", type=int, default=4, help="of the fast mode")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--memory", action="store_true", help="measure the mask's extraction at SDXL's shape instead")
+    given = parser.parse_args(arguments)
+    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    if given.memory:
+        peak, naive = mask_memory(device, dtype, given.batch)
+        share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
+        print(
+            f"mask extraction at SDXL's shape, {given.dtype}, batch {given.batch}: {share} of the naive maps' "
+            f"{naive / 2**20:.0f} MiB"
+        )
+        return
+    build, cross_downscales, steps, side = BACKBONES[given.backbone]
+    modes = modes_of(given.steps or steps, given.mask_every, cross_downscales)
+    measure(build(device, dtype), modes, given.steps or steps, given.repeats, given.batch, given.size or side)
+    print(report(modes))
+
+
+if __name__ == "__main__":
+    main()
