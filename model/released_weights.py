@@ -53,7 +53,7 @@ _SDXL: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-_LISTED = 20  # keys that a message names; a file of another model lacks hundreds
+_LISTED = 10  # keys that a message names; a file of another model lacks hundreds
 #: What reading a damaged file raises; a damaged pickle can raise most things.
 _DAMAGED = (
     SafetensorError,
