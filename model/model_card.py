@@ -10,8 +10,10 @@ tags: [subject-driven-generation]
 ---
 # {method} adapter
 
-Weights of `{module}.{name}`, as {paper} describes them. The base model is not changed by them: they are attached
-through attention processors and detached without trace.
+Weights of `{module}.{name}`. The base model is not changed by them: they are attached through attention processors and
+detached without trace.
+
+Paper: *{paper}*.
 
     from {module} import {name}
 

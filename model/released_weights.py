@@ -53,7 +53,7 @@ _SDXL: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-_LISTED = 20  # keys that a message names; a file of another model lacks hundreds
+_LISTED = 10  # keys that a message names; a file of another model lacks hundreds
 #: What reading a damaged file raises; a damaged pickle can raise most things.
 _DAMAGED = (
     SafetensorError,
@@ -137,8 +137,8 @@ def sdxl_unet() -> UNet2DConditionModel:
 
 def _image_width(state: Mapping[str, Tensor]) -> int:
     """c; where the file cannot tell, any multiple of the head width will do to list what is wrong with it."""
-    base = state.get(f"{_PROJECTOR}.projector_base.weight")
-    return 64 if base is None or base.ndim != 2 or base.shape[1] % 64 else base.shape[1]
+    norm = state.get(f"{_PROJECTOR}.min_attention.norm1.weight")
+    return 64 if norm is None or norm.numel() == 0 or norm.numel() % 64 else norm.numel()
 
 
 def _renamed(state: Mapping[str, Tensor], adapter: RealCustomPlusAdapter, base: Collection[str]) -> dict[str, Tensor]:

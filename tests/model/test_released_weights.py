@@ -161,8 +161,9 @@ def test_another_models_file_is_refused(unet: UNet2DConditionModel) -> None:
     ("key", "shape", "wanted"),
     [
         ("projector.0.bias", (3,), r"\(3,\), not \(512,\)\.$"),
-        ("projector_base.weight", (32, 100), r"\(32, 100\), not \(32, 64\)"),
-        ("projector_base.weight", (), r"\(\), not \(32, 64\)"),
+        ("projector_base.weight", (32, 100), r"\(32, 100\), not \(32, 128\)\.$"),
+        ("min_attention.norm1.weight", (100,), r"\(100,\), not \(64,\)"),
+        ("projector_base.weight", (), r"\(\), not \(32, 128\)\.$"),
     ],
 )
 def test_wrong_shapes_are_listed(unet: UNet2DConditionModel, key: str, shape: tuple[int, ...], wanted: str) -> None:
