@@ -17,7 +17,7 @@ def plain_attention(device: torch.device) -> Iterator[None]:
         yield
         return
     # The name lies: it is not only for CUDA.
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):

@@ -95,11 +95,11 @@ def test_algorithm_1(data: st.DataObject) -> None:
     maps = torch.randint(1, levels + 1, (2, positions, subjects), generator=generator) / levels
     counts = []
     for _ in range(2):
-        left, row = positions, []
+        left, own = positions, list[int]()
         for _ in range(subjects):
-            row.append(data.draw(st.integers(0, left)))
-            left -= row[-1]
-        counts.append(row)
+            own.append(data.draw(st.integers(0, left)))
+            left -= own[-1]
+        counts.append(own)
     selected = select_top(maps, counts)
     for row in range(2):
         assert torch.equal(selected[row], printed_loop(maps[row], counts[row]))

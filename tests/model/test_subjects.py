@@ -18,7 +18,7 @@ def test_one_picture_or_subject_for_all() -> None:
 
 def test_own_scope_and_strength_go_before_the_calls() -> None:
     own = Subject(picture=RED, word="cat", scope=0.1, scale=0.0)
-    given = [Subject(picture=BLUE), [own, Subject(picture=BLUE, word="hat", scope=0.3)]]
+    given: list[Subject | list[Subject]] = [Subject(picture=BLUE), [own, Subject(picture=BLUE, word="hat", scope=0.3)]]
     first, second = subjects_of(PROMPTS, given, None, 0.2, 0.5)
     assert first == [Subject(picture=BLUE, scope=0.2, scale=0.5)]
     assert second == [own, Subject(picture=BLUE, word="hat", scope=0.3, scale=0.5)]
