@@ -44,7 +44,7 @@ Trained by the stage `base` of Realword on the procedural micro world; see `mode
 def run(context: StageContext, shipped: Path = WEIGHTS_FOLDER) -> StageResult:
     """Write `backbone/`: the shipped weights, or newly trained ones."""
     config, backbone = context.config.base, context.output / "backbone"
-    reason = "it was forced" if context.forced else _why_not_shipped(shipped, config.recipe)
+    reason = "it was forced" if context.forced else why_not_shipped(shipped, config.recipe)
     if reason is None:
         context.report.progress(0, 1, "copying the weights that ship with the code")
         shutil.copytree(shipped, backbone)
@@ -58,7 +58,7 @@ def run(context: StageContext, shipped: Path = WEIGHTS_FOLDER) -> StageResult:
     return StageResult(notes={"weights": f"trained: {reason}"})
 
 
-def _why_not_shipped(shipped: Path, recipe: Recipe) -> str | None:
+def why_not_shipped(shipped: Path, recipe: Recipe) -> str | None:
     """Why the shipped weights cannot be used; None when they can."""
     try:
         verify_weights(shipped, recipe)

@@ -59,7 +59,7 @@ class Recipe:
         )
     )
     decoder: PartRecipe = field(  # training on of the VAE's decoder on fixed latents
-        default_factory=lambda: PartRecipe(steps=1500, batch=12, lr=1e-3, warmup=50, weight_decay=1e-4, seed=105)
+        default_factory=lambda: PartRecipe(steps=4500, batch=12, lr=1e-3, warmup=50, weight_decay=1e-4, seed=105)
     )
     image_encoder: PartRecipe = field(  # training on of CLIP's image tower against the frozen text tower
         default_factory=lambda: PartRecipe(
@@ -75,7 +75,7 @@ class Recipe:
         default_factory=lambda: PartRecipe(steps=1200, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
     )
     unet: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=4027, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
+        default_factory=lambda: PartRecipe(steps=7200, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
     )
     unet_training: UNetTraining = field(default_factory=UNetTraining)
 

@@ -15,7 +15,7 @@ from random_backbone import write_random_backbone
 from model.checksums import folder_checksums
 from model.micro_sd.recipe import Recipe
 from model.micro_sd.weights import load_micro_sd, verify_weights
-from stages.base import PARTS, run
+from stages.base import PARTS, run, why_not_shipped
 from stages.stage import StageError
 
 
@@ -57,23 +57,22 @@ def tiny_recipe() -> dict[str, Any]:
     return {"pool": {"count": 32}, "judge_pool": {"count": 32}, **parts}
 
 
+def test_another_recipe_outdates_the_shipped_weights(shipped: Path, tmp_path: Path) -> None:
+    assert why_not_shipped(shipped, Recipe()) is None
+    recipe = make_context(tmp_path, base={"recipe": tiny_recipe()}).config.base.recipe
+    assert "another recipe" in (why_not_shipped(shipped, recipe) or "")
+
+
 @pytest.mark.slow
 def test_a_forced_stage_trains_although_the_shipped_weights_fit(ray_cluster: str, tmp_path: Path) -> None:
-    context = make_context(tmp_path, base={"recipe": tiny_recipe(), "workers": 1})
-    fitting = write_random_backbone(tmp_path / "shipped", recipe=context.config.base.recipe)
-    assert run(dataclasses.replace(context, forced=True), fitting).notes == {"weights": "trained: it was forced"}
-    trained, random = (folder / "unet" for folder in (tmp_path / "output" / "backbone", fitting))
-    assert folder_checksums(trained) != folder_checksums(random)
-
-
-@pytest.mark.slow
-def test_another_recipe_is_trained_from_scratch(ray_cluster: str, shipped: Path, tmp_path: Path) -> None:
     events: list[Any] = []
     context = make_context(tmp_path, events=events, base={"recipe": tiny_recipe(), "workers": 1})
-    result = run(context, shipped)
-    assert result.notes["weights"].startswith("trained: ")
+    context = dataclasses.replace(context, forced=True)
+    shipped = write_random_backbone(tmp_path / "shipped", recipe=context.config.base.recipe)
+    assert run(context, shipped).notes == {"weights": "trained: it was forced"}
     assert any(event["event"] == "warning" and "trained from scratch" in event["text"] for event in events)
     folder = tmp_path / "output" / "backbone"
+    assert folder_checksums(folder / "unet") != folder_checksums(shipped / "unet")
     verify_weights(folder, context.config.base.recipe)
     backbone = load_micro_sd(folder)
     assert torch.isfinite(backbone.unet(torch.randn(1, 4, 16, 16), 10, torch.randn(1, 16, 128)).sample).all()

@@ -8,7 +8,9 @@ from model.micro_sd.quality import (
     attention_quality,
     encoder_quality,
     generation_quality,
+    painted_attention_quality,
     top_share_iou,
+    two_object_quality,
 )
 from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
 from model.microworld.backgrounds import BACKGROUNDS
@@ -64,3 +66,14 @@ def test_the_encoders_and_the_judge_see_unseen_instances(models: MicroStableDiff
     assert encoders["judge_background"] > 0.9
     assert encoders["judge_category"] > 0.8
     assert encoders["judge_mask_iou"] > 0.7
+    assert encoders["dino_retrieval"] > 0.8
+
+
+def test_two_objects_are_painted_and_the_judge_sees_them_in_real_scenes(models: MicroStableDiffusion) -> None:
+    measured = two_object_quality(models, 24)
+    assert measured["two_objects"] > 0.2  # two of twelve by chance: 1 in 66
+    assert measured["judge_two_objects"] > 0.7
+
+
+def test_the_noun_finds_the_object_while_it_is_painted(models: MicroStableDiffusion) -> None:
+    assert painted_attention_quality(models, 16, timesteps=(300,))["painted_cross_attention_iou_t300"] > 0.4
