@@ -111,20 +111,18 @@ def paint(
     return torch.cat(pictures) * 2 - 1
 
 
-def paint_grid(models: MicroStableDiffusion, seed: int = 0, scale: int = 2) -> Image.Image:
-    """Every trained category (rows) before every background (columns), each enlarged `scale` times, with names."""
+def paint_grid(models: MicroStableDiffusion, seed: int = 0) -> Image.Image:
+    """Every trained category (rows) before every background (columns), with their names."""
     texts = [plain_caption(category, ground) for category in TRAINED_CATEGORIES for ground in BACKGROUNDS]
     pixels = ((paint(models, texts, seed) + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
-    side, top = IMAGE_SIZE * scale, 20
-    left = side
+    side, left, top = IMAGE_SIZE, 76, 20
     grid = Image.new("RGB", (left + side * len(BACKGROUNDS), top + side * len(TRAINED_CATEGORIES)), "white")
     draw = ImageDraw.Draw(grid)
     for column, ground in enumerate(BACKGROUNDS):
-        draw.text((left + (column + 0.5) * side, top / 2), ground, "black", anchor="mm", font_size=14)
+        draw.text((left + (column + 0.5) * side, top / 2), ground, "black", anchor="mm", font_size=12)
     for row, category in enumerate(TRAINED_CATEGORIES):
-        draw.text((left - 8, top + (row + 0.5) * side), category, "black", anchor="rm", font_size=16)
+        draw.text((left - 8, top + (row + 0.5) * side), category, "black", anchor="rm", font_size=12)
     for number, picture in enumerate(pixels):
         row, column = divmod(number, len(BACKGROUNDS))
-        enlarged = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
-        grid.paste(enlarged, (left + column * side, top + row * side))
+        grid.paste(Image.fromarray(picture), (left + column * side, top + row * side))
     return grid
