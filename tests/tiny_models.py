@@ -21,6 +21,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Dinov2Config,
+    Dinov2Model,
 )
 
 MAX_TOKENS = 24
@@ -45,7 +47,7 @@ def build_clip_tokenizer() -> CLIPTokenizer:
 
 
 def write_sd(folder: Path) -> Path:
-    """Attention at 16, 8, 4 and (in the middle) 2 positions a side, as SD-1.5 has 64, 32, 16 and 8; with `clip/`."""
+    """Attention at 16, 8, 4 and (middle) 2 positions a side, as SD-1.5 has 64, 32, 16 and 8; two image encoders."""
     torch.manual_seed(0)
     cross = ("CrossAttnDownBlock2D",) * 3, ("CrossAttnUpBlock2D",) * 3
     unet = UNet2DConditionModel(
@@ -69,6 +71,7 @@ def write_sd(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder)
     _clip().save_pretrained(folder / "clip")
+    _dino().save_pretrained(folder / "dino")
     return folder
 
 
@@ -101,6 +104,7 @@ def write_sdxl(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder)
     _clip().save_pretrained(folder / "clip")
+    _dino().save_pretrained(folder / "dino")
     return folder
 
 
@@ -139,15 +143,21 @@ def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
+_VISION: dict[str, Any] = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": IMAGE_WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
+
+
+def _dino() -> Dinov2Model:
+    return Dinov2Model(Dinov2Config(mlp_ratio=2, **_VISION)).eval()
+
+
 def _clip() -> CLIPModel:
-    vision = {
-        "image_size": 16,
-        "patch_size": 4,
-        "hidden_size": IMAGE_WIDTH,
-        "intermediate_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-    }
+    vision = {"intermediate_size": 32, **_VISION}
     text = {
         "vocab_size": 40,
         "hidden_size": 16,

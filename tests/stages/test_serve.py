@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -130,7 +131,8 @@ def started(registry: Registry, folder: Path, **serve: Any) -> Iterator[Server]:
 
     config = a_config(folder, **serve)
     given = {"config": config_to_dict(config), "uri": registry.uri, "folder": str(folder)}
-    with temporary_folder(folder):
+    # A short path: the suite's own temporary folder is long enough for Ray's sockets.
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, temporary_folder(Path(short)):
         process = subprocess.Popen(
             [sys.executable, "-c", _SERVER, json.dumps(given)],
             stdout=subprocess.PIPE,
