@@ -153,19 +153,13 @@ def _engine(module: nn.Module, config: TrainerConfig, device: torch.device) -> A
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled on first use; needs a compiler
     trainable = [p for p in module.parameters() if p.requires_grad]
     betas = (0.9, config.beta2)
-    optimizer = torch.optim.AdamW(trainable, config.learning_rate, betas, weight_decay=config.weight_decay)
-    channels_last = [p for p in module.parameters() if p.dim() == 4 and p.stride(1) == 1]
-    for parameter in channels_last:  # DeepSpeed broadcasts parameters as plain bytes
-        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.AdamW(trainable, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True)
     engine, *_ = deepspeed.initialize(
         model=_Autocast(module, device.type, config.precision == "bf16"),
         optimizer=optimizer,
         config=deepspeed_config(config),
         dist_init_required=False,  # Ray Train has made the process group
     )
-    if config.zero_stage == 0:  # from stage 1 on they lie in one flat buffer
-        for parameter in channels_last:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return engine
 
 

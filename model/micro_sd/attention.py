@@ -1,10 +1,9 @@
-"""Attention processors of the micro UNet: a fast one for training on CPUs and one that keeps its probabilities."""
+"""An attention processor that keeps its probabilities, to see where in the picture the micro UNet reads a word."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
@@ -13,26 +12,6 @@ from torch import Tensor
 def _heads(attention: Attention, states: Tensor) -> Tensor:
     """(B, L, C) -> (B, heads, L, C / heads)."""
     return states.reshape(*states.shape[:2], attention.heads, -1).transpose(1, 2)
-
-
-class MixedPrecisionAttention:
-    """Self-attention in float32 inside bfloat16 autocast: bfloat16's fused backward is several times slower on CPUs."""
-
-    def __call__(
-        self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
-    ) -> Tensor:
-        """Attention of (B, L, C) states over themselves or over the text, as `diffusers` calls it."""
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = _heads(attention, attention.to_q(hidden_states))
-        key, value = _heads(attention, attention.to_k(context)), _heads(attention, attention.to_v(context))
-        if encoder_hidden_states is None:
-            with torch.autocast(query.device.type, enabled=False):
-                mixed = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
-        else:
-            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-            mixed = scores.float().softmax(-1).to(value.dtype) @ value
-        out: Tensor = attention.to_out[0](mixed.transpose(1, 2).flatten(2))
-        return out
 
 
 @dataclass
@@ -81,11 +60,6 @@ class RecordingAttention:
 def use_default_attention(unet: UNet2DConditionModel) -> None:
     """Puts diffusers' own processor back."""
     unet.set_attn_processor(AttnProcessor2_0())
-
-
-def use_mixed_precision_attention(unet: UNet2DConditionModel) -> None:
-    """Installs the training processor."""
-    unet.set_attn_processor(MixedPrecisionAttention())
 
 
 def record_attention(unet: UNet2DConditionModel) -> AttentionRecord:

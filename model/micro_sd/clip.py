@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
 from model.micro_sd.architectures import IMAGE_SIZE, PATCH_SIZE, WIDTH, build_clip, build_tokenizer
-from model.micro_sd.contrastive import instance_loss
+from model.micro_sd.contrastive import instance_loss, object_mean
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool
+from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import GENERIC_NOUN, plain_caption
@@ -75,7 +76,6 @@ class ClipModule(nn.Module):
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
-        self.clip.set_attn_implementation("eager")  # the fused backward is several times slower in bfloat16 on CPUs
         self.identity_head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH))
         self.dense_head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, len(CATEGORIES) + len(BACKGROUNDS)))
         scenes, categories, colours = class_captions()
@@ -86,7 +86,7 @@ class ClipModule(nn.Module):
         """Loss and its parts of B scenes, their captions and crops of other views of the same objects."""
         scene, crop = batch["image"], batch["crop"]  # (B, 3, 64, 64)
         count = len(scene)
-        with torch.autocast(scene.device.type, torch.bfloat16):
+        with mixed_precision(scene.device):
             seen = self.clip.vision_model(pixel_values=torch.cat([scene, crop]))
             images = F.normalize(self.clip.visual_projection(seen.pooler_output).float(), dim=-1)
             texts = text_features(self.clip, torch.cat([batch["ids"], self.class_ids]))
@@ -106,8 +106,7 @@ class ClipModule(nn.Module):
 
     def _identity_loss(self, patches: Tensor, cover: Tensor, instance: Tensor) -> Tensor:
         """InfoNCE between the object's mean patch in the scene and in the other view's crop."""
-        pooled = (patches * cover[..., None]).sum(1) / cover.sum(1, keepdim=True).clamp(min=1e-3)
-        first, second = F.normalize(self.identity_head(pooled), dim=-1).chunk(2)
+        first, second = F.normalize(self.identity_head(object_mean(patches, cover)), dim=-1).chunk(2)
         return instance_loss(first, second, instance)
 
     def _dense_loss(self, patches: Tensor, cover: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -164,19 +163,3 @@ class ClipTask:
         """Writes the two towers as transformers does."""
         assert isinstance(module, ClipModule)
         module.clip.float().cpu().eval().save_pretrained(folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageEncoderTask(ClipTask):
-    """Training on of the image tower of an exported CLIP against its frozen text tower (Zhai et al. 2022, LiT)."""
-
-    clip_folder: Path
-
-    def module(self) -> ClipModule:
-        """Both towers as exported, the text side frozen."""
-        torch.manual_seed(self.recipe.seed)
-        clip = CLIPModel.from_pretrained(self.clip_folder)
-        for part in (clip.text_model, clip.text_projection):
-            part.requires_grad_(False)
-        clip.logit_scale.requires_grad_(False)
-        return ClipModule(clip)

@@ -7,10 +7,14 @@ from torch import Tensor
 _SCALE = 12.0  # inverse temperature
 
 
+def object_mean(states: Tensor, cover: Tensor) -> Tensor:
+    """Mean (B, c) of patch states (B, n, c) over the object, which covers each patch by `cover` (B, n)."""
+    return (states * cover[..., None]).sum(1) / cover.sum(1, keepdim=True).clamp(min=1e-3)
+
+
 def object_features(states: Tensor, cover: Tensor) -> Tensor:
-    """Unit mean (B, c) of patch states (B, n, c) over the object, which covers each patch by `cover` (B, n)."""
-    pooled = (states * cover[..., None]).sum(1) / cover.sum(1, keepdim=True).clamp(min=1e-3)
-    return F.normalize(pooled, dim=-1)
+    """`object_mean` at unit length."""
+    return F.normalize(object_mean(states, cover), dim=-1)
 
 
 def instance_loss(first: Tensor, second: Tensor, instance: Tensor) -> Tensor:

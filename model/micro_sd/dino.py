@@ -1,9 +1,9 @@
 """Training problem of the second image encoder, the DINO of this world: what makes an object itself.
 
-It learns from pictures alone, without captions or classes: two views of one instance, before different grounds and in
-different light, attract each other and repel all others (InfoNCE, van den Oord et al. 2018; instances as classes, Wu
-et al. 2018). Both the class token and the mean patch over the object are trained, so that features of the whole
-picture and of its parts know the instance.
+It learns without captions or classes, from which two pictures show one instance and where in them the object lies: two
+views of one instance, before different grounds and in different light, attract each other and repel all others
+(InfoNCE, van den Oord et al. 2018; instances as classes, Wu et al. 2018). Both the class token and the mean patch over
+the object are trained, so that features of the whole picture and of its parts know the instance.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from transformers import Dinov2Model
 from model.micro_sd.architectures import IMAGE_SIZE, PATCH_SIZE, build_dino
 from model.micro_sd.contrastive import instance_loss, object_features
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
+from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe
 
 _NOISE = 0.05  # standard deviation at most; pictures lie in [-1, 1]
@@ -29,12 +30,11 @@ class DinoModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = build_dino()
-        self.encoder.set_attn_implementation("eager")  # the fused backward is several times slower in bfloat16 on CPUs
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Loss and its parts; rows i and B + i of `image` (2 B, 3, 64, 64) show the same instance."""
         image, cover = batch["image"], F.avg_pool2d(batch["cover"], PATCH_SIZE).flatten(1)
-        with torch.autocast(image.device.type, torch.bfloat16):
+        with mixed_precision(image.device):
             states = self.encoder(pixel_values=image).last_hidden_state.float()  # (2 B, 1 + n, c)
         whole, other_whole = F.normalize(states[:, 0], dim=-1).chunk(2)
         part, other_part = object_features(states[:, 1:], cover).chunk(2)

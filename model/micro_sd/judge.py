@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model.micro_sd.contrastive import instance_loss
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
+from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES
@@ -112,7 +113,7 @@ class JudgeModule(nn.Module):
         """Loss and its parts; pictures 2i and 2i + 1 show the same instance."""
         cover = F.avg_pool2d(batch["mask"], 4)
         image = batch["image"]
-        with torch.autocast(image.device.type, torch.bfloat16):
+        with mixed_precision(image.device):
             verdict: Verdict = self.judge(image, cover, batch["given_mask"])
         alone = ~batch["crowded"][:, None, None, None]  # which of two objects is meant, no picture says
         mask_error = F.binary_cross_entropy_with_logits(verdict.mask, cover, reduction="none")

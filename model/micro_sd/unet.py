@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from model.micro_sd.architectures import build_scheduler, build_unet
-from model.micro_sd.attention import use_default_attention, use_mixed_precision_attention
 from model.micro_sd.clip import tokenize
 from model.micro_sd.data import draw_indices, images_at, open_pool, seeded_generator
+from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe, UNetTraining
 
 _CHUNK = 256
@@ -61,9 +61,8 @@ def encode_pool(pool_folder: Path, vae: AutoencoderKL, clip: CLIPModel, folder: 
     latents = []
     for start in range(0, len(pool), _CHUNK):
         image = images_at(pool, np.arange(start, min(start + _CHUNK, len(pool))))
-        with torch.autocast("cpu", torch.bfloat16):
-            latent = vae.encode(image).latent_dist.mode()
-        latents.append((latent.float() * vae.config.scaling_factor).half().numpy())
+        latent = vae.encode(image).latent_dist.mode()
+        latents.append((latent * vae.config.scaling_factor).half().numpy())
     np.save(folder / "latent.npy", np.concatenate(latents))
 
 
@@ -74,8 +73,7 @@ class UNetModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unet = build_unet().to(memory_format=torch.channels_last)
-        use_mixed_precision_attention(self.unet)
+        self.unet = build_unet()
         self.average = copy.deepcopy(self.unet).requires_grad_(False)
         self.register_buffer("alphas_cumprod", build_scheduler().alphas_cumprod.clone(), persistent=False)
 
@@ -84,9 +82,9 @@ class UNetModule(nn.Module):
         latent, noise, timestep = batch["latent"], batch["noise"], batch["timestep"]
         signal = self.alphas_cumprod[timestep].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alphas_cumprod[timestep]).sqrt().view(-1, 1, 1, 1)
-        noisy = (signal * latent + sigma * noise).contiguous(memory_format=torch.channels_last)
+        noisy = signal * latent + sigma * noise
         velocity = signal * noise - sigma * latent
-        with torch.autocast(latent.device.type, torch.bfloat16):
+        with mixed_precision(latent.device):
             predicted = self.unet(noisy, timestep, batch["states"]).sample
         return {"loss": F.mse_loss(predicted.float(), velocity)}
 
@@ -135,5 +133,4 @@ class UNetTask:
         """Writes the averaged denoiser as diffusers does."""
         assert isinstance(module, UNetModule)
         average: UNet2DConditionModel = module.average.float().cpu().eval()
-        use_default_attention(average)
-        average.to(memory_format=torch.contiguous_format).save_pretrained(folder)
+        average.save_pretrained(folder)
