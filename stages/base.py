@@ -90,6 +90,7 @@ def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
     """Train what is not finished yet; yields how many parts are."""
     recipe, places = config.recipe, _Places(context.scratch.resolve())
     workers = context.config.run.cpus or os.cpu_count() or 1
+    context.report.progress(0, len(PARTS), "rendering the scenes")
     build_pool(places.pool("pool"), recipe.pool, workers)
     build_pool(places.pool("judge_pool"), recipe.judge_pool, workers)
     for number, name in enumerate(PARTS):

@@ -4,6 +4,7 @@ Scenes 2i and 2i + 1 show the same instance from two views, before two grounds. 
 """
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def build_pool(folder: Path, config: PoolConfig, workers: int = 2) -> ScenePool:
     shape = (config.count, config.size, config.size)
     image = np.lib.format.open_memmap(folder / "image.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
     mask = np.lib.format.open_memmap(folder / "mask.npy", mode="w+", dtype=np.uint8, shape=shape)
-    with ProcessPoolExecutor(workers) as executor:
+    # A fork of a process with threads can inherit a lock that nobody will ever release, such as that of stdin.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
         jobs = [
             (start, stop, executor.submit(_render_chunk, config, start, stop)) for start, stop in _chunks(config.count)
         ]
