@@ -158,6 +158,7 @@ class RealCustomPlusPipeline:
         mask_steps: int = 12,
         mask_every: int = 1,
         mask_cross_downscales: Sequence[int] = (1,),
+        mask_self_downscales: Sequence[int] = (1,),
         visual_scale: float = 1.0,
         visual_guidance_start: float = 0.0,
         visual_guidance_end: float = 1.0,
@@ -186,6 +187,7 @@ class RealCustomPlusPipeline:
                 mean IoU with the exact ones is above 0.95 on the micro backbone.
             mask_cross_downscales: which cross-attention layers make the mask (see `model.guidance_branch`), as
                 downscales of the largest attention grid.
+            mask_self_downscales: which self-attention layers make it more exact, likewise; () none.
             visual_scale: strength of the visual attention.
             visual_guidance_start: share of the steps that have passed when the subjects begin to act.
             visual_guidance_end: likewise when they have ceased to.
@@ -210,7 +212,8 @@ class RealCustomPlusPipeline:
             named = subjects_of(prompts, subjects, words, mask_scope, visual_scale)
             acting = acting_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
             schedule = MaskSchedule.of(acting, mask_steps, mask_every) if use_mask else None
-            visual = self._subjects(prompts, named, size, acting, schedule, mask_cross_downscales)
+            downscales = mask_cross_downscales, mask_self_downscales
+            visual = self._subjects(prompts, named, size, acting, schedule, downscales)
         text = self.backbone.encode_prompt(prompts, size)
         empty = self.backbone.encode_negative_prompt(negative_prompt, len(prompts), size)
         noise, generators = self._noise(len(prompts), size, seeds, latents)
@@ -241,7 +244,7 @@ class RealCustomPlusPipeline:
         size: Grid,
         acting: range,
         schedule: MaskSchedule | None,
-        cross_downscales: Sequence[int],
+        mask_downscales: tuple[Sequence[int], Sequence[int]],
     ) -> _Subjects:
         """Check and encode; `schedule` None stands for no masks."""
         if self.adapter is None or self.image_encoders is None:
@@ -250,7 +253,7 @@ class RealCustomPlusPipeline:
             raise GenerationError("the adapter was detached from the base model; attach it or build a new pipeline.")
         masks = None
         if schedule is not None:
-            layers = GuidanceLayers.of(self._processors(), cross_downscales)
+            layers = GuidanceLayers.of(self._processors(), *mask_downscales)
             recipe = MaskRecipe.of(self.backbone, layers, prompts, subjects, size)
             masks = _Masks(recipe, schedule if recipe.needs_maps else MaskSchedule())
         branch = GenerationBranch.of(self.adapter, self.image_encoders, subjects)

@@ -45,9 +45,11 @@ class InferenceConfig:
     guidance_scale: float = 5.0
     mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
-    visual_scale: float = 1.0
-    # Cross-attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
+    mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them, the others' masks come from the step before
+    # Attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
     mask_cross_downscales: list[int] = field(default_factory=lambda: [1])
+    mask_self_downscales: list[int] = field(default_factory=lambda: [1])
+    visual_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,9 @@ def painting_options(config: InferenceConfig) -> dict[str, Any]:
         "guidance_scale": config.guidance_scale,
         "mask_scope": config.mask_scope,
         "mask_steps": config.mask_steps,
+        "mask_every": config.mask_every,
         "mask_cross_downscales": list(config.mask_cross_downscales),
+        "mask_self_downscales": list(config.mask_self_downscales),
         "visual_scale": config.visual_scale,
     }
 
