@@ -204,10 +204,15 @@ class CustomizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Held-out subjects times prompts, in three arms: text only, adapter without mask, adapter with mask."""
+    """Held-out subjects times prompts, in three arms: text only, adapter without mask, adapter with mask.
+
+    Pairs of subjects and the quality of masks are judged by the microworld's judge only.
+    """
 
     subjects: int = 16
     prompts_per_subject: int = 3
+    pairs: int = 6  # of subjects in one picture; the first of each pair goes through three rounds as well
+    mask_subjects: int = 6  # painted once with each of the four mask recipes
     batch_size: int = 8
     workers: int = 2  # processes that paint, one CPU (or GPU) each
     use_gpu: bool = False

@@ -2,7 +2,8 @@
 
 What varies between the arms is only what the model is given: text alone, the subject's picture everywhere, or the
 subject's picture inside the mask. Subject, prompt and noise are the same. The learned concept is a further arm with its
-own subject.
+own subject. Beside the arms: two subjects in one picture and several rounds (`pairs`, `several`), and how well masks
+of different recipes fit the object (`mask_quality`).
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ import ray.data
 from model.checksums import folder_checksums
 from stages.config import Config
 from stages.datasets import write_dataset
-from stages.evaluate.cases import evaluation_id, load_subjects, make_cases
+from stages.evaluate.cases import Case, evaluation_id, load_subjects, make_cases
 from stages.evaluate.concept import Concept, concept_cases, read_concept
+from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table
 from stages.evaluate.painter import Painter, Place, case_table
+from stages.evaluate.pairs import load_pairs, make_pair_cases
 from stages.evaluate.report import Evaluation, write_report
-from stages.evaluate.summary import Summary, summarise
+from stages.evaluate.several import SeveralPainter, pair_table
+from stages.evaluate.several_summary import several_as_json, several_flat, summarise_masks, summarise_several
+from stages.evaluate.summary import summarise
 from stages.inference import backbone_location, model_errors_as_stage_errors
-from stages.schemas import SCORES
-from stages.stage import Reporter, StageContext, StageError, StageResult
+from stages.schemas import MASKS, SCORES, SEVERAL
+from stages.stage import StageContext, StageError, StageResult
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
@@ -42,24 +47,47 @@ def run(context: StageContext) -> StageResult:
     backbone = backbone_location(config.backbone, context.inputs)
     adapter = context.inputs["train_adapter"] / "adapter"
     place = Place(backbone=backbone, adapter=adapter.resolve(), concept=concept.folder.resolve())
-    tables = [*_batches(case_table(cases, ADAPTER_ARMS), config.evaluate.batch_size)]
-    tables += _batches(_concept_table(concept, config), config.evaluate.batch_size)
-    rows = _paint(config, place, tables, context.report)
-    summary = summarise(rows)
-    count = write_dataset(
-        context.output / "scores", pa.Table.from_pylist(rows), SCORES, order=("arm", "subject", "seed", "prompt")
+    tables = _batches(case_table(cases, ADAPTER_ARMS), config) + _batches(_concept_table(concept, config), config)
+    rows = _paint(Painter, context, place, tables, "painting and scoring")
+    several, masks = _paint_further(context, place, folder, cases)
+    evaluation = Evaluation(
+        config=config,
+        inputs=context.inputs,
+        subjects=subjects,
+        concept=concept,
+        rows=rows,
+        summary=summarise(rows),
+        several_rows=several,
+        several=summarise_several(several),
+        mask_rows=masks,
+        masks=summarise_masks(masks, config.inference.mask_steps),
     )
-    evaluation = evaluation_id(cases, config.evaluate, _scorer_digest(config, backbone))
-    _write_metrics(context.output / "metrics.json", summary, config, evaluation)
-    pages = write_report(
-        context.output / "report",
-        Evaluation(
-            config=config, inputs=context.inputs, subjects=subjects, concept=concept, rows=rows, summary=summary
-        ),
-    )
-    for page in pages:
+    counts = {
+        "scores": _write(context, "scores", rows, SCORES, ("arm", "subject", "seed", "prompt")),
+        "several": _write(context, "several", several, SEVERAL, ("task", "pair", "subject")),
+        "masks": _write(context, "masks", masks, MASKS, ("recipe", "subject", "seed", "step")),
+    }
+    identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, backbone))
+    _write_metrics(context.output / "metrics.json", evaluation, identity)
+    for page in write_report(context.output / "report", evaluation):
         context.report.picture(page.name, page)
-    return StageResult(rows={"scores": count}, metrics=summary.flat(), notes={"evaluation": evaluation})
+    metrics = evaluation.summary.flat() | several_flat(evaluation.several, evaluation.masks)
+    return StageResult(rows=counts, metrics=metrics, notes={"evaluation": identity})
+
+
+def _paint_further(
+    context: StageContext, place: Place, folder: Path, cases: Sequence[Case]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of `several` and `masks`; none without the judge, who alone can tell regions and objects."""
+    config: Config = context.config
+    settings = config.evaluate
+    if settings.similarity != "judge":
+        return [], []
+    pairs = make_pair_cases(load_pairs(folder, settings.pairs), settings, config.run.seed)
+    several = _paint(SeveralPainter, context, place, _batches(pair_table(pairs), config), "several subjects")
+    first = cases[:: settings.prompts_per_subject][: settings.mask_subjects]
+    tables = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
+    return several, _paint(MaskPainter, context, place, tables, "mask recipes")
 
 
 def _subjects_folder(context: StageContext) -> Path:
@@ -79,18 +107,27 @@ def _concept_table(concept: Concept, config: Config) -> pa.Table:
     return case_table(cases, ("concept",), painted)
 
 
-def _batches(table: pa.Table, size: int) -> list[pa.Table]:
+def _batches(table: pa.Table, config: Config) -> list[pa.Table]:
+    size = config.evaluate.batch_size
     return [table.slice(start, size) for start in range(0, table.num_rows, size)]
 
 
-def _paint(config: Config, place: Place, tables: Sequence[pa.Table], report: Reporter) -> list[dict[str, Any]]:
+def _paint(
+    worker: type[Painter | SeveralPainter | MaskPainter],
+    context: StageContext,
+    place: Place,
+    tables: Sequence[pa.Table],
+    what: str,
+) -> list[dict[str, Any]]:
     """The rows of all pictures, painted by `evaluate.workers` processes; a table is a batch."""
-    total = sum(len(arms) for table in tables for arms in table.column("arms").to_pylist())
-    report.progress(0, total, "starting painters")
+    config: Config = context.config
+    if not tables:
+        return []
+    context.report.progress(0, len(tables), f"{what}: starting painters")
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     painted = ray.data.from_arrow(list(tables)).map_batches(
-        Painter,
+        worker,
         fn_constructor_kwargs={"config": config, "place": place},
         batch_format="pyarrow",
         batch_size=None,  # a block is a batch
@@ -100,10 +137,16 @@ def _paint(config: Config, place: Place, tables: Sequence[pa.Table], report: Rep
     )
     rows: list[dict[str, Any]] = []
     with model_errors_as_stage_errors():
-        for batch in painted.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for done, batch in enumerate(painted.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
             rows += batch.to_pylist()
-            report.progress(len(rows), total, "painting and scoring")
+            context.report.progress(done, len(tables), what)
     return rows
+
+
+def _write(
+    context: StageContext, name: str, rows: Sequence[dict[str, Any]], schema: pa.Schema, order: Sequence[str]
+) -> int:
+    return write_dataset(context.output / name, pa.Table.from_pylist(list(rows), schema), schema, order=order)
 
 
 def _scorer_digest(config: Config, backbone: str) -> str:
@@ -113,6 +156,11 @@ def _scorer_digest(config: Config, backbone: str) -> str:
     return json.dumps([folder_checksums(folder) for folder in folders if folder.is_dir()])
 
 
-def _write_metrics(path: Path, summary: Summary, config: Config, evaluation: str) -> None:
-    content = {"evaluation": evaluation, "similarity_metric": config.evaluate.similarity, **summary.as_json()}
+def _write_metrics(path: Path, evaluation: Evaluation, identity: str) -> None:
+    content = {
+        "evaluation": identity,
+        "similarity_metric": evaluation.config.evaluate.similarity,
+        **evaluation.summary.as_json(),
+        **several_as_json(evaluation.several, evaluation.masks),
+    }
     path.write_text(json.dumps(content, indent=2) + "\n")

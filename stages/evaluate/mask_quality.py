@@ -117,7 +117,9 @@ class MaskPainter:
                 continue
             everywhere = true.expand_as(own)
             last = len(own) - 1
-            for step, (iou, largest) in enumerate(zip(mask_iou(own, everywhere), largest_iou(own, everywhere), strict=True)):
+            for step, (iou, largest) in enumerate(
+                zip(mask_iou(own, everywhere), largest_iou(own, everywhere), strict=True)
+            ):
                 rows.append(
                     {
                         **{key: case[key] for key in ("recipe", "subject", "prompt", "seed")},

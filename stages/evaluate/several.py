@@ -17,8 +17,8 @@ from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.realcustom_pipeline import RealCustomOutput
 from model.subjects import Subject
 from stages.config import Config
-from stages.evaluate.pairs import PairCase
 from stages.evaluate.painter import MASK_SIDE, Place, device_of, load_pipeline
+from stages.evaluate.pairs import PairCase
 from stages.evaluate.scorer import Scorer
 from stages.inference import painting_options
 from stages.schemas import SEVERAL

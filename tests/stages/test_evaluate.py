@@ -20,7 +20,7 @@ from random_backbone import write_random_backbone
 from model.metrics import bootstrap_interval
 from stages.config import Config, EvaluateConfig
 from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
-from stages.evaluate.grids import SHOWN_SIDE, data_uri, hero
+from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarise
 from stages.stage import StageError
 
@@ -197,9 +197,11 @@ def test_small_pictures_stay_as_they_are_and_large_ones_are_reduced() -> None:
     assert len(data_uri(png(0, (1200, 1600)))) < 3 * SHOWN_SIDE**2
 
 
-def test_the_hero_has_a_column_for_each_subject(tmp_path: Path) -> None:
+def test_a_grid_has_a_column_for_each_subject(tmp_path: Path) -> None:
     columns = [{"reference": png(1), "adapter": png(2)}, {"reference": png(3), "adapter": png(4)}]
-    hero(columns, ["a mug in the snow"] * 2, {"reference": "Reference", "adapter": "Adapter"}, tmp_path / "hero.png")
+    picture_grid(
+        columns, ["a mug in the snow"] * 2, {"reference": "Reference", "adapter": "Adapter"}, tmp_path / "hero.png"
+    )
     assert Image.open(tmp_path / "hero.png").width == 150 + 2 * 202
 
 
