@@ -2,9 +2,10 @@
 
 Which layers: cross-attention of low resolution says *what* (the target word), self-attention of the highest resolution
 says *where exactly*. "Low" depends on the backbone and is configured as the downscales relative to the largest
-attention grid: SD-1.5 [4] (16 x 16 of 64 x 64), SDXL [2] (32 x 32 of 64 x 64), micro [1] (16 x 16 is all it has;
-its coarser maps localise worse). The self-attention is configured likewise: [1] is the method's, [] leaves M_cross as
-it is (RealCustom Sec. 3.3, with the cross-attention of all resolutions), more resolutions are for Table V's ablations.
+attention grid: SD-1.5 [4] (16 x 16 of 64 x 64), SDXL [2] (32 x 32 of 64 x 64), micro [1, 2] (of its 16 x 16
+and 8 x 8 the finer parts object and ground, the coarser tells which of two objects a word means; 4 x 4 says little).
+The self-attention is configured likewise: [1] is the method's, [] leaves M_cross as it is (RealCustom Sec. 3.3, with
+the cross-attention of all resolutions), more resolutions are for Table V's ablations.
 
 What it costs: Eq. 15 does not use the branch's prediction, so its pass ends where the last of these layers has its
 queries and keys: an exception that the recorder raises there takes the shortest way out of diffusers' UNet, which is

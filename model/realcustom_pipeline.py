@@ -157,7 +157,7 @@ class RealCustomPlusPipeline:
         mask_scope: float = 0.25,
         mask_steps: int = 12,
         mask_every: int = 1,
-        mask_cross_downscales: Sequence[int] = (1,),
+        mask_cross_downscales: Sequence[int] = (1, 2),
         mask_self_downscales: Sequence[int] = (1,),
         visual_scale: float = 1.0,
         visual_guidance_start: float = 0.0,

@@ -47,7 +47,7 @@ class InferenceConfig:
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
     mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them, the others' masks come from the step before
     # Attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
-    mask_cross_downscales: list[int] = field(default_factory=lambda: [1])
+    mask_cross_downscales: list[int] = field(default_factory=lambda: [1, 2])
     mask_self_downscales: list[int] = field(default_factory=lambda: [1])
     visual_scale: float = 1.0
 

@@ -43,7 +43,7 @@ def picture_grid(
         rows: Row key -> label, from top to bottom.
         path: The PNG to write.
     """
-    side, gap, left, bottom = 192, 10, 150, 56
+    side, gap, left, bottom = 192, 10, 150, 66
     width, height = left + len(columns) * (side + gap), gap + len(rows) * (side + gap) + bottom
     canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)

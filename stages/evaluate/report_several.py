@@ -45,7 +45,7 @@ def describe_several(summary: SeveralSummary, rows: Sequence[Row]) -> dict[str, 
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
     return {
         "pairs": summary.pairs,
-        "findings": [_gain(task, found["margin"]) for task, found in summary.gains.items()],
+        "findings": [finding for task in summary.gains for finding in _findings(summary, task)],
         "tasks": [
             {"name": TASK_NAMES[task], "text": _TASK_TEXTS[task], "cells": list(found.values())}
             for task, found in summary.tasks.items()
@@ -54,13 +54,20 @@ def describe_several(summary: SeveralSummary, rows: Sequence[Row]) -> dict[str, 
     }
 
 
-def _gain(task: str, margin: Interval) -> str:
-    bounds = f"{margin.mean:+.3f}, 95 % interval {margin.low:+.3f} to {margin.high:+.3f}"
-    name = TASK_NAMES[task]
-    if margin.low > 0 or margin.high < 0:
-        nearer = "nearer to" if margin.mean > 0 else "farther from"
-        return f"{name}: each subject's region is {nearer} its own subject than text alone makes it: {bounds}."
-    return f"{name}: no measurable difference to text alone in how each region leans to its own subject: {bounds}."
+def _findings(summary: SeveralSummary, task: str) -> list[str]:
+    """Whether each region leans to its own subject, and whether it does so more than text alone makes it."""
+    name, found, gain = TASK_NAMES[task], summary.tasks[task], summary.gains[task]["similarity"]
+    own, other = found["similarity"].mean, found["other_similarity"].mean
+    return [
+        f"{name}: a region's likeness is {own:.3f} to its own subject and {other:.3f} to the other one: "
+        f"{_difference(found['margin'])}.",
+        f"{name}: the likeness to its own subject, less that of the picture from text alone: {_difference(gain)}.",
+    ]
+
+
+def _difference(found: Interval) -> str:
+    verdict = "" if found.low > 0 or found.high < 0 else "no measurable difference, "
+    return f"{verdict}{found.mean:+.3f}, 95 % interval {found.low:+.3f} to {found.high:+.3f}"
 
 
 def _describe_pair(rows: Sequence[Row]) -> dict[str, Any]:
