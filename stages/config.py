@@ -213,6 +213,7 @@ class EvaluateConfig:
     prompts_per_subject: int = 3
     pairs: int = 6  # of subjects in one picture; the first of each pair goes through three rounds as well
     mask_subjects: int = 6  # painted once with each of the four mask recipes
+    mask_scenes: int = 32  # real scenes of one object and as many of two in which the recipes look for them
     batch_size: int = 8
     workers: int = 2  # processes that paint, one CPU (or GPU) each
     use_gpu: bool = False

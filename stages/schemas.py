@@ -152,6 +152,22 @@ MASKS = pa.schema(
     ]
 )
 
+#: `evaluate/scene_masks`: one object's mask in a real scene with noise, of which the object's mask is known exactly.
+SCENE_MASKS = pa.schema(
+    [
+        pa.field("recipe", pa.string(), nullable=False),  # as in `evaluate/masks`
+        pa.field("cross_grids", pa.list_(pa.int32()), nullable=False),
+        pa.field("self_grids", pa.list_(pa.int32()), nullable=False),
+        pa.field("objects", pa.int32(), nullable=False),  # in the scene, 1 or 2
+        pa.field("scene", pa.int32(), nullable=False),  # number of the drawn scene
+        pa.field("word", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("timestep", pa.int32(), nullable=False),
+        pa.field("iou", pa.float32(), nullable=False),
+        pa.field("largest_iou", pa.float32(), nullable=False),
+    ]
+)
+
 
 def content_id(*parts: str) -> str:
     """The id of a row: the first 24 hexadecimal digits of the SHA-256 of its parts (URL and caption, for a sample)."""

@@ -3,7 +3,7 @@
 What varies between the arms is only what the model is given: text alone, the subject's picture everywhere, or the
 subject's picture inside the mask. Subject, prompt and noise are the same. The learned concept is a further arm with its
 own subject. Beside the arms: two subjects in one picture and several rounds (`pairs`, `several`), and how well masks
-of different recipes fit the object (`mask_quality`).
+of different recipes fit the object (`mask_quality`, `scene_masks`).
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table
 from stages.evaluate.painter import Painter, Place, case_table
 from stages.evaluate.pairs import load_pairs, make_pair_cases
 from stages.evaluate.report import Evaluation, write_report
+from stages.evaluate.scene_masks import SceneMasks, scene_table
 from stages.evaluate.several import SeveralPainter, pair_table
-from stages.evaluate.several_summary import several_as_json, several_flat, summarise_masks, summarise_several
+from stages.evaluate.several_summary import Further
 from stages.evaluate.summary import summarise
 from stages.inference import backbone_location, model_errors_as_stage_errors
-from stages.schemas import MASKS, SCORES, SEVERAL
+from stages.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
 from stages.stage import StageContext, StageError, StageResult
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
 
 def run(context: StageContext) -> StageResult:
-    """Write `scores/`, `metrics.json` and `report/`."""
+    """Write `scores/`, `several/`, `masks/`, `scene_masks/`, `metrics.json` and `report/`."""
     config: Config = context.config
     folder = _subjects_folder(context)
     subjects = load_subjects(folder, config.evaluate.subjects)
@@ -49,7 +50,7 @@ def run(context: StageContext) -> StageResult:
     place = Place(backbone=backbone, adapter=adapter.resolve(), concept=concept.folder.resolve())
     tables = _batches(case_table(cases, ADAPTER_ARMS), config) + _batches(_concept_table(concept, config), config)
     rows = _paint(Painter, context, place, tables, "painting and scoring")
-    several, masks = _paint_further(context, place, folder, cases)
+    further = _paint_further(context, place, folder, cases)
     evaluation = Evaluation(
         config=config,
         inputs=context.inputs,
@@ -57,37 +58,40 @@ def run(context: StageContext) -> StageResult:
         concept=concept,
         rows=rows,
         summary=summarise(rows),
-        several_rows=several,
-        several=summarise_several(several),
-        mask_rows=masks,
-        masks=summarise_masks(masks, config.inference.mask_steps),
+        further=further,
     )
     counts = {
         "scores": _write(context, "scores", rows, SCORES, ("arm", "subject", "seed", "prompt")),
-        "several": _write(context, "several", several, SEVERAL, ("task", "pair", "subject")),
-        "masks": _write(context, "masks", masks, MASKS, ("recipe", "subject", "seed", "step")),
+        "several": _write(context, "several", further.several_rows, SEVERAL, ("task", "pair", "subject")),
+        "masks": _write(context, "masks", further.mask_rows, MASKS, ("recipe", "subject", "seed", "step")),
+        "scene_masks": _write(
+            context, "scene_masks", further.scene_rows, SCENE_MASKS, ("recipe", "objects", "scene", "word")
+        ),
     }
     identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, backbone))
     _write_metrics(context.output / "metrics.json", evaluation, identity)
     for page in write_report(context.output / "report", evaluation):
         context.report.picture(page.name, page)
-    metrics = evaluation.summary.flat() | several_flat(evaluation.several, evaluation.masks)
+    metrics = evaluation.summary.flat() | further.flat()
     return StageResult(rows=counts, metrics=metrics, notes={"evaluation": identity})
 
 
-def _paint_further(
-    context: StageContext, place: Place, folder: Path, cases: Sequence[Case]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of `several` and `masks`; none without the judge, who alone can tell regions and objects."""
+def _paint_further(context: StageContext, place: Place, folder: Path, cases: Sequence[Case]) -> Further:
+    """Several subjects and masks; nothing without the judge, who alone can tell regions and objects."""
     config: Config = context.config
-    settings = config.evaluate
+    settings, seed = config.evaluate, config.run.seed
     if settings.similarity != "judge":
-        return [], []
-    pairs = make_pair_cases(load_pairs(folder, settings.pairs), settings, config.run.seed)
-    several = _paint(SeveralPainter, context, place, _batches(pair_table(pairs), config), "several subjects")
+        return Further.of([], [], [], config.inference.mask_steps)
+    pairs = make_pair_cases(load_pairs(folder, settings.pairs), settings, seed)
     first = cases[:: settings.prompts_per_subject][: settings.mask_subjects]
-    tables = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
-    return several, _paint(MaskPainter, context, place, tables, "mask recipes")
+    recipes = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
+    scenes = [scene_table(recipe, settings.mask_scenes, seed) for recipe in RECIPES if settings.mask_scenes]
+    return Further.of(
+        _paint(SeveralPainter, context, place, _batches(pair_table(pairs), config), "several subjects"),
+        _paint(MaskPainter, context, place, recipes, "masks of pictures"),
+        _paint(SceneMasks, context, place, scenes, "masks of scenes"),
+        config.inference.mask_steps,
+    )
 
 
 def _subjects_folder(context: StageContext) -> Path:
@@ -113,7 +117,7 @@ def _batches(table: pa.Table, config: Config) -> list[pa.Table]:
 
 
 def _paint(
-    worker: type[Painter | SeveralPainter | MaskPainter],
+    worker: type[Painter | SeveralPainter | MaskPainter | SceneMasks],
     context: StageContext,
     place: Place,
     tables: Sequence[pa.Table],
@@ -161,6 +165,6 @@ def _write_metrics(path: Path, evaluation: Evaluation, identity: str) -> None:
         "evaluation": identity,
         "similarity_metric": evaluation.config.evaluate.similarity,
         **evaluation.summary.as_json(),
-        **several_as_json(evaluation.several, evaluation.masks),
+        **evaluation.further.as_json(),
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

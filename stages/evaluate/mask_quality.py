@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from model.backbone import Backbone
 from model.mask_guidance import grid_at
 from model.metrics import JudgeScorer, largest_iou, mask_iou
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
@@ -69,6 +70,27 @@ def recipe_downscales(recipe: str, config: InferenceConfig, present: Sequence[in
     return {"mask_cross_downscales": crosses, "mask_self_downscales": selves}
 
 
+def grids_of(downscales: Mapping[str, Sequence[int]], grids: Mapping[int, int]) -> dict[str, list[int]]:
+    """The grids that take part in a recipe, as columns of its rows."""
+    return {
+        "cross_grids": [grids[at] for at in downscales["mask_cross_downscales"]],
+        "self_grids": [grids[at] for at in downscales["mask_self_downscales"]],
+    }
+
+
+def attention_processors(backbone: Backbone) -> list[VisualAttentionProcessor]:
+    """Those of a UNet that an adapter is attached to."""
+    processors = backbone.unet.attn_processors.values()
+    return [processor for processor in processors if isinstance(processor, VisualAttentionProcessor)]
+
+
+def attention_grids(backbone: Backbone) -> dict[int, int]:
+    """The attention layers' downscales relative to the largest grid's, and the height of the grid of each."""
+    downscales = sorted({processor.downscale for processor in attention_processors(backbone)})
+    side = backbone.resolution // backbone.latent_scale
+    return {downscale // downscales[0]: grid_at((side, side), downscale)[0] for downscale in downscales}
+
+
 class MaskPainter:
     """Ray Data calls it with tables of `MASK_CASES` and gets tables of `MASKS`, a row a step of a picture."""
 
@@ -80,8 +102,8 @@ class MaskPainter:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Paint all cases with their recipe; pictures in which the judge finds no object give no rows."""
         cases = batch.to_pylist()
-        present, grids = self._attention_grids()
-        downscales = recipe_downscales(cases[0]["recipe"], self.inference, present)
+        grids = attention_grids(self.pipeline.backbone)
+        downscales = recipe_downscales(cases[0]["recipe"], self.inference, list(grids))
         every_step = {"mask_steps": self.inference.steps, "mask_every": 1}
         output = self.pipeline(
             [case["prompt"] for case in cases],
@@ -90,22 +112,8 @@ class MaskPainter:
             seeds=[case["seed"] for case in cases],
             **{**painting_options(self.inference), **every_step, **downscales},
         )
-        taking_part = {
-            "cross_grids": [grids[at] for at in downscales["mask_cross_downscales"]],
-            "self_grids": [grids[at] for at in downscales["mask_self_downscales"]],
-        }
-        rows = [row | taking_part for row in self._measure(cases, output)]
+        rows = [row | grids_of(downscales, grids) for row in self._measure(cases, output)]
         return pa.Table.from_pylist(rows, MASKS)
-
-    def _attention_grids(self) -> tuple[list[int], dict[int, int]]:
-        """The attention layers' downscales relative to the largest grid's, and the height of the grid of each."""
-        backbone = self.pipeline.backbone
-        processors = backbone.unet.attn_processors.values()
-        downscales = sorted({one.downscale for one in processors if isinstance(one, VisualAttentionProcessor)})
-        side = backbone.resolution // backbone.latent_scale
-        relative = [downscale // downscales[0] for downscale in downscales]
-        heights = [grid_at((side, side), downscale)[0] for downscale in downscales]
-        return relative, dict(zip(relative, heights, strict=True))
 
     def _measure(self, cases: Sequence[Mapping[str, Any]], output: RealCustomOutput) -> list[dict[str, Any]]:
         masks = torch.stack([torch.stack([mask[0] for mask in steps]) for steps in output.masks])  # (B, steps, G, G')

@@ -9,7 +9,7 @@ from typing import Any
 from model.metrics import Interval
 from stages.evaluate.grids import data_uri, picture_grid
 from stages.evaluate.mask_quality import RECIPES
-from stages.evaluate.several_summary import TASKS, MaskSummary, SeveralSummary
+from stages.evaluate.several_summary import TASKS, MaskSummary, SceneMaskSummary, SeveralSummary
 from stages.evaluate.summary import Row
 
 TASK_NAMES = {
@@ -116,6 +116,28 @@ def describe_masks(summary: MaskSummary, rows: Sequence[Row], mask_steps: int) -
         "stop": _across(mask_steps - 1, max(row["step"] for row in rows) + 1),
         "cases": [_describe_masks_of([row for row in shown if row["subject"] == subject]) for subject in subjects],
     }
+
+
+def describe_scene_masks(summary: SceneMaskSummary, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A line a recipe for the table of real scenes; none when nothing was measured."""
+    return [
+        {
+            "number": RECIPES.index(recipe) + 1,
+            "name": RECIPE_NAMES[recipe],
+            "grids": _grids(next(row for row in rows if row["recipe"] == recipe)),
+            "groups": [
+                {
+                    "iou": iou,
+                    "largest": summary.largest[recipe][group],
+                    "timesteps": ", ".join(
+                        f"{timestep}: {one.mean:.2f}" for timestep, one in summary.timesteps[recipe][group].items()
+                    ),
+                }
+                for group, iou in groups.items()
+            ],
+        }
+        for recipe, groups in summary.recipes.items()
+    ]
 
 
 def _grids(row: Row) -> str:

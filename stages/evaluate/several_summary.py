@@ -44,6 +44,21 @@ class MaskSummary:
     pictures: dict[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SceneMaskSummary:
+    """How well the masks of each recipe fit in real scenes, by the number of objects in a scene.
+
+    Attributes:
+        recipes: recipe -> "one_object" or "two_objects" -> the IoU over all timesteps, mean and interval.
+        largest: likewise, what masks of so many positions can reach.
+        timesteps: recipe -> "one_object" or "two_objects" -> timestep -> the IoU.
+    """
+
+    recipes: dict[str, dict[str, Interval]]
+    largest: dict[str, dict[str, float]]
+    timesteps: dict[str, dict[str, dict[int, Interval]]]
+
+
 def summarise_several(rows: Sequence[Row]) -> SeveralSummary:
     """Average the rows of `evaluate/several`."""
     by_task = {task: [_with_margin(row) for row in rows if row["task"] == task] for task in TASKS}
@@ -99,12 +114,73 @@ def _mean(rows: Sequence[Row], name: str) -> Interval:
     return bootstrap_interval([row[name] for row in rows], clusters([row["subject"] for row in rows]))
 
 
-def several_as_json(several: SeveralSummary, masks: MaskSummary) -> dict[str, Any]:
-    """Plain numbers and names, for `metrics.json`."""
-    return {"several": asdict(several), "masks": asdict(masks)}
+GROUPS = {"one_object": 1, "two_objects": 2}
 
 
-def several_flat(several: SeveralSummary, masks: MaskSummary) -> dict[str, float]:
-    """One name a number, for the tracker: "many_to_many/similarity", "mask_cross_self/iou"."""
-    numbers = {f"{task}/{name}": found.mean for task, values in several.tasks.items() for name, found in values.items()}
-    return numbers | {f"mask_{recipe}/iou": found["iou"].mean for recipe, found in masks.recipes.items()}
+def summarise_scene_masks(rows: Sequence[Row]) -> SceneMaskSummary:
+    """Average the rows of `evaluate/scene_masks`; whole scenes are drawn for the intervals."""
+    recipes = [recipe for recipe in RECIPES if any(row["recipe"] == recipe for row in rows)]
+    split = {
+        recipe: {
+            group: [row for row in rows if row["recipe"] == recipe and row["objects"] == objects]
+            for group, objects in GROUPS.items()
+        }
+        for recipe in recipes
+    }
+    return SceneMaskSummary(
+        recipes={
+            recipe: {group: _scene_mean(found) for group, found in groups.items()} for recipe, groups in split.items()
+        },
+        largest={
+            recipe: {group: sum(row["largest_iou"] for row in found) / len(found) for group, found in groups.items()}
+            for recipe, groups in split.items()
+        },
+        timesteps={
+            recipe: {group: _by_timestep(found) for group, found in groups.items()} for recipe, groups in split.items()
+        },
+    )
+
+
+def _by_timestep(rows: Sequence[Row]) -> dict[int, Interval]:
+    timesteps = sorted({row["timestep"] for row in rows}, reverse=True)
+    return {step: _scene_mean([row for row in rows if row["timestep"] == step]) for step in timesteps}
+
+
+def _scene_mean(rows: Sequence[Row]) -> Interval:
+    return bootstrap_interval([row["iou"] for row in rows], clusters([str(row["scene"]) for row in rows]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """What is measured beside the arms: rows of `evaluate/several`, `masks` and `scene_masks`, and their averages."""
+
+    several_rows: Sequence[Row]
+    several: SeveralSummary
+    mask_rows: Sequence[Row]
+    masks: MaskSummary
+    scene_rows: Sequence[Row]
+    scenes: SceneMaskSummary
+
+    @classmethod
+    def of(cls, several: Sequence[Row], masks: Sequence[Row], scenes: Sequence[Row], mask_steps: int) -> Further:
+        """Average the rows."""
+        return cls(
+            several_rows=several,
+            several=summarise_several(several),
+            mask_rows=masks,
+            masks=summarise_masks(masks, mask_steps),
+            scene_rows=scenes,
+            scenes=summarise_scene_masks(scenes),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers and names, for `metrics.json`."""
+        return {"several": asdict(self.several), "masks": asdict(self.masks), "scene_masks": asdict(self.scenes)}
+
+    def flat(self) -> dict[str, float]:
+        """One name a number, for the tracker: "many_to_many/similarity", "mask_cross_self/iou"."""
+        return {
+            **{f"{task}/{name}": value.mean for task, of in self.several.tasks.items() for name, value in of.items()},
+            **{f"mask_{recipe}/iou": of["iou"].mean for recipe, of in self.masks.recipes.items()},
+            **{f"mask_{recipe}/{name}": v.mean for recipe, of in self.scenes.recipes.items() for name, v in of.items()},
+        }

@@ -221,6 +221,7 @@ SMALL: dict[str, Any] = {
         "workers": 1,
         "pairs": 2,
         "mask_subjects": 1,
+        "mask_scenes": 2,
     },
     "inference": {"steps": 2, "mask_steps": 1},
 }
@@ -242,7 +243,7 @@ def test_the_stage_paints_every_case_in_every_arm(
     from stages.evaluate import run
     from stages.evaluate.mask_quality import RECIPES
     from stages.evaluate.several_summary import TASKS
-    from stages.schemas import MASKS, SCORES, SEVERAL
+    from stages.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
 
     events: list[Mapping[str, Any]] = []
     context = make_context(tmp_path, inputs={**inputs, "customize": concept}, events=events, **SMALL)
@@ -259,7 +260,12 @@ def test_the_stage_paints_every_case_in_every_arm(
     assert {row["task"] for row in several} == set(TASKS)
     masks = read_dataset(context.output / "masks", MASKS).to_pylist()
     assert {row["recipe"] for row in masks} <= set(RECIPES)  # a random judge need not find an object
-    assert result.rows == {"scores": len(rows), "several": len(several), "masks": len(masks)}
+    scenes = read_dataset(context.output / "scene_masks", SCENE_MASKS).to_pylist()
+    assert {(row["recipe"], row["objects"]) for row in scenes} == {
+        (name, count) for name in RECIPES for count in (1, 2)
+    }
+    counts = {"several": several, "masks": masks, "scene_masks": scenes}
+    assert result.rows == {"scores": len(rows), **{name: len(found) for name, found in counts.items()}}
 
     metrics = json.loads((context.output / "metrics.json").read_text())
     assert metrics["evaluation"] == result.notes["evaluation"]

@@ -23,9 +23,10 @@ from stages.evaluate.cases import load_subjects, make_cases
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table, recipe_downscales
 from stages.evaluate.painter import Place
 from stages.evaluate.pairs import load_pairs, make_pair_cases
-from stages.evaluate.report_several import describe_masks, describe_several, write_grids
+from stages.evaluate.report_several import describe_masks, describe_scene_masks, describe_several, write_grids
+from stages.evaluate.scene_masks import TIMESTEPS, SceneMasks, draw_scenes, scene_table
 from stages.evaluate.several import SeveralPainter, pair_table
-from stages.evaluate.several_summary import TASKS, several_flat, summarise_masks, summarise_several
+from stages.evaluate.several_summary import TASKS, Further, summarise_masks, summarise_scene_masks, summarise_several
 from stages.schemas import MASKS
 from stages.stage import StageError
 
@@ -165,6 +166,29 @@ def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, 
         assert last["iou"] == pytest.approx((mask & found).sum() / (mask | found).sum(), abs=0.02)
 
 
+def test_masks_of_real_scenes_are_those_of_the_guidance_branch(painting: tuple[Config, Place]) -> None:
+    """Against one scene of two objects, with plain calls of the model's own parts."""
+    worker = SceneMasks(*painting)
+    rows = worker(scene_table("cross", 2, seed=5)).to_pylist()
+    assert {row["timestep"] for row in rows} == set(TIMESTEPS)
+    assert {(row["objects"], row["scene"]) for row in rows} == {(1, 0), (1, 1), (2, 0), (2, 1)}
+    scenes = draw_scenes(2, 2, 5)
+    spec = scenes.specs[1]
+    assert spec.neighbour is not None
+    assert spec.caption.text.count(" and ") == 1
+    for category, alpha in (
+        (spec.subject.instance.category, scenes.mask[1]),
+        (spec.neighbour.instance.category, scenes.neighbour_mask[1]),
+    ):
+        covered = np.array(
+            [[alpha[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean() / 255 > 0.5 for x in range(16)] for y in range(16)]
+        )
+        own = [row for row in rows if (row["objects"], row["scene"], row["word"]) == (2, 1, category)]
+        expected = min(32, covered.sum()) / max(32, covered.sum())  # half of a scope of 64 positions
+        assert [row["largest_iou"] for row in own] == pytest.approx([expected] * len(TIMESTEPS))
+        assert all(0 <= row["iou"] <= row["largest_iou"] + 1e-6 for row in own)
+
+
 def default_grids() -> tuple[int, ...]:
     return tuple(16 // downscale for downscale in InferenceConfig().mask_cross_downscales)
 
@@ -247,12 +271,53 @@ def test_masks_count_until_the_early_stop_and_show_every_step() -> None:
         third = [row["iou"] for row in rows if row["recipe"] == recipe and row["step"] == 2]
         assert summary.steps[recipe][2].mean == pytest.approx(sum(third) / 3)
         assert len(summary.steps[recipe]) == 4
-    assert several_flat(summarise_several([]), summary)["mask_cross/iou"] == summary.recipes["cross"]["iou"].mean
+    flat = Further.of([], rows, [], mask_steps=2).flat()
+    assert flat == {f"mask_{recipe}/iou": summary.recipes[recipe]["iou"].mean for recipe in RECIPES}
+
+
+def scene_rows() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(2)
+    return [
+        {
+            "recipe": recipe,
+            "cross_grids": [8],
+            "self_grids": [16],
+            "objects": objects,
+            "scene": scene,
+            "word": word,
+            "prompt": "a mug and a car",
+            "timestep": timestep,
+            "iou": float(rng.random()),
+            "largest_iou": 0.5 * objects,
+        }
+        for recipe in RECIPES
+        for objects in (1, 2)
+        for scene in range(3)
+        for word in ("mug", "car")[:objects]
+        for timestep in (100, 900)
+    ]
+
+
+def test_scenes_are_averaged_by_their_number_of_objects_and_noise() -> None:
+    rows = scene_rows()
+    summary = summarise_scene_masks(rows)
+    for recipe in RECIPES:
+        for group, objects in (("one_object", 1), ("two_objects", 2)):
+            own = [row for row in rows if row["recipe"] == recipe and row["objects"] == objects]
+            assert summary.recipes[recipe][group].mean == pytest.approx(sum(row["iou"] for row in own) / len(own))
+            assert summary.largest[recipe][group] == 0.5 * objects
+            assert list(summary.timesteps[recipe][group]) == [900, 100]
+            late = [row["iou"] for row in own if row["timestep"] == 100]
+            assert summary.timesteps[recipe][group][100].mean == pytest.approx(sum(late) / len(late))
+    lines = describe_scene_masks(summary, rows)
+    assert [line["number"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["grids"] == "cross-attention 8 x 8; self-attention 16 x 16"
 
 
 def test_what_was_not_painted_is_not_shown(tmp_path: Path) -> None:
     assert describe_several(summarise_several([]), []) is None
     assert describe_masks(summarise_masks([], 12), [], 12) is None
+    assert describe_scene_masks(summarise_scene_masks([]), []) == []
     assert write_grids(tmp_path, []) == []
 
 
