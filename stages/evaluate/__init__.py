@@ -30,7 +30,7 @@ from stages.evaluate.report import Evaluation, write_report
 from stages.evaluate.scene_masks import SceneMasks, scene_table
 from stages.evaluate.several import SeveralPainter, pair_table
 from stages.evaluate.several_summary import Further
-from stages.evaluate.summary import summarise
+from stages.evaluate.summary import Row, summarise
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
 from stages.stage import StageContext, StageError, StageResult
@@ -147,10 +147,9 @@ def _paint(
     return rows
 
 
-def _write(
-    context: StageContext, name: str, rows: Sequence[dict[str, Any]], schema: pa.Schema, order: Sequence[str]
-) -> int:
-    return write_dataset(context.output / name, pa.Table.from_pylist(list(rows), schema), schema, order=order)
+def _write(context: StageContext, name: str, rows: Sequence[Row], schema: pa.Schema, order: Sequence[str]) -> int:
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema)
+    return write_dataset(context.output / name, table, schema, order=order)
 
 
 def _scorer_digest(config: Config, backbone: str) -> str:
