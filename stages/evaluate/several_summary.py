@@ -178,9 +178,9 @@ class Further:
         return {"several": asdict(self.several), "masks": asdict(self.masks), "scene_masks": asdict(self.scenes)}
 
     def flat(self) -> dict[str, float]:
-        """One name a number, for the tracker: "many_to_many/similarity", "mask_cross_self/iou"."""
+        """One name a number, for the tracker: "several_many_to_many/similarity", "mask_cross_self/iou"."""
         return {
-            **{f"{task}/{name}": value.mean for task, of in self.several.tasks.items() for name, value in of.items()},
+            **{f"several_{task}/{name}": v.mean for task, of in self.several.tasks.items() for name, v in of.items()},
             **{f"mask_{recipe}/iou": of["iou"].mean for recipe, of in self.masks.recipes.items()},
             **{f"mask_{recipe}/{name}": v.mean for recipe, of in self.scenes.recipes.items() for name, v in of.items()},
         }

@@ -27,6 +27,7 @@ from stages.evaluate.report_several import describe_masks, describe_scene_masks,
 from stages.evaluate.scene_masks import TIMESTEPS, SceneMasks, draw_scenes, scene_table
 from stages.evaluate.several import SeveralPainter, pair_table
 from stages.evaluate.several_summary import TASKS, Further, summarise_masks, summarise_scene_masks, summarise_several
+from stages.evaluate.summary import ARMS
 from stages.schemas import MASKS
 from stages.stage import StageError
 
@@ -312,6 +313,12 @@ def test_scenes_are_averaged_by_their_number_of_objects_and_noise() -> None:
     lines = describe_scene_masks(summary, rows)
     assert [line["number"] for line in lines] == [1, 2, 3, 4]
     assert lines[0]["grids"] == "cross-attention 8 x 8; self-attention 16 x 16"
+
+
+def test_no_number_has_the_name_of_an_arm() -> None:
+    flat = Further.of(several_rows(), mask_rows(), scene_rows(), mask_steps=2).flat()
+    assert len(flat) == 3 * len(TASKS) + 3 * len(RECIPES)
+    assert not {name.split("/")[0] for name in flat} & set(ARMS)
 
 
 def test_what_was_not_painted_is_not_shown(tmp_path: Path) -> None:
