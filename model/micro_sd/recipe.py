@@ -60,14 +60,14 @@ class Recipe:
     )
     dino: PartRecipe = field(
         default_factory=lambda: PartRecipe(
-            steps=1400, batch=96, lr=1.5e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=107
+            steps=1000, batch=96, lr=1.5e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=107
         )
     )
     judge: PartRecipe = field(
         default_factory=lambda: PartRecipe(steps=1800, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
     )
     unet: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=10_000, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
+        default_factory=lambda: PartRecipe(steps=8800, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
     )
     unet_training: UNetTraining = field(default_factory=UNetTraining)
 
