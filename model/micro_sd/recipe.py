@@ -55,19 +55,19 @@ class Recipe:
     vae_loss: VaeLoss = field(default_factory=VaeLoss)
     clip: PartRecipe = field(
         default_factory=lambda: PartRecipe(
-            steps=1800, batch=48, lr=1e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=102
+            steps=1400, batch=48, lr=1e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=102
         )
     )
     dino: PartRecipe = field(
         default_factory=lambda: PartRecipe(
-            steps=1000, batch=96, lr=1.5e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=107
+            steps=900, batch=96, lr=1.5e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=107
         )
     )
     judge: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=1800, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
+        default_factory=lambda: PartRecipe(steps=1300, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
     )
     unet: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=8800, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
+        default_factory=lambda: PartRecipe(steps=8300, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
     )
     unet_training: UNetTraining = field(default_factory=UNetTraining)
 
