@@ -39,10 +39,12 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """Mask-guided inference (RealCustom++ Eqs. 12-15); shared by evaluate, generate and serve."""
+    """Mask-guided inference (RealCustom Sec. 3.3, RealCustom++ Sec. III-D); shared by evaluate, generate and serve."""
 
     steps: int = 25
     guidance_scale: float = 5.0
+    image_guidance_scale: float = 8.0  # RealCustom's omega_i; RealCustom++ has none
+    gamma_num: float = 0.8  # the share of the image tokens that RealCustom keeps
     mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
     mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them, the others' masks come from the step before

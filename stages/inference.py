@@ -44,6 +44,8 @@ def painting_options(config: InferenceConfig) -> dict[str, Any]:
     return {
         "steps": config.steps,
         "guidance_scale": config.guidance_scale,
+        "image_guidance_scale": config.image_guidance_scale,
+        "gamma_num": config.gamma_num,
         "mask_scope": config.mask_scope,
         "mask_steps": config.mask_steps,
         "mask_every": config.mask_every,
