@@ -118,6 +118,7 @@ class CurriculumConfig:
 
     steps: int = 500
     batch_size: int = 32
+    multiview_probability: float | None = None  # None: grows from 0 to 1 (Eq. 10); RealCustom wants 0
     min_crop_ratio: float = 1.0  # r_min
     max_crop_ratio: float = 3.1622776601683795  # r_max = sqrt(10): the smallest crop shows 10 % of the area
 
@@ -168,12 +169,16 @@ class BaseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAdapterConfig:
-    """CCP and visual K/V on the plan (RealCustom++ Sec. III-C)."""
+    """What an adapter is trained on the plan for: RealCustom (Sec. 3.2) or RealCustom++ (Sec. III-C)."""
 
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=1.5e-3))
-    # How the shallow and the high-resolution features join the deep ones (Eq. 9; Tables VIII and IX); null: not at all.
+    method: Literal["realcustom++", "realcustom"] = "realcustom++"
+    # RealCustom++: how the shallow and the high-resolution features join the deep ones (Eq. 9; Tables VIII and IX);
+    # null: not at all.
     cross_layer: Literal["concat", "add"] | None = "concat"
     cross_scale: Literal["concat", "add"] | None = "add"
+    # RealCustom: how the scores of the image tokens become one (Eq. 8; Table 3); null: no scores, all tokens.
+    score_fusion: Literal["scheduled", "textual", "visual", "mean"] | None = "scheduled"
     drop_text: float = 0.05
     drop_image: float = 0.05
     drop_both: float = 0.05
