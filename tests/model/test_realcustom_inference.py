@@ -46,7 +46,7 @@ def name() -> str:
 
 @pytest.fixture
 def pipeline(name: str, request: pytest.FixtureRequest) -> RealCustomPlusPipeline:
-    """With attention that is not flat: rounding must not decide which positions a subject gets, nor grow in few steps."""
+    """Attention that is not flat, a mild effect: rounding must not decide on positions, nor grow over the steps."""
     pipeline = build(request.getfixturevalue(f"{name}_folder"), method=RealCustomAdapter)
     assert pipeline.adapter is not None
     with torch.no_grad():
