@@ -53,6 +53,18 @@ class ActingSubjects:
     made: list[Tensor] = field(default_factory=list)  # M_hat (B, S, G, G') of every step that made new ones
     _next: GuidanceRecorder | None = None  # of the last step, if the masks of the next one follow it
 
+    @classmethod
+    def of(
+        cls, branch: GenerationBranch, steps: range, schedule: MaskSchedule, recipe: MaskRecipe | None, latent: Grid
+    ) -> "ActingSubjects":
+        """Before the first step; masks that are all drawn by the user are in their places."""
+        if recipe is not None and recipe.needs_maps:
+            return cls(branch, steps, schedule, recipe, latent)
+        subjects = cls(branch, steps, MaskSchedule(), recipe, latent)
+        if recipe is not None:
+            subjects.place(recipe.given)
+        return subjects
+
     def place(self, masks: Tensor) -> None:
         """From now on the subjects act inside these masks (B, N, S)."""
         assert self.recipe is not None

@@ -51,6 +51,7 @@ class InferenceConfig:
     # Attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
     mask_cross_downscales: list[int] = field(default_factory=lambda: [1])
     mask_self_downscales: list[int] = field(default_factory=lambda: [1])
+    mask_binary: bool = False  # True: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)
     visual_scale: float = 1.0
 
 
