@@ -3,7 +3,8 @@
 Which layers: cross-attention of low resolution says *what* (the target word), self-attention of the highest resolution
 says *where exactly*. "Low" depends on the backbone and is configured as the downscales relative to the largest
 attention grid: SD-1.5 [4] (16 x 16 of 64 x 64), SDXL [2] (32 x 32 of 64 x 64), micro [1] (16 x 16 is all it has;
-its coarser maps localise worse).
+its coarser maps localise worse). The self-attention is configured likewise: [1] is the method's, [] leaves M_cross as
+it is (RealCustom Sec. 3.3, with the cross-attention of all resolutions), more resolutions are for Table V's ablations.
 
 What it costs: Eq. 15 does not use the branch's prediction, so its pass ends where the last of these layers has its
 queries and keys: an exception that the recorder raises there takes the shortest way out of diffusers' UNet, which is
@@ -35,39 +36,60 @@ class GuidanceLayers:
     """The layers whose attention makes the masks, with the downscales of their grids."""
 
     cross: Mapping[str, int]
-    selves: Collection[str]  # of the largest grid
+    selves: Mapping[str, int]
     largest: int
     visual_downscales: tuple[int, ...]  # of all cross-attention layers
 
     @classmethod
-    def of(cls, processors: Iterable[VisualAttentionProcessor], cross_downscales: Sequence[int]) -> "GuidanceLayers":
+    def of(
+        cls,
+        processors: Iterable[VisualAttentionProcessor],
+        cross_downscales: Sequence[int],
+        self_downscales: Sequence[int] = (1,),
+    ) -> "GuidanceLayers":
         """The layers of a UNet.
 
         Args:
             processors: of all its attention layers.
             cross_downscales: which cross-attention layers take part, as downscales of the largest attention grid.
+            self_downscales: likewise for self-attention; none: M is M_cross.
 
         Raises:
             GenerationError: there are none of such a downscale.
         """
         layers = {processor.layer: processor.downscale for processor in processors}
         largest = min(layers.values())
-        crosses = {layer: downscale for layer, downscale in layers.items() if layer.endswith(".attn2")}
-        downscales = tuple(sorted(set(crosses.values())))
-        present = [downscale // largest for downscale in downscales]
-        if not cross_downscales or not set(cross_downscales) <= set(present):
-            raise GenerationError(
-                f"mask_cross_downscales {list(cross_downscales)}: this base has cross-attention at downscales "
-                f"{present} of its largest attention grid."
-            )
-        wanted = {layer: at for layer, at in crosses.items() if at // largest in cross_downscales}
-        selves = [layer for layer, at in layers.items() if at == largest and layer not in crosses]
-        return cls(wanted, selves, largest, downscales)
+        cross = {layer: downscale for layer, downscale in layers.items() if layer.endswith(".attn2")}
+        selves = {layer: downscale for layer, downscale in layers.items() if layer not in cross}
+        if not cross_downscales:
+            raise GenerationError("mask_cross_downscales []: the mask needs cross-attention of at least one downscale.")
+        return cls(
+            cross=_at_downscales(cross, largest, cross_downscales, "cross"),
+            selves=_at_downscales(selves, largest, self_downscales, "self"),
+            largest=largest,
+            visual_downscales=tuple(sorted(set(cross.values()))),
+        )
+
+
+def _at_downscales(layers: Mapping[str, int], largest: int, wanted: Collection[int], kind: str) -> dict[str, int]:
+    """Those of the layers that have one of the wanted downscales, relative to the largest attention grid's."""
+    present = sorted({downscale // largest for downscale in layers.values()})
+    if not set(wanted) <= set(present):
+        raise GenerationError(
+            f"mask_{kind}_downscales {list(wanted)}: this base has {kind}-attention at downscales {present} of its "
+            "largest attention grid."
+        )
+    return {layer: downscale for layer, downscale in layers.items() if downscale // largest in wanted}
 
 
 @dataclass
 class GuidanceRecorder:
-    """Turns the recorded layers of one pass into M = M_self M_cross, both the mean over heads and layers (Eq. 12)."""
+    """Turns the recorded layers of one pass into M = M_self M_cross, both the mean over heads and layers (Eq. 12).
+
+    Every cross-attention map is resized to the largest grid before the mean. Where self-attention of a coarser grid
+    takes part, M_cross is resized to that grid, multiplied there, and the product resized back: the mean over layers is
+    one over their products.
+    """
 
     layers: GuidanceLayers
     indicator: Tensor  # (B, n_t, S), 1 at the tokens of each subject's word
@@ -75,7 +97,7 @@ class GuidanceRecorder:
     ends_pass: bool = True  # when all layers are recorded
     _seen: set[str] = field(default_factory=set)
     _crosses: list[Tensor] = field(default_factory=list)  # each layer's map at the largest grid, (B, N, S)
-    _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # self-attention's queries and keys
+    _waiting: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)  # self-attention's queries and keys
     _products: list[Tensor] = field(default_factory=list)  # each layer's M_self M_cross, (B, N, S)
 
     def wants(self, layer: str) -> bool:
@@ -86,21 +108,27 @@ class GuidanceRecorder:
         """`query` (B, H, N, d) and `key` (B, H, n, d) of a layer; of more rows the last B count."""
         query, key = query[-len(self.indicator) :], key[-len(self.indicator) :]
         self._seen.add(layer)
+        largest = grid_at(self.latent, self.layers.largest)
         if layer in self.layers.cross:
-            grid, largest = (grid_at(self.latent, at) for at in (self.layers.cross[layer], self.layers.largest))
+            grid = grid_at(self.latent, self.layers.cross[layer])
             self._crosses.append(resize(attend(query, key, self.indicator), grid, largest))
         else:
-            self._waiting.append((query, key))
+            self._waiting.append((layer, query, key))
         if self._seen.issuperset(self.layers.cross):
             cross = torch.stack(self._crosses).mean(0)
-            self._products += [attend(*waiting, cross) for waiting in self._waiting]
+            self._products += [self._product(*waiting, cross, largest) for waiting in self._waiting]
             self._waiting.clear()
         if self.ends_pass and len(self._seen) == len(self.layers.cross) + len(self.layers.selves):
             raise PassEnded
 
+    def _product(self, layer: str, query: Tensor, key: Tensor, cross: Tensor, largest: Grid) -> Tensor:
+        """M_self M_cross of a self-attention layer, both (B, N, S) of the largest grid."""
+        grid = grid_at(self.latent, self.layers.selves[layer])
+        return resize(attend(query, key, resize(cross, largest, grid)), grid, largest)
+
     def maps(self) -> Tensor:
-        """M (B, N, S) in fp32."""
-        return torch.stack(self._products).mean(0)
+        """M (B, N, S) in fp32; without self-attention M_cross."""
+        return torch.stack(self._products or self._crosses).mean(0)
 
 
 def run_guidance_branch(

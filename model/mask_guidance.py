@@ -57,11 +57,13 @@ def attend(query: Tensor, key: Tensor, vectors: Tensor) -> Tensor:
 
 
 def resize(maps: Tensor, grid: Grid, to: Grid) -> Tensor:
-    """Maps on a grid, (B, N, S), to another, bilinear."""
+    """Maps on a grid, (B, N, S), to a finer one, bilinear, or to a coarser one, by area."""
     if grid == to:
         return maps
     spread = maps.transpose(1, 2).unflatten(2, grid)
-    return F.interpolate(spread, to, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    finer = to[0] > grid[0] or to[1] > grid[1]
+    resized = F.interpolate(spread, to, mode="bilinear") if finer else F.interpolate(spread, to, mode="area")
+    return resized.flatten(2).transpose(1, 2)
 
 
 def top_count(scope: float, positions: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,30 +39,51 @@ def naive_maps(
     timestep: Tensor,
     text: PromptEmbedding,
     positions: Sequence[Sequence[Sequence[int]]],
-    cross: int,
+    crosses: Collection[int],
+    selves: Collection[int],
     largest: int,
     **attention: Any,
 ) -> Tensor:
-    """M = M_self M_cross (RealCustom++ Eq. 12) of a whole pass; cross, largest: downscales. Returns (B, N, S)."""
+    """M = M_self M_cross (RealCustom++ Eq. 12) of a whole pass; crosses, selves, largest: downscales of the latent.
+
+    Returns (B, N, S).
+    """
     kept = KeepAll()
     backbone.predict(latents, timestep, text, recorder=kept, **attention)
     levels = len(backbone.unet.config.block_out_channels)
-    height, width = latents.shape[2:]
-    selves, crosses = [], []
-    for layer, pair in kept.records.items():
-        downscale = layer_downscale(layer, levels)
-        if layer.endswith("attn1") and downscale == largest:
-            selves.append(probabilities(*pair))
-        if layer.endswith("attn2") and downscale == cross:
-            maps = probabilities(*pair).unflatten(1, (-(-height // cross), -(-width // cross)))
-            grid = (-(-height // largest), -(-width // largest))
-            crosses.append(F.interpolate(maps.permute(0, 3, 1, 2), grid, mode="bilinear").flatten(2))
-    mean_self, mean_cross = torch.stack(selves).mean(0), torch.stack(crosses).mean(0)
-    rows = []
-    for row, subjects in enumerate(positions):
-        words = torch.stack([mean_cross[row, list(places)].sum(0) for places in subjects], dim=1)
-        rows.append(mean_self[row] @ words)
-    return torch.stack(rows).float()
+    layers = [(layer, layer_downscale(layer, levels), pair) for layer, pair in kept.records.items()]
+
+    def grid(downscale: int) -> tuple[int, int]:
+        return -(-latents.shape[2] // downscale), -(-latents.shape[3] // downscale)
+
+    of_words = []
+    for layer, downscale, pair in layers:
+        if layer.endswith("attn2") and downscale in crosses:
+            maps = probabilities(*pair).unflatten(1, grid(downscale)).permute(0, 3, 1, 2)
+            at_largest = F.interpolate(maps, grid(largest), mode="bilinear")
+            of_words.append(_of_words(at_largest, positions))
+    cross = torch.stack(of_words).mean(0)
+    products = []
+    for layer, downscale, pair in layers:
+        if layer.endswith("attn1") and downscale in selves:
+            here = F.interpolate(cross, grid(downscale), mode="area").flatten(2)
+            product = torch.stack(
+                [matrix @ of_row.T for matrix, of_row in zip(probabilities(*pair), here, strict=True)]
+            )
+            spread = product.permute(0, 2, 1).unflatten(2, grid(downscale))
+            products.append(F.interpolate(spread, grid(largest), mode="bilinear"))
+    maps = torch.stack(products).mean(0) if selves else cross
+    return maps.flatten(2).transpose(1, 2).float()
+
+
+def _of_words(maps: Tensor, positions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Maps of all tokens (B, n_t, G, G') -> of each subject's word, its tokens' sum (B, S, G, G')."""
+    return torch.stack(
+        [
+            torch.stack([of_row[list(places)].sum(0) for places in words])
+            for of_row, words in zip(maps, positions, strict=True)
+        ]
+    )
 
 
 def printed_loop(maps: Tensor, counts: list[int]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
 from model.backbone import Backbone, load_backbone
-from model.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
+from model.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded, run_guidance_branch
 from model.mask_guidance import token_indicator
 from model.subjects import GenerationError
 from model.visual_attention import VisualAttentionProcessor
@@ -18,6 +18,14 @@ PROMPTS = ["a cat in a hat", "a toy in a cat"]
 WORDS = [["cat", "hat"], ["toy", "cat"]]
 LARGEST = {"sd": 1, "sdxl": 2}
 CROSS = {"sd": 4, "sdxl": 2}  # 4 x 4 maps in both: the papers' 16 x 16 and 32 x 32, relative to the largest grid
+ALL = {"sd": [1, 2, 4, 8], "sdxl": [1, 2]}
+Recipe = tuple[list[int], list[int]]
+RECIPES: dict[str, Recipe] = {  # cross-attention, self-attention; a base has the downscales of `ALL`
+    "cross of all resolutions": ([1, 2, 4, 8], []),
+    "cross of low resolutions": ([2, 4, 8], []),
+    "and self of all resolutions": ([2, 4, 8], [1, 2, 4, 8]),
+    "and self of the highest resolution": ([2, 4, 8], [1]),
+}
 LAST = {
     "sd": "up_blocks.3.attentions.1.transformer_blocks.0.attn1",
     "sdxl": "up_blocks.1.attentions.1.transformer_blocks.0.attn1",
@@ -41,8 +49,8 @@ def processors(backbone: Backbone) -> list[VisualAttentionProcessor]:
     return list(backbone.unet.attn_processors.values())
 
 
-def layers(backbone: Backbone, name: str) -> GuidanceLayers:
-    return GuidanceLayers.of(processors(backbone), [CROSS[name]])
+def layers(backbone: Backbone, name: str, recipe: Recipe | None = None) -> GuidanceLayers:
+    return GuidanceLayers.of(processors(backbone), *(recipe or ([CROSS[name]], [1])))
 
 
 def positions(backbone: Backbone) -> list[list[list[int]]]:
@@ -51,22 +59,38 @@ def positions(backbone: Backbone) -> list[list[list[int]]]:
     ]
 
 
-def maps(backbone: Backbone, name: str, latents: Tensor) -> Tensor:
+def maps(backbone: Backbone, name: str, latents: Tensor, recipe: Recipe | None = None) -> Tensor:
     text = backbone.encode_prompt(PROMPTS)
     indicator = token_indicator(positions(backbone), text.hidden.shape[1])
-    recorder = GuidanceRecorder(layers(backbone, name), indicator, (latents.shape[2], latents.shape[3]))
+    recorder = GuidanceRecorder(layers(backbone, name, recipe), indicator, (latents.shape[2], latents.shape[3]))
     run_guidance_branch(backbone, latents, torch.tensor(500), text, recorder)
     return recorder.maps()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (10, 6)])
+@pytest.mark.parametrize("recipe", RECIPES)
 @torch.no_grad()
-def test_maps_are_those_of_a_whole_pass_with_its_matrices(size: tuple[int, int], name: str, backbone: Backbone) -> None:
+def test_maps_are_those_of_a_whole_pass_with_its_matrices(
+    recipe: str, size: tuple[int, int], name: str, backbone: Backbone
+) -> None:
+    """The four recipes of RealCustom++'s Table V."""
+    crosses, selves = ([downscale for downscale in of_kind if downscale in ALL[name]] for of_kind in RECIPES[recipe])
     latents, text = torch.randn(2, 4, *size), backbone.encode_prompt(PROMPTS)
-    expected = naive_maps(
-        backbone, latents, torch.tensor(500), text, positions(backbone), CROSS[name] * LARGEST[name], LARGEST[name]
-    )
-    torch.testing.assert_close(maps(backbone, name, latents), expected, rtol=1e-5, atol=1e-5)
+    crosses_of_latent, selves_of_latent = ([LARGEST[name] * at for at in of_kind] for of_kind in (crosses, selves))
+    recipe_of_latent = crosses_of_latent, selves_of_latent, LARGEST[name]
+    expected = naive_maps(backbone, latents, torch.tensor(500), text, positions(backbone), *recipe_of_latent)
+    torch.testing.assert_close(maps(backbone, name, latents, (crosses, selves)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_self_attention_of_a_coarser_grid_by_hand() -> None:
+    """A latent of 2 x 2 with a word at its first position; the coarser grid has one position, which sees itself."""
+    which = GuidanceLayers(cross={"cross": 1}, selves={"coarse": 2}, largest=1, visual_downscales=(1,))
+    recorder = GuidanceRecorder(which, torch.tensor([[[0.0], [1.0]]]), (2, 2))
+    query = torch.tensor([100.0, -100.0, -100.0, -100.0]).view(1, 1, 4, 1)
+    recorder.record("coarse", torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    with pytest.raises(PassEnded):
+        recorder.record("cross", query, torch.tensor([[[[0.0], [1.0]]]]))
+    assert recorder.maps().flatten().tolist() == [0.25] * 4
 
 
 @torch.no_grad()
@@ -118,6 +142,12 @@ def test_queries_and_keys_are_let_go_as_soon_as_the_cross_map_is_known(name: str
 
 def test_a_grid_without_cross_attention_is_refused(name: str, backbone: Backbone) -> None:
     present = {"sd": r"\[1, 2, 4, 8\]", "sdxl": r"\[1, 2\]"}[name]
-    for wrong in ([16], [3, 1], []):
+    with pytest.raises(GenerationError, match="needs cross-attention of at least one"):
+        GuidanceLayers.of(processors(backbone), [])
+    for wrong in ([16], [3, 1]):
         with pytest.raises(GenerationError, match=f"has cross-attention at downscales {present}"):
             GuidanceLayers.of(processors(backbone), wrong)
+    with pytest.raises(
+        GenerationError, match=rf"mask_self_downscales \[1, 16\]: .* self-attention at downscales {present}"
+    ):
+        GuidanceLayers.of(processors(backbone), [CROSS[name]], [1, 16])

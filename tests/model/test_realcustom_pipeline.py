@@ -107,7 +107,7 @@ def straightforward(
     maps = masks = torch.zeros(2, grid[0] * grid[1], count)
     for step, timestep in enumerate(scheduler.timesteps):
         if step in guided:
-            maps = naive_maps(backbone, latents, timestep, text, positions, 4, largest)
+            maps = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest)
         if step in guided or step in follows:
             for row in range(2):
                 selected = printed_loop(maps[row], counts[row])
@@ -122,7 +122,7 @@ def straightforward(
         unconditional = backbone.predict(latents, timestep, empty)
         attention: dict[str, Any] = {"visual": visual} if step in acting else {}
         conditional = backbone.predict(latents, timestep, text, **attention)
-        maps = naive_maps(backbone, latents, timestep, text, positions, 4, largest, **attention)
+        maps = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest, **attention)
         noise_pred = unconditional + 3.0 * (conditional - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents

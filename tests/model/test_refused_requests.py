@@ -62,6 +62,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mask_scope": 1.5}, GenerationError, "mask scope 1.5 keeps"),
     ({"mask_scope": 0.001}, GenerationError, "keeps 0 of 256 positions"),
     ({"mask_cross_downscales": [16]}, GenerationError, r"downscales \[1, 2, 4, 8\]"),
+    ({"mask_self_downscales": [3]}, GenerationError, r"mask_self_downscales \[3\]: this base has self-attention at"),
     ({"height": 33}, GenerationError, "multiples of 2"),
     ({"latents": torch.zeros(1, 4, 8, 8)}, GenerationError, "latents of shape"),
     ({"latents": torch.full((1, 4, 16, 16), torch.nan)}, GenerationError, "NaN"),
