@@ -148,7 +148,7 @@ class TrainerConfig:
     workers: int = 2
     use_gpu: bool = False
     zero_stage: int = 1
-    precision: str = "bf16"  # autocast of the forward pass: "fp32" or "bf16"; the weights stay fp32
+    precision: str = "fp32"  # of the forward pass; "bf16", by autocast, for GPUs; the weights stay fp32
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     final_share: float = 0.02  # of the learning rate is left at the end of the cosine
@@ -189,7 +189,7 @@ class TrainAdapterConfig:
 class ContextualizerConfig:
     """Masked language modelling on the prompt sets: psi and the mask embedding (Contextualizer, Algorithm 1)."""
 
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2, precision="fp32"))
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2))
     steps: int = 300
     batch_size: int = 64
     layers: int = 4

@@ -18,12 +18,12 @@ from transformers import CLIPModel, PreTrainedTokenizerFast
 from model.micro_sd.architectures import IMAGE_SIZE, PATCH_SIZE, WIDTH, build_clip, build_tokenizer
 from model.micro_sd.contrastive import instance_loss, object_mean
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool
-from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import GENERIC_NOUN, plain_caption
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
+from model.precision import mixed_precision
 
 _MAX_LOGIT_SCALE = 50.0
 
