@@ -99,7 +99,7 @@ class RealCustomPlusPipeline:
         encoders = ImageEncoders.from_pretrained(
             image_encoders, backbone, shallow_layers, reference_size, tiles, dtype, device
         )
-        return cls(base, load_adapter(adapter).to(device, dtype), encoders)
+        return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
 
     @torch.no_grad()
     def __call__(
