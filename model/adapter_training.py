@@ -1,8 +1,8 @@
-"""Training problem of the RealCustom++ adapter on a plan (RealCustom++ Sec. III-C; methods 3.3).
+"""Training problem of an adapter on a plan (RealCustom Sec. 3.2; RealCustom++ Sec. III-C).
 
 The target picture is noised, the frozen UNet predicts with the adapter's visual condition of the reference, and only
-the adapter learns. What a step sees is a function of the plan and of (seed, step, slot): it does not depend on how
-many workers share the batch.
+the adapter learns. RealCustom++ reads the reference of the plan; RealCustom is given the target picture itself. What a
+step sees is a function of the plan and of (seed, step, slot): it does not depend on how many workers share the batch.
 
 Legend of shapes: B batch, S side of the reference, h, w latent grid, n_t text tokens, c_t width of the text states.
 """
@@ -13,20 +13,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model.adapter import RealCustomPlusAdapter
+from model.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adaptive_scoring import ScoreFusion, sample_gamma_num
 from model.backbone import Backbone, PromptEmbedding, load_backbone
-from model.cpu_training import halve_products, plain_attention
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.precision import halve_products
 from model.projector import Combination
+from model.realcustom_adapter import RealCustomAdapter
 from model.seeding import generator_of
+from model.visual_attention import VisualCondition
+
+Method = Literal["realcustom++", "realcustom"]
 
 #: The gain over the base without adapter is measured this often; it costs a forward pass.
 GAIN_EVERY = 20
@@ -84,7 +89,7 @@ class FrozenModels:
 class AdapterModule(nn.Module):
     """The adapter with its diffusion loss. The frozen models are no submodules: no engine copies or saves them."""
 
-    def __init__(self, adapter: RealCustomPlusAdapter, frozen: FrozenModels) -> None:
+    def __init__(self, adapter: VisualAdapter, frozen: FrozenModels) -> None:
         super().__init__()
         self.adapter = adapter
         self.frozen = frozen
@@ -101,21 +106,30 @@ class AdapterModule(nn.Module):
         """
         backbone = self.frozen.backbone
         noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
         added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
         prompt = PromptEmbedding(batch["hidden"], added)
         target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], batch["timesteps"])
-        features = self.frozen.encoders.features(batch["reference"])
-        features = features.where(batch["keep_image"], self.frozen.encoders.black(len(noisy)))
-        with plain_attention(noisy.device):
-            condition = self.adapter(features)
-            predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
+        condition = self._condition(batch, noisy)
+        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
         loss = F.mse_loss(predicted.float(), target)
         if not batch["measure_gain"].any():
             return {"loss": loss}
         with torch.no_grad():
             alone = F.mse_loss(backbone.predict(noisy, batch["timesteps"], prompt).float(), target)
         return {"loss": loss, "gain": alone - loss.detach()}
+
+    def _condition(self, batch: dict[str, Tensor], noisy: Tensor) -> VisualCondition:
+        """Of the references, or of a black picture where the image is dropped; z_t `noisy` (B, 4, h, w)."""
+        encoders, reference, keep = self.frozen.encoders, batch["reference"], batch["keep_image"]
+        black = encoders.black(len(noisy))
+        condition: VisualCondition
+        if isinstance(self.adapter, RealCustomAdapter):
+            tokens = encoders.tokens(reference).where(keep[:, None, None], black.deep)
+            alpha_bar = self.frozen.backbone.scheduler.alphas_cumprod.to(noisy.device)[batch["timesteps"]]
+            condition = self.adapter(tokens, batch["hidden"], noisy, alpha_bar, batch["gamma_num"].item())
+        else:
+            condition = self.adapter(encoders.features(reference).where(keep, black))
+        return condition
 
 
 def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -139,7 +153,11 @@ class AdapterTask:
         picture: Id of the plan -> encoded picture.
         resolution: Side of the target pictures, pixels.
         drop_text: Share of examples that lose their caption, likewise `drop_image` and `drop_both`; disjoint.
-        cross_layer: How f_shallow' joins in CCP, likewise `cross_scale` f_high'; see `CrossLayerCrossScaleProjector`.
+        method: Whose adapter. RealCustom's reference is the target's own square (Sec. 3.2: the same picture is visual
+            condition and input of the UNet); of the plan's reference only its crop is kept.
+        cross_layer: How f_shallow' joins in RealCustom++'s CCP, likewise `cross_scale` f_high'; see
+            `CrossLayerCrossScaleProjector`.
+        score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
         half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
         device: Where the frozen models are.
     """
@@ -153,9 +171,11 @@ class AdapterTask:
     drop_image: float
     drop_both: float
     seed: int
+    method: Method = "realcustom++"
     cross_layer: Combination | None = "concat"
     cross_scale: Combination | None = "add"
-    half: bool = True
+    score_fusion: ScoreFusion | None = "scheduled"
+    half: bool = False
     device: str = "cpu"
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
     _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
@@ -163,13 +183,11 @@ class AdapterTask:
     def module(self) -> AdapterModule:
         """Load the frozen models and start an adapter that changes nothing yet."""
         frozen = self.load()
-        adapter = RealCustomPlusAdapter.from_unet(
-            frozen.backbone.unet,
-            frozen.encoders.width,
-            cross_layer=self.cross_layer,
-            cross_scale=self.cross_scale,
-        )
-        return AdapterModule(adapter, frozen)
+        shapes = frozen.backbone.unet, frozen.encoders.width
+        if self.method == "realcustom":
+            return AdapterModule(RealCustomAdapter.from_unet(*shapes, self.score_fusion), frozen)
+        combinations = {"cross_layer": self.cross_layer, "cross_scale": self.cross_scale}
+        return AdapterModule(RealCustomPlusAdapter.from_unet(*shapes, **combinations), frozen)
 
     def load(self) -> FrozenModels:
         """The frozen models; loaded once a process."""
@@ -188,7 +206,8 @@ class AdapterTask:
 
         Returns:
             latents, noise (B, 4, h, w); timesteps (B,); hidden (B, n_t, c_t), for SDXL text_embeds and time_ids;
-            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; measure_gain (1,) bool.
+            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; measure_gain (1,) bool; gamma_num (1,) of Eq. 10,
+            the same for all ranks.
         """
         rows = self.rows(step)
         if len(rows) % world:
@@ -209,6 +228,7 @@ class AdapterTask:
             "reference": self._references(rows),
             "keep_image": keep_image,
             "measure_gain": torch.tensor([step % GAIN_EVERY == 0]),
+            "gamma_num": torch.tensor([sample_gamma_num(self.seed, step)]),
         }
 
     def after_step(self, module: nn.Module, step: int) -> None:
@@ -267,7 +287,11 @@ class AdapterTask:
         return torch.stack([_enlarge(crop, size) for crop in crops])
 
     def _reference(self, row: PlanRow) -> Image.Image:
-        picture = self._open(row.reference_id)
+        if self.method == "realcustom":
+            target = self._open(row.target_id)
+            picture = square_crop(target, row.target_crop_x, row.target_crop_y, min(target.size))
+        else:
+            picture = self._open(row.reference_id)
         encoders = self.load().encoders
         large = encoders.reference_size * encoders.tiles
         size = large if min(picture.size) >= large else encoders.reference_size

@@ -117,14 +117,23 @@ def select(image: Tensor, scores: Tensor, gamma_num: float) -> Tensor:
     Raises:
         ValueError: gamma_num lies outside (0, 1] or keeps no token.
     """
-    tokens = image.shape[1]
+    count = token_count(gamma_num, image.shape[1])
+    weighed = image * (1 + scores[..., None]).to(image.dtype)
+    kept = scores.topk(count, dim=1).indices
+    return weighed.gather(1, kept[..., None].expand(-1, -1, image.shape[2]))
+
+
+def token_count(gamma_num: float, tokens: int) -> int:
+    """How many of so many image tokens are kept: floor(gamma_num * n_i).
+
+    Raises:
+        ValueError: gamma_num lies outside (0, 1] or keeps no token.
+    """
     # 0.29 * 100 is 28.999999999999996
     count = math.floor(gamma_num * tokens + 1e-6) if 0 < gamma_num <= 1 else 0
     if count < 1:
         raise ValueError(f"gamma_num {gamma_num} must lie in (0, 1] and keep at least one of {tokens} image tokens.")
-    weighed = image * (1 + scores[..., None]).to(image.dtype)
-    kept = scores.topk(count, dim=1).indices
-    return weighed.gather(1, kept[..., None].expand(-1, -1, image.shape[2]))
+    return count
 
 
 def sample_gamma_num(seed: int, step: int) -> float:

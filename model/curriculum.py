@@ -41,16 +41,20 @@ class StepDraws:
     crop_place: NDArray[np.float64]  # (B, 4) in [0, 1): x, y of the reference's crop, x, y of the target's
 
 
-def draw_step(step: int, total: int, batch: int, r_min: float, r_max: float, seed: int) -> StepDraws:
+def draw_step(
+    step: int, total: int, batch: int, r_min: float, r_max: float, seed: int, multiview: float | None = None
+) -> StepDraws:
     """The draws of one step (Eqs. 10-11): a function of its arguments, whatever other steps have drawn.
 
-    The crops of reference and target are independent, as are all examples.
+    The crops of reference and target are independent, as are all examples. `multiview` takes the place of P_multiview:
+    0 for RealCustom, 0, 1 and 0.5 for ablations of RealCustom++ (Table X); None is Eq. 10.
     """
     rng = np.random.default_rng([seed, step])
     uniform = rng.random((batch, 7))
     largest = max_crop_ratio(step, total, r_min, r_max)
+    probability = multiview_probability(step, total) if multiview is None else multiview
     return StepDraws(
-        is_multiview=uniform[:, 0] < multiview_probability(step, total),
+        is_multiview=uniform[:, 0] < probability,
         choice=uniform[:, 1],
         crop_ratio=r_min + (largest - r_min) * uniform[:, 2],
         crop_place=uniform[:, 3:],

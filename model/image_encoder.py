@@ -191,6 +191,10 @@ class ImageEncoders(nn.Module):
         """
         return ReferenceFeatures.cat([self.features(self._prepare(picture)[None]) for picture in pictures])
 
+    def encode_tokens(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """RealCustom's image tokens (B, n, c) of RGB pictures of any size and shape: their central squares."""
+        return torch.cat([self.tokens(self._prepare(picture)[None]) for picture in pictures])
+
     def black(self, batch: int) -> ReferenceFeatures:
         """The dropped image condition: features of a black picture (zeros before normalisation), `batch` times."""
         if self._black is None or self._black.deep.device != self.device:

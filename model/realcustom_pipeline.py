@@ -1,15 +1,13 @@
-"""RealCustom++ inference: guidance branch, generation branch, early stop, guidance (Secs. III-D and III-E, Eqs. 12-17).
+"""Inference of RealCustom (Sec. 3.3) and RealCustom++ (Secs. III-D and III-E): a request, from prompt to picture.
 
-A step with subjects and masks runs the UNet twice: the guidance branch on B rows, up to the last layer whose attention
-the masks need, then 2 B rows in one batch: the unconditional ones, and the generation branch with each subject inside
-its mask. After `mask_steps` the last masks are kept and the second call is enough. Departure from the authors' code:
-the unconditional rows carry no subject, as Eq. 15 prints; their code gives them the features of a black picture.
+Which of them it is depends on the adapter; `model.denoising` has their steps. Masks are found until `mask_steps`; then
+the last ones are kept.
 """
 
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,20 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from model.adapter import RealCustomPlusAdapter
-from model.backbone import Backbone, PromptEmbedding, load_backbone
-from model.generation_branch import GenerationBranch
-from model.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
+from model.adapter import VisualAdapter
+from model.backbone import Backbone, load_backbone
+from model.denoising import ActingSubjects, Run, predict
+from model.generation_branch import DenoisingStep, generation_branch
+from model.guidance_branch import GuidanceLayers
 from model.image_encoder import ImageEncoders
-from model.mask_guidance import Grid, grid_at
+from model.load_adapter import load_adapter
+from model.mask_guidance import Grid
 from model.mask_recipe import MaskRecipe
 from model.pictures import to_pictures
 from model.step_schedule import MaskSchedule, acting_steps
 from model.subjects import GenerationError as GenerationError  # for its callers
 from model.subjects import Subject, SubjectsOfPrompt, subjects_of
-from model.visual_attention import VisualAttentionProcessor, VisualCondition
+from model.visual_attention import VisualAttentionProcessor
 
 StepCallback = Callable[["RealCustomPlusPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 
@@ -44,58 +44,13 @@ class RealCustomOutput(BaseOutput):
     timings: dict[str, float]  # seconds: encode, guidance, generation, decode, total
 
 
-@dataclass
-class _Masks:
-    """Where the subjects may be: how their masks are made, when, and the ones made so far."""
-
-    recipe: MaskRecipe
-    schedule: MaskSchedule
-    recorder: GuidanceRecorder | None = None  # of the last step, if the next one follows it
-    made: list[Tensor] = field(default_factory=list)  # M_hat (B, S, G, G')
-
-
-@dataclass
-class _Subjects:
-    """The visual side of one generation."""
-
-    branch: GenerationBranch
-    steps: range  # in which the subjects act
-    masks: _Masks | None
-    conditions: list[VisualCondition]  # of the next step
-
-
-@dataclass
-class _Run:
-    """One generation: what stays the same over the steps, and what they change."""
-
-    text: PromptEmbedding  # B rows
-    both: PromptEmbedding  # unconditional rows, then `text`
-    guidance_scale: float
-    subjects: _Subjects | None
-    latents: Tensor  # (B, 4, h, w)
-    timings: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("encode", "guidance", "generation", "decode"), 0.0)
-    )
-
-    @property
-    def grid(self) -> Grid:
-        """Size of the latent."""
-        return self.latents.shape[2], self.latents.shape[3]
-
-    def clock(self, name: str, since: float) -> float:
-        """Add the time since `since` to a timing; returns now."""
-        now = time.perf_counter()
-        self.timings[name] += now - since
-        return now
-
-
 class RealCustomPlusPipeline:
     """Paints prompts, with or without a subject picture that takes the place of a word.
 
     Args:
         backbone: the frozen base model. The adapter's processors are attached to its UNet; calls without a subject
             still compute the base model, and `adapter.detach(backbone.unet)` removes them.
-        adapter: None paints from text alone.
+        adapter: of RealCustom or RealCustom++; None paints from text alone.
         image_encoders: needed with an adapter.
         scheduler: any diffusers scheduler; by default DDIM, the paper's, with the backbone's noise schedule.
 
@@ -107,7 +62,7 @@ class RealCustomPlusPipeline:
     def __init__(
         self,
         backbone: Backbone,
-        adapter: RealCustomPlusAdapter | None = None,
+        adapter: VisualAdapter | None = None,
         image_encoders: ImageEncoders | None = None,
         scheduler: Any = None,
     ) -> None:
@@ -134,14 +89,17 @@ class RealCustomPlusPipeline:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "RealCustomPlusPipeline":
-        """Load everything from folders or hub ids; the encoders' arguments are those of `ImageEncoders`."""
+        """Load everything from folders or hub ids; the encoders' arguments are those of `ImageEncoders`.
+
+        The adapter's `config.json` says of which method it is.
+        """
         base = load_backbone(backbone, dtype, device)
         if adapter is None:
             return cls(base)
         encoders = ImageEncoders.from_pretrained(
             image_encoders, backbone, shallow_layers, reference_size, tiles, dtype, device
         )
-        return cls(base, RealCustomPlusAdapter.from_pretrained(adapter).to(device, dtype), encoders)
+        return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
 
     @torch.no_grad()
     def __call__(
@@ -153,12 +111,15 @@ class RealCustomPlusPipeline:
         negative_prompt: str | None = None,
         steps: int = 25,
         guidance_scale: float = 5.0,
+        image_guidance_scale: float = 8.0,
+        gamma_num: float = 0.8,
         use_mask: bool = True,
         mask_scope: float = 0.25,
         mask_steps: int = 12,
         mask_every: int = 1,
         mask_cross_downscales: Sequence[int] = (1, 2),
         mask_self_downscales: Sequence[int] = (1,),
+        mask_binary: bool = False,
         visual_scale: float = 1.0,
         visual_guidance_start: float = 0.0,
         visual_guidance_end: float = 1.0,
@@ -178,16 +139,19 @@ class RealCustomPlusPipeline:
                 mask. A `Subject` has its own.
             negative_prompt: for the unconditional rows.
             steps: denoising steps.
-            guidance_scale: omega of Eq. 15.
+            guidance_scale: omega of RealCustom++'s Eq. 15, omega_t of RealCustom's Eq. 13.
+            image_guidance_scale: RealCustom's omega_i (Eq. 13).
+            gamma_num: the share of the image tokens that RealCustom's scoring module keeps.
             use_mask: False lets the subjects act on the whole picture.
             mask_scope: gamma_scope, the share of positions that a subject may take.
-            mask_steps: T_stop; the guidance branch runs in the first so many steps.
+            mask_steps: T_stop; masks are found in the first so many steps. RealCustom finds them in all.
             mask_every: 1 is exact. With k > 1 the guidance branch runs in every k-th of these steps and in the last one
                 only, and the masks of the others come from the generation branch one step before. With 4 the masks'
                 mean IoU with the exact ones is above 0.95 on the micro backbone.
             mask_cross_downscales: which cross-attention layers make the mask (see `model.guidance_branch`), as
                 downscales of the largest attention grid.
             mask_self_downscales: which self-attention layers make it more exact, likewise; () none.
+            mask_binary: 1 wherever a subject may be, instead of weights by Eq. 13 (Eq. 11 of RealCustom); an ablation.
             visual_scale: strength of the visual attention.
             visual_guidance_start: share of the steps that have passed when the subjects begin to act.
             visual_guidance_end: likewise when they have ceased to.
@@ -207,24 +171,30 @@ class RealCustomPlusPipeline:
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
         self._check(prompts, size, steps)
         self.scheduler.set_timesteps(steps, device=self.backbone.device)
-        visual = None
+        acting = None
         if subjects is not None:
+            adapter, encoders = self._attached()
             named = subjects_of(prompts, subjects, words, mask_scope, visual_scale)
-            acting = acting_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
-            schedule = MaskSchedule.of(acting, mask_steps, mask_every) if use_mask else None
-            downscales = mask_cross_downscales, mask_self_downscales
-            visual = self._subjects(prompts, named, size, acting, schedule, downscales)
+            when = acting_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
+            schedule, recipe = MaskSchedule(), None
+            if use_mask:
+                schedule = MaskSchedule.of(when, mask_steps, mask_every)
+                layers = GuidanceLayers.of(self._processors(), mask_cross_downscales, mask_self_downscales)
+                recipe = MaskRecipe.of(self.backbone, layers, prompts, named, size, mask_binary)
+            branch = generation_branch(adapter, encoders, named, gamma_num)
+            latent = (size[0] // self.backbone.latent_scale, size[1] // self.backbone.latent_scale)
+            acting = ActingSubjects.of(branch, when, schedule, recipe, latent)
         text = self.backbone.encode_prompt(prompts, size)
         empty = self.backbone.encode_negative_prompt(negative_prompt, len(prompts), size)
         noise, generators = self._noise(len(prompts), size, seeds, latents)
         noise = noise * self.scheduler.init_noise_sigma
-        run = _Run(text, PromptEmbedding.cat([empty, text]), guidance_scale, visual, noise)
+        run = Run(text, empty, guidance_scale, image_guidance_scale, acting, noise)
         run.clock("encode", start)
         self._denoise(run, generators, callback_on_step_end)
         now = time.perf_counter()
         pictures = to_pictures(self.backbone.decode_latents(run.latents) / 2 + 0.5)
         run.timings["total"] = run.clock("decode", now) - start
-        return RealCustomOutput(images=pictures, masks=_of_each_picture(visual, len(prompts)), timings=run.timings)
+        return RealCustomOutput(images=pictures, masks=_of_each_picture(acting, len(prompts)), timings=run.timings)
 
     def _check(self, prompts: list[str], size: Grid, steps: int) -> None:
         if not prompts or not all(prompt.strip() for prompt in prompts):
@@ -237,43 +207,16 @@ class RealCustomPlusPipeline:
         if steps < 1:
             raise GenerationError(f"{steps} denoising steps: at least 1 is needed.")
 
-    def _subjects(
-        self,
-        prompts: list[str],
-        subjects: list[list[Subject]],
-        size: Grid,
-        acting: range,
-        schedule: MaskSchedule | None,
-        mask_downscales: tuple[Sequence[int], Sequence[int]],
-    ) -> _Subjects:
-        """Check and encode; `schedule` None stands for no masks."""
+    def _attached(self) -> tuple[VisualAdapter, ImageEncoders]:
         if self.adapter is None or self.image_encoders is None:
             raise GenerationError("a subject was given, but this pipeline has no adapter.")
         if not self._processors():
             raise GenerationError("the adapter was detached from the base model; attach it or build a new pipeline.")
-        masks = None
-        if schedule is not None:
-            layers = GuidanceLayers.of(self._processors(), *mask_downscales)
-            recipe = MaskRecipe.of(self.backbone, layers, prompts, subjects, size)
-            masks = _Masks(recipe, schedule if recipe.needs_maps else MaskSchedule())
-        branch = GenerationBranch.of(self.adapter, self.image_encoders, subjects)
-        visual = _Subjects(branch, acting, masks, branch.everywhere())
-        if masks is not None and not masks.recipe.needs_maps:
-            scale = self.backbone.latent_scale
-            self._place(visual, masks.recipe.given, (size[0] // scale, size[1] // scale))
-        return visual
+        return self.adapter, self.image_encoders
 
     def _processors(self) -> list[VisualAttentionProcessor]:
         processors = self.backbone.unet.attn_processors.values()
         return [processor for processor in processors if isinstance(processor, VisualAttentionProcessor)]
-
-    def _place(self, visual: _Subjects, masks: Tensor, latent: Grid) -> None:
-        """From now on the subjects act inside these masks (B, N, S)."""
-        assert visual.masks is not None
-        layers = visual.masks.recipe.layers
-        grid = grid_at(latent, layers.largest)
-        visual.conditions = visual.branch.inside(masks, latent, grid, layers.visual_downscales)
-        visual.masks.made.append(masks.transpose(1, 2).unflatten(2, grid))
 
     def _noise(
         self, batch: int, size: Grid, seeds: int | Sequence[int], latents: Tensor | None
@@ -293,57 +236,28 @@ class RealCustomPlusPipeline:
             raise GenerationError("the initial latents contain NaN or infinite values.")
         return latents.to(self.backbone.device, self.backbone.dtype), generators
 
-    def _denoise(self, run: _Run, generators: list[torch.Generator], callback: StepCallback | None) -> None:
+    def _denoise(self, run: Run, generators: list[torch.Generator], callback: StepCallback | None) -> None:
         """All steps; changes `run`."""
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {"generator": generators} if "generator" in accepted else {}
-        for step, timestep in enumerate(self.scheduler.timesteps):
+        timesteps = self.scheduler.timesteps
+        alpha_bars = self.scheduler.alphas_cumprod[timesteps.long().cpu()].to(timesteps.device)
+        for number, (timestep, alpha_bar) in enumerate(zip(timesteps, alpha_bars, strict=True)):
             scaled = self.scheduler.scale_model_input(run.latents, timestep)
-            masks = run.subjects.masks if run.subjects is not None else None
-            if masks is not None and step in masks.schedule.steps:
-                self._find_masks(run, step, scaled, timestep)
-            unconditional, conditional = self._generate(run, step, scaled, timestep)
-            prediction = unconditional + run.guidance_scale * (conditional - unconditional)  # Eq. 15
+            of_rows = alpha_bar.expand(len(scaled))
+            prediction = predict(self.backbone, run, DenoisingStep(number, timestep, scaled, of_rows, run.text.hidden))
             run.latents = self.scheduler.step(prediction, timestep, run.latents, **options).prev_sample
             if callback is not None:
-                state = {"latents": run.latents, "masks": masks.made[-1] if masks is not None and masks.made else None}
-                run.latents = callback(self, step, timestep, state).get("latents", run.latents)
+                masks = run.subjects.made[-1] if run.subjects is not None and run.subjects.made else None
+                state = {"latents": run.latents, "masks": masks}
+                run.latents = callback(self, number, timestep, state).get("latents", run.latents)
         if not run.latents.isfinite().all():
             raise GenerationError("the latents became NaN or infinite; try a wider dtype or a lower guidance scale.")
 
-    def _find_masks(self, run: _Run, step: int, latents: Tensor, timestep: Tensor) -> None:
-        """New masks for the generation branch: from the guidance branch, or from itself one step before."""
-        start = time.perf_counter()
-        assert run.subjects is not None
-        assert run.subjects.masks is not None
-        masks = run.subjects.masks
-        recorder = masks.recorder or GuidanceRecorder(masks.recipe.layers, masks.recipe.indicator, run.grid)
-        if step in masks.schedule.guided:
-            run_guidance_branch(self.backbone, latents, timestep, run.text, recorder)
-        self._place(run.subjects, masks.recipe.masks(recorder.maps()), run.grid)
-        masks.recorder = None
-        run.clock("guidance", start)
 
-    def _generate(self, run: _Run, step: int, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """The unconditional rows and the generation branch, in one batch."""
-        start = time.perf_counter()
-        attention: dict[str, Any] = {}
-        if run.subjects is not None and step in run.subjects.steps:
-            attention["visual"] = run.subjects.conditions
-            masks = run.subjects.masks
-            if masks is not None and masks.schedule.follows(step + 1):
-                layers, indicator = masks.recipe.layers, masks.recipe.indicator
-                masks.recorder = GuidanceRecorder(layers, indicator, run.grid, ends_pass=False)
-                attention["recorder"] = masks.recorder
-        both = self.backbone.predict(torch.cat([latents, latents]), timestep, run.both, **attention)
-        run.clock("generation", start)
-        unconditional, conditional = both.chunk(2)
-        return unconditional, conditional
-
-
-def _of_each_picture(visual: _Subjects | None, pictures: int) -> list[list[Tensor]]:
+def _of_each_picture(acting: ActingSubjects | None, pictures: int) -> list[list[Tensor]]:
     """For each picture the masks (S, G, G') of its own subjects, step by step."""
-    if visual is None or visual.masks is None:
+    if acting is None or acting.recipe is None:
         return [[] for _ in range(pictures)]
-    own = [len(counts) for counts in visual.masks.recipe.counts]
-    return [[masks[row, : own[row]].cpu() for masks in visual.masks.made] for row in range(pictures)]
+    own = [len(counts) for counts in acting.recipe.counts]
+    return [[masks[row, : own[row]].cpu() for masks in acting.made] for row in range(pictures)]

@@ -39,16 +39,19 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """Mask-guided inference (RealCustom++ Eqs. 12-15); shared by evaluate, generate and serve."""
+    """Mask-guided inference (RealCustom Sec. 3.3, RealCustom++ Sec. III-D); shared by evaluate, generate and serve."""
 
     steps: int = 25
     guidance_scale: float = 5.0
+    image_guidance_scale: float = 8.0  # RealCustom's omega_i; RealCustom++ has none
+    gamma_num: float = 0.8  # the share of the image tokens that RealCustom keeps
     mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
     mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them, the others' masks come from the step before
     # Attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
     mask_cross_downscales: list[int] = field(default_factory=lambda: [1, 2])
     mask_self_downscales: list[int] = field(default_factory=lambda: [1])
+    mask_binary: bool = False  # True: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)
     visual_scale: float = 1.0
 
 
@@ -116,6 +119,7 @@ class CurriculumConfig:
 
     steps: int = 500
     batch_size: int = 32
+    multiview_probability: float | None = None  # None: grows from 0 to 1 (Eq. 10); RealCustom wants 0
     min_crop_ratio: float = 1.0  # r_min
     max_crop_ratio: float = 3.1622776601683795  # r_max = sqrt(10): the smallest crop shows 10 % of the area
 
@@ -144,7 +148,7 @@ class TrainerConfig:
     workers: int = 2
     use_gpu: bool = False
     zero_stage: int = 1
-    precision: str = "bf16"  # autocast of the forward pass: "fp32" or "bf16"; the weights stay fp32
+    precision: str = "fp32"  # of the forward pass; "bf16", by autocast, for GPUs; the weights stay fp32
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     final_share: float = 0.02  # of the learning rate is left at the end of the cosine
@@ -166,12 +170,16 @@ class BaseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainAdapterConfig:
-    """CCP and visual K/V on the plan (RealCustom++ Sec. III-C)."""
+    """What an adapter is trained on the plan for: RealCustom (Sec. 3.2) or RealCustom++ (Sec. III-C)."""
 
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=1.5e-3))
-    # How the shallow and the high-resolution features join the deep ones (Eq. 9; Tables VIII and IX); null: not at all.
+    method: Literal["realcustom++", "realcustom"] = "realcustom++"
+    # RealCustom++: how the shallow and the high-resolution features join the deep ones (Eq. 9; Tables VIII and IX);
+    # null: not at all.
     cross_layer: Literal["concat", "add"] | None = "concat"
     cross_scale: Literal["concat", "add"] | None = "add"
+    # RealCustom: how the scores of the image tokens become one (Eq. 8; Table 3); null: no scores, all tokens.
+    score_fusion: Literal["scheduled", "textual", "visual", "mean"] | None = "scheduled"
     drop_text: float = 0.05
     drop_image: float = 0.05
     drop_both: float = 0.05
@@ -181,7 +189,7 @@ class TrainAdapterConfig:
 class ContextualizerConfig:
     """Masked language modelling on the prompt sets: psi and the mask embedding (Contextualizer, Algorithm 1)."""
 
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2, precision="fp32"))
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2))
     steps: int = 300
     batch_size: int = 64
     layers: int = 4

@@ -1,4 +1,8 @@
-"""Stage `curriculum`: the training plan of RealCustom++ (Eqs. 10-11), one row a training example, with Ray Data."""
+"""Stage `curriculum`: the training plan, one row a training example, with Ray Data.
+
+RealCustom++ trains by its curriculum (Eqs. 10-11). RealCustom trains on generic text-image samples alone, each its own
+reference: `curriculum.multiview_probability=0`, `curriculum.max_crop_ratio=1`.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,8 @@ def run(context: StageContext) -> StageResult:
         raise StageError("curriculum.steps and curriculum.batch_size must be at least 1.")
     if not 1 <= settings.min_crop_ratio <= settings.max_crop_ratio:
         raise StageError("the curriculum needs 1 <= curriculum.min_crop_ratio <= curriculum.max_crop_ratio.")
+    if settings.multiview_probability is not None and not 0 <= settings.multiview_probability <= 1:
+        raise StageError("curriculum.multiview_probability must lie between 0 and 1, or be null for Eq. 10.")
     samples = read_dataset(context.inputs["filter"] / "samples", SAMPLES, columns=["sample_id", "caption"])
     pairs = read_dataset(
         context.inputs["multiview"] / "pairs", PAIRS, columns=["reference_frame_id", "target_frame_id", "category"]
@@ -78,7 +84,8 @@ def plan_steps(batch: pa.Table, samples: Any, pairs: Any, settings: CurriculumCo
     samples, pairs = (ray.get(table) if isinstance(table, ray.ObjectRef) else table for table in (samples, pairs))
     steps = batch["id"].to_numpy()
     ratios = (settings.min_crop_ratio, settings.max_crop_ratio)
-    draws = [draw_step(int(step), settings.steps, settings.batch_size, *ratios, seed) for step in steps]
+    constants = settings.steps, settings.batch_size, *ratios, seed, settings.multiview_probability
+    draws = [draw_step(int(step), *constants) for step in steps]
     is_multiview = pa.array(np.concatenate([draw.is_multiview for draw in draws]))
     choice = np.concatenate([draw.choice for draw in draws])
     place = np.concatenate([draw.crop_place for draw in draws])
@@ -113,7 +120,11 @@ def plot_plan(plan: pa.Table, settings: CurriculumConfig, file: Path) -> None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.bar(centres, share, width=bins[1] - bins[0], color="tab:blue", alpha=0.5, label="drawn")
-    left.plot(steps, [multiview_probability(s, settings.steps) for s in steps], color="black", label="Eq. 10")
+    if settings.multiview_probability is None:
+        wanted, name = [multiview_probability(s, settings.steps) for s in steps], "Eq. 10"
+    else:
+        wanted, name = [settings.multiview_probability] * settings.steps, "as configured"
+    left.plot(steps, wanted, color="black", label=name)
     left.set(xlabel="step", ylabel="share of view pairs", ylim=(0, 1))
     right.scatter(step, plan["crop_ratio"].to_numpy(), s=1, alpha=0.3, color="tab:orange", label="drawn")
     ratios = (settings.min_crop_ratio, settings.max_crop_ratio)

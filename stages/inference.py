@@ -44,11 +44,14 @@ def painting_options(config: InferenceConfig) -> dict[str, Any]:
     return {
         "steps": config.steps,
         "guidance_scale": config.guidance_scale,
+        "image_guidance_scale": config.image_guidance_scale,
+        "gamma_num": config.gamma_num,
         "mask_scope": config.mask_scope,
         "mask_steps": config.mask_steps,
         "mask_every": config.mask_every,
         "mask_cross_downscales": list(config.mask_cross_downscales),
         "mask_self_downscales": list(config.mask_self_downscales),
+        "mask_binary": config.mask_binary,
         "visual_scale": config.visual_scale,
     }
 

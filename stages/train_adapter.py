@@ -1,4 +1,4 @@
-"""Stage `train_adapter`: the adapter's training on the plan (RealCustom++ Sec. III-C); writes `adapter/`.
+"""Stage `train_adapter`: the adapter's training on the plan (RealCustom, RealCustom++); writes `adapter/`.
 
 The examples are made in `model/adapter_training.py`, the steps in `stages/trainer.py`.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from model.adapter_training import AdapterTask, PlanRow
 from stages.datasets import PictureStore, read_dataset
@@ -43,6 +44,12 @@ class PlanReader:
         """Steps of the plan."""
         self._open()
         return len(self._bounds) - 1
+
+    @property
+    def references_are_targets(self) -> bool:
+        """Whether every picture is its own reference."""
+        self._open()
+        return bool(pc.all(pc.equal(self._table["reference_id"], self._table["target_id"])).as_py())
 
     def batch_sizes(self) -> set[int]:
         """How many rows the steps have."""
@@ -88,6 +95,11 @@ def run(context: StageContext) -> StageResult:
                 f"{size} examples a step cannot be shared out among {config.trainer.workers} workers: set "
                 "curriculum.batch_size to a multiple of train_adapter.trainer.workers."
             )
+    if config.method == "realcustom" and not plan.references_are_targets:
+        raise StageError(
+            "RealCustom learns from pictures that are their own references, but this plan has pairs of views: set "
+            "curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
+        )
     task = adapter_task(context, plan)
     weights, curves = fit(
         task,
@@ -122,8 +134,10 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         drop_image=config.drop_image,
         drop_both=config.drop_both,
         seed=context.config.run.seed,
+        method=config.method,
         cross_layer=config.cross_layer,
         cross_scale=config.cross_scale,
+        score_fusion=config.score_fusion,
         half=config.trainer.precision == "bf16",
         device="cuda" if config.trainer.use_gpu else "cpu",
     )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_models import ENCODERS
 
-from model.adapter import RealCustomPlusAdapter
+from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.backbone import load_backbone
 from model.image_encoder import ImageEncoders
 from model.realcustom_pipeline import RealCustomPlusPipeline
@@ -24,13 +24,15 @@ def subjects(count: int = 2) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in values]
 
 
-def build(folder: Path, scheduler: Any = None) -> RealCustomPlusPipeline:
+def build(
+    folder: Path, scheduler: Any = None, method: type[VisualAdapter] = RealCustomPlusAdapter
+) -> RealCustomPlusPipeline:
     """With an adapter whose effect is plain to see."""
     options = dict(ENCODERS)
     encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
     backbone = load_backbone(folder)
     torch.manual_seed(0)
-    adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
+    adapter = method.from_unet(backbone.unet, encoders.width)
     for linear in adapter.to_v_vision.values():
         torch.nn.init.normal_(linear.weight)
     return RealCustomPlusPipeline(backbone, adapter, encoders, scheduler)

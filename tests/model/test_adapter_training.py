@@ -16,10 +16,14 @@ from tiny_models import ENCODERS, RESOLUTION
 from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
-from model.adapter_training import GAIN_EVERY, AdapterModule, AdapterTask, Cache, PlanRow, diffusion_target
+from model.adapter_training import GAIN_EVERY, AdapterModule, AdapterTask, Cache, Method, PlanRow, diffusion_target
+from model.adaptive_scoring import ScoreFusion
+from model.load_adapter import load_adapter
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.realcustom_adapter import RealCustomAdapter
 
 BATCH = 4
+methods = pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 
 
 def picture(picture_id: str) -> bytes:
@@ -60,6 +64,7 @@ def test_a_batch_does_not_depend_on_the_number_of_workers(sd_folder: Path) -> No
     task = make_task(sd_folder)
     whole = task.batch(3, 0, 1)
     halves = [task.batch(3, rank, 2) for rank in range(2)]
+    assert all(torch.equal(half["gamma_num"], whole["gamma_num"]) for half in halves)
     for name in ("latents", "noise", "timesteps", "hidden", "keep_image"):
         torch.testing.assert_close(torch.cat([half[name] for half in halves]), whole[name])
     assert equal(pickle.loads(pickle.dumps(make_task(sd_folder))).batch(3, 0, 1), whole)
@@ -97,8 +102,9 @@ def test_conditions_are_dropped_at_their_rates(sd_folder: Path) -> None:
     assert ((~keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.3, abs=0.01)
 
 
-def test_dropped_conditions_are_the_empty_prompt_and_the_black_picture(sd_folder: Path) -> None:
-    task = make_task(sd_folder, drop_text=0.0, drop_image=0.0, drop_both=1.0)
+@methods
+def test_dropped_conditions_are_the_empty_prompt_and_the_black_picture(method: Method, sd_folder: Path) -> None:
+    task = make_task(sd_folder, drop_text=0.0, drop_image=0.0, drop_both=1.0, method=method)
     batch, frozen = task.batch(0, 0, 1), task.load()
     torch.testing.assert_close(batch["hidden"], frozen.backbone.encode_prompt([""] * BATCH).hidden)
     assert not batch["keep_image"].any()
@@ -129,6 +135,39 @@ def test_the_loss_is_the_diffusion_loss(kind: str, request: pytest.FixtureReques
     expected = F.mse_loss(alone, batch["noise"]) - F.mse_loss(predicted, batch["noise"])
     torch.testing.assert_close(scalars["gain"], expected, rtol=1e-3, atol=1e-4)
     assert "gain" not in module(task.batch(GAIN_EVERY - 1, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
+def test_the_loss_of_realcustom_is_the_diffusion_loss(kind: str, request: pytest.FixtureRequest) -> None:
+    """The scoring module looks at the text and at z_t; gamma_num of the step decides how many image tokens are kept."""
+    changes = {"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0}
+    task = make_task(request.getfixturevalue(kind), method="realcustom", **changes)
+    module, batch = task.module(), task.batch(0, 0, 1)
+    with torch.no_grad():
+        randomise_values(module)
+        loss = module(batch)["loss"]
+    backbone, encoders, gamma_num = task.load().backbone, task.load().encoders, batch["gamma_num"].item()
+    assert 0.3 <= gamma_num <= 1
+    assert task.batch(1, 0, 1)["gamma_num"].item() != gamma_num
+    alpha = backbone.scheduler.alphas_cumprod[batch["timesteps"]]
+    noisy = alpha.sqrt().view(-1, 1, 1, 1) * batch["latents"] + (1 - alpha).sqrt().view(-1, 1, 1, 1) * batch["noise"]
+    prompt = backbone.encode_prompt(["a cat in"] * BATCH)
+    tokens = encoders.tokens(batch["reference"])
+    condition = module.adapter(tokens, prompt.hidden, noisy, alpha, gamma_num)
+    assert {key.shape[1] for key, _ in condition.keys_values.values()} == {int(gamma_num * encoders.patches)}
+    with torch.no_grad():
+        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
+    torch.testing.assert_close(loss, F.mse_loss(predicted, batch["noise"]), rtol=1e-3, atol=1e-4)
+
+
+def test_the_reference_of_realcustom_is_the_target(sd_folder: Path) -> None:
+    """The same square, also of a picture that is not square; by the crop ratio a part of it."""
+    task = make_task(sd_folder, method="realcustom")
+    references = task.batch(2, 0, 1)["reference"]
+    for slot, row in enumerate(rows(2)):
+        target = square_crop(load_picture(picture(row.target_id)), row.target_crop_x, row.target_crop_y, RESOLUTION)
+        part = crop_reference(target, row.crop_ratio, row.crop_x, row.crop_y, 32)
+        torch.testing.assert_close(references[slot], to_tensor(part))
 
 
 def test_velocity_is_the_derivative_of_the_noisy_latents(sd_folder: Path) -> None:
@@ -166,14 +205,34 @@ def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_
     with torch.no_grad():
         randomise_values(module)
     module(task.batch(1, 0, 1))["loss"].backward()
+    assert isinstance(module.adapter, RealCustomPlusAdapter)
     assert all(parameter.grad is not None for parameter in module.adapter.projector.parameters())
     task.export(module, tmp_path)
     config = RealCustomPlusAdapter.from_pretrained(tmp_path).config
     assert (config["cross_layer"], config["cross_scale"]) == ("add", "concat")
 
 
-def test_training_lowers_the_loss_of_one_batch(sd_folder: Path) -> None:
-    task = make_task(sd_folder)
+@pytest.mark.parametrize("score_fusion", ["scheduled", "textual", None])
+def test_an_ablation_of_the_scores_is_trained_and_saved(
+    score_fusion: ScoreFusion | None, sd_folder: Path, tmp_path: Path
+) -> None:
+    task = make_task(sd_folder, method="realcustom", score_fusion=score_fusion, half=True)
+    module = task.module()
+    with torch.no_grad():
+        randomise_values(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(task.batch(1, 0, 1))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    task.export(module, tmp_path)
+    loaded = load_adapter(tmp_path)
+    assert isinstance(loaded, RealCustomAdapter)
+    assert loaded.config["score_fusion"] == score_fusion
+    assert all(torch.equal(tensor, module.adapter.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
+@methods
+def test_training_lowers_the_loss_of_one_batch(method: Method, sd_folder: Path) -> None:
+    task = make_task(sd_folder, method=method)
     module = task.module()
     batch = task.batch(1, 0, 1)
     optimizer = torch.optim.AdamW(module.parameters(), 1e-2)

@@ -50,6 +50,13 @@ def test_means_over_many_draws() -> None:
     assert abs(np.corrcoef(draws.crop_place.T) - np.eye(4)).max() < 0.02  # crops are independent
 
 
+@pytest.mark.parametrize("multiview", [0.0, 0.5, 1.0])
+def test_a_fixed_share_of_pairs_at_every_step(multiview: float) -> None:
+    draws = [draw_step(step, 100, 10_000, 1.0, 1.0, 0, multiview) for step in (0, 99)]
+    assert [draw.is_multiview.mean() for draw in draws] == pytest.approx([multiview] * 2, abs=0.02)
+    assert all(np.all(draw.crop_ratio == 1) for draw in draws)
+
+
 def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
     first, again, other = (draw_step(7, 10, 4, 1.0, 2.0, seed) for seed in (1, 1, 2))
     assert np.array_equal(first.choice, again.choice)

@@ -50,6 +50,13 @@ def test_rows_against_the_draws_one_by_one() -> None:
             assert row["crop_ratio"] == pytest.approx(draws.crop_ratio[slot], abs=1e-6)
 
 
+def test_the_plan_of_realcustom() -> None:
+    settings = CurriculumConfig(steps=20, batch_size=5, multiview_probability=0.0, max_crop_ratio=1.0)
+    plan = plan_steps(pa.table({"id": [19]}), SAMPLE_ROWS, PAIR_ROWS, settings, seed=4).to_pylist()
+    assert all(row["source"] == "image_text" and row["reference_id"] == row["target_id"] for row in plan)
+    assert [row["crop_ratio"] for row in plan] == [1.0] * 5
+
+
 def inputs(folder: Path, samples: int = 4, pairs: int = 3) -> dict[str, Path]:
     sample: dict[str, Any] = {
         "url": "u", "picture": b"", "width": 1, "height": 1, "original_width": 1, "original_height": 1,
@@ -93,7 +100,9 @@ def test_without_samples_or_pairs_there_is_no_plan(samples: int, pairs: int, mes
         curriculum.run(make_context(tmp_path / "out", inputs=inputs(tmp_path, samples, pairs)))
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"min_crop_ratio": 0.5}, {"min_crop_ratio": 4.0}])
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"min_crop_ratio": 0.5}, {"min_crop_ratio": 4.0}, {"multiview_probability": 1.5}]
+)
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"curriculum\."):
         curriculum.run(make_context(tmp_path, curriculum=changes))

@@ -16,6 +16,7 @@ from PIL import Image
 from random_backbone import write_random_backbone
 
 from model.adapter import RealCustomPlusAdapter
+from model.realcustom_adapter import RealCustomAdapter
 from stages.datasets import PictureStore, write_dataset
 from stages.schemas import FRAMES, PLAN, SAMPLES
 from stages.stage import StageError
@@ -96,14 +97,26 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(inputs: Mapping[str, Path]
 def test_the_configuration_chooses_the_projector(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     plan = PlanReader(inputs["curriculum"] / "plan")
     naive = make_context(tmp_path, inputs, train_adapter={"cross_layer": None, "cross_scale": None})
-    projectors = [
-        adapter_task(context, plan).module().adapter.projector for context in (make_context(tmp_path, inputs), naive)
-    ]
-    modules = [{name.split(".")[0] for name in projector.state_dict()} for projector in projectors]
+    adapters = [adapter_task(context, plan).module().adapter for context in (make_context(tmp_path, inputs), naive)]
+    names = [[name.split(".") for name in adapter.state_dict()] for adapter in adapters]
+    modules = [{parts[1] for parts in of_adapter if parts[0] == "projector"} for of_adapter in names]
     assert modules == [
         {"shallow_attention", "shallow_mlp", "high_attention", "high_mlp", "deep_mlp"},
         {"deep_mlp"},
     ]
+
+
+def test_the_configuration_chooses_the_method(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    context = make_context(tmp_path, inputs, train_adapter={"method": "realcustom", "score_fusion": "visual"})
+    adapter = adapter_task(context, PlanReader(inputs["curriculum"] / "plan")).module().adapter
+    assert isinstance(adapter, RealCustomAdapter)
+    assert adapter.config["score_fusion"] == "visual"
+
+
+def test_realcustom_refuses_a_plan_with_pairs_of_views(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    context = make_context(tmp_path, inputs, train_adapter={"method": "realcustom"})
+    with pytest.raises(StageError, match=r"this plan has pairs of views: set curriculum\.multiview_probability=0"):
+        run(context)
 
 
 @pytest.mark.slow
