@@ -2,7 +2,7 @@
 
     python -m tests.test_golden_pictures      # after a change that is meant to change them: look at what it writes
 
-Pictures of other processors differ by rounding, so they need to be near duplicates only, as the stage `filter` means it.
+Pictures of other processors differ by rounding, so they only need to be near duplicates, as the stage `filter` has it.
 """
 
 from __future__ import annotations
