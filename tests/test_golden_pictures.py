@@ -1,6 +1,6 @@
 """Seeded pictures of the small world, as they were when somebody last looked at them.
 
-    python -m tests.test_golden_pictures      # after a change that is meant to change them: look at what it writes
+    PYTHONPATH=.:tests python -m tests.test_golden_pictures   # after a change that is meant to change them: look at what it writes
 
 Pictures of other processors differ by rounding, so they only need to be near duplicates, as the stage `filter` has it.
 """
@@ -21,7 +21,7 @@ from model.realcustom_pipeline import RealCustomPlusPipeline
 from stages.config import BackboneConfig, InferenceConfig
 from stages.filter.duplicates import find_duplicates, signature
 from stages.inference import loading_options, painting_options
-from tests.random_adapter import write_random_adapter
+from random_adapter import write_random_adapter
 
 GOLDEN = Path(__file__).parent / "golden"
 PROMPT, WORD = "a photo of a red mug on the beach", "mug"
@@ -59,7 +59,7 @@ def _signature(picture: Image.Image) -> bytes:
 def test_the_picture_is_the_golden_one(arm: str, painted: dict[str, Image.Image]) -> None:
     golden = Image.open(GOLDEN / f"{arm}.png")
     pair = {"golden": _signature(golden), "painted": _signature(painted[arm])}
-    assert "painted" in find_duplicates(pair), "look at the pictures, then python -m tests.test_golden_pictures"
+    assert "painted" in find_duplicates(pair), "look at the pictures, then run this file"
 
 
 def test_the_arms_are_told_apart(painted: dict[str, Image.Image]) -> None:
