@@ -117,7 +117,7 @@ class MultiviewConfig:
 class CurriculumConfig:
     """The training plan (RealCustom++ Eqs. 10-11). One row a training example; the adapter trains for `steps`."""
 
-    steps: int = 500
+    steps: int = 700
     batch_size: int = 32
     multiview_probability: float | None = None  # None: grows from 0 to 1 (Eq. 10); RealCustom wants 0
     min_crop_ratio: float = 1.0  # r_min

@@ -1,6 +1,8 @@
 """Seeded pictures of the small world, as they were when somebody last looked at them.
 
-    PYTHONPATH=.:tests python -m tests.test_golden_pictures   # after a change that is meant to change them: look at what it writes
+    PYTHONPATH=.:tests python -m tests.test_golden_pictures
+
+paints them anew after a change that is meant to change them; look at them then.
 
 Pictures of other processors differ by rounding, so they only need to be near duplicates, as the stage `filter` has it.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from random_adapter import write_random_adapter
 
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import draw_specs, render_scenes
@@ -21,7 +24,6 @@ from model.realcustom_pipeline import RealCustomPlusPipeline
 from stages.config import BackboneConfig, InferenceConfig
 from stages.filter.duplicates import find_duplicates, signature
 from stages.inference import loading_options, painting_options
-from random_adapter import write_random_adapter
 
 GOLDEN = Path(__file__).parent / "golden"
 PROMPT, WORD = "a photo of a red mug on the beach", "mug"
