@@ -10,7 +10,8 @@ the cross-attention of all resolutions), more resolutions are for Table V's abla
 What it costs: Eq. 15 does not use the branch's prediction, so its pass ends where the last of these layers has its
 queries and keys: an exception that the recorder raises there takes the shortest way out of diffusers' UNet, which is
 neither copied nor changed. Maps are made as the layers come by; only self-attention that comes before the last
-cross-attention has to wait, as queries and keys, until M_cross is known.
+cross-attention has to wait, as queries and keys, until M_cross is known. RealCustom uses what its branch with text
+alone predicts: there the same recorder lets the pass go on (see `model.denoising`).
 
 Legend of shapes: as in `model.mask_guidance`.
 """
