@@ -156,7 +156,7 @@ STAGES = (
     Stage(
         name="train_adapter",
         inputs=lambda config: ["filter", "multiview", "curriculum", *_base(config)],
-        sections=("train_adapter", "backbone", "inference"),
+        sections=("train_adapter", "backbone"),
         files=lambda config: [config.backbone.weights],
         cpus=lambda config: config.train_adapter.trainer.workers,
     ),
