@@ -6,9 +6,10 @@
 
 The modes run one after the other, in alternating order from repetition to repetition, with the same model, steps, size
 and seed. Seconds a step are from the UNet's first call to the last step's end: prompts, references and pictures are not
-counted. On a CPU they are the process's own CPU seconds, so that other programs on the machine do not count; with one
-thread (OMP_NUM_THREADS=1) that is the time on an idle machine. A ratio is the median over the repetitions of a mode's
-time over plain text-to-image's in the same repetition.
+counted. They are told twice: the process's own CPU seconds, which other programs on the machine hardly change (on a CPU
+torch is given one thread, so that they are the time on an idle machine), and those of the clock on the wall, the ones to
+read on a GPU. A ratio is the median over the repetitions of a mode's time over plain text-to-image's in the same
+repetition.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +48,8 @@ class Mode:
 
     name: str
     options: dict[str, Any]
-    seconds: list[float] = field(default_factory=list)  # a step, of each repetition
+    processor: list[float] = field(default_factory=list)  # CPU seconds a step, of each repetition
+    wall: list[float] = field(default_factory=list)  # seconds a step on the wall clock
     peak: int | None = None  # bytes beyond the loaded model
 
 
@@ -88,20 +91,15 @@ BACKBONES: dict[str, tuple[Callable[[torch.device, torch.dtype], RealCustomPlusP
 }
 
 
-def clock(device: torch.device) -> float:
-    """Seconds: of the process on a CPU, of the wall on a GPU that has finished its work."""
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, side: int) -> float:
-    """Seconds a step of one call."""
-    device, stamps = pipeline.backbone.device, []
+def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, side: int) -> None:
+    """One call; adds its times to the mode's."""
+    device = pipeline.backbone.device
+    stamps: list[tuple[float, float]] = []
 
     def stamp(*_: Any) -> dict[str, Any]:
-        stamps.append(clock(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        stamps.append((time.process_time(), time.perf_counter()))
         return {}
 
     def stamp_once(*_: Any) -> None:
@@ -113,7 +111,8 @@ def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, si
         pipeline([_PROMPT] * batch, **mode.options, steps=steps, height=side, width=side, callback_on_step_end=stamp)
     finally:
         hook.remove()
-    return (stamps[-1] - stamps[0]) / steps
+    for seconds, first, last in zip((mode.processor, mode.wall), stamps[0], stamps[-1], strict=True):
+        seconds.append((last - first) / steps)
 
 
 def measure(
@@ -121,24 +120,26 @@ def measure(
 ) -> None:
     """Fill in the modes' times and peaks; a first call of each with one step only warms up."""
     for mode in modes:
-        run(pipeline, mode, 1, batch, side)
+        run(pipeline, Mode(mode.name, mode.options), 1, batch, side)
     for repeat in range(repeats):
         for mode in modes if repeat % 2 == 0 else reversed(modes):
-            mode.peak = peak_extra_bytes(
-                lambda mode=mode: mode.seconds.append(run(pipeline, mode, steps, batch, side)),  # type: ignore[misc]
-                pipeline.backbone.device,
-            )
+            work = partial(run, pipeline, mode, steps, batch, side)
+            mode.peak = peak_extra_bytes(work, pipeline.backbone.device)
 
 
 def report(modes: Sequence[Mode]) -> str:
     """The table."""
-    lines = [f"{'mode':<20}{'seconds a step':>16}{'ratio':>8}{'peak extra':>14}"]
+    lines = [f"{'mode':<20}{'CPU s a step':>14}{'ratio':>8}{'wall s a step':>15}{'ratio':>8}{'peak extra':>14}"]
     for mode in modes:
-        pairs = zip(mode.seconds, modes[0].seconds, strict=True)
-        ratio = statistics.median(seconds / plain for seconds, plain in pairs)
+        processor, wall = statistics.median(mode.processor), statistics.median(mode.wall)
+        ratios = _ratio(mode.processor, modes[0].processor), _ratio(mode.wall, modes[0].wall)
         peak = "unknown" if mode.peak is None else f"{mode.peak / 2**20:.0f} MiB"
-        lines.append(f"{mode.name:<20}{statistics.median(mode.seconds):>16.4f}{ratio:>8.3f}{peak:>14}")
+        lines.append(f"{mode.name:<20}{processor:>14.4f}{ratios[0]:>8.3f}{wall:>15.4f}{ratios[1]:>8.3f}{peak:>14}")
     return "\n".join(lines)
+
+
+def _ratio(seconds: Sequence[float], plain: Sequence[float]) -> float:
+    return statistics.median(mine / others for mine, others in zip(seconds, plain, strict=True))
 
 
 @dataclass(frozen=True)
@@ -212,12 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="side of the pictures, pixels")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mask-every", type=int, default=4, help="of the fast mode")
+    parser.add_argument("--mask-every", type=int, default=6, help="of the fast mode")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--memory", action="store_true", help="measure the mask's extraction at SDXL's shape instead")
     given = parser.parse_args(arguments)
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     if given.memory:
         peak, naive = mask_memory(device, dtype, given.batch)
         share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
