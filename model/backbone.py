@@ -58,8 +58,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
-        return self.unet.device
+        """Where the UNet runs; with `model.offload` it is there only while it does."""
+        hook = getattr(self.unet, "_hf_hook", None)
+        return self.unet.device if hook is None else hook.execution_device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -27,7 +27,7 @@ from model.subjects import GenerationError
 from model.visual_attention import VisualAttentionProcessor
 
 
-class PassEnded(Exception):  # noqa: N818
+class PassEnded(Exception):  # noqa: N818 - like StopIteration it is no error
     """Not an error, but the way out: the last layer that takes part has been recorded."""
 
 

@@ -30,15 +30,17 @@ from PIL import Image
 from model.adapter import RealCustomPlusAdapter
 from model.backbone import load_backbone
 from model.benchmarks.memory import peak_extra_bytes
-from model.benchmarks.random_models import SDXL_UNET, TEXT_TOKENS, random_encoders, random_sd15
+from model.benchmarks.random_models import TEXT_TOKENS, random_encoders, random_sd15
 from model.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.image_encoder import ImageEncoders
 from model.mask_guidance import grid_at
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.released_weights import sdxl_unet
 from model.visual_attention import VisualAttentionProcessor
 
 _PROMPT, _WORD = "a photo of a mug in the snow", "mug"
+_SDXL_LATENT = 128
 _MICRO_ENCODER: dict[str, Any] = {"shallow_layers": [[0, 1, 2]], "reference_size": 64, "tiles": 2}
 
 
@@ -155,10 +157,10 @@ class LayerShape:
 
 def sdxl_layers() -> tuple[GuidanceLayers, list[LayerShape]]:
     """The layers of SDXL at 1024 x 1024 that make the mask, in the UNet's order; nothing is allocated."""
+    unet = sdxl_unet()
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL_UNET)
         RealCustomPlusAdapter.from_unet(unet, 64).attach(unet)
-    latent = (SDXL_UNET["sample_size"],) * 2
+    latent = (_SDXL_LATENT, _SDXL_LATENT)
     layers = GuidanceLayers.of(unet.attn_processors.values(), [2])
     shapes = list(_shapes(unet, latent))
     return layers, [shape for shape in shapes if shape.layer in layers.cross or shape.layer in layers.selves]
@@ -191,7 +193,7 @@ def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[i
     indicator[:, 5] = 1
 
     def extract() -> None:
-        recorder = GuidanceRecorder(layers, indicator, (SDXL_UNET["sample_size"],) * 2)
+        recorder = GuidanceRecorder(layers, indicator, (_SDXL_LATENT, _SDXL_LATENT))
         for shape in shapes:
             query, key = (
                 torch.randn(batch, shape.heads, n, shape.width, device=device, dtype=dtype)
