@@ -34,5 +34,5 @@ def build(
     torch.manual_seed(0)
     adapter = method.from_unet(backbone.unet, encoders.width)
     for linear in adapter.to_v_vision.values():
-        torch.nn.init.normal_(linear.weight)  # type: ignore[arg-type]
+        torch.nn.init.normal_(linear.weight)
     return RealCustomPlusPipeline(backbone, adapter, encoders, scheduler)

@@ -52,7 +52,7 @@ class Painting(BaseModel):
 
 
 class RealwordModel(PythonModel):
-    """RealCustom++ behind MLflow's interface."""
+    """RealCustom or RealCustom++, as the adapter says, behind MLflow's interface."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the files against their checksums and load the model.

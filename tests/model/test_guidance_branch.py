@@ -76,10 +76,9 @@ def test_maps_are_those_of_a_whole_pass_with_its_matrices(
     """The four recipes of RealCustom++'s Table V."""
     crosses, selves = ([downscale for downscale in of_kind if downscale in ALL[name]] for of_kind in RECIPES[recipe])
     latents, text = torch.randn(2, 4, *size), backbone.encode_prompt(PROMPTS)
-    in_latent = [[downscale * LARGEST[name] for downscale in of_kind] for of_kind in (crosses, selves)]
-    expected = naive_maps(
-        backbone, latents, torch.tensor(500), text, positions(backbone), *in_latent, largest=LARGEST[name]
-    )
+    crosses_of_latent, selves_of_latent = ([LARGEST[name] * at for at in of_kind] for of_kind in (crosses, selves))
+    recipe_of_latent = crosses_of_latent, selves_of_latent, LARGEST[name]
+    expected = naive_maps(backbone, latents, torch.tensor(500), text, positions(backbone), *recipe_of_latent)
     torch.testing.assert_close(maps(backbone, name, latents, (crosses, selves)), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -197,9 +197,9 @@ def test_passes_share_a_batch(pipeline: RealCustomPlusPipeline) -> None:
 
 
 def test_equation_13_by_hand() -> None:
-    values = [torch.tensor(value) for value in (1.0, 3.0, 4.0)]
-    assert guide_by_text_and_image(*values, 7.5, 12.5).item() == 1 + 7.5 * 2 + 12.5 * 1
-    assert guide_by_text_and_image(*values, 5.0, 5.0).item() == guide(values[0], values[2], 5.0).item() == 16
+    eps_0, eps_t, eps_ti = torch.tensor([1.0, 3.0, 4.0])
+    assert guide_by_text_and_image(eps_0, eps_t, eps_ti, 7.5, 12.5).item() == 1 + 7.5 * 2 + 12.5 * 1
+    assert guide_by_text_and_image(eps_0, eps_t, eps_ti, 5.0, 5.0).item() == guide(eps_0, eps_ti, 5.0).item() == 16
 
 
 def test_mask_of_ones_is_no_mask(pipeline: RealCustomPlusPipeline) -> None:
