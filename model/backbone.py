@@ -127,7 +127,7 @@ class Backbone:
 
         With a generator the latents are drawn from the encoder's distribution, without one they are its mode.
         """
-        distribution = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype)).latent_dist
+        distribution = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
         latents = distribution.mode() if generator is None else distribution.sample(generator)
         return latents * self.vae.config.scaling_factor
 

@@ -8,8 +8,9 @@ it is (RealCustom Sec. 3.3, with the cross-attention of all resolutions), more r
 
 What it costs: Eq. 15 does not use the branch's prediction, so its pass ends where the last of these layers has its
 queries and keys: an exception that the recorder raises there takes the shortest way out of diffusers' UNet, which is
-neither copied nor changed. Maps are made as the layers come by; only self-attention that comes before the last
-cross-attention has to wait, as queries and keys, until M_cross is known.
+neither copied nor changed. A graph of `torch.compile` has no such way out: a compiled pass runs to its end. Maps are
+made as the layers come by; only self-attention that comes before the last cross-attention has to wait, as queries and
+keys, until M_cross is known.
 
 Legend of shapes: as in `model.mask_guidance`.
 """
@@ -118,7 +119,8 @@ class GuidanceRecorder:
             cross = torch.stack(self._crosses).mean(0)
             self._products += [self._product(*waiting, cross, largest) for waiting in self._waiting]
             self._waiting.clear()
-        if self.ends_pass and len(self._seen) == len(self.layers.cross) + len(self.layers.selves):
+        recorded_all = len(self._seen) == len(self.layers.cross) + len(self.layers.selves)
+        if self.ends_pass and recorded_all and not torch.compiler.is_compiling():
             raise PassEnded
 
     def _product(self, layer: str, query: Tensor, key: Tensor, cross: Tensor, largest: Grid) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel

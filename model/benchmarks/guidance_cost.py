@@ -7,8 +7,8 @@
 The modes run one after the other, in alternating order from repetition to repetition, with the same model, steps, size
 and seed. Seconds a step are from the UNet's first call to the last step's end: prompts, references and pictures are not
 counted. They are told twice: the process's own CPU seconds, which other programs on the machine hardly change (on a CPU
-torch is given one thread, so that they are the time on an idle machine), and those of the clock on the wall, the ones to
-read on a GPU. A ratio is the median over the repetitions of a mode's time over plain text-to-image's in the same
+torch is given one thread, so that they are the time on an idle machine), and those of the clock on the wall, the ones
+to read on a GPU. A ratio is the median over the repetitions of a mode's time over plain text-to-image's in the same
 repetition.
 """
 
@@ -86,10 +86,20 @@ def sd15_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPlusPip
     return RealCustomPlusPipeline(backbone, adapter.to(device, dtype), encoders)
 
 
-#: Name -> how to build it, its low-resolution cross-attention (see `model.guidance_branch`), steps, side in pixels.
-BACKBONES: dict[str, tuple[Callable[[torch.device, torch.dtype], RealCustomPlusPipeline], list[int], int, int]] = {
-    "micro": (micro_pipeline, [1], 25, 64),
-    "sd15": (sd15_pipeline, [4], 8, 256),
+@dataclass(frozen=True)
+class Setting:
+    """What is measured by default."""
+
+    build: Callable[[torch.device, torch.dtype], RealCustomPlusPipeline]
+    cross_downscales: Sequence[int]  # low-resolution cross-attention, see `model.guidance_branch`
+    steps: int
+    batch: int
+    side: int  # of the pictures, pixels
+
+
+SETTINGS = {
+    "micro": Setting(micro_pipeline, [1], steps=25, batch=8, side=64),
+    "sd15": Setting(sd15_pipeline, [4], steps=8, batch=1, side=256),
 }
 
 
@@ -210,10 +220,10 @@ def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[i
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Time and memory of mask guidance beside plain text-to-image.")
-    parser.add_argument("--backbone", choices=BACKBONES, default="micro")
+    parser.add_argument("--backbone", choices=SETTINGS, default="micro")
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--size", type=int, help="side of the pictures, pixels")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="pictures at once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--mask-every", type=int, default=6, help="of the fast mode")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -224,16 +234,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)
     if given.memory:
-        peak, naive = mask_memory(device, dtype, given.batch)
+        batch = given.batch or 1
+        peak, naive = mask_memory(device, dtype, batch)
         share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
         print(
-            f"mask extraction at SDXL's shape, {given.dtype}, batch {given.batch}: {share} of the naive maps' "
+            f"mask extraction at SDXL's shape, {given.dtype}, batch {batch}: {share} of the naive maps' "
             f"{naive / 2**20:.0f} MiB"
         )
         return
-    build, cross_downscales, steps, side = BACKBONES[given.backbone]
-    modes = modes_of(given.steps or steps, given.mask_every, cross_downscales)
-    measure(build(device, dtype), modes, given.steps or steps, given.repeats, given.batch, given.size or side)
+    setting = SETTINGS[given.backbone]
+    steps, batch, side = given.steps or setting.steps, given.batch or setting.batch, given.size or setting.side
+    modes = modes_of(steps, given.mask_every, setting.cross_downscales)
+    measure(setting.build(device, dtype), modes, steps, given.repeats, batch, side)
     print(report(modes))
 
 

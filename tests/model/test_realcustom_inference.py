@@ -96,8 +96,8 @@ def straightforward(
 ) -> Tensor:
     """Sec. 3.3, one whole pass after the other: T2I branch with its matrices, scores, TI2I branch, Eq. 13.
 
-    In the steps `moves` the last guided maps move as those of the TI2I branch have moved since. One2Many's subjects share a reference,
-    which is scored inside both masks.
+    In the steps `moves` the last guided maps move as those of the TI2I branch have moved since. One2Many's subjects
+    share a reference, which is scored inside both masks.
     """
     backbone, adapter, encoders, largest = pipeline.backbone, pipeline.adapter, pipeline.image_encoders, LARGEST[name]
     assert adapter is not None

@@ -350,10 +350,21 @@ def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, R
     assert difference(plain("a cat", steps=2), built("a cat", steps=2)) == 0
 
 
-def test_half_precision(sd_folder: Path, tmp_path: Path, pipelines: dict[str, RealCustomPlusPipeline]) -> None:
-    adapter = pipelines["sd"].adapter
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_half_precision(
+    name: str,
+    dtype: torch.dtype,
+    pipelines: dict[str, RealCustomPlusPipeline],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    adapter = pipelines[name].adapter
     assert adapter is not None
     adapter.save_pretrained(tmp_path)
-    loaded = RealCustomPlusPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS, dtype=torch.bfloat16)
-    painted = loaded(PROMPTS, subjects(), WORDS, **options("sd"))
-    assert int((painted.masks[0][0] > 0).sum()) == 64
+    folder = request.getfixturevalue(f"{name}_folder")
+    loaded = RealCustomPlusPipeline.from_pretrained(folder, tmp_path, **ENCODERS, dtype=dtype)
+    painted = loaded(PROMPTS, subjects(), WORDS, **options(name))
+    assert int((painted.masks[0][0] > 0).sum()) == {"sd": 64, "sdxl": 16}[name]
+    plain = [np.asarray(pipeline("a cat", steps=2).images[0], float) for pipeline in (loaded, pipelines[name])]
+    assert 0 < np.abs(plain[0] - plain[1]).mean() < 4

@@ -50,7 +50,7 @@ def test_modes(sd_folder: Path) -> None:
     fast = [1, 2, 2, 1, 2, 1, 2, 2, 2, 2, 2]  # steps 0, 2 and 3
     assert rows == warm_up + plain + whole + stopped + fast + fast + stopped + whole + plain
     assert all(len(mode.processor) == len(mode.wall) == 2 for mode in modes)
-    assert all(0 < min(mode.processor + mode.wall) for mode in modes)
+    assert all(min(mode.processor + mode.wall) > 0 for mode in modes)
 
 
 def test_ratios_are_medians_over_repetitions() -> None:
