@@ -41,7 +41,8 @@ def unet() -> UNet2DConditionModel:
 
 def conditions(unet: UNet2DConditionModel) -> list[VisualCondition]:
     """Two references, one of them inside a mask; they act in the last of two rows."""
-    layers = [layer for layer in GuidanceLayers.of(unet.attn_processors.values(), [1]).cross]
+    torch.manual_seed(2)
+    layers = list(GuidanceLayers.of(unet.attn_processors.values(), [1]).cross)
     mask = torch.zeros(1, *LATENT)
     mask[:, 2:5, 3:6] = 0.5
     inside, everywhere = ({layer: (torch.randn(1, 6, 8), torch.randn(1, 6, 8)) for layer in layers} for _ in range(2))
@@ -70,9 +71,9 @@ KINDS: dict[str, Callable[[UNet2DConditionModel], dict[str, Any]]] = {
 def test_one_graph_with_the_same_result(kind: str, unet: UNet2DConditionModel) -> None:
     torch.manual_seed(1)
     inputs = torch.randn(2, 4, *LATENT), torch.tensor(500), torch.randn(2, 5, 8)
-    told, again = (torch.manual_seed(2) and KINDS[kind](unet) for _ in range(2))
-    torch._dynamo.reset()
-    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    told, again = KINDS[kind](unet), KINDS[kind](unet)
+    torch.compiler.reset()
+    compiled: Any = torch.compile(unet, backend="eager", fullgraph=True)
     got = compiled(*inputs, cross_attention_kwargs=told).sample
     if kind == "guidance branch":
         with pytest.raises(PassEnded):

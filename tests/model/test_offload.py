@@ -59,7 +59,7 @@ def test_the_pipeline_paints_the_same(name: str, request: pytest.FixtureRequest)
     pipeline.enable_model_cpu_offload(torch.device("cpu"))
     assert pipeline.backbone.device == torch.device("cpu")
     got = pipeline(PROMPTS, subjects(), ["cat", "toy"], **arguments).images
-    assert all(np.array_equal(*pair) for pair in zip(got, expected, strict=True))
+    assert all(np.array_equal(np.asarray(one), np.asarray(other)) for one, other in zip(got, expected, strict=True))
     base = pipeline.backbone
     order = [pipeline.image_encoders, *base.text_encoders, base.unet, base.vae]
     chain = [hook.model for hook in pipeline._offloaded]
