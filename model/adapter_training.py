@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
 from model.backbone import Backbone, PromptEmbedding, load_backbone
-from model.cpu_training import halve_products, plain_attention
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.precision import halve_products
 from model.projector import Combination
 from model.realcustom_adapter import RealCustomAdapter
 from model.seeding import generator_of
@@ -106,13 +106,11 @@ class AdapterModule(nn.Module):
         """
         backbone = self.frozen.backbone
         noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
         added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
         prompt = PromptEmbedding(batch["hidden"], added)
         target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], batch["timesteps"])
-        with plain_attention(noisy.device):
-            condition = self._condition(batch, noisy)
-            predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
+        condition = self._condition(batch, noisy)
+        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
         loss = F.mse_loss(predicted.float(), target)
         if not batch["measure_gain"].any():
             return {"loss": loss}
@@ -177,7 +175,7 @@ class AdapterTask:
     cross_layer: Combination | None = "concat"
     cross_scale: Combination | None = "add"
     score_fusion: ScoreFusion | None = "scheduled"
-    half: bool = True
+    half: bool = False
     device: str = "cpu"
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
     _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)

@@ -54,6 +54,18 @@ class ActingSubjects:
     _guided: Tensor | None = None  # M (B, N, S) of the last guided step
     _own: list[GuidanceRecorder] = field(default_factory=list)  # of the generation branch then, and one step before
 
+    @classmethod
+    def of(
+        cls, branch: GenerationBranch, steps: range, schedule: MaskSchedule, recipe: MaskRecipe | None, latent: Grid
+    ) -> "ActingSubjects":
+        """Before the first step; masks that are all drawn by the user are in their places."""
+        if recipe is not None and recipe.needs_maps:
+            return cls(branch, steps, schedule, recipe, latent)
+        subjects = cls(branch, steps, MaskSchedule(), recipe, latent)
+        if recipe is not None:
+            subjects.place(recipe.given)
+        return subjects
+
     def place(self, masks: Tensor) -> None:
         """From now on the subjects act inside these masks (B, N, S)."""
         assert self.recipe is not None

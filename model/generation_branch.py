@@ -100,12 +100,12 @@ class RealCustomBranch(GenerationBranch):
 
     def keys_values(self, step: DenoisingStep, placed: PlacedMasks | None) -> list[KeysValues]:
         """Of each of the K references, at a step."""
-        kind = self.adapter.dtype
-        painted = [step.latents.to(kind)] * len(self.tokens)
+        dtype = self.adapter.dtype
+        painted = [step.latents.to(dtype)] * len(self.tokens)
         if placed is not None:
             painted = [latents * mask for latents, mask in zip(painted, self._inside(step, placed), strict=True)]
         return [
-            self.adapter(tokens, step.text.to(kind), latents, step.alpha_bar, self.gamma_num).keys_values
+            self.adapter(tokens, step.text.to(dtype), latents, step.alpha_bar, self.gamma_num).keys_values
             for tokens, latents in zip(self.tokens, painted, strict=True)
         ]
 

@@ -2,15 +2,17 @@
 
 Which layers: cross-attention of low resolution says *what* (the target word), self-attention of the highest resolution
 says *where exactly*. "Low" depends on the backbone and is configured as the downscales relative to the largest
-attention grid: SD-1.5 [4] (16 x 16 of 64 x 64), SDXL [2] (32 x 32 of 64 x 64), micro [1] (16 x 16 is all it has;
-its coarser maps localise worse). The self-attention is configured likewise: [1] is the method's, [] leaves M_cross as
-it is (RealCustom Sec. 3.3, with the cross-attention of all resolutions), more resolutions are for Table V's ablations.
+attention grid: SD-1.5 [4] (16 x 16 of 64 x 64), SDXL [2] (32 x 32 of 64 x 64), micro [1, 2] (of its 16 x 16
+and 8 x 8 the finer parts object and ground, the coarser tells which of two objects a word means; 4 x 4 says little).
+The self-attention is configured likewise: [1] is the method's, [] leaves M_cross as it is (RealCustom Sec. 3.3, with
+the cross-attention of all resolutions), more resolutions are for Table V's ablations.
 
 What it costs: Eq. 15 does not use the branch's prediction, so its pass ends where the last of these layers has its
 queries and keys: an exception that the recorder raises there takes the shortest way out of diffusers' UNet, which is
 neither copied nor changed. A graph of `torch.compile` has no such way out: a compiled pass runs to its end. Maps are
 made as the layers come by; only self-attention that comes before the last cross-attention has to wait, as queries and
-keys, until M_cross is known.
+keys, until M_cross is known. RealCustom uses what its branch with text alone predicts: there the same recorder lets the
+pass go on (see `model.denoising`).
 
 Legend of shapes: as in `model.mask_guidance`.
 """

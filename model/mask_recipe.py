@@ -31,6 +31,7 @@ class MaskRecipe:
     indicator: Tensor  # (B, n_t, S), 1 at the tokens of each subject's word
     counts: list[list[int]]  # how many positions each subject takes; 0: its mask is given
     given: Tensor  # (B, N, S), the masks that the user gave, zeros for the other subjects
+    binary: bool = False  # 1 at every selected position, instead of its entry over the maximum (an ablation)
 
     @classmethod
     def of(
@@ -40,6 +41,7 @@ class MaskRecipe:
         prompts: Sequence[str],
         subjects: Sequence[Sequence[Subject]],
         size: tuple[int, int],
+        binary: bool = False,
     ) -> MaskRecipe:
         """The recipe of a request.
 
@@ -49,6 +51,7 @@ class MaskRecipe:
             prompts: B prompts.
             subjects: of each prompt, with their scopes.
             size: height and width of the pictures, pixels.
+            binary: see the class.
 
         Raises:
             GenerationError: subjects without a word, of one word, with too large scopes, or a mask that does not fit.
@@ -64,7 +67,7 @@ class MaskRecipe:
         free = (given == 0).all(-1).sum(1).tolist()
         counts = [_counts(of_prompt, left, math.prod(grid)) for of_prompt, left in zip(subjects, free, strict=True)]
         indicator = token_indicator(positions, backbone.tokenizers[0].model_max_length)
-        return cls(layers, indicator.to(backbone.device), counts, given.to(backbone.device))
+        return cls(layers, indicator.to(backbone.device), counts, given.to(backbone.device), binary)
 
     @property
     def needs_maps(self) -> bool:
@@ -73,7 +76,9 @@ class MaskRecipe:
 
     def masks(self, maps: Tensor) -> Tensor:
         """M_hat of every subject (RealCustom++ Algorithm 1, Eqs. 13, 16): M (B, N, S) -> (B, N, S) in [0, 1]."""
-        return normalise_by_maximum(select_top(maps, self.counts, self._free)) + self.given
+        selected = select_top(maps, self.counts, self._free)
+        weights = (selected > 0).to(selected.dtype) if self.binary else normalise_by_maximum(selected)
+        return weights + self.given
 
     @cached_property
     def _free(self) -> Tensor | None:

@@ -141,16 +141,22 @@ class JudgeScorer(nn.Module):
         return cls(Judge.from_pretrained(folder))
 
     @torch.no_grad()
-    def look(self, pictures: Tensor) -> Verdict:
-        """What the judge sees, at the size that it was trained on."""
+    def look(self, pictures: Tensor, cover: Tensor | None = None) -> Verdict:
+        """What the judge sees, at the size that it was trained on; `cover` (B, 1, H / 4, W / 4) says where to look."""
         if pictures.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             pictures = F.interpolate(pictures, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
         device = next(self.parameters()).device
-        return self.judge(pictures.clamp(0, 1).to(device) * 2 - 1)
+        return self.judge(pictures.clamp(0, 1).to(device) * 2 - 1, cover)
 
     def embed_subjects(self, pictures: Tensor) -> Tensor:
         """Unit identity embeddings (B, D) of the objects."""
         return self.look(pictures).identity
+
+    def embed_regions(self, pictures: Tensor, regions: Tensor) -> Tensor:
+        """Unit identity embeddings (B, D) of the objects inside regions (B, G, G') that are True there."""
+        cover = self.look(pictures).mask.sigmoid()
+        inside = F.interpolate(regions[:, None].to(cover), cover.shape[-2:], mode="area")
+        return self.look(pictures, cover * inside).identity
 
     def ground_probability(self, pictures: Tensor, grounds: Sequence[str]) -> Tensor:
         """The probability that the judge gives to each picture's own ground: (B,)."""
@@ -162,6 +168,28 @@ class JudgeScorer(nn.Module):
         """Where the object is: (B, H, W), True on it."""
         cover = self.look(pictures).mask.sigmoid()
         return F.interpolate(cover, pictures.shape[-2:], mode="bilinear")[:, 0] > _SUBJECT_THRESHOLD
+
+    def object_mask(self, pictures: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Which positions of a grid the object takes more than half of: (B, G, G')."""
+        cover = self.look(pictures).mask.sigmoid()
+        return F.interpolate(cover, grid, mode="area")[:, 0] > 0.5
+
+
+def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
+    """Intersection over union of the positions where masks M_hat (B, G, G') are above 0 with the objects' own: (B,).
+
+    Args:
+        masks: (B, G, G').
+        truth: (B, G, G'), True on the object, which takes at least one position.
+    """
+    chosen = masks > 0
+    return (chosen & truth).sum((1, 2)) / (chosen | truth).sum((1, 2))
+
+
+def largest_iou(masks: Tensor, truth: Tensor) -> Tensor:
+    """The IoU of a mask with as many positions that lies as well as it can: that of two nested sets. (B,)."""
+    chosen, wanted = (masks > 0).sum((1, 2)), truth.sum((1, 2))
+    return torch.minimum(chosen, wanted) / torch.maximum(chosen, wanted)
 
 
 def subject_similarity(generated: Tensor, views: Sequence[Tensor]) -> Tensor:

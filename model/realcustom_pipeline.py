@@ -101,7 +101,7 @@ class RealCustomPlusPipeline:
         encoders = ImageEncoders.from_pretrained(
             image_encoders, backbone, shallow_layers, reference_size, tiles, dtype, device
         )
-        return cls(base, load_adapter(adapter).to(device, dtype), encoders)
+        return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
 
     def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
         """Let every model wait on the CPU until it is called, one at a time on the accelerator: less memory there.
@@ -138,8 +138,9 @@ class RealCustomPlusPipeline:
         mask_scope: float = 0.25,
         mask_steps: int = 12,
         mask_every: int = 1,
-        mask_cross_downscales: Sequence[int] = (1,),
+        mask_cross_downscales: Sequence[int] = (1, 2),
         mask_self_downscales: Sequence[int] = (1,),
+        mask_binary: bool = False,
         visual_scale: float = 1.0,
         visual_guidance_start: float = 0.0,
         visual_guidance_end: float = 1.0,
@@ -173,6 +174,7 @@ class RealCustomPlusPipeline:
             mask_cross_downscales: which cross-attention layers make the mask (see `model.guidance_branch`), as
                 downscales of the largest attention grid.
             mask_self_downscales: which self-attention layers make it more exact, likewise; () none.
+            mask_binary: 1 wherever a subject may be, instead of weights by Eq. 13 (Eq. 11 of RealCustom); an ablation.
             visual_scale: strength of the visual attention.
             visual_guidance_start: share of the steps that have passed when the subjects begin to act.
             visual_guidance_end: likewise when they have ceased to.
@@ -194,11 +196,17 @@ class RealCustomPlusPipeline:
         self.scheduler.set_timesteps(steps, device=self.backbone.device)
         acting = None
         if subjects is not None:
+            adapter, encoders = self._attached()
             named = subjects_of(prompts, subjects, words, mask_scope, visual_scale)
             when = acting_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
-            schedule = MaskSchedule.of(when, mask_steps, mask_every) if use_mask else None
-            downscales = mask_cross_downscales, mask_self_downscales
-            acting = self._subjects(prompts, named, size, when, schedule, downscales, gamma_num)
+            schedule, recipe = MaskSchedule(), None
+            if use_mask:
+                schedule = MaskSchedule.of(when, mask_steps, mask_every)
+                layers = GuidanceLayers.of(self._processors(), mask_cross_downscales, mask_self_downscales)
+                recipe = MaskRecipe.of(self.backbone, layers, prompts, named, size, mask_binary)
+            branch = generation_branch(adapter, encoders, named, gamma_num)
+            latent = (size[0] // self.backbone.latent_scale, size[1] // self.backbone.latent_scale)
+            acting = ActingSubjects.of(branch, when, schedule, recipe, latent)
         text = self.backbone.encode_prompt(prompts, size)
         empty = self.backbone.encode_negative_prompt(negative_prompt, len(prompts), size)
         noise, generators = self._noise(len(prompts), size, seeds, latents)
@@ -224,33 +232,12 @@ class RealCustomPlusPipeline:
         if steps < 1:
             raise GenerationError(f"{steps} denoising steps: at least 1 is needed.")
 
-    def _subjects(
-        self,
-        prompts: list[str],
-        subjects: list[list[Subject]],
-        size: Grid,
-        acting: range,
-        schedule: MaskSchedule | None,
-        mask_downscales: tuple[Sequence[int], Sequence[int]],
-        gamma_num: float,
-    ) -> ActingSubjects:
-        """Check and encode; `schedule` None stands for no masks."""
+    def _attached(self) -> tuple[VisualAdapter, ImageEncoders]:
         if self.adapter is None or self.image_encoders is None:
             raise GenerationError("a subject was given, but this pipeline has no adapter.")
         if not self._processors():
             raise GenerationError("the adapter was detached from the base model; attach it or build a new pipeline.")
-        latent = (size[0] // self.backbone.latent_scale, size[1] // self.backbone.latent_scale)
-        recipe = None
-        if schedule is not None:
-            layers = GuidanceLayers.of(self._processors(), *mask_downscales)
-            recipe = MaskRecipe.of(self.backbone, layers, prompts, subjects, size)
-        if schedule is None or recipe is None or not recipe.needs_maps:
-            schedule = MaskSchedule()
-        branch = generation_branch(self.adapter, self.image_encoders, subjects, gamma_num)
-        found = ActingSubjects(branch, acting, schedule, recipe, latent)
-        if recipe is not None and not recipe.needs_maps:
-            found.place(recipe.given)
-        return found
+        return self.adapter, self.image_encoders
 
     def _processors(self) -> list[VisualAttentionProcessor]:
         processors = self.backbone.unet.attn_processors.values()

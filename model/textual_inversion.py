@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from model.adapter_training import diffusion_target
 from model.backbone import Backbone, PromptEmbedding
 from model.contextualizer import Contextualizer, FrozenText, draw_masked, embeddings_replaced, mlm_logits, mlm_loss
-from model.cpu_training import plain_attention
+from model.precision import mixed_precision
 from model.seeding import generator_of
 
 #: Context-simple prompts; {} is the concept.
@@ -50,7 +50,6 @@ class InversionSettings:
         word: The class word that it starts from and is named with.
         mlm_weight: lambda.
         mask_rate: Share of the context-rich prompts' tokens that are masked.
-        half: Whether the passes run in bf16 autocast.
     """
 
     placeholder: str
@@ -61,7 +60,6 @@ class InversionSettings:
     mlm_weight: float
     mask_rate: float
     seed: int
-    half: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class TextualInversion(nn.Module):
     def forward(self, step: int) -> tuple[Tensor, Tensor]:
         """L_diff and L_MLM of one step; what they see depends on (seed, step)."""
         generator = generator_of(self.settings.seed, step)
-        with torch.autocast(self.device.type, torch.bfloat16, self.settings.half), self._concept_in_place():
+        with mixed_precision(self.device), self._concept_in_place():
             return self._diffusion_loss(generator), self._mlm_loss(generator)
 
     def state(self) -> dict[str, Tensor]:
@@ -159,8 +157,7 @@ class TextualInversion(nn.Module):
         timesteps = self._draw(backbone.scheduler.config.num_train_timesteps, generator).to(self.device)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         noisy = backbone.scheduler.add_noise(latents, noise, timesteps)
-        with plain_attention(self.device):
-            predicted = backbone.predict(noisy, timesteps, self._encode(prompts))
+        predicted = backbone.predict(noisy, timesteps, self._encode(prompts))
         return F.mse_loss(predicted.float(), diffusion_target(backbone.scheduler, latents, noise, timesteps))
 
     def _encode(self, prompts: list[str]) -> PromptEmbedding:

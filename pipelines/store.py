@@ -26,6 +26,9 @@ from typing import Any
 from pipelines.errors import PipelineError, folder_trouble
 from pipelines.manifest import MANIFEST, Manifest, file_record
 
+#: In a partial folder: the stage is being made anew.
+_ANEW = "anew"
+
 
 @dataclass(frozen=True)
 class Output:
@@ -104,12 +107,16 @@ class Store:
     def begin(self, stage: str, fingerprint: str, *, anew: bool) -> Path:
         """An empty `output/` beside a `scratch/` in the stage's partial folder, which is returned.
 
-        What a killed run has left in `scratch/` stays, unless `anew`.
+        What a killed run has left in `scratch/` stays, unless the stage is made `anew` and what was left is not of
+        such an attempt itself: hours of forced training go on where they were cut off.
         """
         partial = self.partial(stage, fingerprint)
-        shutil.rmtree(partial if anew else partial / "output", ignore_errors=True)
+        mark = partial / _ANEW
+        shutil.rmtree(partial if anew and not mark.exists() else partial / "output", ignore_errors=True)
         (partial / "output").mkdir(parents=True)
         (partial / "scratch").mkdir(exist_ok=True)
+        if anew:
+            mark.touch()
         return partial
 
     def commit(self, stage: str, manifest: Manifest) -> Output:

@@ -49,8 +49,9 @@ class InferenceConfig:
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
     mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them and the last, faster; 6 is a good choice
     # Attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
-    mask_cross_downscales: list[int] = field(default_factory=lambda: [1])
+    mask_cross_downscales: list[int] = field(default_factory=lambda: [1, 2])
     mask_self_downscales: list[int] = field(default_factory=lambda: [1])
+    mask_binary: bool = False  # True: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)
     visual_scale: float = 1.0
 
 
@@ -116,7 +117,7 @@ class MultiviewConfig:
 class CurriculumConfig:
     """The training plan (RealCustom++ Eqs. 10-11). One row a training example; the adapter trains for `steps`."""
 
-    steps: int = 500
+    steps: int = 700
     batch_size: int = 32
     multiview_probability: float | None = None  # None: grows from 0 to 1 (Eq. 10); RealCustom wants 0
     min_crop_ratio: float = 1.0  # r_min
@@ -147,7 +148,7 @@ class TrainerConfig:
     workers: int = 2
     use_gpu: bool = False
     zero_stage: int = 1
-    precision: str = "bf16"  # autocast of the forward pass: "fp32" or "bf16"; the weights stay fp32
+    precision: str = "fp32"  # of the forward pass; "bf16", by autocast, for GPUs; the weights stay fp32
     learning_rate: float = 1e-3
     warmup_steps: int = 20
     final_share: float = 0.02  # of the learning rate is left at the end of the cosine
@@ -188,7 +189,7 @@ class TrainAdapterConfig:
 class ContextualizerConfig:
     """Masked language modelling on the prompt sets: psi and the mask embedding (Contextualizer, Algorithm 1)."""
 
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2, precision="fp32"))
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2))
     steps: int = 300
     batch_size: int = 64
     layers: int = 4
@@ -211,10 +212,16 @@ class CustomizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Held-out subjects times prompts, in three arms: text only, adapter without mask, adapter with mask."""
+    """Held-out subjects times prompts, in three arms: text only, adapter without mask, adapter with mask.
+
+    Pairs of subjects and the quality of masks are judged by the microworld's judge only.
+    """
 
     subjects: int = 16
     prompts_per_subject: int = 3
+    pairs: int = 6  # of subjects in one picture; the first of each pair goes through three rounds as well
+    mask_subjects: int = 6  # painted once with each of the four mask recipes
+    mask_scenes: int = 32  # real scenes of one object and as many of two in which the recipes look for them
     batch_size: int = 8
     workers: int = 2  # processes that paint, one CPU (or GPU) each
     use_gpu: bool = False

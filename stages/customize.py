@@ -19,8 +19,8 @@ from ray.exceptions import RayTaskError
 
 from model.backbone import load_backbone
 from model.contextualizer import Contextualizer
-from model.cpu_training import halve_products
 from model.pictures import PictureError, load_picture, square_crop, to_tensor
+from model.precision import halve_products
 from model.realcustom_pipeline import RealCustomPlusPipeline
 from model.textual_inversion import (
     InversionSettings,
@@ -141,7 +141,7 @@ def learn_concept(job: LearningJob) -> Iterator[InversionStep | dict[str, torch.
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
     backbone = load_backbone(job.backbone, device=device)
     latents = backbone.encode_pictures(to_tensor(list(job.pictures)) * 2 - 1).float()
-    if job.settings.half:
+    if device != "cpu":
         halve_products(backbone.unet)
     contextualizer = Contextualizer.from_pretrained(job.contextualizer).to(device)
     inversion = TextualInversion(backbone, contextualizer, latents, job.rich_prompts, job.settings).to(device)

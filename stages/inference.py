@@ -51,6 +51,7 @@ def painting_options(config: InferenceConfig) -> dict[str, Any]:
         "mask_every": config.mask_every,
         "mask_cross_downscales": list(config.mask_cross_downscales),
         "mask_self_downscales": list(config.mask_self_downscales),
+        "mask_binary": config.mask_binary,
         "visual_scale": config.visual_scale,
     }
 

@@ -117,6 +117,57 @@ SCORES = pa.schema(
     ]
 )
 
+#: `evaluate/several`: one subject of a generated picture.
+SEVERAL = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),  # "text_only", "many_to_many", "one_to_many", "round_1", ...
+        pa.field("pair", pa.string(), nullable=False),  # the two subjects' names
+        pa.field("subject", pa.string(), nullable=False),
+        pa.field("phrase", pa.string(), nullable=False),  # of the prompt, that the reference stands for
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),  # of the subject's region to its own other views
+        pa.field("other_similarity", pa.float32(), nullable=False),  # and to those of the pair's other subject
+        pa.field("reference", pa.binary(), nullable=False),  # as the model was shown it
+        pa.field("picture", pa.binary(), nullable=False),
+        pa.field("mask", pa.binary(), nullable=False),
+    ]
+)
+
+#: `evaluate/masks`: one subject's mask in one denoising step.
+MASKS = pa.schema(
+    [
+        pa.field("recipe", pa.string(), nullable=False),  # "cross_all", "cross", "cross_self_all" or "cross_self"
+        pa.field("cross_grids", pa.list_(pa.int32()), nullable=False),  # heights of the attention grids taking part
+        pa.field("self_grids", pa.list_(pa.int32()), nullable=False),
+        pa.field("subject", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("step", pa.int32(), nullable=False),  # from 0
+        pa.field("timestep", pa.int32(), nullable=False),
+        pa.field("iou", pa.float32(), nullable=False),  # of M_hat > 0 with the object that the judge finds
+        pa.field("largest_iou", pa.float32(), nullable=False),  # that a mask of so many positions can have
+        pa.field("picture", pa.binary()),  # in the last step only
+        pa.field("mask", pa.binary()),
+    ]
+)
+
+#: `evaluate/scene_masks`: one object's mask in a real scene with noise, of which the object's mask is known exactly.
+SCENE_MASKS = pa.schema(
+    [
+        pa.field("recipe", pa.string(), nullable=False),  # as in `evaluate/masks`
+        pa.field("cross_grids", pa.list_(pa.int32()), nullable=False),
+        pa.field("self_grids", pa.list_(pa.int32()), nullable=False),
+        pa.field("objects", pa.int32(), nullable=False),  # in the scene, 1 or 2
+        pa.field("scene", pa.int32(), nullable=False),  # number of the drawn scene
+        pa.field("word", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("timestep", pa.int32(), nullable=False),
+        pa.field("iou", pa.float32(), nullable=False),
+        pa.field("largest_iou", pa.float32(), nullable=False),
+    ]
+)
+
 
 def content_id(*parts: str) -> str:
     """The id of a row: the first 24 hexadecimal digits of the SHA-256 of its parts (URL and caption, for a sample)."""

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import torch
 
-from model.adapter import RealCustomPlusAdapter
+from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.backbone import load_backbone
 from model.image_encoder import ImageEncoders
 from stages.config import BackboneConfig
 from stages.inference import loading_options
 
 
-def write_random_adapter(folder: Path, backbone: Path, seed: int = 0) -> Path:
+def write_random_adapter(
+    folder: Path, backbone: Path, seed: int = 0, method: type[VisualAdapter] = RealCustomPlusAdapter
+) -> Path:
     """Write an adapter for `backbone` and the image encoders of the profile micro."""
     options = loading_options(BackboneConfig())
     encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), backbone, **options)
     torch.manual_seed(seed)
-    adapter = RealCustomPlusAdapter.from_unet(load_backbone(backbone).unet, encoders.width)
+    adapter = method.from_unet(load_backbone(backbone).unet, encoders.width)
     for linear in adapter.to_v_vision.values():
         torch.nn.init.normal_(linear.weight, std=0.1)
     adapter.save_pretrained(folder)

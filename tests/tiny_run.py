@@ -30,6 +30,9 @@ TINY = {
     "customize.steps": 3,
     "evaluate.subjects": 2,
     "evaluate.prompts_per_subject": 1,
+    "evaluate.pairs": 1,
+    "evaluate.mask_subjects": 1,
+    "evaluate.mask_scenes": 2,
     "inference.steps": 3,
     "inference.mask_steps": 2,
 }

@@ -98,7 +98,7 @@ class Setting:
 
 
 SETTINGS = {
-    "micro": Setting(micro_pipeline, [1], steps=25, batch=8, side=64),
+    "micro": Setting(micro_pipeline, [1, 2], steps=25, batch=8, side=64),
     "sd15": Setting(sd15_pipeline, [4], steps=8, batch=1, side=256),
 }
 

@@ -18,12 +18,12 @@ from transformers import CLIPModel, PreTrainedTokenizerFast
 from model.micro_sd.architectures import IMAGE_SIZE, PATCH_SIZE, WIDTH, build_clip, build_tokenizer
 from model.micro_sd.contrastive import instance_loss, object_mean
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool
-from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import GENERIC_NOUN, plain_caption
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
+from model.precision import mixed_precision
 
 _MAX_LOGIT_SCALE = 50.0
 
@@ -163,3 +163,19 @@ class ClipTask:
         """Writes the two towers as transformers does."""
         assert isinstance(module, ClipModule)
         module.clip.float().cpu().eval().save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderTask(ClipTask):
+    """Training on of the image tower of an exported CLIP against its frozen text tower (Zhai et al. 2022, LiT)."""
+
+    clip_folder: Path
+
+    def module(self) -> ClipModule:
+        """Both towers as exported, the text side frozen."""
+        torch.manual_seed(self.recipe.seed)
+        clip = CLIPModel.from_pretrained(self.clip_folder)
+        for part in (clip.text_model, clip.text_projection):
+            part.requires_grad_(False)
+        clip.logit_scale.requires_grad_(False)
+        return ClipModule(clip)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from model.micro_sd.contrastive import instance_loss
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
-from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
+from model.precision import mixed_precision
 
 _IGNORED = -100
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.micro_sd.architectures import PATCH_SIZE
 from model.micro_sd.attention import record_attention, use_default_attention
@@ -105,6 +105,12 @@ def top_share_iou(maps: Tensor, truth: Tensor) -> float:
     return sum(values) / len(values)
 
 
+def _token_position(models: MicroStableDiffusion, ids: Tensor, words: list[str]) -> Tensor:
+    """Where in token ids (N, 16) each row's word comes first: (N,)."""
+    tokens = torch.tensor([models.tokenizer.convert_tokens_to_ids(word) for word in words])
+    return (ids == tokens[:, None]).int().argmax(1)
+
+
 @torch.no_grad()
 def attention_quality(
     models: MicroStableDiffusion, count: int, seed: int = 17, timesteps: tuple[int, ...] = TIMESTEPS
@@ -113,8 +119,7 @@ def attention_quality(
     scenes = render_scenes(draw_specs("test", count, seed, categories=TRAINED_CATEGORIES, shares=_PLAIN))
     captions = [spec.caption for spec in scenes.specs]
     ids = tokenize([caption.text for caption in captions])
-    nouns = torch.tensor([models.tokenizer.convert_tokens_to_ids(caption.noun) for caption in captions])
-    position = (ids == nouns[:, None]).int().argmax(1)
+    position = _token_position(models, ids, [caption.noun for caption in captions])
     states = models.text_encoder(input_ids=ids).last_hidden_state
     latent = models.vae.encode(_images(scenes)).latent_dist.mode() * models.vae.config.scaling_factor
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
@@ -136,9 +141,8 @@ def painted_attention_quality(
 ) -> dict[str, float]:
     """The same IoU while a picture is painted, with the object that the judge finds in the finished picture."""
     prompts = PromptSet.draw(count, seed)
-    ids = tokenize(prompts.texts)
-    nouns = [models.tokenizer.convert_tokens_to_ids(TRAINED_CATEGORIES[c]) for c in prompts.category]
-    position = (ids == torch.tensor(nouns)[:, None]).int().argmax(1)
+    named = [TRAINED_CATEGORIES[category] for category in prompts.category]
+    position = _token_position(models, tokenize(prompts.texts), named)
     models.scheduler.set_timesteps(STEPS)
     nearest = {min(models.scheduler.timesteps.tolist(), key=lambda step: abs(step - t)): t for t in timesteps}
     record = record_attention(models.unet)
@@ -179,11 +183,7 @@ def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> 
     background = torch.tensor([BACKGROUNDS.index(spec.ground.name) for spec in specs])
     colour = torch.tensor([COLOUR_NAMES.index(make_instance(spec.subject.instance).colour) for spec in specs])
     cover = _cover(scenes, PATCH_SIZE).flatten(1)
-
-    def patches_of(encoder: nn.Module) -> Tensor:
-        states: Tensor = encoder(pixel_values=images).last_hidden_state[:, 1:]
-        return states
-
+    seen_by_clip, seen_by_dino = models.clip.vision_model(pixel_values=images), models.dino(pixel_values=images)
     verdict = models.judge(images)
     predicted, true = verdict.mask[:, 0] > 0, _cover(scenes, 4) > 0.5
     overlap = (predicted & true).sum((1, 2)) / (predicted | true).sum((1, 2)).clamp(min=1)
@@ -191,9 +191,9 @@ def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> 
         "vae_psnr": 10 * math.log10(4 / float(F.mse_loss(restored, images))),
         "clip_category": _share(best // len(BACKGROUNDS) == category),
         "clip_background": _share(best % len(BACKGROUNDS) == background),
-        "clip_retrieval": _retrieval(object_features(patches_of(models.clip.vision_model), cover)),
-        "dino_retrieval": _retrieval(object_features(patches_of(models.dino), cover)),
-        "dino_whole_retrieval": _retrieval(F.normalize(models.dino(pixel_values=images).pooler_output, dim=-1)),
+        "clip_retrieval": _retrieval(object_features(seen_by_clip.last_hidden_state[:, 1:], cover)),
+        "dino_retrieval": _retrieval(object_features(seen_by_dino.last_hidden_state[:, 1:], cover)),
+        "dino_whole_retrieval": _retrieval(F.normalize(seen_by_dino.pooler_output, dim=-1)),
         "judge_category": _share(verdict.category.argmax(1) == category),
         "judge_colour": _share(verdict.colour.argmax(1) == colour),
         "judge_background": _share(verdict.background.argmax(1) == background),

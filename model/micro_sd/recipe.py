@@ -26,7 +26,7 @@ class PartRecipe:
 class VaeLoss:
     """Weights of the VAE's loss; the absolute error has weight 1."""
 
-    squared: float = 4.0
+    squared: float = 2.0
     coarse: float = 4.0  # squared error of the 2, 4 and 8 times pooled picture: keeps hues
     gradient: float = 0.5
     kl: float = 1e-3
@@ -45,17 +45,25 @@ class UNetTraining:
 class Recipe:
     """How the shipped weights were made."""
 
-    pool: PoolConfig = field(default_factory=lambda: PoolConfig(two_objects=0.35))
+    pool: PoolConfig = field(default_factory=lambda: PoolConfig(two_objects=0.3))
     judge_pool: PoolConfig = field(
         default_factory=lambda: PoolConfig(split="judge", count=24_576, seed=3, two_objects=0.3)
     )
     vae: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=6000, batch=12, lr=2e-3, warmup=50, weight_decay=1e-4, seed=101)
+        default_factory=lambda: PartRecipe(steps=2151, batch=12, lr=2e-3, warmup=50, weight_decay=1e-4, seed=101)
     )
     vae_loss: VaeLoss = field(default_factory=VaeLoss)
     clip: PartRecipe = field(
         default_factory=lambda: PartRecipe(
-            steps=1800, batch=48, lr=1e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=102
+            steps=848, batch=48, lr=1e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=102
+        )
+    )
+    decoder: PartRecipe = field(  # training on of the VAE's decoder on fixed latents
+        default_factory=lambda: PartRecipe(steps=4500, batch=12, lr=1e-3, warmup=50, weight_decay=1e-4, seed=105)
+    )
+    image_encoder: PartRecipe = field(  # training on of CLIP's image tower against the frozen text tower
+        default_factory=lambda: PartRecipe(
+            steps=1000, batch=48, lr=7e-4, warmup=100, beta2=0.98, weight_decay=0.05, seed=106
         )
     )
     dino: PartRecipe = field(
@@ -64,10 +72,10 @@ class Recipe:
         )
     )
     judge: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=1800, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
+        default_factory=lambda: PartRecipe(steps=1200, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
     )
     unet: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=10_000, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
+        default_factory=lambda: PartRecipe(steps=7200, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
     )
     unet_training: UNetTraining = field(default_factory=UNetTraining)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from model.micro_sd.architectures import build_vae
 from model.micro_sd.data import draw_indices, images_at, open_pool, seeded_generator
-from model.micro_sd.precision import mixed_precision
 from model.micro_sd.recipe import PartRecipe, VaeLoss
+from model.precision import mixed_precision
 
 _WHITENING_SCENES = 512
 
@@ -51,6 +51,25 @@ class VaeModule(nn.Module):
         loss, squared = self.reconstruction_loss(output, image)
         kl = posterior.kl().float().mean() / batch["noise"][0].numel()
         return {"loss": loss + self.weights.kl * kl, "squared": squared, "kl": kl.detach()}
+
+
+class DecoderModule(VaeModule):
+    """The decoder alone, trained on the latents that a frozen encoder gives: diffusion models of them stay valid."""
+
+    def __init__(self, vae: AutoencoderKL, weights: VaeLoss) -> None:
+        super().__init__(vae, weights)
+        self.vae.encoder.requires_grad_(False)
+        self.vae.quant_conv.requires_grad_(False)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Loss of reconstruction from the latents' means."""
+        image = batch["image"]
+        with mixed_precision(image.device):
+            with torch.no_grad():
+                latent = self.vae.encode(image).latent_dist.mode()
+            output = self.vae.decode(latent).sample.float()
+        loss, squared = self.reconstruction_loss(output, image)
+        return {"loss": loss, "squared": squared}
 
 
 @torch.no_grad()
@@ -98,3 +117,19 @@ class VaeTask:
         pool = open_pool(self.pool_folder)
         fold_whitening(vae, images_at(pool, np.arange(min(_WHITENING_SCENES, len(pool)))))
         vae.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderTask(VaeTask):
+    """Training on of the decoder of an exported autoencoder."""
+
+    vae_folder: Path
+
+    def module(self) -> DecoderModule:
+        """The exported autoencoder, its encoder frozen."""
+        return DecoderModule(AutoencoderKL.from_pretrained(self.vae_folder), self.loss)
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Writes the autoencoder; its latents are those of `vae_folder`."""
+        assert isinstance(module, DecoderModule)
+        module.vae.float().cpu().eval().save_pretrained(folder)

@@ -2,7 +2,8 @@
 
 What varies between the arms is only what the model is given: text alone, the subject's picture everywhere, or the
 subject's picture inside the mask. Subject, prompt and noise are the same. The learned concept is a further arm with its
-own subject.
+own subject. Beside the arms: two subjects in one picture and several rounds (`pairs`, `several`), and how well masks
+of different recipes fit the object (`mask_quality`, `scene_masks`).
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ import ray.data
 from model.checksums import folder_checksums
 from stages.config import Config
 from stages.datasets import write_dataset
-from stages.evaluate.cases import evaluation_id, load_subjects, make_cases
+from stages.evaluate.cases import Case, evaluation_id, load_subjects, make_cases
 from stages.evaluate.concept import Concept, concept_cases, read_concept
+from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table
 from stages.evaluate.painter import Painter, Place, case_table
+from stages.evaluate.pairs import load_pairs, make_pair_cases
 from stages.evaluate.report import Evaluation, write_report
-from stages.evaluate.summary import Summary, summarise
+from stages.evaluate.scene_masks import SceneMasks, scene_table
+from stages.evaluate.several import SeveralPainter, pair_table
+from stages.evaluate.several_summary import Further
+from stages.evaluate.summary import Row, summarise
 from stages.inference import backbone_location, model_errors_as_stage_errors
-from stages.schemas import SCORES
-from stages.stage import Reporter, StageContext, StageError, StageResult
+from stages.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
+from stages.stage import StageContext, StageError, StageResult
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
 
 def run(context: StageContext) -> StageResult:
-    """Write `scores/`, `metrics.json` and `report/`."""
+    """Write `scores/`, `several/`, `masks/`, `scene_masks/`, `metrics.json` and `report/`."""
     config: Config = context.config
     folder = _subjects_folder(context)
     subjects = load_subjects(folder, config.evaluate.subjects)
@@ -42,24 +48,50 @@ def run(context: StageContext) -> StageResult:
     backbone = backbone_location(config.backbone, context.inputs)
     adapter = context.inputs["train_adapter"] / "adapter"
     place = Place(backbone=backbone, adapter=adapter.resolve(), concept=concept.folder.resolve())
-    tables = [*_batches(case_table(cases, ADAPTER_ARMS), config.evaluate.batch_size)]
-    tables += _batches(_concept_table(concept, config), config.evaluate.batch_size)
-    rows = _paint(config, place, tables, context.report)
-    summary = summarise(rows)
-    count = write_dataset(
-        context.output / "scores", pa.Table.from_pylist(rows), SCORES, order=("arm", "subject", "seed", "prompt")
+    tables = _batches(case_table(cases, ADAPTER_ARMS), config) + _batches(_concept_table(concept, config), config)
+    rows = _paint(Painter, context, place, tables, "painting and scoring")
+    further = _paint_further(context, place, folder, cases)
+    evaluation = Evaluation(
+        config=config,
+        inputs=context.inputs,
+        subjects=subjects,
+        concept=concept,
+        rows=rows,
+        summary=summarise(rows),
+        further=further,
     )
-    evaluation = evaluation_id(cases, config.evaluate, _scorer_digest(config, backbone))
-    _write_metrics(context.output / "metrics.json", summary, config, evaluation)
-    pages = write_report(
-        context.output / "report",
-        Evaluation(
-            config=config, inputs=context.inputs, subjects=subjects, concept=concept, rows=rows, summary=summary
+    counts = {
+        "scores": _write(context, "scores", rows, SCORES, ("arm", "subject", "seed", "prompt")),
+        "several": _write(context, "several", further.several_rows, SEVERAL, ("task", "pair", "subject")),
+        "masks": _write(context, "masks", further.mask_rows, MASKS, ("recipe", "subject", "seed", "step")),
+        "scene_masks": _write(
+            context, "scene_masks", further.scene_rows, SCENE_MASKS, ("recipe", "objects", "scene", "word")
         ),
-    )
-    for page in pages:
+    }
+    identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, backbone))
+    _write_metrics(context.output / "metrics.json", evaluation, identity)
+    for page in write_report(context.output / "report", evaluation):
         context.report.picture(page.name, page)
-    return StageResult(rows={"scores": count}, metrics=summary.flat(), notes={"evaluation": evaluation})
+    metrics = evaluation.summary.flat() | further.flat()
+    return StageResult(rows=counts, metrics=metrics, notes={"evaluation": identity})
+
+
+def _paint_further(context: StageContext, place: Place, folder: Path, cases: Sequence[Case]) -> Further:
+    """Several subjects and masks; nothing without the judge, who alone can tell regions and objects."""
+    config: Config = context.config
+    settings, seed = config.evaluate, config.run.seed
+    if settings.similarity != "judge":
+        return Further.of([], [], [], config.inference.mask_steps)
+    pairs = make_pair_cases(load_pairs(folder, settings.pairs), settings, seed)
+    first = cases[:: settings.prompts_per_subject][: settings.mask_subjects]
+    recipes = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
+    scenes = [scene_table(recipe, settings.mask_scenes, seed) for recipe in RECIPES if settings.mask_scenes]
+    return Further.of(
+        _paint(SeveralPainter, context, place, _batches(pair_table(pairs), config), "several subjects"),
+        _paint(MaskPainter, context, place, recipes, "masks of pictures"),
+        _paint(SceneMasks, context, place, scenes, "masks of scenes"),
+        config.inference.mask_steps,
+    )
 
 
 def _subjects_folder(context: StageContext) -> Path:
@@ -79,18 +111,27 @@ def _concept_table(concept: Concept, config: Config) -> pa.Table:
     return case_table(cases, ("concept",), painted)
 
 
-def _batches(table: pa.Table, size: int) -> list[pa.Table]:
+def _batches(table: pa.Table, config: Config) -> list[pa.Table]:
+    size = config.evaluate.batch_size
     return [table.slice(start, size) for start in range(0, table.num_rows, size)]
 
 
-def _paint(config: Config, place: Place, tables: Sequence[pa.Table], report: Reporter) -> list[dict[str, Any]]:
+def _paint(
+    worker: type[Painter | SeveralPainter | MaskPainter | SceneMasks],
+    context: StageContext,
+    place: Place,
+    tables: Sequence[pa.Table],
+    what: str,
+) -> list[dict[str, Any]]:
     """The rows of all pictures, painted by `evaluate.workers` processes; a table is a batch."""
-    total = sum(len(arms) for table in tables for arms in table.column("arms").to_pylist())
-    report.progress(0, total, "starting painters")
+    config: Config = context.config
+    if not tables:
+        return []
+    context.report.progress(0, len(tables), f"{what}: starting painters")
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     painted = ray.data.from_arrow(list(tables)).map_batches(
-        Painter,
+        worker,
         fn_constructor_kwargs={"config": config, "place": place},
         batch_format="pyarrow",
         batch_size=None,  # a block is a batch
@@ -100,10 +141,15 @@ def _paint(config: Config, place: Place, tables: Sequence[pa.Table], report: Rep
     )
     rows: list[dict[str, Any]] = []
     with model_errors_as_stage_errors():
-        for batch in painted.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for done, batch in enumerate(painted.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
             rows += batch.to_pylist()
-            report.progress(len(rows), total, "painting and scoring")
+            context.report.progress(done, len(tables), what)
     return rows
+
+
+def _write(context: StageContext, name: str, rows: Sequence[Row], schema: pa.Schema, order: Sequence[str]) -> int:
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema)
+    return write_dataset(context.output / name, table, schema, order=order)
 
 
 def _scorer_digest(config: Config, backbone: str) -> str:
@@ -113,6 +159,11 @@ def _scorer_digest(config: Config, backbone: str) -> str:
     return json.dumps([folder_checksums(folder) for folder in folders if folder.is_dir()])
 
 
-def _write_metrics(path: Path, summary: Summary, config: Config, evaluation: str) -> None:
-    content = {"evaluation": evaluation, "similarity_metric": config.evaluate.similarity, **summary.as_json()}
+def _write_metrics(path: Path, evaluation: Evaluation, identity: str) -> None:
+    content = {
+        "evaluation": identity,
+        "similarity_metric": evaluation.config.evaluate.similarity,
+        **evaluation.summary.as_json(),
+        **evaluation.further.as_json(),
+    }
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Pictures for people: data URIs for the page, and one wide grid for the README."""
+"""Pictures for people: data URIs for the page, and wide grids for the README."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def enlarge(picture: bytes, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
-def hero(columns: Sequence[Mapping[str, bytes]], captions: Sequence[str], rows: Mapping[str, str], path: Path) -> None:
+def picture_grid(
+    columns: Sequence[Mapping[str, bytes]], captions: Sequence[str], rows: Mapping[str, str], path: Path
+) -> None:
     """Write a wide grid: one column a subject with its prompt below, one row a kind of picture.
 
     Args:
@@ -41,7 +43,7 @@ def hero(columns: Sequence[Mapping[str, bytes]], captions: Sequence[str], rows: 
         rows: Row key -> label, from top to bottom.
         path: The PNG to write.
     """
-    side, gap, left, bottom = 192, 10, 150, 56
+    side, gap, left, bottom = 192, 10, 150, 66
     width, height = left + len(columns) * (side + gap), gap + len(rows) * (side + gap) + bottom
     canvas = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(canvas)

@@ -10,16 +10,15 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 
 from model.backbone import load_backbone
-from model.metrics import ClipScorer, DinoScorer, JudgeScorer, SubjectEmbedder, ground_change, subject_similarity
-from model.pictures import load_picture, mask_picture, square_crop, to_png, to_tensor
+from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.realcustom_pipeline import RealCustomOutput, RealCustomPlusPipeline
 from model.textual_inversion import load_concept
-from stages.config import Config, EvaluateConfig
+from stages.config import Config
 from stages.evaluate.cases import Case
+from stages.evaluate.scorer import Scorer
 from stages.inference import loading_options, painting_options
 from stages.schemas import SCORES
 
@@ -40,7 +39,7 @@ CASES = pa.schema(
 #: What it gives back: a row a picture, and how long it took.
 PAINTED = SCORES.append(pa.field("seconds", pa.float64(), nullable=False))
 
-_MASK_SIDE = 64
+MASK_SIDE = 64  # pixels that a mask is shown in, at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,71 +70,36 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
     return pa.Table.from_pylist(rows, CASES)
 
 
-class Scorer:
-    """The metrics that the configuration asks for."""
-
-    def __init__(self, config: EvaluateConfig, backbone: str, device: str) -> None:
-        inside = Path(backbone) / config.clip
-        clip: str | Path = inside if inside.is_dir() else config.clip
-        tokenizer = Path(backbone) / "tokenizer" if inside.is_dir() else None
-        self.clip = ClipScorer.from_pretrained(clip, tokenizer).to(device)
-        self.judge = JudgeScorer.from_pretrained(Path(backbone) / "judge") if config.similarity == "judge" else None
-        self.subjects: SubjectEmbedder = self.judge or self.clip
-        if config.similarity == "dino":
-            self.subjects = DinoScorer.from_pretrained(config.dino).to(device)
-        self._views: dict[str, Tensor] = {}
-
-    def score(self, pictures: Tensor, cases: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-        """Likeness, obedience and CLIP-T of pictures (B, 3, H, W) in [0, 1]."""
-        views = [self._embed_views(case) for case in cases]
-        clip_t = self.clip.text_alignment(pictures, [case["prompt"] for case in cases])
-        controllability = clip_t
-        if self.judge is not None:
-            controllability = self.judge.ground_probability(pictures, [case["ground"] for case in cases])
-        return {
-            "similarity": subject_similarity(self.subjects.embed_subjects(pictures), views).tolist(),
-            "controllability": controllability.tolist(),
-            "clip_t": clip_t.tolist(),
-        }
-
-    def ground_changes(self, pictures: Tensor, plain: Tensor) -> list[float | None]:
-        """How far the ground is from that of the text-only pictures; None without a judge to find the subject."""
-        if self.judge is None:
-            return [None] * len(pictures)
-        subject = self.judge.subject_region(pictures) | self.judge.subject_region(plain)
-        return list(ground_change(pictures, plain, subject.cpu()).tolist())
-
-    def _embed_views(self, case: Mapping[str, Any]) -> Tensor:
-        name = case["subject"]
-        if name not in self._views:
-            views = [_as_square(picture) for picture in case["views"]]
-            self._views[name] = torch.cat([self.subjects.embed_subjects(to_tensor([view])) for view in views])
-        return self._views[name]
+def load_pipeline(config: Config, place: Place) -> RealCustomPlusPipeline:
+    """The pipeline with the trained adapter, on the device that the configuration names."""
+    return RealCustomPlusPipeline.from_pretrained(
+        place.backbone,
+        place.adapter,
+        dtype=getattr(torch, config.backbone.dtype),
+        device=device_of(config),
+        **loading_options(config.backbone),
+    )
 
 
-def _as_square(picture: bytes) -> Image.Image:
-    image = load_picture(picture)
-    return square_crop(image, 0.5, 0.5, min(image.size))
+def device_of(config: Config) -> str:
+    """Where the workers paint."""
+    return "cuda" if config.evaluate.use_gpu else "cpu"
 
 
 class Painter:
     """Ray Data calls it with tables of `CASES` and gets tables of `PAINTED`."""
 
     def __init__(self, config: Config, place: Place) -> None:
-        self.device = "cuda" if config.evaluate.use_gpu else "cpu"
-        self.dtype: torch.dtype = getattr(torch, config.backbone.dtype)
         self.place = place
-        loading = loading_options(config.backbone)
-        self.pipeline = RealCustomPlusPipeline.from_pretrained(
-            place.backbone, place.adapter, dtype=self.dtype, device=self.device, **loading
-        )
+        self.pipeline = load_pipeline(config, place)
         self.options = painting_options(config.inference)
-        self.scorer = Scorer(config.evaluate, place.backbone, self.device)
+        self.scorer = Scorer(config.evaluate, place.backbone, device_of(config))
 
     @cached_property
     def concept_pipeline(self) -> RealCustomPlusPipeline:
         """The base model whose text encoder knows the learned concept."""
-        backbone = load_backbone(self.place.backbone, self.dtype, self.device)
+        base = self.pipeline.backbone
+        backbone = load_backbone(self.place.backbone, base.dtype, base.device)
         load_concept(backbone, self.place.concept)
         return RealCustomPlusPipeline(backbone)
 
@@ -180,6 +144,6 @@ def _row(
         **{key: case[key] for key in ("subject", "word", "prompt", "seed")},
         **{name: values[number] for name, values in scores.items()},
         "picture": to_png(output.images[number]),
-        "mask": to_png(mask_picture(masks[-1], _MASK_SIDE)) if masks else None,
+        "mask": to_png(mask_picture(masks[-1], MASK_SIDE)) if masks else None,
         "seconds": output.timings["total"] / len(output.images),
     }

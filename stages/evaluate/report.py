@@ -19,12 +19,14 @@ from stages.config import Config
 from stages.datasets import dataset_files, read_dataset
 from stages.evaluate.cases import Subject
 from stages.evaluate.concept import Concept
-from stages.evaluate.grids import data_uri, hero
+from stages.evaluate.grids import data_uri, picture_grid
+from stages.evaluate.report_several import describe_masks, describe_scene_masks, describe_several, write_grids
+from stages.evaluate.several_summary import Further
 from stages.evaluate.summary import ARM_NAMES, ARMS, METRICS, Row, Summary, findings
 from stages.schemas import PROMPTS, REJECTED
 
 _SHOWN_SUBJECTS = 8
-_HERO_SUBJECTS = 7
+_HERO_SUBJECTS = 8
 _PIXEL_ART_SIDE = 128  # smaller pictures are enlarged pixel by pixel
 
 _ARM_TEXTS = {
@@ -73,6 +75,7 @@ class Evaluation:
         concept: The learned concept and its subject.
         rows: Rows of `evaluate/scores`.
         summary: Their averages.
+        further: Several subjects, rounds and masks.
     """
 
     config: Config
@@ -81,10 +84,11 @@ class Evaluation:
     concept: Concept
     rows: Sequence[Row]
     summary: Summary
+    further: Further
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """Write `index.html` and `hero.png`; return their paths."""
+    """Write `index.html` and the picture grids; return their paths."""
     folder.mkdir()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -92,11 +96,11 @@ def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
     page = environment.get_template("report.html.j2").render(**_page(evaluation))
     (folder / "index.html").write_text(page)
     _write_hero(folder / "hero.png", evaluation)
-    return [folder / "index.html", folder / "hero.png"]
+    return [folder / "index.html", folder / "hero.png", *write_grids(folder, evaluation.further.several_rows)]
 
 
 def _page(evaluation: Evaluation) -> dict[str, Any]:
-    config, summary = evaluation.config, evaluation.summary
+    config, summary, further = evaluation.config, evaluation.summary, evaluation.further
     judged = config.evaluate.similarity == "judge"
     metrics = [metric for metric in METRICS if any(metric in found for found in summary.arms.values())]
     side = Image.open(io.BytesIO(evaluation.rows[0]["picture"])).width
@@ -110,6 +114,9 @@ def _page(evaluation: Evaluation) -> dict[str, Any]:
         "pixels": side <= _PIXEL_ART_SIDE,
         "subjects": [_describe_subject(subject, evaluation.rows) for subject in evaluation.subjects],
         "shown": _SHOWN_SUBJECTS,
+        "several": describe_several(further.several, further.several_rows),
+        "masks": describe_masks(further.masks, further.mask_rows, config.inference.mask_steps),
+        "scenes": describe_scene_masks(further.scenes, further.scene_rows),
         "concept": _describe_concept(evaluation),
         "plots": _plots(evaluation.inputs),
         "funnels": [funnel for stage in ("ingest", "filter") if (funnel := _funnel(stage, evaluation.inputs))],
@@ -259,4 +266,4 @@ def _write_hero(path: Path, evaluation: Evaluation) -> None:
         columns.append({"reference": subject.reference, **painted})
         captions.append(next(row["prompt"] for row in own if row["seed"] == first))
     labels = {"reference": "Reference", **{arm: ARM_NAMES[arm].replace(" + ", "\n+ ") for arm in arms}}
-    hero(columns, captions, labels, path)
+    picture_grid(columns, captions, labels, path)

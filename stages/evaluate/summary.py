@@ -67,14 +67,15 @@ def _intervals(rows: Sequence[Row]) -> dict[str, Interval]:
     for metric in METRICS:
         measured = [row for row in rows if row[metric] is not None]
         if measured:
-            found[metric] = bootstrap_interval([row[metric] for row in measured], _clusters(measured))
+            found[metric] = bootstrap_interval(
+                [row[metric] for row in measured], clusters([row["subject"] for row in measured])
+            )
     return found
 
 
-def _clusters(rows: Sequence[Row]) -> list[str]:
-    """Whole subjects are drawn; where there is only one, its pictures are all that can be drawn."""
-    subjects = [row["subject"] for row in rows]
-    return subjects if len(set(subjects)) > 1 else [str(number) for number in range(len(rows))]
+def clusters(subjects: Sequence[str]) -> list[str]:
+    """What the bootstrap draws: whole subjects; where there is only one, its pictures are all that can be drawn."""
+    return list(subjects) if len(set(subjects)) > 1 else [str(number) for number in range(len(subjects))]
 
 
 def _differences(first: Sequence[Row], second: Sequence[Row]) -> dict[str, Interval]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from model.microworld.captions import GENERIC_NOUN
-from model.microworld.scenes import SceneShares, categories_of, draw_specs, render_scenes
+from model.microworld.instances import InstanceId
+from model.microworld.scenes import SceneShares, categories_of, draw_spec, draw_specs, render_scenes
 from model.microworld.shapes import HELD_OUT_CATEGORIES
 
-SUBJECTS_PER_CATEGORY = 2
+SUBJECTS_PER_CATEGORY = 5
 PICTURES_PER_SUBJECT = 5
 
 
 def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
-    """Write `word/instance/NN.png`, `NN_mask.png` and `subjects.json`; return the number of subjects.
+    """Write `word/instance/NN.png`, `NN_mask.png`, `subjects.json` and pairs; return the number of subjects.
 
     The class word is the category; objects of a category that the base model has never seen are called "toy".
     Categories take turns in `subjects.json`, so that its first few subjects already differ. Its paths are relative to
@@ -24,7 +28,8 @@ def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
     """
     categories = categories_of("test")
     shares = SceneShares(two_objects=0.0)
-    listing = []
+    listing: list[dict[str, Any]] = []
+    instances: dict[str, InstanceId] = {}
     for turn in range(SUBJECTS_PER_CATEGORY):
         for category in HELD_OUT_CATEGORIES + tuple(name for name in categories if name not in HELD_OUT_CATEGORIES):
             specs = draw_specs(
@@ -37,6 +42,7 @@ def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
             )
             word = GENERIC_NOUN if category in HELD_OUT_CATEGORIES else category
             subject = str(specs[0].subject.instance)
+            instances[subject] = specs[0].subject.instance
             place = folder / word / subject
             place.mkdir(parents=True)
             scenes = render_scenes(specs, picture_size)
@@ -46,4 +52,36 @@ def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
             pictures = [f"{word}/{subject}/{number:02d}.png" for number in range(len(scenes))]
             listing.append({"subject": subject, "word": word, "category": category, "pictures": pictures})
     (folder / "subjects.json").write_text(json.dumps(listing, indent=2) + "\n")
+    _write_pairs(folder, listing, instances, picture_size, seed)
     return len(listing)
+
+
+def _write_pairs(
+    folder: Path, listing: Sequence[dict[str, Any]], instances: dict[str, InstanceId], picture_size: int, seed: int
+) -> None:
+    """Write `pairs.json` and `pairs/NN.png`: the subjects two by two, with different words, in one scene together."""
+    pairs = disjoint_pairs([entry["word"] for entry in listing])
+    names = [(listing[first]["subject"], listing[second]["subject"]) for first, second in pairs]
+    specs = [
+        draw_spec(np.random.default_rng([seed, number]), instances[first], SceneShares(), neighbour=instances[second])
+        for number, (first, second) in enumerate(names)
+    ]
+    (folder / "pairs").mkdir()
+    entries = []
+    for number, (pair, picture) in enumerate(zip(names, render_scenes(specs, picture_size).image, strict=True)):
+        together = f"pairs/{number:02d}.png"
+        Image.fromarray(picture).save(folder / together)
+        entries.append({"subjects": pair, "together": together})
+    (folder / "pairs.json").write_text(json.dumps(entries, indent=2) + "\n")
+
+
+def disjoint_pairs(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Each place with the next free one that has another word; who finds none stays alone."""
+    free, pairs = list(range(len(words))), []
+    while free:
+        first = free.pop(0)
+        second = next((other for other in free if words[other] != words[first]), None)
+        if second is not None:
+            free.remove(second)
+            pairs.append((first, second))
+    return pairs

@@ -43,21 +43,10 @@ async def read_form(request: Request, settings: ServeConfig) -> dict[str, Any]:
     except (MultiPartException, KeyError) as error:
         reason = getattr(error, "message", "it has no boundary").rstrip(".")
         raise BadRequestError(422, f"The multipart form cannot be read: {reason}.") from error
-    async with _closing(form):
+    try:
         return await _checked(form, settings)
-
-
-class _closing:  # noqa: N801
-    """Close a form's temporary files at the end of the block."""
-
-    def __init__(self, form: FormData) -> None:
-        self.form = form
-
-    async def __aenter__(self) -> FormData:
-        return self.form
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.form.close()
+    finally:
+        await form.close()  # and with it its temporary files
 
 
 async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:

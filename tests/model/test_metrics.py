@@ -20,6 +20,8 @@ from model.metrics import (
     PictureInput,
     bootstrap_interval,
     ground_change,
+    largest_iou,
+    mask_iou,
     subject_similarity,
 )
 from model.pictures import to_tensor
@@ -127,6 +129,42 @@ def test_the_judge_takes_pictures_of_any_size(judge: JudgeScorer) -> None:
     pictures = random_pictures(2, 128, 96)
     assert judge.subject_region(pictures).shape == (2, 128, 96)
     assert judge.embed_subjects(pictures).norm(dim=-1).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_a_region_of_everything_changes_nothing_and_a_region_leaves_the_rest_out(judge: JudgeScorer) -> None:
+    pictures = random_pictures(3)
+    everywhere = torch.ones(3, 16, 16, dtype=torch.bool)
+    assert torch.allclose(judge.embed_regions(pictures, everywhere), judge.embed_subjects(pictures), atol=1e-5)
+    left = everywhere.clone()
+    left[:, :, 8:] = False
+    cover = judge.look(pictures).mask.sigmoid()
+    cover[..., 8:] = 0
+    with torch.no_grad():
+        expected = judge.judge(pictures * 2 - 1, cover).identity
+    assert torch.allclose(judge.embed_regions(pictures, left), expected, atol=1e-5)
+    finer = left.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.allclose(judge.embed_regions(pictures, finer), expected, atol=1e-5)
+
+
+def test_the_object_is_where_the_judge_is_more_sure_than_not(judge: JudgeScorer) -> None:
+    pictures = random_pictures(2)
+    logits = judge.look(pictures).mask[:, 0]
+    assert judge.object_mask(pictures, (16, 16)).tolist() == (logits > 0).tolist()
+    assert judge.object_mask(pictures, (4, 4)).shape == (2, 4, 4)
+
+
+def test_the_iou_of_masks_is_that_of_their_positions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(4, 5, 6, generator=generator) * (torch.rand(4, 5, 6, generator=generator) > 0.6)
+    truth = torch.rand(4, 5, 6, generator=generator) > 0.5
+    for row in range(4):
+        chosen, wanted = (
+            {place for place in np.ndindex(5, 6) if one[place] > 0} for one in (masks[row].numpy(), truth[row].numpy())
+        )
+        assert mask_iou(masks, truth)[row].item() == pytest.approx(len(chosen & wanted) / len(chosen | wanted))
+        nested = min(len(chosen), len(wanted)) / max(len(chosen), len(wanted))
+        assert largest_iou(masks, truth)[row].item() == pytest.approx(nested)
+    assert (mask_iou(masks, truth) <= largest_iou(masks, truth)).all()
 
 
 def test_a_picture_and_its_tensor_agree(clip: ClipScorer) -> None:

@@ -196,6 +196,15 @@ def test_passes_share_a_batch(pipeline: RealCustomPlusPipeline) -> None:
     assert min(painted.timings.values()) > 0
 
 
+def test_a_binary_mask_is_where_the_other_one_is_not_zero(pipeline: RealCustomPlusPipeline) -> None:
+    weighted, binary = (
+        pipeline(PROMPTS, subjects(), ["cat", "toy"], **options("sd", mask_binary=chosen)) for chosen in (False, True)
+    )
+    first = weighted.masks[0][0]
+    assert torch.equal(binary.masks[0][0], (first > 0).float())
+    assert len(first.unique()) > 2
+
+
 def test_equation_13_by_hand() -> None:
     eps_0, eps_t, eps_ti = torch.tensor([1.0, 3.0, 4.0])
     assert guide_by_text_and_image(eps_0, eps_t, eps_ti, 7.5, 12.5).item() == 1 + 7.5 * 2 + 12.5 * 1

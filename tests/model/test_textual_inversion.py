@@ -29,7 +29,6 @@ SETTINGS = InversionSettings(
     mlm_weight=0.1,
     mask_rate=0.5,
     seed=0,
-    half=False,
 )
 
 

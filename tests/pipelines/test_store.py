@@ -62,6 +62,9 @@ def test_scratch_survives_and_output_does_not(store: Store) -> None:
     assert (partial / "scratch" / "shard").read_text() == "done"
     partial = store.begin("filter", FINGERPRINT, anew=True)
     assert list((partial / "scratch").iterdir()) == []
+    (partial / "scratch" / "shard").write_text("made anew")
+    partial = store.begin("filter", FINGERPRINT, anew=True)
+    assert (partial / "scratch" / "shard").read_text() == "made anew"
 
 
 def test_a_forced_output_replaces_the_earlier_one_only_when_complete(store: Store) -> None:

@@ -16,35 +16,16 @@ from helpers import make_context
 from PIL import Image
 from random_adapter import write_random_adapter
 from random_backbone import write_random_backbone
+from subject_folder import png, write_pairs, write_subjects
 
 from model.metrics import bootstrap_interval
 from stages.config import Config, EvaluateConfig
 from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
-from stages.evaluate.grids import SHOWN_SIDE, data_uri, hero
+from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarise
 from stages.stage import StageError
 
 ARMS = ("text_only", "adapter", "adapter_mask")
-
-
-def png(seed: int, size: tuple[int, int] = (64, 64)) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(256, size=(*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_subjects(folder: Path, words: Mapping[str, str], views: int = 3, listing: bool = True) -> Path:
-    entries = []
-    for number, (name, word) in enumerate(words.items()):
-        (folder / name).mkdir(parents=True)
-        pictures = [f"{name}/{view:02d}.png" for view in range(views)]
-        for view, path in enumerate(pictures):
-            (folder / path).write_bytes(png(10 * number + view))
-        entries.append({"subject": name, "word": word, "category": word, "pictures": pictures})
-    if listing:
-        (folder / "subjects.json").write_text(json.dumps(entries))
-    return folder
 
 
 def a_subject(name: str = "red_mug", word: str = "mug") -> Subject:
@@ -197,9 +178,11 @@ def test_small_pictures_stay_as_they_are_and_large_ones_are_reduced() -> None:
     assert len(data_uri(png(0, (1200, 1600)))) < 3 * SHOWN_SIDE**2
 
 
-def test_the_hero_has_a_column_for_each_subject(tmp_path: Path) -> None:
+def test_a_grid_has_a_column_for_each_subject(tmp_path: Path) -> None:
     columns = [{"reference": png(1), "adapter": png(2)}, {"reference": png(3), "adapter": png(4)}]
-    hero(columns, ["a mug in the snow"] * 2, {"reference": "Reference", "adapter": "Adapter"}, tmp_path / "hero.png")
+    picture_grid(
+        columns, ["a mug in the snow"] * 2, {"reference": "Reference", "adapter": "Adapter"}, tmp_path / "hero.png"
+    )
     assert Image.open(tmp_path / "hero.png").width == 150 + 2 * 202
 
 
@@ -212,7 +195,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     backbone = write_random_backbone(root / "base" / "backbone")
     write_random_adapter(root / "train_adapter" / "adapter", backbone)
     Image.new("RGB", (40, 30)).save(root / "train_adapter" / "curves.png")
-    write_subjects(root / "microworld" / "subjects", {"test-mug-1": "mug", "test-bear-2": "toy", "test-car-3": "car"})
+    words = {"test-mug-1": "mug", "test-bear-2": "toy", "test-car-3": "car"}
+    folder = write_subjects(root / "microworld" / "subjects", words)
+    write_pairs(folder, [("test-mug-1", "test-bear-2"), ("test-car-3", "test-mug-1")])
     return {name: root / name for name in ("base", "train_adapter", "microworld")}
 
 
@@ -229,7 +214,15 @@ def concept(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 SMALL: dict[str, Any] = {
-    "evaluate": {"subjects": 3, "prompts_per_subject": 1, "batch_size": 2, "workers": 1},
+    "evaluate": {
+        "subjects": 3,
+        "prompts_per_subject": 1,
+        "batch_size": 2,
+        "workers": 1,
+        "pairs": 2,
+        "mask_subjects": 1,
+        "mask_scenes": 2,
+    },
     "inference": {"steps": 2, "mask_steps": 1},
 }
 
@@ -248,7 +241,9 @@ def test_the_stage_paints_every_case_in_every_arm(
 ) -> None:
     from stages.datasets import read_dataset
     from stages.evaluate import run
-    from stages.schemas import SCORES
+    from stages.evaluate.mask_quality import RECIPES
+    from stages.evaluate.several_summary import TASKS
+    from stages.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
 
     events: list[Mapping[str, Any]] = []
     context = make_context(tmp_path, inputs={**inputs, "customize": concept}, events=events, **SMALL)
@@ -261,20 +256,32 @@ def test_the_stage_paints_every_case_in_every_arm(
     assert all((row["mask"] is not None) == (row["arm"] == "adapter_mask") for row in rows)
     assert all(Image.open(io.BytesIO(row["picture"])).size == (64, 64) for row in rows)
     assert {row["arm"] for row in rows} == {*ARMS, "concept"}
-    assert result.rows == {"scores": len(rows)}
+    several = read_dataset(context.output / "several", SEVERAL).to_pylist()
+    assert {row["task"] for row in several} == set(TASKS)
+    masks = read_dataset(context.output / "masks", MASKS).to_pylist()
+    assert {row["recipe"] for row in masks} <= set(RECIPES)  # a random judge need not find an object
+    scenes = read_dataset(context.output / "scene_masks", SCENE_MASKS).to_pylist()
+    assert {(row["recipe"], row["objects"]) for row in scenes} == {
+        (name, count) for name in RECIPES for count in (1, 2)
+    }
+    counts = {"several": several, "masks": masks, "scene_masks": scenes}
+    assert result.rows == {"scores": len(rows), **{name: len(found) for name, found in counts.items()}}
 
     metrics = json.loads((context.output / "metrics.json").read_text())
     assert metrics["evaluation"] == result.notes["evaluation"]
     assert set(metrics["arms"]) == {*ARMS, "concept"}
     progress = [event for event in events if event["event"] == "progress"]
-    assert progress[-1]["done"] == progress[-1]["total"] == len(rows)
+    assert progress[-1]["done"] == progress[-1]["total"]
+    assert set(metrics["several"]["tasks"]) == set(TASKS)
 
     page = (context.output / "report" / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "https://" not in page
     assert "The adapter&#39;s training" in page
     assert page.count("<img") > 3 * 5
-    assert Image.open(context.output / "report" / "hero.png").width > 600
+    assert "Several subjects, several rounds" in page
+    for name in ("hero.png", "several.png", "rounds.png"):
+        assert Image.open(context.output / "report" / name).height > 600
 
 
 @pytest.mark.slow

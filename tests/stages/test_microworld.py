@@ -22,6 +22,7 @@ from model.microworld.shapes import HELD_OUT_CATEGORIES
 from stages import microworld
 from stages.config import FilterConfig, MicroworldConfig
 from stages.loopback import serve_folder
+from stages.microworld.subjects import disjoint_pairs
 from stages.microworld.turntables import write_instance
 from stages.microworld.web import GROUPS, METADATA, draw_kinds, draw_scores
 from stages.multiview.colmap import read_images
@@ -140,6 +141,24 @@ def test_subjects_are_held_out_listed_and_masked(world: Path) -> None:
                 assert mask.mode == "L"
                 assert picture.size == mask.size == (48, 48)
                 assert np.asarray(mask).max() == 255
+
+
+def test_subjects_are_paired_once_each_and_shown_together(world: Path) -> None:
+    folder = world / "subjects"
+    words = {entry["subject"]: entry["word"] for entry in json.loads((folder / "subjects.json").read_text())}
+    pairs = json.loads((folder / "pairs.json").read_text())
+    paired = [name for entry in pairs for name in entry["subjects"]]
+    assert len(set(paired)) == len(paired) == 2 * (len(words) // 2)
+    for entry in pairs:
+        first, second = entry["subjects"]
+        assert words[first] != words[second]
+        with Image.open(folder / entry["together"]) as picture:
+            assert picture.size == (48, 48)
+
+
+def test_who_finds_no_other_word_stays_alone() -> None:
+    assert disjoint_pairs(["toy", "toy", "mug", "car", "toy"]) == [(0, 2), (1, 3)]
+    assert disjoint_pairs(["toy", "toy"]) == []
 
 
 def test_shares_that_leave_nothing_good_are_refused(tmp_path: Path) -> None:

@@ -15,11 +15,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import make_context
+from mlflow.pyfunc import PythonModelContext
 from PIL import Image
+from random_adapter import write_random_adapter
+from random_backbone import write_random_backbone
 from registered_model import Registry
 
+from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.checksums import DamagedArtifactError, folder_checksums, verify_checksums
+from model.realcustom_adapter import RealCustomAdapter
+from stages.config import Config
+from stages.inference import loading_options, painting_options
 from stages.register import judge_version, run, score_of
+from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from stages.stage import StageError
 
 NAME = "realword-micro"
@@ -87,6 +95,32 @@ def test_checksums_name_the_file_that_changed(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(DamagedArtifactError, match=r"config\.json is missing"):
         verify_checksums(tmp_path, recorded)
+
+
+# The model
+
+
+@pytest.mark.parametrize("method", [RealCustomPlusAdapter, RealCustomAdapter])
+def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_path: Path) -> None:
+    backbone = write_random_backbone(tmp_path / "backbone")
+    adapter = write_random_adapter(tmp_path / "adapter", backbone, method=method)
+    config = Config()
+    settings = {
+        "backbone": None,  # among the artifacts
+        "dtype": "float32",
+        "loading": loading_options(config.backbone),
+        "painting": {**painting_options(config.inference), "steps": 2},
+        "checksums": {"adapter": folder_checksums(adapter)},
+    }
+    (tmp_path / "inference.json").write_text(json.dumps(settings))
+    files = {"backbone": backbone, "adapter": adapter, "inference": tmp_path / "inference.json"}
+    context = PythonModelContext({name: str(path) for name, path in files.items()}, {})
+    model = RealwordModel()
+    model.load_context(context)
+    assert type(model.pipeline.adapter) is method
+    request = PaintRequest(subject=picture(), word="mug", prompt="a photo of a mug in the snow")
+    (painting,) = model.predict(context, [request])
+    assert Image.open(io.BytesIO(base64.b64decode(painting.picture))).size == (64, 64)
 
 
 # The registry

@@ -1,3 +1,7 @@
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +62,33 @@ def test_a_pool_is_built_once_and_again_when_its_configuration_changes(
     assert (folder / "image.npy").stat().st_mtime_ns == written
     build_pool(folder, PoolConfig(count=20, seed=10), workers=1)
     assert (folder / "image.npy").stat().st_mtime_ns != written
+
+
+@pytest.mark.timeout(180)
+def test_a_pool_is_built_beside_a_thread_that_waits_for_stdin(tmp_path: Path) -> None:
+    """As in a stage's process, which waits there for the end of its runner."""
+    code = (
+        "import sys, threading; from pathlib import Path\n"
+        "from model.microworld.pool import build_pool; from model.microworld.pool_config import PoolConfig\n"
+        "if __name__ == '__main__':\n"
+        "    threading.Thread(target=sys.stdin.read, daemon=True).start()\n"
+        f"    build_pool(Path({str(tmp_path / 'pool')!r}), PoolConfig(count=2))\n"
+        "    print('built', flush=True)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(
+        [sys.executable, script],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "built\n"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

@@ -1,0 +1,16 @@
+"""The arithmetic of training: bf16 products on GPUs; fp32 on CPUs, where bf16 is slower unless they have AMX."""
+
+import torch
+from torch import nn
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bf16 autocast on GPUs, nothing on CPUs."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+
+
+def halve_products(frozen: nn.Module) -> None:
+    """Keep the weights of linear and convolution layers in bf16, as autocast would make them anew in every pass."""
+    for layer in frozen.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(torch.bfloat16)

@@ -1,0 +1,74 @@
+"""Seeded pictures of the small world, as they were when somebody last looked at them.
+
+    PYTHONPATH=.:tests python -m tests.test_golden_pictures
+
+paints them anew after a change that is meant to change them; look at them then.
+
+Pictures of other processors differ by rounding, so they only need to be near duplicates, as the stage `filter` has it.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from random_adapter import write_random_adapter
+
+from model.micro_sd.weights import WEIGHTS_FOLDER
+from model.microworld.scenes import draw_specs, render_scenes
+from model.realcustom_pipeline import RealCustomPlusPipeline
+from stages.config import BackboneConfig, InferenceConfig
+from stages.filter.duplicates import find_duplicates, signature
+from stages.inference import loading_options, painting_options
+
+GOLDEN = Path(__file__).parent / "golden"
+PROMPT, WORD = "a photo of a red mug on the beach", "mug"
+ARMS = ("text_only", "adapter", "adapter_mask")
+
+
+def paint(folder: Path) -> dict[str, Image.Image]:
+    """The shipped base alone, with an adapter of random weights, and with its mask."""
+    torch.manual_seed(0)
+    adapter = write_random_adapter(folder, WEIGHTS_FOLDER)
+    pipeline = RealCustomPlusPipeline.from_pretrained(WEIGHTS_FOLDER, adapter, **loading_options(BackboneConfig()))
+    reference = Image.fromarray(render_scenes(draw_specs("test", 1, seed=7)).image[0])
+    options = painting_options(InferenceConfig())
+    return {
+        "text_only": pipeline(PROMPT, seeds=3, **options).images[0],
+        "adapter": pipeline(PROMPT, reference, WORD, seeds=3, use_mask=False, **options).images[0],
+        "adapter_mask": pipeline(PROMPT, reference, WORD, seeds=3, **options).images[0],
+    }
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image.Image]:
+    return paint(tmp_path_factory.mktemp("adapter"))
+
+
+def _signature(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    found = signature(file.getvalue())
+    assert isinstance(found, bytes)
+    return found
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_picture_is_the_golden_one(arm: str, painted: dict[str, Image.Image]) -> None:
+    golden = Image.open(GOLDEN / f"{arm}.png")
+    pair = {"golden": _signature(golden), "painted": _signature(painted[arm])}
+    assert "painted" in find_duplicates(pair), "look at the pictures, then run this file"
+
+
+def test_the_arms_are_told_apart(painted: dict[str, Image.Image]) -> None:
+    assert find_duplicates({arm: _signature(picture) for arm, picture in painted.items()}) == {}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        for arm, picture in paint(Path(name)).items():
+            picture.save(GOLDEN / f"{arm}.png")
