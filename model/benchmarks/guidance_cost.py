@@ -10,6 +10,15 @@ counted. They are told twice: the process's own CPU seconds, which other program
 torch is given one thread, so that they are the time on an idle machine), and those of the clock on the wall, the ones
 to read on a GPU. A ratio is the median over the repetitions of a mode's time over plain text-to-image's in the same
 repetition.
+
+Ratios of CPU seconds on one core of a Xeon that was shared with other work, without early stop, in full, fast:
+
+    micro, batch 8                           1.51  1.25  1.10
+    micro, batch 1                           1.77  1.41  1.16
+    SD-1.5's UNet, 256 x 256, batch 1        1.43  1.20  1.12  (one repetition)
+
+A single micro picture is so small that most of a pass does not depend on its rows: a pass of one takes 0.65 of a pass
+of two. `--memory` gave 1.8 % of the naive maps' bytes in fp32, 1.3 % in bf16.
 """
 
 from __future__ import annotations
