@@ -17,8 +17,8 @@ Ratios of CPU seconds on one core of a Xeon that was shared with other work, wit
     micro, batch 1                           1.77  1.41  1.16
     SD-1.5's UNet, 256 x 256, batch 1        1.43  1.20  1.12  (one repetition)
 
-A single micro picture is so small that most of a pass does not depend on its rows: a pass of one takes 0.65 of a pass
-of two. `--memory` gave 1.8 % of the naive maps' bytes in fp32, 1.3 % in bf16.
+A single micro picture is so small that half of its pass does not depend on the number of rows: a pass of one row takes
+0.65 of a pass of two. `--memory` gave 1.8 % of the naive maps' bytes in fp32, 1.3 % in bf16.
 """
 
 from __future__ import annotations
