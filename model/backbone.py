@@ -58,8 +58,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
-        return self.unet.device
+        """Where the UNet runs; with `model.offload` it is there only while it does."""
+        hook = getattr(self.unet, "_hf_hook", None)
+        return self.unet.device if hook is None else hook.execution_device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,7 +127,7 @@ class Backbone:
 
         With a generator the latents are drawn from the encoder's distribution, without one they are its mode.
         """
-        distribution = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype)).latent_dist
+        distribution = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
         latents = distribution.mode() if generator is None else distribution.sample(generator)
         return latents * self.vae.config.scaling_factor
 

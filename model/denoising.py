@@ -51,7 +51,8 @@ class ActingSubjects:
     latent: Grid
     placed: PlacedMasks | None = None  # the latest masks
     made: list[Tensor] = field(default_factory=list)  # M_hat (B, S, G, G') of every step that made new ones
-    _next: GuidanceRecorder | None = None  # of the last step, if the masks of the next one follow it
+    _guided: Tensor | None = None  # M (B, N, S) of the last guided step
+    _own: list[GuidanceRecorder] = field(default_factory=list)  # of the generation branch then, and one step before
 
     @classmethod
     def of(
@@ -79,21 +80,29 @@ class ActingSubjects:
         return GuidanceRecorder(self.recipe.layers, self.recipe.indicator, self.latent, ends_pass=ends_pass)
 
     def find(self, recorder: GuidanceRecorder) -> None:
-        """New masks, from what a pass has recorded."""
+        """New masks, from what the guidance branch has recorded."""
         assert self.recipe is not None
-        self.place(self.recipe.masks(recorder.maps()))
+        self._guided, self._own = recorder.maps(), []
+        self.place(self.recipe.masks(self._guided))
 
-    def find_from_last_step(self, step: DenoisingStep) -> None:
-        """New masks from the generation branch one step before, where the schedule wants them."""
-        if self.schedule.follows(step.number):
-            assert self._next is not None
-            self.find(self._next)
+    def move(self, step: DenoisingStep) -> None:
+        """New masks without the guidance branch, where the schedule wants them.
+
+        M moves by as much as the generation branch's own maps have moved from the guided step to the last one. They
+        themselves would serve less well: the references have changed where the words' attention goes.
+        """
+        if self.schedule.moves(step.number):
+            assert self.recipe is not None
+            assert self._guided is not None
+            then, now = self._own
+            self.place(self.recipe.masks((self._guided + now.maps() - then.maps()).clamp(min=0)))
 
     def attention(self, step: DenoisingStep) -> dict[str, Any]:
         """What the attention layers are told in the generation branch."""
         told: dict[str, Any] = {"visual": self.branch.conditions(step, self.placed)}
-        if self.schedule.follows(step.number + 1):
-            self._next = told["recorder"] = self.recorder(ends_pass=False)
+        if self.schedule.records(step.number):
+            told["recorder"] = self.recorder(ends_pass=False)
+            self._own = [*self._own[:1], told["recorder"]]
         return told
 
 
@@ -137,7 +146,7 @@ def _text_to_image(backbone: Backbone, run: Run, step: DenoisingStep) -> Tensor:
 def _realcustom_plus(backbone: Backbone, run: Run, subjects: ActingSubjects, step: DenoisingStep) -> Tensor:
     """RealCustom++ Eq. 15."""
     now = time.perf_counter()
-    subjects.find_from_last_step(step)
+    subjects.move(step)
     if step.number in subjects.schedule.guided:
         recorder = subjects.recorder(ends_pass=True)
         run_guidance_branch(backbone, step.latents, step.timestep, run.text, recorder)
@@ -151,7 +160,7 @@ def _realcustom_plus(backbone: Backbone, run: Run, subjects: ActingSubjects, ste
 def _realcustom(backbone: Backbone, run: Run, subjects: ActingSubjects, step: DenoisingStep) -> Tensor:
     """RealCustom Eq. 13."""
     now = time.perf_counter()
-    subjects.find_from_last_step(step)
+    subjects.move(step)
     if step.number in subjects.schedule.guided:
         recorder = subjects.recorder(ends_pass=False)
         unconditional, text = _pass(backbone, step, run.empty, run.text, recorder=recorder)

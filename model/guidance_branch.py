@@ -9,9 +9,10 @@ the cross-attention of all resolutions), more resolutions are for Table V's abla
 
 What it costs: Eq. 15 does not use the branch's prediction, so its pass ends where the last of these layers has its
 queries and keys: an exception that the recorder raises there takes the shortest way out of diffusers' UNet, which is
-neither copied nor changed. Maps are made as the layers come by; only self-attention that comes before the last
-cross-attention has to wait, as queries and keys, until M_cross is known. RealCustom uses what its branch with text
-alone predicts: there the same recorder lets the pass go on (see `model.denoising`).
+neither copied nor changed. A graph of `torch.compile` has no such way out: a compiled pass runs to its end. Maps are
+made as the layers come by; only self-attention that comes before the last cross-attention has to wait, as queries and
+keys, until M_cross is known. RealCustom uses what its branch with text alone predicts: there the same recorder lets the
+pass go on (see `model.denoising`).
 
 Legend of shapes: as in `model.mask_guidance`.
 """
@@ -29,7 +30,7 @@ from model.subjects import GenerationError
 from model.visual_attention import VisualAttentionProcessor
 
 
-class PassEnded(Exception):  # noqa: N818
+class PassEnded(Exception):  # noqa: N818 - like StopIteration it is no error
     """Not an error, but the way out: the last layer that takes part has been recorded."""
 
 
@@ -120,7 +121,8 @@ class GuidanceRecorder:
             cross = torch.stack(self._crosses).mean(0)
             self._products += [self._product(*waiting, cross, largest) for waiting in self._waiting]
             self._waiting.clear()
-        if self.ends_pass and len(self._seen) == len(self.layers.cross) + len(self.layers.selves):
+        recorded_all = len(self._seen) == len(self.layers.cross) + len(self.layers.selves)
+        if self.ends_pass and recorded_all and not torch.compiler.is_compiling():
             raise PassEnded
 
     def _product(self, layer: str, query: Tensor, key: Tensor, cross: Tensor, largest: Grid) -> Tensor:

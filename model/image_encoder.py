@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -183,6 +184,7 @@ class ImageEncoders(nn.Module):
         """RealCustom's image tokens f_ci (B, n, c): the deep features alone, without tiles; `pictures` as above."""
         return self._encode(_resize(pictures, self.reference_size))[0]
 
+    @apply_forward_hook
     def encode(self, pictures: Sequence[Image.Image]) -> ReferenceFeatures:
         """Features of RGB pictures of any size and shape: their central squares.
 
@@ -191,6 +193,7 @@ class ImageEncoders(nn.Module):
         """
         return ReferenceFeatures.cat([self.features(self._prepare(picture)[None]) for picture in pictures])
 
+    @apply_forward_hook
     def encode_tokens(self, pictures: Sequence[Image.Image]) -> Tensor:
         """RealCustom's image tokens (B, n, c) of RGB pictures of any size and shape: their central squares."""
         return torch.cat([self.tokens(self._prepare(picture)[None]) for picture in pictures])

@@ -98,6 +98,8 @@ def select_top(maps: Tensor, counts: Sequence[Sequence[int]], free: Tensor | Non
     Raises:
         ValueError: fewer positions are free than the subjects of a picture are to take.
     """
+    if maps.shape[2] == 1 and free is None:
+        return _select_of_one(maps, [count for (count,) in counts])
     owners = torch.full(maps.shape[:2], -1)
     taken = torch.zeros(maps.shape[:2], dtype=torch.bool) if free is None else ~free.cpu()
     orders = maps.transpose(1, 2).cpu().argsort(dim=2, descending=True, stable=True).tolist()
@@ -107,13 +109,20 @@ def select_top(maps: Tensor, counts: Sequence[Sequence[int]], free: Tensor | Non
     return maps.where(chosen.to(maps.device), 0)
 
 
+def _select_of_one(maps: Tensor, counts: Sequence[int]) -> Tensor:
+    """The same for one subject a picture, (B, N, 1), without leaving the device."""
+    if max(counts) > maps.shape[1]:
+        raise _too_few(max(counts), maps.shape[1])
+    order = maps.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(maps.shape[1], device=maps.device)[:, None]
+    best = ranks < torch.tensor(counts, device=maps.device)[:, None, None]
+    return maps.where(torch.zeros_like(best).scatter(1, order, best), 0)
+
+
 def _take_turns(orders: Sequence[Sequence[int]], counts: list[int], taken: list[bool]) -> list[int]:
     """Each subject's positions from its best to its worst -> the owner of each position, -1 where it has none."""
     if sum(counts) > taken.count(False):
-        raise ValueError(
-            f"the subjects of a picture are to take {sum(counts)} positions of its mask, but {taken.count(False)} are "
-            "free; give them smaller scopes."
-        )
+        raise _too_few(sum(counts), taken.count(False))
     owners, best = [-1] * len(taken), [iter(order) for order in orders]
     while any(counts):
         for subject, count in enumerate(counts):
@@ -124,6 +133,13 @@ def _take_turns(orders: Sequence[Sequence[int]], counts: list[int], taken: list[
     return owners
 
 
+def _too_few(wanted: int, free: int) -> ValueError:
+    return ValueError(
+        f"the subjects of a picture are to take {wanted} positions of its mask, but {free} are free; give them smaller "
+        "scopes."
+    )
+
+
 def normalise_by_maximum(maps: Tensor) -> Tensor:
     """M_hat = M_bar / max(M_bar) of each subject (RealCustom++ Eqs. 13, 16). (B, N, S) -> (B, N, S) in [0, 1]."""
     return maps / maps.amax(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -131,15 +147,19 @@ def normalise_by_maximum(maps: Tensor) -> Tensor:
 
 def layer_regions(masks: Tensor, latent: Grid, downscales: Collection[int]) -> dict[int, Region]:
     """A mask resized to each block's grid by area (RealCustom++ Eq. 14): (B, G, G') -> downscale -> its region."""
-    return {downscale: _region(_at_layer(masks, grid_at(latent, downscale))) for downscale in downscales}
+    weights = [_at_layer(masks, grid_at(latent, downscale)) for downscale in downscales]
+    fullest = torch.stack([(of_layer > 0).sum(1).max() for of_layer in weights]).tolist()  # a GPU is waited for once
+    return {
+        downscale: _region(of_layer, max(1, positions))
+        for downscale, of_layer, positions in zip(downscales, weights, fullest, strict=True)
+    }
 
 
 def _at_layer(masks: Tensor, grid: Grid) -> Tensor:
     return F.interpolate(masks[:, None], grid, mode="area").flatten(1)
 
 
-def _region(weights: Tensor) -> Region:
+def _region(weights: Tensor, positions: int) -> Region:
     """Weights (B, N) -> where they are not zero; as many positions in each row as the fullest row needs."""
-    positions = max(1, int((weights > 0).sum(1).max()))
     top = weights.topk(positions, dim=1)
     return Region(top.indices, top.values[..., None])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import torch
@@ -75,9 +76,14 @@ class MaskRecipe:
 
     def masks(self, maps: Tensor) -> Tensor:
         """M_hat of every subject (RealCustom++ Algorithm 1, Eqs. 13, 16): M (B, N, S) -> (B, N, S) in [0, 1]."""
-        selected = select_top(maps, self.counts, (self.given == 0).all(-1))
+        selected = select_top(maps, self.counts, self._free)
         weights = (selected > 0).to(selected.dtype) if self.binary else normalise_by_maximum(selected)
         return weights + self.given
+
+    @cached_property
+    def _free(self) -> Tensor | None:
+        """Where no mask was given (B, N); None: everywhere."""
+        return (self.given == 0).all(-1) if self.given.any() else None
 
 
 def _positions(backbone: Backbone, prompt: str, subjects: Sequence[Subject]) -> list[list[int]]:

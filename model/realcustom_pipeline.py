@@ -26,6 +26,7 @@ from model.image_encoder import ImageEncoders
 from model.load_adapter import load_adapter
 from model.mask_guidance import Grid
 from model.mask_recipe import MaskRecipe
+from model.offload import accelerator, offload
 from model.pictures import to_pictures
 from model.step_schedule import MaskSchedule, acting_steps
 from model.subjects import GenerationError as GenerationError  # for its callers
@@ -70,6 +71,7 @@ class RealCustomPlusPipeline:
         self.adapter = adapter
         self.image_encoders = image_encoders
         self.scheduler = scheduler or DDIMScheduler.from_config(backbone.scheduler.config)
+        self._offloaded: list[Any] = []  # accelerate's hooks
         if adapter is not None:
             given = image_encoders.width if image_encoders is not None else "none"
             if given != adapter.config["image_width"]:
@@ -100,6 +102,25 @@ class RealCustomPlusPipeline:
             image_encoders, backbone, shallow_layers, reference_size, tiles, dtype, device
         )
         return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
+
+    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
+        """Let every model wait on the CPU until it is called, one at a time on the accelerator: less memory there.
+
+        As in diffusers' pipelines, with accelerate's hooks. The adapter stays on the accelerator: RealCustom calls it
+        between two passes of the UNet.
+
+        Args:
+            device: with its index; by default the accelerator in use.
+
+        Raises:
+            OffloadError: there is no accelerator.
+        """
+        target = accelerator() if device is None else torch.device(device)
+        base = self.backbone
+        encoders = [] if self.image_encoders is None else [self.image_encoders]
+        self._offloaded = offload([*encoders, *base.text_encoders, base.unet, base.vae], target)
+        if self.adapter is not None:
+            self.adapter.to(target)
 
     @torch.no_grad()
     def __call__(
@@ -146,8 +167,9 @@ class RealCustomPlusPipeline:
             mask_scope: gamma_scope, the share of positions that a subject may take.
             mask_steps: T_stop; masks are found in the first so many steps. RealCustom finds them in all.
             mask_every: 1 is exact. With k > 1 the guidance branch runs in every k-th of these steps and in the last one
-                only, and the masks of the others come from the generation branch one step before. With 4 the masks'
-                mean IoU with the exact ones is above 0.95 on the micro backbone.
+                only; between them its maps move as those of the generation branch do (`model.denoising`). 6 is a good
+                choice: on the micro backbone, 28 unseen subjects in two prompts each, the masks' mean IoU with the
+                exact ones was 0.957 over the 12 steps that find masks and 0.972 over all 25.
             mask_cross_downscales: which cross-attention layers make the mask (see `model.guidance_branch`), as
                 downscales of the largest attention grid.
             mask_self_downscales: which self-attention layers make it more exact, likewise; () none.
@@ -193,6 +215,8 @@ class RealCustomPlusPipeline:
         self._denoise(run, generators, callback_on_step_end)
         now = time.perf_counter()
         pictures = to_pictures(self.backbone.decode_latents(run.latents) / 2 + 0.5)
+        for hook in self._offloaded:
+            hook.offload()
         run.timings["total"] = run.clock("decode", now) - start
         return RealCustomOutput(images=pictures, masks=_of_each_picture(acting, len(prompts)), timings=run.timings)
 

@@ -130,7 +130,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def sdxl_unet() -> UNet2DConditionModel:
-    """A UNet of SDXL's shape without weights, to tell the names that a released file must have."""
+    """A UNet of SDXL's shape without weights: it tells the names that a released file must have."""
     with torch.device("meta"):
         return UNet2DConditionModel(**_SDXL)
 

@@ -20,10 +20,10 @@ def acting_steps(steps: int, start: float, end: float) -> range:
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """Steps with masks of their own; later steps keep the last masks (early stop).
+    """Steps in which masks are found; later steps keep the last ones (early stop).
 
-    Exact masks come from the guidance branch. The fast ones between them come from the generation branch's own
-    attention one step before, which needs no pass of the UNet.
+    Exact masks come from the guidance branch. The fast ones between them need no pass of the UNet: the guidance
+    branch's last maps move as the generation branch's own maps, which are recorded on the way, have moved since.
     """
 
     steps: range = range(0)
@@ -47,6 +47,10 @@ class MaskSchedule:
         steps = acting[: max(1, mask_steps - acting.start)]
         return cls(steps, frozenset({*steps[::every], steps[-1]}))
 
-    def follows(self, step: int) -> bool:
-        """Whether the masks of a step come from the generation branch of the step before."""
-        return step in self.steps and step not in self.guided
+    def moves(self, step: int) -> bool:
+        """Whether the masks of a step are the fast ones. Right after a guided step nothing has moved yet."""
+        return step in self.steps and not self.guided & {step, step - 1}
+
+    def records(self, step: int) -> bool:
+        """Whether the generation branch's own maps are needed of a step: of the last one, and of the guided one."""
+        return self.moves(step + 1) or (step in self.guided and self.moves(step + 2))

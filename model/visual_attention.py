@@ -7,6 +7,8 @@ each call, through diffusers' `cross_attention_kwargs`; it keeps no state, so on
     unet(latents, t, text, cross_attention_kwargs={"visual": condition})           generation branch; several: a list
     unet(latents, t, text, cross_attention_kwargs={"recorder": recorder})          guidance branch
 
+`torch.compile` takes each of the three as one graph.
+
 Legend of shapes: B batch, H heads, d head width, N positions of the layer's grid, k of them with a subject, n keys,
 C = H * d.
 """

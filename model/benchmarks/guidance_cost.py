@@ -6,9 +6,19 @@
 
 The modes run one after the other, in alternating order from repetition to repetition, with the same model, steps, size
 and seed. Seconds a step are from the UNet's first call to the last step's end: prompts, references and pictures are not
-counted. On a CPU they are the process's own CPU seconds, so that other programs on the machine do not count; with one
-thread (OMP_NUM_THREADS=1) that is the time on an idle machine. A ratio is the median over the repetitions of a mode's
-time over plain text-to-image's in the same repetition.
+counted. They are told twice: the process's own CPU seconds, which other programs on the machine hardly change (on a CPU
+torch is given one thread, so that they are the time on an idle machine), and those of the clock on the wall, the ones
+to read on a GPU. A ratio is the median over the repetitions of a mode's time over plain text-to-image's in the same
+repetition.
+
+Ratios of CPU seconds on one core of a Xeon that was shared with other work, without early stop, in full, fast:
+
+    micro, batch 8                           1.51  1.25  1.10
+    micro, batch 1                           1.77  1.41  1.16
+    SD-1.5's UNet, 256 x 256, batch 1        1.43  1.20  1.12  (one repetition)
+
+A single micro picture is so small that half of its pass does not depend on the number of rows: a pass of one row takes
+0.65 of a pass of two. `--memory` gave 1.8 % of the naive maps' bytes in fp32, 1.3 % in bf16.
 """
 
 from __future__ import annotations
@@ -19,6 +29,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,15 +39,17 @@ from PIL import Image
 from model.adapter import RealCustomPlusAdapter
 from model.backbone import load_backbone
 from model.benchmarks.memory import peak_extra_bytes
-from model.benchmarks.random_models import SDXL_UNET, TEXT_TOKENS, random_encoders, random_sd15
+from model.benchmarks.random_models import TEXT_TOKENS, random_encoders, random_sd15
 from model.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.image_encoder import ImageEncoders
 from model.mask_guidance import grid_at
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.released_weights import sdxl_unet
 from model.visual_attention import VisualAttentionProcessor
 
 _PROMPT, _WORD = "a photo of a mug in the snow", "mug"
+_SDXL_LATENT = 128
 _MICRO_ENCODER: dict[str, Any] = {"shallow_layers": [[0, 1, 2]], "reference_size": 64, "tiles": 2}
 
 
@@ -46,7 +59,8 @@ class Mode:
 
     name: str
     options: dict[str, Any]
-    seconds: list[float] = field(default_factory=list)  # a step, of each repetition
+    processor: list[float] = field(default_factory=list)  # CPU seconds a step, of each repetition
+    wall: list[float] = field(default_factory=list)  # seconds a step on the wall clock
     peak: int | None = None  # bytes beyond the loaded model
 
 
@@ -81,27 +95,32 @@ def sd15_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPlusPip
     return RealCustomPlusPipeline(backbone, adapter.to(device, dtype), encoders)
 
 
-#: Name -> how to build it, its low-resolution cross-attention (see `model.guidance_branch`), steps, side in pixels.
-BACKBONES: dict[str, tuple[Callable[[torch.device, torch.dtype], RealCustomPlusPipeline], list[int], int, int]] = {
-    "micro": (micro_pipeline, [1], 25, 64),
-    "sd15": (sd15_pipeline, [4], 8, 256),
+@dataclass(frozen=True)
+class Setting:
+    """What is measured by default."""
+
+    build: Callable[[torch.device, torch.dtype], RealCustomPlusPipeline]
+    cross_downscales: Sequence[int]  # low-resolution cross-attention, see `model.guidance_branch`
+    steps: int
+    batch: int
+    side: int  # of the pictures, pixels
+
+
+SETTINGS = {
+    "micro": Setting(micro_pipeline, [1, 2], steps=25, batch=8, side=64),
+    "sd15": Setting(sd15_pipeline, [4], steps=8, batch=1, side=256),
 }
 
 
-def clock(device: torch.device) -> float:
-    """Seconds: of the process on a CPU, of the wall on a GPU that has finished its work."""
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, side: int) -> float:
-    """Seconds a step of one call."""
-    device, stamps = pipeline.backbone.device, []
+def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, side: int) -> None:
+    """One call; adds its times to the mode's."""
+    device = pipeline.backbone.device
+    stamps: list[tuple[float, float]] = []
 
     def stamp(*_: Any) -> dict[str, Any]:
-        stamps.append(clock(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        stamps.append((time.process_time(), time.perf_counter()))
         return {}
 
     def stamp_once(*_: Any) -> None:
@@ -113,7 +132,8 @@ def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, si
         pipeline([_PROMPT] * batch, **mode.options, steps=steps, height=side, width=side, callback_on_step_end=stamp)
     finally:
         hook.remove()
-    return (stamps[-1] - stamps[0]) / steps
+    for seconds, first, last in zip((mode.processor, mode.wall), stamps[0], stamps[-1], strict=True):
+        seconds.append((last - first) / steps)
 
 
 def measure(
@@ -121,24 +141,26 @@ def measure(
 ) -> None:
     """Fill in the modes' times and peaks; a first call of each with one step only warms up."""
     for mode in modes:
-        run(pipeline, mode, 1, batch, side)
+        run(pipeline, Mode(mode.name, mode.options), 1, batch, side)
     for repeat in range(repeats):
         for mode in modes if repeat % 2 == 0 else reversed(modes):
-            mode.peak = peak_extra_bytes(
-                lambda mode=mode: mode.seconds.append(run(pipeline, mode, steps, batch, side)),  # type: ignore[misc]
-                pipeline.backbone.device,
-            )
+            work = partial(run, pipeline, mode, steps, batch, side)
+            mode.peak = peak_extra_bytes(work, pipeline.backbone.device)
 
 
 def report(modes: Sequence[Mode]) -> str:
     """The table."""
-    lines = [f"{'mode':<20}{'seconds a step':>16}{'ratio':>8}{'peak extra':>14}"]
+    lines = [f"{'mode':<20}{'CPU s a step':>14}{'ratio':>8}{'wall s a step':>15}{'ratio':>8}{'peak extra':>14}"]
     for mode in modes:
-        pairs = zip(mode.seconds, modes[0].seconds, strict=True)
-        ratio = statistics.median(seconds / plain for seconds, plain in pairs)
+        processor, wall = statistics.median(mode.processor), statistics.median(mode.wall)
+        ratios = _ratio(mode.processor, modes[0].processor), _ratio(mode.wall, modes[0].wall)
         peak = "unknown" if mode.peak is None else f"{mode.peak / 2**20:.0f} MiB"
-        lines.append(f"{mode.name:<20}{statistics.median(mode.seconds):>16.4f}{ratio:>8.3f}{peak:>14}")
+        lines.append(f"{mode.name:<20}{processor:>14.4f}{ratios[0]:>8.3f}{wall:>15.4f}{ratios[1]:>8.3f}{peak:>14}")
     return "\n".join(lines)
+
+
+def _ratio(seconds: Sequence[float], plain: Sequence[float]) -> float:
+    return statistics.median(mine / others for mine, others in zip(seconds, plain, strict=True))
 
 
 @dataclass(frozen=True)
@@ -154,10 +176,10 @@ class LayerShape:
 
 def sdxl_layers() -> tuple[GuidanceLayers, list[LayerShape]]:
     """The layers of SDXL at 1024 x 1024 that make the mask, in the UNet's order; nothing is allocated."""
+    unet = sdxl_unet()
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL_UNET)
         RealCustomPlusAdapter.from_unet(unet, 64).attach(unet)
-    latent = (SDXL_UNET["sample_size"],) * 2
+    latent = (_SDXL_LATENT, _SDXL_LATENT)
     layers = GuidanceLayers.of(unet.attn_processors.values(), [2])
     shapes = list(_shapes(unet, latent))
     return layers, [shape for shape in shapes if shape.layer in layers.cross or shape.layer in layers.selves]
@@ -190,7 +212,7 @@ def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[i
     indicator[:, 5] = 1
 
     def extract() -> None:
-        recorder = GuidanceRecorder(layers, indicator, (SDXL_UNET["sample_size"],) * 2)
+        recorder = GuidanceRecorder(layers, indicator, (_SDXL_LATENT, _SDXL_LATENT))
         for shape in shapes:
             query, key = (
                 torch.randn(batch, shape.heads, n, shape.width, device=device, dtype=dtype)
@@ -207,28 +229,32 @@ def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[i
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Time and memory of mask guidance beside plain text-to-image.")
-    parser.add_argument("--backbone", choices=BACKBONES, default="micro")
+    parser.add_argument("--backbone", choices=SETTINGS, default="micro")
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--size", type=int, help="side of the pictures, pixels")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="pictures at once")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mask-every", type=int, default=4, help="of the fast mode")
+    parser.add_argument("--mask-every", type=int, default=6, help="of the fast mode")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--memory", action="store_true", help="measure the mask's extraction at SDXL's shape instead")
     given = parser.parse_args(arguments)
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     if given.memory:
-        peak, naive = mask_memory(device, dtype, given.batch)
+        batch = given.batch or 1
+        peak, naive = mask_memory(device, dtype, batch)
         share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
         print(
-            f"mask extraction at SDXL's shape, {given.dtype}, batch {given.batch}: {share} of the naive maps' "
+            f"mask extraction at SDXL's shape, {given.dtype}, batch {batch}: {share} of the naive maps' "
             f"{naive / 2**20:.0f} MiB"
         )
         return
-    build, cross_downscales, steps, side = BACKBONES[given.backbone]
-    modes = modes_of(given.steps or steps, given.mask_every, cross_downscales)
-    measure(build(device, dtype), modes, given.steps or steps, given.repeats, given.batch, given.size or side)
+    setting = SETTINGS[given.backbone]
+    steps, batch, side = given.steps or setting.steps, given.batch or setting.batch, given.size or setting.side
+    modes = modes_of(steps, given.mask_every, setting.cross_downscales)
+    measure(setting.build(device, dtype), modes, steps, given.repeats, batch, side)
     print(report(modes))
 
 

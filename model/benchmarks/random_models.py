@@ -1,4 +1,4 @@
-"""Models with random weights in the shapes of Stable Diffusion 1.5 and XL: what they cost does not depend on training.
+"""Models with random weights in the shapes of Stable Diffusion 1.5: what they cost does not depend on training.
 
 Only the UNet has its full size. Text encoder, VAE and image encoder are as small as the shapes of what they pass on
 allow; benchmarks do not time them.
@@ -17,19 +17,6 @@ from model.image_encoder import ImageEncoders, VisionTower
 from model.micro_sd.weights import WEIGHTS_FOLDER
 
 SD15_UNET: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-SDXL_UNET: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 TEXT_TOKENS = 77
 _REFERENCE = {"reference_size": 384, "tiles": 2}  # 27 x 27 patches, as SigLIP and DINOv2 have
 

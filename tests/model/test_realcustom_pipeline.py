@@ -86,11 +86,11 @@ def straightforward(
     guided: list[int],
     acting: range,
     steps: int = 4,
-    follows: Sequence[int] = (),
+    moves: Sequence[int] = (),
 ) -> Tensor:
     """Secs. III-D and III-E, one whole pass after the other, every subject on its own: guidance branch with its
-    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. The masks of the steps `follows`
-    come from the generation branch one step before."""
+    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. In the steps `moves` the last
+    guided maps move as those of the generation branch have moved since."""
     backbone, largest = pipeline.backbone, {"sd": 1, "sdxl": 2}[name]
     assert pipeline.image_encoders is not None
     assert pipeline.adapter is not None
@@ -104,11 +104,13 @@ def straightforward(
     scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
     scheduler.set_timesteps(steps)
     latents = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
-    maps = masks = torch.zeros(2, grid[0] * grid[1], count)
+    maps = guided_maps = own_then = own_now = masks = torch.zeros(2, grid[0] * grid[1], count)
     for step, timestep in enumerate(scheduler.timesteps):
         if step in guided:
-            maps = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest)
-        if step in guided or step in follows:
+            maps = guided_maps = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest)
+        if step in moves:
+            maps = (guided_maps + own_now - own_then).clamp(min=0)
+        if step in guided or step in moves:
             for row in range(2):
                 selected = printed_loop(maps[row], counts[row])
                 masks[row] = selected / selected.max(0).values
@@ -122,7 +124,8 @@ def straightforward(
         unconditional = backbone.predict(latents, timestep, empty)
         attention: dict[str, Any] = {"visual": visual} if step in acting else {}
         conditional = backbone.predict(latents, timestep, text, **attention)
-        maps = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest, **attention)
+        own_now = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest, **attention)
+        own_then = own_now if step in guided else own_then
         noise_pred = unconditional + 3.0 * (conditional - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents
@@ -155,8 +158,8 @@ def sharpened(pipeline: RealCustomPlusPipeline) -> RealCustomPlusPipeline:
 @torch.no_grad()
 def test_fast_and_delayed_masks_are_those_of_the_straightforward_loop(sd_folder: Path) -> None:
     pipeline = sharpened(build(sd_folder))
-    expected = straightforward(pipeline, "sd", on_their_own(0.25, 1.0), [1, 3, 4], range(1, 5), 6, [2])
-    changes = options("sd", steps=6, mask_steps=5, mask_every=2, visual_guidance_start=0.1, visual_guidance_end=0.9)
+    expected = straightforward(pipeline, "sd", on_their_own(0.25, 1.0), [1, 5, 6], range(1, 7), 8, [3, 4])
+    changes = options("sd", steps=8, mask_steps=7, mask_every=4, visual_guidance_start=0.1, visual_guidance_end=0.99)
     got = final_latents(pipeline, PROMPTS, subjects(), WORDS, seeds=[5, 6], **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -347,10 +350,21 @@ def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, R
     assert difference(plain("a cat", steps=2), built("a cat", steps=2)) == 0
 
 
-def test_half_precision(sd_folder: Path, tmp_path: Path, pipelines: dict[str, RealCustomPlusPipeline]) -> None:
-    adapter = pipelines["sd"].adapter
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_half_precision(
+    name: str,
+    dtype: torch.dtype,
+    pipelines: dict[str, RealCustomPlusPipeline],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    adapter = pipelines[name].adapter
     assert adapter is not None
     adapter.save_pretrained(tmp_path)
-    loaded = RealCustomPlusPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS, dtype=torch.bfloat16)
-    painted = loaded(PROMPTS, subjects(), WORDS, **options("sd"))
-    assert int((painted.masks[0][0] > 0).sum()) == 64
+    folder = request.getfixturevalue(f"{name}_folder")
+    loaded = RealCustomPlusPipeline.from_pretrained(folder, tmp_path, **ENCODERS, dtype=dtype)
+    painted = loaded(PROMPTS, subjects(), WORDS, **options(name))
+    assert int((painted.masks[0][0] > 0).sum()) == {"sd": 64, "sdxl": 16}[name]
+    plain = [np.asarray(pipeline("a cat", steps=2).images[0], float) for pipeline in (loaded, pipelines[name])]
+    assert 0 < np.abs(plain[0] - plain[1]).mean() < 4

@@ -49,11 +49,15 @@ def test_modes(sd_folder: Path) -> None:
     plain, whole, stopped = [2] * 8, [1, 2] * 8, [1, 2] * 4 + [2] * 4
     fast = [1, 2, 2, 1, 2, 1, 2, 2, 2, 2, 2]  # steps 0, 2 and 3
     assert rows == warm_up + plain + whole + stopped + fast + fast + stopped + whole + plain
-    assert all(len(mode.seconds) == 2 and min(mode.seconds) > 0 for mode in modes)
+    assert all(len(mode.processor) == len(mode.wall) == 2 for mode in modes)
+    assert all(min(mode.processor + mode.wall) > 0 for mode in modes)
 
 
 def test_ratios_are_medians_over_repetitions() -> None:
-    modes = [Mode("plain", {}, [1.0, 2.0, 4.0]), Mode("slow", {}, [1.5, 4.0, 6.0], peak=3 * 2**20)]
+    modes = [
+        Mode("plain", {}, processor=[1.0, 2.0, 4.0], wall=[2.0, 2.0, 8.0]),
+        Mode("slow", {}, processor=[1.5, 4.0, 6.0], wall=[4.0, 3.5, 6.0], peak=3 * 2**20),
+    ]
     plain, slow = (line.split() for line in report(modes).splitlines()[1:])
-    assert plain == ["plain", "2.0000", "1.000", "unknown"]
-    assert slow == ["slow", "4.0000", "1.500", "3", "MiB"]
+    assert plain == ["plain", "2.0000", "1.000", "2.0000", "1.000", "unknown"]
+    assert slow == ["slow", "4.0000", "1.500", "4.0000", "1.750", "3", "MiB"]
