@@ -33,7 +33,7 @@ from model.subjects import GenerationError as GenerationError  # for its callers
 from model.subjects import Subject, SubjectsOfPrompt, subjects_of
 from model.visual_attention import VisualAttentionProcessor
 
-StepCallback = Callable[["RealCustomPlusPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
+StepCallback = Callable[["RealCustomPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class RealCustomOutput(BaseOutput):
     timings: dict[str, float]  # seconds: encode, guidance, generation, decode, total
 
 
-class RealCustomPlusPipeline:
+class RealCustomPipeline:
     """Paints prompts, with or without a subject picture that takes the place of a word.
 
     Args:
@@ -90,7 +90,7 @@ class RealCustomPlusPipeline:
         tiles: int = 2,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-    ) -> "RealCustomPlusPipeline":
+    ) -> "RealCustomPipeline":
         """Load everything from folders or hub ids; the encoders' arguments are those of `ImageEncoders`.
 
         The adapter's `config.json` says of which method it is.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from model.pictures import PictureError, load_picture, mask_picture
-from model.realcustom_pipeline import RealCustomOutput, RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.config import with_values
 from pipelines.errors import PipelineError
 from pipelines.store import Output, Store
@@ -46,7 +46,7 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
     adapter, config, backbone = trained_adapter(config, store)
     try:
         subjects = [load_picture(path) for path in request.subjects]
-        pipeline = RealCustomPlusPipeline.from_pretrained(
+        pipeline = RealCustomPipeline.from_pretrained(
             backbone,
             adapter.folder / "adapter",
             dtype=getattr(torch, config.backbone.dtype),

@@ -21,7 +21,7 @@ from model.backbone import load_backbone
 from model.contextualizer import Contextualizer
 from model.pictures import PictureError, load_picture, square_crop, to_tensor
 from model.precision import halve_products
-from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomPipeline
 from model.textual_inversion import (
     InversionSettings,
     InversionStep,
@@ -183,7 +183,7 @@ def _paint_samples(job: LearningJob, concept: Path, context: StageContext) -> No
     inference = context.config.inference
     backbone = load_backbone(job.backbone)
     load_concept(backbone, concept)
-    pipeline = RealCustomPlusPipeline(backbone)
+    pipeline = RealCustomPipeline(backbone)
     word = job.settings.word
     rows = [list(job.pictures[:_SAMPLES])]
     for number, name in enumerate((f"{job.settings.placeholder} {word}", word)):

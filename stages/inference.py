@@ -30,7 +30,7 @@ def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str
 
 
 def loading_options(config: BackboneConfig) -> dict[str, Any]:
-    """What `RealCustomPlusPipeline.from_pretrained` needs besides the places of the weights; JSON-ready."""
+    """What `RealCustomPipeline.from_pretrained` needs besides the places of the weights; JSON-ready."""
     return {
         "image_encoders": list(config.image_encoders),
         "shallow_layers": [list(layers) for layers in config.shallow_layers],

@@ -20,7 +20,7 @@ from random_adapter import write_random_adapter
 
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import draw_specs, render_scenes
-from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomPipeline
 from stages.config import BackboneConfig, InferenceConfig
 from stages.filter.duplicates import find_duplicates, signature
 from stages.inference import loading_options, painting_options
@@ -34,7 +34,7 @@ def paint(folder: Path) -> dict[str, Image.Image]:
     """The shipped base alone, with an adapter of random weights, and with its mask."""
     torch.manual_seed(0)
     adapter = write_random_adapter(folder, WEIGHTS_FOLDER)
-    pipeline = RealCustomPlusPipeline.from_pretrained(WEIGHTS_FOLDER, adapter, **loading_options(BackboneConfig()))
+    pipeline = RealCustomPipeline.from_pretrained(WEIGHTS_FOLDER, adapter, **loading_options(BackboneConfig()))
     reference = Image.fromarray(render_scenes(draw_specs("test", 1, seed=7)).image[0])
     options = painting_options(InferenceConfig())
     return {

@@ -13,7 +13,7 @@ from tiny_models import ENCODERS
 from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.backbone import load_backbone
 from model.image_encoder import ImageEncoders
-from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomPipeline
 
 PROMPTS = ["a cat in a hat", "a toy in a cat"]
 CROSS = {"sd": [4], "sdxl": [2]}  # 4 x 4 maps in both: the papers' 16 x 16 and 32 x 32
@@ -26,7 +26,7 @@ def subjects(count: int = 2) -> list[Image.Image]:
 
 def build(
     folder: Path, scheduler: Any = None, method: type[VisualAdapter] = RealCustomPlusAdapter
-) -> RealCustomPlusPipeline:
+) -> RealCustomPipeline:
     """With an adapter whose effect is plain to see."""
     options = dict(ENCODERS)
     encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
@@ -35,4 +35,4 @@ def build(
     adapter = method.from_unet(backbone.unet, encoders.width)
     for linear in adapter.to_v_vision.values():
         torch.nn.init.normal_(linear.weight)
-    return RealCustomPlusPipeline(backbone, adapter, encoders, scheduler)
+    return RealCustomPipeline(backbone, adapter, encoders, scheduler)

@@ -44,7 +44,7 @@ from model.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.image_encoder import ImageEncoders
 from model.mask_guidance import grid_at
 from model.micro_sd.weights import WEIGHTS_FOLDER
-from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomPipeline
 from model.released_weights import sdxl_unet
 from model.visual_attention import VisualAttentionProcessor
 
@@ -80,26 +80,26 @@ def modes_of(steps: int, mask_every: int, cross_downscales: Sequence[int]) -> li
     ]
 
 
-def micro_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPlusPipeline:
+def micro_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPipeline:
     """The shipped micro backbone with a random adapter."""
     backbone = load_backbone(WEIGHTS_FOLDER, dtype, device)
     encoders = ImageEncoders.from_pretrained(["clip"], WEIGHTS_FOLDER, **_MICRO_ENCODER, dtype=dtype, device=device)
     adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
-    return RealCustomPlusPipeline(backbone, adapter.to(device, dtype), encoders)
+    return RealCustomPipeline(backbone, adapter.to(device, dtype), encoders)
 
 
-def sd15_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPlusPipeline:
+def sd15_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPipeline:
     """Stable Diffusion 1.5's shapes with random weights."""
     backbone, encoders = random_sd15(device, dtype), random_encoders(device, dtype)
     adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
-    return RealCustomPlusPipeline(backbone, adapter.to(device, dtype), encoders)
+    return RealCustomPipeline(backbone, adapter.to(device, dtype), encoders)
 
 
 @dataclass(frozen=True)
 class Setting:
     """What is measured by default."""
 
-    build: Callable[[torch.device, torch.dtype], RealCustomPlusPipeline]
+    build: Callable[[torch.device, torch.dtype], RealCustomPipeline]
     cross_downscales: Sequence[int]  # low-resolution cross-attention, see `model.guidance_branch`
     steps: int
     batch: int
@@ -112,7 +112,7 @@ SETTINGS = {
 }
 
 
-def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, side: int) -> None:
+def run(pipeline: RealCustomPipeline, mode: Mode, steps: int, batch: int, side: int) -> None:
     """One call; adds its times to the mode's."""
     device = pipeline.backbone.device
     stamps: list[tuple[float, float]] = []
@@ -137,7 +137,7 @@ def run(pipeline: RealCustomPlusPipeline, mode: Mode, steps: int, batch: int, si
 
 
 def measure(
-    pipeline: RealCustomPlusPipeline, modes: Sequence[Mode], steps: int, repeats: int, batch: int, side: int
+    pipeline: RealCustomPipeline, modes: Sequence[Mode], steps: int, repeats: int, batch: int, side: int
 ) -> None:
     """Fill in the modes' times and peaks; a first call of each with one step only warms up."""
     for mode in modes:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.backbone import load_backbone
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
-from model.realcustom_pipeline import RealCustomOutput, RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomOutput, RealCustomPipeline
 from model.textual_inversion import load_concept
 from stages.config import Config
 from stages.evaluate.cases import Case
@@ -70,9 +70,9 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
     return pa.Table.from_pylist(rows, CASES)
 
 
-def load_pipeline(config: Config, place: Place) -> RealCustomPlusPipeline:
+def load_pipeline(config: Config, place: Place) -> RealCustomPipeline:
     """The pipeline with the trained adapter, on the device that the configuration names."""
-    return RealCustomPlusPipeline.from_pretrained(
+    return RealCustomPipeline.from_pretrained(
         place.backbone,
         place.adapter,
         dtype=getattr(torch, config.backbone.dtype),
@@ -96,12 +96,12 @@ class Painter:
         self.scorer = Scorer(config.evaluate, place.backbone, device_of(config))
 
     @cached_property
-    def concept_pipeline(self) -> RealCustomPlusPipeline:
+    def concept_pipeline(self) -> RealCustomPipeline:
         """The base model whose text encoder knows the learned concept."""
         base = self.pipeline.backbone
         backbone = load_backbone(self.place.backbone, base.dtype, base.device)
         load_concept(backbone, self.place.concept)
-        return RealCustomPlusPipeline(backbone)
+        return RealCustomPipeline(backbone)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Every arm of every case."""

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
 from model.pictures import load_picture, mask_picture, to_png
-from model.realcustom_pipeline import GenerationError, RealCustomPlusPipeline
+from model.realcustom_pipeline import GenerationError, RealCustomPipeline
 
 _MASK_SIDE = 256
 
@@ -64,7 +64,7 @@ class RealwordModel(PythonModel):
         for name, checksums in self.settings["checksums"].items():
             verify_checksums(Path(context.artifacts[name]), checksums)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = RealCustomPlusPipeline.from_pretrained(
+        self.pipeline = RealCustomPipeline.from_pretrained(
             context.artifacts.get("backbone", self.settings["backbone"]),
             context.artifacts["adapter"],
             dtype=getattr(torch, self.settings["dtype"]),

@@ -24,7 +24,7 @@ from model.load_adapter import load_adapter
 from model.mask_guidance import grid_at
 from model.pictures import square_crop, to_tensor
 from model.realcustom_adapter import RealCustomAdapter
-from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomPipeline
 from model.subjects import GenerationError, Subject
 from model.visual_attention import Region, VisualCondition
 
@@ -45,7 +45,7 @@ def name() -> str:
 
 
 @pytest.fixture
-def pipeline(name: str, request: pytest.FixtureRequest) -> RealCustomPlusPipeline:
+def pipeline(name: str, request: pytest.FixtureRequest) -> RealCustomPipeline:
     """Attention that is not flat, a mild effect: rounding must not decide on positions, nor grow over the steps."""
     pipeline = build(request.getfixturevalue(f"{name}_folder"), method=RealCustomAdapter)
     assert pipeline.adapter is not None
@@ -74,10 +74,10 @@ def two_each() -> list[list[Subject]]:
     ]
 
 
-def final_latents(pipeline: RealCustomPlusPipeline, *arguments: Any, **changes: Any) -> Tensor:
+def final_latents(pipeline: RealCustomPipeline, *arguments: Any, **changes: Any) -> Tensor:
     kept: list[Tensor] = []
 
-    def keep(_: RealCustomPlusPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    def keep(_: RealCustomPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
         kept.append(state["latents"])
         return {}
 
@@ -86,7 +86,7 @@ def final_latents(pipeline: RealCustomPlusPipeline, *arguments: Any, **changes: 
 
 
 def straightforward(
-    pipeline: RealCustomPlusPipeline,
+    pipeline: RealCustomPipeline,
     name: str,
     given: list[list[Subject]],
     guided: Sequence[int],
@@ -156,7 +156,7 @@ def straightforward(
 
 @names
 @torch.no_grad()
-def test_result_is_that_of_the_straightforward_loop(name: str, pipeline: RealCustomPlusPipeline) -> None:
+def test_result_is_that_of_the_straightforward_loop(name: str, pipeline: RealCustomPipeline) -> None:
     expected = straightforward(pipeline, name, one_each(0.3, 0.8), guided=range(4))
     arguments = PROMPTS, subjects(), ["cat", "toy"]
     got = final_latents(pipeline, *arguments, **options(name, mask_scope=0.3, visual_scale=0.8))
@@ -166,7 +166,7 @@ def test_result_is_that_of_the_straightforward_loop(name: str, pipeline: RealCus
 
 @names
 @torch.no_grad()
-def test_several_subjects_are_those_of_the_straightforward_loop(name: str, pipeline: RealCustomPlusPipeline) -> None:
+def test_several_subjects_are_those_of_the_straightforward_loop(name: str, pipeline: RealCustomPipeline) -> None:
     expected = straightforward(pipeline, name, two_each(), guided=range(4))
     torch.testing.assert_close(
         final_latents(pipeline, PROMPTS, two_each(), **options(name)), expected, rtol=1e-4, atol=1e-4
@@ -175,7 +175,7 @@ def test_several_subjects_are_those_of_the_straightforward_loop(name: str, pipel
 
 @torch.no_grad()
 def test_early_stop_fast_masks_and_delay_are_those_of_the_straightforward_loop(
-    pipeline: RealCustomPlusPipeline,
+    pipeline: RealCustomPipeline,
 ) -> None:
     expected = straightforward(pipeline, "sd", one_each(), guided=[0, 3], moves=[2], acting=range(5), steps=6)
     changes = options("sd", steps=6, mask_steps=4, mask_every=3, visual_guidance_end=0.84)
@@ -183,7 +183,7 @@ def test_early_stop_fast_masks_and_delay_are_those_of_the_straightforward_loop(
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_passes_share_a_batch(pipeline: RealCustomPlusPipeline) -> None:
+def test_passes_share_a_batch(pipeline: RealCustomPipeline) -> None:
     rows: list[int] = []
     hook = pipeline.backbone.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:
@@ -196,7 +196,7 @@ def test_passes_share_a_batch(pipeline: RealCustomPlusPipeline) -> None:
     assert min(painted.timings.values()) > 0
 
 
-def test_a_binary_mask_is_where_the_other_one_is_not_zero(pipeline: RealCustomPlusPipeline) -> None:
+def test_a_binary_mask_is_where_the_other_one_is_not_zero(pipeline: RealCustomPipeline) -> None:
     weighted, binary = (
         pipeline(PROMPTS, subjects(), ["cat", "toy"], **options("sd", mask_binary=chosen)) for chosen in (False, True)
     )
@@ -211,7 +211,7 @@ def test_equation_13_by_hand() -> None:
     assert guide_by_text_and_image(eps_0, eps_t, eps_ti, 5.0, 5.0).item() == guide(eps_0, eps_ti, 5.0).item() == 16
 
 
-def test_mask_of_ones_is_no_mask(pipeline: RealCustomPlusPipeline) -> None:
+def test_mask_of_ones_is_no_mask(pipeline: RealCustomPipeline) -> None:
     white = Image.new("L", (RESOLUTION, RESOLUTION), 255)
     whole = [Subject(picture=picture, mask=white) for picture in subjects()]
     without = final_latents(pipeline, PROMPTS, subjects(), use_mask=False, **options("sd"))
@@ -219,7 +219,7 @@ def test_mask_of_ones_is_no_mask(pipeline: RealCustomPlusPipeline) -> None:
     torch.testing.assert_close(ones, without, rtol=1e-4, atol=1e-5)
 
 
-def test_the_scores_look_inside_the_mask_only(pipeline: RealCustomPlusPipeline) -> None:
+def test_the_scores_look_inside_the_mask_only(pipeline: RealCustomPipeline) -> None:
     """With one image token kept, what is painted outside a drawn mask does not change which one it is."""
     half = np.zeros((RESOLUTION, RESOLUTION), np.uint8)
     half[:, : RESOLUTION // 2] = 255
@@ -250,9 +250,7 @@ def test_a_picture_does_not_depend_on_its_batch_nor_on_the_scheduler_being_ddim(
 
 
 @pytest.mark.parametrize("gamma_num", [0.0, 1.5, float("nan"), 0.01])
-def test_a_share_of_the_tokens_that_cannot_be_kept_is_refused(
-    gamma_num: float, pipeline: RealCustomPlusPipeline
-) -> None:
+def test_a_share_of_the_tokens_that_cannot_be_kept_is_refused(gamma_num: float, pipeline: RealCustomPipeline) -> None:
     with pytest.raises(
         GenerationError, match=rf"^gamma_num {gamma_num} must lie in \(0, 1\] and keep at least one of 16"
     ):
@@ -260,13 +258,13 @@ def test_a_share_of_the_tokens_that_cannot_be_kept_is_refused(
 
 
 def test_a_saved_adapter_paints_the_same_whatever_its_method(
-    pipeline: RealCustomPlusPipeline, sd_folder: Path, tmp_path: Path
+    pipeline: RealCustomPipeline, sd_folder: Path, tmp_path: Path
 ) -> None:
     plus = build(sd_folder)
     for folder, built in (("realcustom", build(sd_folder, method=RealCustomAdapter)), ("realcustom++", plus)):
         assert built.adapter is not None
         built.adapter.save_pretrained(tmp_path / folder)
-        loaded = RealCustomPlusPipeline.from_pretrained(sd_folder, tmp_path / folder, **ENCODERS)
+        loaded = RealCustomPipeline.from_pretrained(sd_folder, tmp_path / folder, **ENCODERS)
         assert type(loaded.adapter) is type(built.adapter)
         pictures = [one(PROMPTS, subjects(), ["cat", "toy"], **options("sd")).images for one in (built, loaded)]
         assert all(np.array_equal(*pair) for pair in zip(*pictures, strict=True))
@@ -285,12 +283,12 @@ def test_half_precision(sd_folder: Path, tmp_path: Path) -> None:
     built = build(sd_folder, method=RealCustomAdapter)
     assert built.adapter is not None
     built.adapter.save_pretrained(tmp_path)
-    loaded = RealCustomPlusPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS, dtype=torch.bfloat16)
+    loaded = RealCustomPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS, dtype=torch.bfloat16)
     painted = loaded(PROMPTS, subjects(), ["cat", "toy"], **options("sd"))
     assert int((painted.masks[0][0] > 0).sum()) == 64
 
 
-def test_detaching_leaves_the_base_model(pipeline: RealCustomPlusPipeline) -> None:
+def test_detaching_leaves_the_base_model(pipeline: RealCustomPipeline) -> None:
     backbone, text = pipeline.backbone, pipeline.backbone.encode_prompt(PROMPTS)
     assert pipeline.adapter is not None
     pipeline.adapter.detach(backbone.unet)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from model.backbone import load_backbone
 from model.mask_guidance import grid_at
-from model.realcustom_pipeline import RealCustomOutput, RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomOutput, RealCustomPipeline
 from model.subjects import Subject
 from model.visual_attention import Region, VisualCondition
 
@@ -32,7 +32,7 @@ WORDS = ["cat", "toy"]
 
 
 @pytest.fixture(scope="module")
-def pipelines(sd_folder: Path, sdxl_folder: Path) -> dict[str, RealCustomPlusPipeline]:
+def pipelines(sd_folder: Path, sdxl_folder: Path) -> dict[str, RealCustomPipeline]:
     return {"sd": build(sd_folder), "sdxl": build(sdxl_folder)}
 
 
@@ -40,10 +40,10 @@ def options(name: str, **changes: Any) -> dict[str, Any]:
     return {"steps": 2, "guidance_scale": 3.0, "mask_steps": 1, "mask_cross_downscales": CROSS[name], **changes}
 
 
-def final_latents(pipeline: RealCustomPlusPipeline, *arguments: Any, **changes: Any) -> Tensor:
+def final_latents(pipeline: RealCustomPipeline, *arguments: Any, **changes: Any) -> Tensor:
     kept: list[Tensor] = []
 
-    def keep(_: RealCustomPlusPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    def keep(_: RealCustomPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
         kept.append(state["latents"])
         return state
 
@@ -58,7 +58,7 @@ def difference(first: RealCustomOutput, second: RealCustomOutput) -> int:
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_text_to_image_is_that_of_diffusers(
-    name: str, pipelines: dict[str, RealCustomPlusPipeline], request: pytest.FixtureRequest
+    name: str, pipelines: dict[str, RealCustomPipeline], request: pytest.FixtureRequest
 ) -> None:
     kind = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[name]
     reference = kind.from_pretrained(request.getfixturevalue(f"{name}_folder"))
@@ -80,7 +80,7 @@ def dense_regions(mask: Tensor, latent: tuple[int, int]) -> dict[int, Region]:
 
 
 def straightforward(
-    pipeline: RealCustomPlusPipeline,
+    pipeline: RealCustomPipeline,
     name: str,
     subjects: list[list[Subject]],
     guided: list[int],
@@ -140,14 +140,14 @@ def on_their_own(scope: float, scale: float) -> list[list[Subject]]:
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 @torch.no_grad()
-def test_result_is_that_of_the_straightforward_loop(name: str, pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_result_is_that_of_the_straightforward_loop(name: str, pipelines: dict[str, RealCustomPipeline]) -> None:
     expected = straightforward(pipelines[name], name, on_their_own(0.3, 0.8), [0, 1], range(4))
     changes = options(name, steps=4, mask_steps=2, mask_scope=0.3, visual_scale=0.8, seeds=[5, 6])
     got = final_latents(pipelines[name], PROMPTS, subjects(), WORDS, **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def sharpened(pipeline: RealCustomPlusPipeline) -> RealCustomPlusPipeline:
+def sharpened(pipeline: RealCustomPipeline) -> RealCustomPipeline:
     """The same with attention that is less flat: rounding must not decide which positions a subject gets."""
     for name, parameter in pipeline.backbone.unet.named_parameters():
         if name.endswith("to_q.weight"):
@@ -194,7 +194,7 @@ def test_several_subjects_are_those_of_the_straightforward_loop(name: str, reque
             assert mask.flatten(1).amax(1).tolist() == [1, 1]
 
 
-def test_prompts_with_different_numbers_of_subjects(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_prompts_with_different_numbers_of_subjects(pipelines: dict[str, RealCustomPipeline]) -> None:
     first, second = subjects()
     cat, hat = Subject(picture=first, word="cat", scope=0.2), Subject(picture=second, word="hat")
     toy = Subject(picture=first, word="toy", scale=0.5)
@@ -219,7 +219,7 @@ def half(side: str) -> Image.Image:
     return Image.fromarray(white)
 
 
-def test_masks_of_the_user(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_masks_of_the_user(pipelines: dict[str, RealCustomPipeline]) -> None:
     first, second = subjects()
     drawn = Subject(picture=first, mask=half("left"))
     found = Subject(picture=second, word="hat", scope=0.4)
@@ -241,7 +241,7 @@ def test_masks_of_the_user(pipelines: dict[str, RealCustomPlusPipeline]) -> None
     assert float((hat * left).sum()) == 0
 
 
-def test_rounds(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_rounds(pipelines: dict[str, RealCustomPipeline]) -> None:
     """Multi-round: what was painted is the next reference, and a longer phrase its word."""
     first = pipelines["sd"]("a cat in a hat", subjects(1)[0], "cat", **options("sd"))
     second = pipelines["sd"]("a cat in a hat", first.images[0], "cat in a hat", **options("sd"))
@@ -250,7 +250,7 @@ def test_rounds(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_end_to_end(name: str, pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_end_to_end(name: str, pipelines: dict[str, RealCustomPipeline]) -> None:
     painted = pipelines[name](PROMPTS, subjects(), WORDS, **options(name))
     assert [picture.size for picture in painted.images] == [(RESOLUTION, RESOLUTION)] * 2
     side = {"sd": 16, "sdxl": 8}[name]
@@ -268,7 +268,7 @@ def test_end_to_end(name: str, pipelines: dict[str, RealCustomPlusPipeline]) -> 
     assert difference(painted, text) > 3
 
 
-def test_mask_of_ones_is_no_mask(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_mask_of_ones_is_no_mask(pipelines: dict[str, RealCustomPipeline]) -> None:
     white = Image.new("L", (RESOLUTION, RESOLUTION), 255)
     whole = [Subject(picture=picture, mask=white) for picture in subjects()]
     without = final_latents(pipelines["sd"], PROMPTS, subjects(), use_mask=False, **options("sd"))
@@ -276,10 +276,10 @@ def test_mask_of_ones_is_no_mask(pipelines: dict[str, RealCustomPlusPipeline]) -
     torch.testing.assert_close(ones, without, rtol=1e-4, atol=1e-5)
 
 
-def test_early_stop_reuses_the_last_mask(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_early_stop_reuses_the_last_mask(pipelines: dict[str, RealCustomPipeline]) -> None:
     pipeline, rows, masks = pipelines["sd"], [], []
 
-    def keep(_: RealCustomPlusPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    def keep(_: RealCustomPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
         masks.append(state["masks"])
         return {}
 
@@ -296,7 +296,7 @@ def test_early_stop_reuses_the_last_mask(pipelines: dict[str, RealCustomPlusPipe
         hook.remove()
 
 
-def test_a_picture_does_not_depend_on_its_batch(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_a_picture_does_not_depend_on_its_batch(pipelines: dict[str, RealCustomPipeline]) -> None:
     together = pipelines["sd"](PROMPTS, subjects(), WORDS, seeds=[3, 9], **options("sd"))
     alone = [
         pipelines["sd"](prompt, subject, word, seeds=seed, **options("sd"))
@@ -306,7 +306,7 @@ def test_a_picture_does_not_depend_on_its_batch(pipelines: dict[str, RealCustomP
     assert difference(together, joined) <= 1
 
 
-def test_one_subject_and_word_for_all_and_counted_seeds(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_one_subject_and_word_for_all_and_counted_seeds(pipelines: dict[str, RealCustomPipeline]) -> None:
     subject = subjects(1)[0]
     short = pipelines["sd"](PROMPTS, subject, "cat", seeds=4, **options("sd"))
     long = pipelines["sd"](PROMPTS, [subject, subject.copy()], ["cat", "cat"], seeds=[4, 5], **options("sd"))
@@ -322,7 +322,7 @@ def test_schedulers_are_exchangeable(kind: Any, sd_folder: Path) -> None:
     assert difference(RealCustomOutput(images=first.images[1:], masks=[], timings={}), alone) <= 1
 
 
-def test_callback_may_replace_the_latents(pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_callback_may_replace_the_latents(pipelines: dict[str, RealCustomPipeline]) -> None:
     blank = pipelines["sd"]("a cat", steps=2, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 16, 16)})
     decoded = pipelines["sd"].backbone.decode_latents(torch.zeros(1, 4, 16, 16))[0] / 2 + 0.5
     expected = (decoded.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
@@ -331,7 +331,7 @@ def test_callback_may_replace_the_latents(pipelines: dict[str, RealCustomPlusPip
 
 @pytest.mark.parametrize(("name", "size", "grid"), [("sd", (40, 24), (20, 12)), ("sdxl", (36, 20), (9, 5))])
 def test_other_shapes(
-    name: str, size: tuple[int, int], grid: tuple[int, int], pipelines: dict[str, RealCustomPlusPipeline]
+    name: str, size: tuple[int, int], grid: tuple[int, int], pipelines: dict[str, RealCustomPipeline]
 ) -> None:
     height, width = size
     painted = pipelines[name](PROMPTS, subjects(), WORDS, height=height, width=width, **options(name))
@@ -339,14 +339,14 @@ def test_other_shapes(
     assert painted.masks[0][0].shape == (1, *grid)
 
 
-def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, RealCustomPlusPipeline]) -> None:
+def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, RealCustomPipeline]) -> None:
     built = pipelines["sd"]
     assert built.adapter is not None
     built.adapter.save_pretrained(tmp_path)
-    loaded = RealCustomPlusPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS)
+    loaded = RealCustomPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS)
     arguments = PROMPTS, subjects(), WORDS
     assert difference(loaded(*arguments, **options("sd")), built(*arguments, **options("sd"))) == 0
-    plain = RealCustomPlusPipeline.from_pretrained(sd_folder)
+    plain = RealCustomPipeline.from_pretrained(sd_folder)
     assert difference(plain("a cat", steps=2), built("a cat", steps=2)) == 0
 
 
@@ -355,7 +355,7 @@ def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, R
 def test_half_precision(
     name: str,
     dtype: torch.dtype,
-    pipelines: dict[str, RealCustomPlusPipeline],
+    pipelines: dict[str, RealCustomPipeline],
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
@@ -363,7 +363,7 @@ def test_half_precision(
     assert adapter is not None
     adapter.save_pretrained(tmp_path)
     folder = request.getfixturevalue(f"{name}_folder")
-    loaded = RealCustomPlusPipeline.from_pretrained(folder, tmp_path, **ENCODERS, dtype=dtype)
+    loaded = RealCustomPipeline.from_pretrained(folder, tmp_path, **ENCODERS, dtype=dtype)
     painted = loaded(PROMPTS, subjects(), WORDS, **options(name))
     assert int((painted.masks[0][0] > 0).sum()) == {"sd": 64, "sdxl": 16}[name]
     plain = [np.asarray(pipeline("a cat", steps=2).images[0], float) for pipeline in (loaded, pipelines[name])]

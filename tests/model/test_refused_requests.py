@@ -14,12 +14,12 @@ from tiny_pipelines import CROSS, PROMPTS, build, subjects
 from model.adapter import RealCustomPlusAdapter
 from model.backbone import Backbone, WordNotInPromptError
 from model.image_encoder import ImageEncoders
-from model.realcustom_pipeline import GenerationError, RealCustomPlusPipeline
+from model.realcustom_pipeline import GenerationError, RealCustomPipeline
 from model.subjects import Subject
 
 
 @pytest.fixture(scope="module")
-def pipeline(sd_folder: Path) -> RealCustomPlusPipeline:
+def pipeline(sd_folder: Path) -> RealCustomPipeline:
     return build(sd_folder)
 
 
@@ -71,9 +71,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "kind", "message"), REFUSED, ids=[next(iter(case[0])) for case in REFUSED])
-def test_refusals(
-    changes: dict[str, Any], kind: type[Exception], message: str, pipeline: RealCustomPlusPipeline
-) -> None:
+def test_refusals(changes: dict[str, Any], kind: type[Exception], message: str, pipeline: RealCustomPipeline) -> None:
     request = {"prompt": PROMPTS[0], "subjects": subjects(1), "words": "cat", "steps": 2, "mask_steps": 1}
     with pytest.raises(kind, match=message):
         pipeline(**{**request, "mask_cross_downscales": CROSS["sd"], **changes})
@@ -83,9 +81,9 @@ def test_pipelines_that_do_not_fit_together(sd: Backbone, sd_folder: Path) -> No
     adapter = RealCustomPlusAdapter.from_unet(sd.unet, 99, head_width=99)
     encoders = ImageEncoders.from_pretrained(["clip"], sd_folder, [[0, 1]], 16, 2)
     with pytest.raises(GenerationError, match="width 99, the encoders give 16"):
-        RealCustomPlusPipeline(sd, adapter, encoders)
+        RealCustomPipeline(sd, adapter, encoders)
     with pytest.raises(GenerationError, match="no adapter"):
-        RealCustomPlusPipeline(sd)("a cat", subjects(1), use_mask=False)
+        RealCustomPipeline(sd)("a cat", subjects(1), use_mask=False)
     pipeline = build(sd_folder)
     assert pipeline.adapter is not None
     pipeline.adapter.detach(pipeline.backbone.unet)

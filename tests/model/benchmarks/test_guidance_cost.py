@@ -11,7 +11,7 @@ from model.backbone import load_backbone
 from model.benchmarks.guidance_cost import Mode, measure, modes_of, naive_bytes, report, sdxl_layers
 from model.benchmarks.memory import peak_extra_bytes
 from model.image_encoder import ImageEncoders
-from model.realcustom_pipeline import RealCustomPlusPipeline
+from model.realcustom_pipeline import RealCustomPipeline
 
 
 def test_sdxl_has_these_layers() -> None:
@@ -39,7 +39,7 @@ def test_modes(sd_folder: Path) -> None:
     options = dict(ENCODERS)
     encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), sd_folder, **options)
     backbone = load_backbone(sd_folder)
-    pipeline = RealCustomPlusPipeline(backbone, RealCustomPlusAdapter.from_unet(backbone.unet, 16), encoders)
+    pipeline = RealCustomPipeline(backbone, RealCustomPlusAdapter.from_unet(backbone.unet, 16), encoders)
     modes = modes_of(8, 2, [4])
     rows: list[int] = []
     hook = backbone.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
