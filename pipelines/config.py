@@ -29,10 +29,17 @@ PATHS = (
     "run.folder",
     "backbone.weights",
     "ingest.metadata",
+    "filter.scoring.similarity_clip",
+    "filter.scoring.aesthetic_clip",
+    "filter.scoring.aesthetic_head",
     "multiview.folder",
     "customize.subject",
     "evaluate.subjects_folder",
 )
+
+
+#: Those of them that may also be a hub id ("owner/name") or another name.
+HUB_IDS = ("backbone.weights", "filter.scoring.similarity_clip", "filter.scoring.aesthetic_clip")
 
 
 def profile_names() -> list[str]:
@@ -216,9 +223,9 @@ def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _absolute(key: str, path: str) -> str:
-    """An absolute path; a URI stays as it is, and so does a hub id ("owner/name", no such folder here)."""
+    """An absolute path; a URI stays as it is, and so does a hub id (no such folder here)."""
     place = Path(path).expanduser().absolute()
-    if "://" in path or (key == "backbone.weights" and not place.exists()):
+    if "://" in path or (key in HUB_IDS and not place.exists()):
         return path
     return str(place)
 

@@ -139,7 +139,17 @@ STAGES = (
         sections=("ingest",),
         files=lambda config: [config.ingest.metadata],
     ),
-    Stage(name="filter", inputs=lambda config: ["ingest"], sections=("filter",)),
+    Stage(
+        name="filter",
+        inputs=lambda config: ["ingest"],
+        sections=("filter",),
+        files=lambda config: [
+            config.filter.scoring.similarity_clip,
+            config.filter.scoring.aesthetic_clip,
+            config.filter.scoring.aesthetic_head,
+        ],
+        data=("model/micro_sd/weights/clip/*", "model/micro_sd/weights/tokenizer/*"),
+    ),
     Stage(
         name="multiview",
         inputs=lambda config: _unless(config.multiview.folder, "microworld"),

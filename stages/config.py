@@ -89,17 +89,38 @@ class IngestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Models for the scores that a threshold needs and the metadata lacks; null: such a sample is rejected.
+
+    A CLIP is a hub id, a local folder, or "micro": the one that ships with the code and knows the microworld only.
+    """
+
+    similarity_clip: str | None = "micro"
+    aesthetic_clip: str | None = None  # LAION's heads read openai/clip-vit-large-patch14
+    aesthetic_head: str | None = None  # file of LAION's aesthetic predictor (V1 or V2), .safetensors or .pth
+    actors: int = 1
+    gpus_per_actor: float = 0.0  # a share of a GPU, such as 0.25; 0: on the CPU
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Thresholds on LAION's scores and on the pictures themselves."""
+    """Rules for captions and pictures, and thresholds on LAION's scores."""
 
     min_aesthetic: float | None = 5.0
     min_similarity: float | None = 0.26
     max_unsafe: float | None = 0.5
     max_watermark: float | None = 0.8
     min_side: int | None = 48
+    min_pixels: int | None = None  # width times height
     max_aspect_ratio: float | None = 2.0
     min_caption_words: int | None = 3
+    max_caption_characters: int | None = 1000
+    caption_script: str | None = None  # Unicode's name, such as LATIN or HAN, of at least half of a caption's letters
+    languages: list[str] = field(default_factory=list)  # of the metadata's column LANGUAGE, such as en; empty: any
+    min_contrast: float | None = 4.0  # standard deviation of a coarse grid's colours, of 255; less is a single colour
     drop_duplicates: bool = True
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

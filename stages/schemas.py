@@ -32,6 +32,7 @@ SAMPLES = pa.schema(
         pa.field("unsafe", pa.float32()),
         pa.field("watermark", pa.float32()),
         pa.field("aesthetic", pa.float32()),
+        pa.field("language", pa.string()),  # of the caption, as the metadata says
     ]
 )
 
