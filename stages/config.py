@@ -136,13 +136,19 @@ class MultiviewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
-    """The training plan (RealCustom++ Eqs. 10-11). One row a training example; the adapter trains for `steps`."""
+    """The training plan (RealCustom++ Eqs. 10-11). One row a training example; the adapter trains for `steps`.
+
+    `model/curriculum.Recipe` has the settings of all rows of the paper's Table X.
+    """
 
     steps: int = 700
     batch_size: int = 32
     multiview_probability: float | None = None  # None: grows from 0 to 1 (Eq. 10); RealCustom wants 0
     min_crop_ratio: float = 1.0  # r_min
-    max_crop_ratio: float = 3.1622776601683795  # r_max = sqrt(10): the smallest crop shows 10 % of the area
+    max_crop_ratio: float = (
+        3.1622776601683795  # r_max = sqrt(10): at least 10 % of the area; 1: no crops
+    )
+    crops: Literal["curriculum", "random"] = "curriculum"  # up to r_cur of Eq. 11, or always up to r_max
 
 
 @dataclass(frozen=True, kw_only=True)
