@@ -32,7 +32,7 @@ PATHS = (
     "filter.scoring.similarity_clip",
     "filter.scoring.aesthetic_clip",
     "filter.scoring.aesthetic_head",
-    "multiview.folder",
+    "multiview.folders",
     "customize.subject",
     "evaluate.subjects_folder",
 )
@@ -207,7 +207,7 @@ def _build(flat: Mapping[str, Any]) -> Config:
         place = nested
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = _absolute(key, value) if key in PATHS and value is not None else value
+        place[name] = _absolute_paths(key, value) if key in PATHS else value
     config: Config = _replace(Config(), nested)
     _check(config)
     return config
@@ -220,6 +220,13 @@ def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
         for key, value in changes.items()
     }
     return dataclasses.replace(settings, **values)
+
+
+def _absolute_paths(key: str, value: Any) -> Any:
+    """A path, a list of paths, or None."""
+    if isinstance(value, list):
+        return [_absolute(key, path) for path in value]
+    return None if value is None else _absolute(key, value)
 
 
 def _absolute(key: str, path: str) -> str:

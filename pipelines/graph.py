@@ -152,9 +152,9 @@ STAGES = (
     ),
     Stage(
         name="multiview",
-        inputs=lambda config: _unless(config.multiview.folder, "microworld"),
+        inputs=lambda config: [] if config.multiview.folders else ["microworld"],
         sections=("multiview",),
-        files=lambda config: [config.multiview.folder],
+        files=lambda config: list(config.multiview.folders),
     ),
     Stage(name="curriculum", inputs=lambda config: ["filter", "multiview"], sections=("curriculum",)),
     Stage(name="prompts", sections=("prompts",), data=("prompts/**/*",)),

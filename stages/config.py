@@ -125,13 +125,15 @@ class FilterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiviewConfig:
-    """View pairs from an MVImgNet-shaped folder. Without `folder` the microworld's is read."""
+    """View pairs from folders in MVImgNet's or a plain layout. Without `folders` the microworld's is read."""
 
-    folder: str | None = None
+    folders: list[str] = field(default_factory=list)
     image_size: int = 64
     min_angle_degrees: float = 10.0
     max_angle_degrees: float = 120.0
     pairs_per_instance: int = 24
+    pairs_per_category: int | None = None  # shared out evenly among its instances; null: no limit
+    min_foreground: float = 0.02  # share of the picture that an object must take, where there is a mask that says so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +147,7 @@ class CurriculumConfig:
     batch_size: int = 32
     multiview_probability: float | None = None  # None: grows from 0 to 1 (Eq. 10); RealCustom wants 0
     min_crop_ratio: float = 1.0  # r_min
-    max_crop_ratio: float = (
-        3.1622776601683795  # r_max = sqrt(10): at least 10 % of the area; 1: no crops
-    )
+    max_crop_ratio: float = 3.1622776601683795  # r_max = sqrt(10): at least 10 % of the area; 1: no crops
     crops: Literal["curriculum", "random"] = "curriculum"  # up to r_cur of Eq. 11, or always up to r_max
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from stages.config import FilterConfig
 from stages.datasets import write_part
-from stages.filter.candidate import UndecodableError, decode
 from stages.filter.rules import computed_scores
 from stages.filter.verdicts import FileGroup
+from stages.pictures import UndecodableError, decode
 from stages.schemas import REJECTED, SAMPLES
 
 EXAMPLES = 5  # of every reason are shown

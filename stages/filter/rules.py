@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.config import FilterConfig
-from stages.filter.candidate import Candidate, UndecodableError
+from stages.filter.candidate import Candidate
+from stages.pictures import UndecodableError
 from stages.schemas import LAION_SCORES
 
 _SCRIPT_CHARACTERS = 1000  # of a caption are looked at for its script

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import ray
 
 from stages.config import FilterConfig, ScoringConfig
-from stages.filter.candidate import Candidate, decode
+from stages.filter.candidate import Candidate
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
+from stages.pictures import decode
 from stages.stage import Reporter, StageError
 
 MICRO = "micro"

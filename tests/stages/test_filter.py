@@ -27,7 +27,7 @@ from stages import filter as filter_stage
 from stages.config import FilterConfig, ScoringConfig
 from stages.datasets import read_dataset, write_part
 from stages.filter import check_settings, nothing_left
-from stages.filter.candidate import Candidate, UndecodableError, decode
+from stages.filter.candidate import Candidate
 from stages.filter.duplicates import (
     MAX_BITS,
     MAX_COLOUR_DIFFERENCE,
@@ -39,6 +39,7 @@ from stages.filter.duplicates import (
 from stages.filter.rules import REASONS, SETTING_OF, rejection
 from stages.filter.scoring import ScoreModels
 from stages.filter.verdicts import group_files
+from stages.pictures import UndecodableError, decode
 from stages.schemas import REJECTED, SAMPLES
 from stages.stage import StageError
 
