@@ -16,7 +16,7 @@ so that time still grows with the square of the number of pictures. Meant for up
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,18 @@ class Signatures:
     bits: Bits  # (n,)
     colours: NDArray[np.uint8]  # (n, 192); may be mapped from a file
     rows: Index  # (n,) the row of `colours` that is each picture's
+
+    @classmethod
+    def of(cls, signatures: Sequence[Signature]) -> Signatures:
+        """A few pictures', in memory."""
+        digests = b"".join(one.digest for one in signatures)
+        colours = b"".join(one.colours for one in signatures)
+        return cls(
+            digests=np.frombuffer(digests, np.uint64).reshape(-1, 2),
+            bits=np.array([one.bits for one in signatures], np.uint64),
+            colours=np.frombuffer(colours, np.uint8).reshape(-1, COLOUR_BYTES),
+            rows=np.arange(len(signatures)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

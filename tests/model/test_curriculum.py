@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_eq_11_by_hand(step: int, total: int, r_min: float, r_max: float, expect
 PLUS = Recipe(steps=100, batch_size=16, r_min=1.0, r_max=R_MAX)
 
 #: The rows of Table X: what the share of view pairs and the largest crop ratio are at progress p.
-TABLE_X = {
+TABLE_X: dict[str, tuple[Recipe, Callable[[float], float], Callable[[float], float]]] = {
     "No. 1": (dataclasses.replace(PLUS, multiview=0.0, r_max=1.0), lambda p: 0.0, lambda p: 1.0),
     "No. 2": (dataclasses.replace(PLUS, multiview=1.0, r_max=1.0), lambda p: 1.0, lambda p: 1.0),
     "No. 3": (dataclasses.replace(PLUS, multiview=0.5, r_max=1.0), lambda p: 0.5, lambda p: 1.0),

@@ -31,7 +31,7 @@ from stages.filter.candidate import Candidate
 from stages.filter.duplicates import (
     MAX_BITS,
     MAX_COLOUR_DIFFERENCE,
-    Duplicates,
+    Signature,
     Signatures,
     find_duplicates,
     signature,
@@ -184,31 +184,18 @@ def test_thresholds_against_a_plain_statement(
     assert (rejection(Candidate(row), config) is None) == (passes_side and passes_score)
 
 
-Parts = tuple[bytes, int, bytes]  # digest, bits and colours of a picture
-
-
-def search(parts: list[Parts]) -> Duplicates:
-    return find_duplicates(
-        Signatures(
-            digests=np.frombuffer(b"".join(part[0] for part in parts), np.uint64).reshape(-1, 2),
-            bits=np.array([part[1] for part in parts], np.uint64),
-            colours=np.frombuffer(b"".join(part[2] for part in parts), np.uint8).reshape(-1, 192),
-            rows=np.arange(len(parts)),
-        )
-    )
-
-
-def naive_duplicates(parts: list[Parts]) -> list[tuple[int, bool]]:
+def naive_duplicates(parts: list[Signature]) -> list[tuple[int, bool]]:
     """All against all that were kept: the original (-1: kept) and whether it is the same."""
     kept: list[int] = []
     found: list[tuple[int, bool]] = []
-    for number, (digest, bits, colours) in enumerate(parts):
-        same = [other for other in kept if parts[other][0] == digest]
+    for number, one in enumerate(parts):
+        same = [other for other in kept if parts[other].digest == one.digest]
         near = [
             other
             for other in kept
-            if bin(bits ^ parts[other][1]).count("1") <= MAX_BITS
-            and sum(abs(a - b) for a, b in zip(colours, parts[other][2], strict=True)) / 192 <= MAX_COLOUR_DIFFERENCE
+            if bin(one.bits ^ parts[other].bits).count("1") <= MAX_BITS
+            and sum(abs(a - b) for a, b in zip(one.colours, parts[other].colours, strict=True)) / 192
+            <= MAX_COLOUR_DIFFERENCE
         ]
         if same or near:
             found.append((same[0], True) if same else (near[0], False))
@@ -221,26 +208,32 @@ def naive_duplicates(parts: list[Parts]) -> list[tuple[int, bool]]:
 # Few values, so that near ones are frequent: any four bits in each band of 16, and two colours.
 parts_strategy = st.lists(
     st.tuples(st.integers(0, 2**64 - 1).map(lambda n: n & 0xF00F_0F00_00F3_8421), st.integers(0, 5)), max_size=40
-).map(lambda drawn: [(bits.to_bytes(8) + colour.to_bytes(8), bits, bytes([colour]) * 192) for bits, colour in drawn])
+).map(
+    lambda drawn: [
+        Signature(digest=bits.to_bytes(8) + colour.to_bytes(8), bits=bits, colours=bytes([colour]) * 192)
+        for bits, colour in drawn
+    ]
+)
 
 
 @settings(max_examples=200, deadline=None)
 @given(parts=parts_strategy)
-def test_duplicates_are_those_of_the_obvious_search(parts: list[Parts]) -> None:
-    found = search(parts)
+def test_duplicates_are_those_of_the_obvious_search(parts: list[Signature]) -> None:
+    found = find_duplicates(Signatures.of(parts))
     assert list(zip(found.original.tolist(), found.is_exact.tolist(), strict=True)) == naive_duplicates(parts)
 
 
 def test_duplicates_over_several_blocks_and_crowded_bands() -> None:
     rng = np.random.default_rng(0)
     centres = rng.integers(0, 2**63, 40, dtype=np.uint64)
-    parts: list[Parts] = []
+    parts: list[Signature] = []
     for number in range(2500):
         bits = int(centres[rng.integers(40)])
         for place in rng.integers(0, 64, rng.integers(0, 9)):
             bits ^= 1 << int(place)
-        parts.append((number.to_bytes(16), bits, bytes([int(rng.integers(0, 8))]) * 192))
-    found = search(parts)
+        colours = bytes([int(rng.integers(0, 8))]) * 192
+        parts.append(Signature(digest=number.to_bytes(16), bits=bits, colours=colours))
+    found = find_duplicates(Signatures.of(parts))
     assert list(zip(found.original.tolist(), found.is_exact.tolist(), strict=True)) == naive_duplicates(parts)
     assert 0 < (found.original < 0).sum() < 2500
 
@@ -255,7 +248,7 @@ def test_copies_are_recognised_and_other_pictures_are_not() -> None:
     blue.paste("#2040d0", (16, 16, 48, 48))
     pictures |= {"93 red": encode(red), "94 blue": encode(blue)}
     signatures = [signature(decode(picture)) for picture in pictures.values()]
-    found = search([(one.digest, one.bits, one.colours) for one in signatures])
+    found = find_duplicates(Signatures.of(signatures))
     names = list(pictures)
     assert {names[n]: names[o] for n, o in enumerate(found.original) if o >= 0} == {
         "90 same": "05", "91 resized": "07", "92 compressed": "08",
