@@ -43,4 +43,5 @@ def decoding(data: bytes) -> Iterator[Image.Image]:
 def decode(data: bytes) -> Image.Image:
     """All pixels, RGB; raises UndecodableError."""
     with decoding(data) as image:
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")

@@ -21,6 +21,7 @@ from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import draw_specs, render_scenes
 from model.realcustom_pipeline import RealCustomPlusPipeline
 from stages.config import BackboneConfig, InferenceConfig
+from stages.filter.candidate import colour_grid
 from stages.filter.duplicates import Signatures, find_duplicates, signature
 from stages.inference import loading_options, painting_options
 
@@ -50,7 +51,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image.Image]:
 
 def _copies(pictures: list[Image.Image]) -> list[int]:
     """The numbers of the pictures that are near duplicates of one before."""
-    found = find_duplicates(Signatures.of([signature(picture.convert("RGB")) for picture in pictures]))
+    found = find_duplicates(Signatures.of([signature(picture, colour_grid(picture)) for picture in pictures]))
     return [number for number, original in enumerate(found.original.tolist()) if original >= 0]
 
 

@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages.filter.candidate import GRID
+
 MAX_BITS = 7  # of 64
 MAX_COLOUR_DIFFERENCE = 4.0  # mean absolute difference over the grid, of 255
 DIGEST_BYTES = 16
 COLOUR_BYTES = 192
-_SIDE = 32
-_GRID = 8
+_CELLS = 8
 _BANDS = 4  # with at most 7 differing bits, at least one of 4 bands of 16 bits differs in at most one of them
 _BAND_BITS = 16
 _BLOCK = 1024
@@ -44,7 +45,8 @@ def _cosine_basis(rows: int, side: int) -> NDArray[np.float64]:
     return np.cos(np.pi * frequency * (np.arange(side) + 0.5) / side)
 
 
-_BASIS = _cosine_basis(8, _SIDE)
+_BASIS = _cosine_basis(8, GRID)
+_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +58,17 @@ class Signature:
     colours: bytes  # 8 x 8 x 3
 
 
-def signature(pixels: Image.Image) -> Signature:
-    """The signature of an RGB picture."""
-    digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()[:DIGEST_BYTES]
-    grey = np.asarray(pixels.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)
-    frequencies = _BASIS @ grey @ _BASIS.T
+def signature(picture: Image.Image, grid: NDArray[np.float64]) -> Signature:
+    """The signature of an RGB picture and its colour grid (32, 32, 3)."""
+    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).digest()[:DIGEST_BYTES]
+    frequencies = _BASIS @ (grid @ _LUMA) @ _BASIS.T
     bits = int.from_bytes(np.packbits((frequencies > 0).ravel()).tobytes())
-    colours = pixels.resize((_GRID, _GRID), Image.Resampling.BOX)
-    return Signature(digest=digest, bits=bits, colours=colours.tobytes())
+    colours = picture.resize((_CELLS, _CELLS), Image.Resampling.BOX, reducing_gap=8.0)
+    return Signature(
+        digest=digest,
+        bits=bits,
+        colours=colours.tobytes(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ def inspect_row(row: Mapping[str, Any], settings: FilterConfig) -> dict[str, Any
     rejected = rejection(candidate, settings)
     if rejected is not None:
         return verdict | {"reason": rejected[0], "detail": rejected[1]}
-    seen = signature(candidate.picture)
+    seen = signature(candidate.picture, candidate.grid)
     return verdict | {
         "is_pending": any(score_of(candidate, score) is None for score in computed_scores(settings)),
         "digest": seen.digest,

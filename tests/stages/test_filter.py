@@ -27,7 +27,7 @@ from stages import filter as filter_stage
 from stages.config import FilterConfig, ScoringConfig
 from stages.datasets import read_dataset, write_part
 from stages.filter import check_settings, nothing_left
-from stages.filter.candidate import Candidate
+from stages.filter.candidate import Candidate, colour_grid
 from stages.filter.duplicates import (
     MAX_BITS,
     MAX_COLOUR_DIFFERENCE,
@@ -184,6 +184,11 @@ def test_thresholds_against_a_plain_statement(
     assert (rejection(Candidate(row), config) is None) == (passes_side and passes_score)
 
 
+def signature_of(data: bytes) -> Signature:
+    picture = decode(data)
+    return signature(picture, colour_grid(picture))
+
+
 def naive_duplicates(parts: list[Signature]) -> list[tuple[int, bool]]:
     """All against all that were kept: the original (-1: kept) and whether it is the same."""
     kept: list[int] = []
@@ -247,7 +252,7 @@ def test_copies_are_recognised_and_other_pictures_are_not() -> None:
     red.paste("#d02020", (16, 16, 48, 48))
     blue.paste("#2040d0", (16, 16, 48, 48))
     pictures |= {"93 red": encode(red), "94 blue": encode(blue)}
-    signatures = [signature(decode(picture)) for picture in pictures.values()]
+    signatures = [signature_of(picture) for picture in pictures.values()]
     found = find_duplicates(Signatures.of(signatures))
     names = list(pictures)
     assert {names[n]: names[o] for n, o in enumerate(found.original) if o >= 0} == {
