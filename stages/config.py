@@ -117,7 +117,7 @@ class FilterConfig:
     min_caption_words: int | None = 3
     max_caption_characters: int | None = 1000
     caption_script: str | None = None  # Unicode's name, such as LATIN or HAN, of at least half of a caption's letters
-    languages: list[str] = field(default_factory=list)  # of the metadata's column LANGUAGE, such as en; empty: any
+    languages: list[str] | None = None  # such as [en], by the metadata's column LANGUAGE
     min_contrast: float | None = 4.0  # standard deviation of a coarse grid's colours, of 255; less is a single colour
     drop_duplicates: bool = True
     scoring: ScoringConfig = field(default_factory=ScoringConfig)

@@ -76,19 +76,19 @@ def check_settings(folder: Path, settings: FilterConfig) -> None:
     if settings.scoring.actors < 1 or settings.scoring.batch_size < 1:
         raise StageError("filter.scoring.actors and filter.scoring.batch_size must be at least 1.")
     needed = {
-        rule.score: (rule.laion_column, f"filter.{rule.setting}", "null")
+        rule.score: (rule.laion_column, f"filter.{rule.setting}")
         for rule in SCORE_RULES
         if rule.limit(settings) is not None and rule.score not in computed_scores(settings)
     }
-    if settings.languages:
-        needed["language"] = ("LANGUAGE", "filter.languages", "[]")
+    if settings.languages is not None:
+        needed["language"] = ("LANGUAGE", "filter.languages")
     rows = read_dataset(folder, SAMPLES, columns=sorted(needed)) if needed else None
-    for score, (column, setting, none) in needed.items():
+    for score, (column, setting) in needed.items():
         assert rows is not None
         if rows.column(score).null_count == rows.num_rows:
             raise StageError(
                 f"{setting} needs {score!r}, which no sample has: the metadata lacks LAION's column {column!r}; add "
-                f"it, or go without by --set {setting}={none}."
+                f"it, or go without by --set {setting}=null."
             )
 
 

@@ -29,7 +29,7 @@ class Rule:
     Attributes:
         name: The reason, a short fixed word.
         text: What it takes, for people.
-        setting: Its key in the section `filter`; null or empty there switches the rule off. None: it is always on.
+        setting: Its key in the section `filter`; null there switches the rule off. None: it is always on.
         test: From a sample and the setting's value to the detail, None for a sample that passes.
     """
 
@@ -39,7 +39,7 @@ class Rule:
     test: Test
 
     def limit(self, settings: FilterConfig) -> Any:
-        """The setting's value; True for a rule that has none; None or empty when it is switched off."""
+        """The setting's value; True for a rule that has none; None when it is switched off."""
         return True if self.setting is None else getattr(settings, self.setting)
 
 
@@ -77,7 +77,8 @@ def _caption_script(candidate: Candidate, script: str) -> str | None:
 
 def _language(candidate: Candidate, languages: list[str]) -> str | None:
     language = candidate.row["language"]
-    return f"{language} is not {' or '.join(languages)}" if language not in languages else None
+    known = [name.lower() for name in languages]
+    return None if language is not None and language.lower() in known else f"{language} is not {' or '.join(known)}"
 
 
 def _undecodable(candidate: Candidate, _: Any) -> str | None:
@@ -188,7 +189,7 @@ def rejection(candidate: Candidate, settings: FilterConfig) -> tuple[str, str] |
     computed = {f"{score}_missing" for score in computed_scores(settings)}
     for rule in (*METADATA_RULES, *PICTURE_RULES):
         limit = rule.limit(settings)
-        if limit is None or limit == [] or rule.name in computed:
+        if limit is None or rule.name in computed:
             continue
         detail = rule.test(candidate, limit)
         if detail is not None:
