@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.exceptions import RayError
 
 from stages.config import FilterConfig, ScoringConfig
 from stages.filter.candidate import Candidate
@@ -41,9 +44,24 @@ def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig
         num_gpus=models.gpus_per_actor or None,
     )
     done = 0
-    for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
-        done += sum(batch["rows"].to_pylist())
-        report.progress(done, total, "computing scores that the metadata lacks")
+    with _errors_of_actors():
+        for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
+            done += sum(batch["rows"].to_pylist())
+            report.progress(done, total, "computing scores that the metadata lacks")
+
+
+@contextmanager
+def _errors_of_actors() -> Iterator[None]:
+    """Raise a StageError that was raised in an actor, not what Ray has wrapped around it."""
+    try:
+        yield
+    except RayError as error:
+        told: BaseException | None = error
+        while told is not None and type(told) is not StageError:
+            told = getattr(told, "cause", None) or told.__cause__
+        if told is None:
+            raise
+        raise StageError(str(told)) from error
 
 
 class Scorer:
@@ -53,7 +71,11 @@ class Scorer:
         self.folder = folder
         self.settings = settings
         self.scores = computed_scores(settings)
-        self.models = ScoreModels(settings.scoring, self.scores)
+
+    @cached_property
+    def models(self) -> ScoreModels:
+        """Loaded for the first batch: of an actor that fails before, Ray keeps the text of the error only."""
+        return ScoreModels(self.settings.scoring, self.scores)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Rewrite the verdicts of the file groups in the column `group`."""

@@ -407,3 +407,13 @@ def test_missing_scores_are_computed_and_kept_with_the_samples(tmp_path: Path, r
     assert {event["key"]: event["path"] for event in events if event["event"] == "picture"} == {
         "waterfall": str(context.output / "waterfall.png")
     }
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_stops_the_stage_with_one_sentence(tmp_path: Path, ray_cluster: str) -> None:
+    rows = pa.Table.from_pylist([sample(1, similarity=None)], schema=SAMPLES)
+    write_part(tmp_path / "ingest" / "samples", 0, rows, SAMPLES)
+    changes = {"scoring": {"similarity_clip": "/no/such/folder"}}
+    context = make_context(tmp_path, inputs={"ingest": tmp_path / "ingest"}, filter=changes)
+    with pytest.raises(StageError, match="CLIP '/no/such/folder' cannot be loaded"):
+        filter_stage.run(context)
