@@ -6,7 +6,7 @@ its cosine transform, as in pHash) and its colours on an 8 x 8 grid. Two picture
 not tell objects apart that differ only in colour.
 
 Measured on 190 pictures of the micro world in 12 versions each, of 0.75 to 1.5 times the size and of JPEG quality 75 to
-40: 2,274 of 2,280 versions are recognised; two different pictures are at least 13 bits, and at least 13.6 of 255, apart.
+40: 2,274 of 2,280 versions are recognised; two different pictures are at least 13 bits and 13.6 of 255 apart.
 
 The search runs in one process, over the whole dataset. It holds about 100 bytes a picture in memory (the colours stay
 on disk) and compares a picture with those that share 15 of 16 bits of a quarter of the hash: about one in a thousand,

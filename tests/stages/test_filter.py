@@ -1,4 +1,4 @@
-"""The filter: each reason, the duplicates against the obvious search, and the stage on real Ray Data."""
+"""The filter: each reason, scores of real models against their definitions, and the stage on real Ray Data."""
 
 from __future__ import annotations
 
