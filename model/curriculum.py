@@ -7,6 +7,7 @@ smaller: from what is easy (copy what you see) to what is wanted (paint the subj
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,45 @@ def max_crop_ratio(step: int, total: int, r_min: float, r_max: float) -> float:
     return r_min + (r_max - r_min) * progress(step, total)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a training run of `steps` steps with `batch_size` examples each is fed: Eqs. 10-11 or a row of Table X.
+
+    | Table X | `multiview` | `r_max` | `crops` |
+    |---|---|---|---|
+    | No. 1, text-image pairs only | 0 | 1 | |
+    | No. 2, multiview pairs only | 1 | 1 | |
+    | No. 3, half and half | 0.5 | 1 | |
+    | No. 4, curriculum data | None | 1 | |
+    | No. 5, with random crops | None | sqrt(10) | "random" |
+    | No. 6, with curriculum crops: RealCustom++ | None | sqrt(10) | "curriculum" |
+
+    Attributes:
+        steps: S_total.
+        batch_size: B.
+        r_min: The smallest crop ratio; 1 is the whole reference.
+        r_max: The largest.
+        multiview: A constant share of multiview pairs in place of P_multiview; None is Eq. 10.
+        crops: "curriculum" draws from [r_min, r_cur] of Eq. 11, "random" always from [r_min, r_max].
+    """
+
+    steps: int
+    batch_size: int
+    r_min: float
+    r_max: float
+    multiview: float | None = None
+    crops: Literal["curriculum", "random"] = "curriculum"
+
+    def multiview_share(self, step: int) -> float:
+        """The probability that an example of this step is a pair of views."""
+        return multiview_probability(step, self.steps) if self.multiview is None else self.multiview
+
+    def largest_crop_ratio(self, step: int) -> float:
+        """The upper end of the range that this step's crop ratios are drawn from."""
+        growing = max_crop_ratio(step, self.steps, self.r_min, self.r_max)
+        return growing if self.crops == "curriculum" else self.r_max
+
+
 @dataclass(frozen=True)
 class StepDraws:
     """What is drawn for the B examples of one step."""
@@ -41,21 +81,16 @@ class StepDraws:
     crop_place: NDArray[np.float64]  # (B, 4) in [0, 1): x, y of the reference's crop, x, y of the target's
 
 
-def draw_step(
-    step: int, total: int, batch: int, r_min: float, r_max: float, seed: int, multiview: float | None = None
-) -> StepDraws:
+def draw_step(recipe: Recipe, step: int, seed: int) -> StepDraws:
     """The draws of one step (Eqs. 10-11): a function of its arguments, whatever other steps have drawn.
 
-    The crops of reference and target are independent, as are all examples. `multiview` takes the place of P_multiview:
-    0 for RealCustom, 0, 1 and 0.5 for ablations of RealCustom++ (Table X); None is Eq. 10.
+    The crops of reference and target are independent, as are all examples.
     """
     rng = np.random.default_rng([seed, step])
-    uniform = rng.random((batch, 7))
-    largest = max_crop_ratio(step, total, r_min, r_max)
-    probability = multiview_probability(step, total) if multiview is None else multiview
+    uniform = rng.random((recipe.batch_size, 7))
     return StepDraws(
-        is_multiview=uniform[:, 0] < probability,
+        is_multiview=uniform[:, 0] < recipe.multiview_share(step),
         choice=uniform[:, 1],
-        crop_ratio=r_min + (largest - r_min) * uniform[:, 2],
+        crop_ratio=recipe.r_min + (recipe.largest_crop_ratio(step) - recipe.r_min) * uniform[:, 2],
         crop_place=uniform[:, 3:],
     )

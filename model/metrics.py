@@ -88,8 +88,12 @@ class ClipScorer(nn.Module):
     @torch.no_grad()
     def embed_subjects(self, pictures: Tensor) -> Tensor:
         """Unit picture embeddings (B, D)."""
-        pixels = self.picture_input(pictures.to(self.device))
-        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
+        return self.embed_views([self.picture_input(pictures.to(self.device))])
+
+    @torch.no_grad()
+    def embed_views(self, views: Sequence[Tensor]) -> Tensor:
+        """Unit picture embeddings (B, D) of what `picture_input` has made of pictures, which may differ in size."""
+        pooled = self.clip.vision_model(pixel_values=torch.cat(list(views)).to(self.device)).pooler_output
         return F.normalize(self.clip.visual_projection(pooled).float(), dim=-1)
 
     @torch.no_grad()

@@ -29,10 +29,17 @@ PATHS = (
     "run.folder",
     "backbone.weights",
     "ingest.metadata",
-    "multiview.folder",
+    "filter.scoring.similarity_clip",
+    "filter.scoring.aesthetic_clip",
+    "filter.scoring.aesthetic_head",
+    "multiview.folders",
     "customize.subject",
     "evaluate.subjects_folder",
 )
+
+
+#: Those of them that may also be a hub id ("owner/name") or another name.
+HUB_IDS = ("backbone.weights", "filter.scoring.similarity_clip", "filter.scoring.aesthetic_clip")
 
 
 def profile_names() -> list[str]:
@@ -200,7 +207,7 @@ def _build(flat: Mapping[str, Any]) -> Config:
         place = nested
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = _absolute(key, value) if key in PATHS and value is not None else value
+        place[name] = _absolute_paths(key, value) if key in PATHS else value
     config: Config = _replace(Config(), nested)
     _check(config)
     return config
@@ -215,10 +222,17 @@ def _replace(settings: Any, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(settings, **values)
 
 
+def _absolute_paths(key: str, value: Any) -> Any:
+    """A path, a list of paths, or None."""
+    if isinstance(value, list):
+        return [_absolute(key, path) for path in value]
+    return None if value is None else _absolute(key, value)
+
+
 def _absolute(key: str, path: str) -> str:
-    """An absolute path; a URI stays as it is, and so does a hub id ("owner/name", no such folder here)."""
+    """An absolute path; a URI stays as it is, and so does a hub id (no such folder here)."""
     place = Path(path).expanduser().absolute()
-    if "://" in path or (key == "backbone.weights" and not place.exists()):
+    if "://" in path or (key in HUB_IDS and not place.exists()):
         return path
     return str(place)
 

@@ -89,39 +89,66 @@ class IngestConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """Models for the scores that a threshold needs and the metadata lacks; null: such a sample is rejected.
+
+    A CLIP is a hub id, a local folder, or "micro": the one that ships with the code and knows the microworld only.
+    """
+
+    similarity_clip: str | None = "micro"
+    aesthetic_clip: str | None = None  # LAION's heads read openai/clip-vit-large-patch14
+    aesthetic_head: str | None = None  # file of LAION's aesthetic predictor (V1 or V2), .safetensors or .pth
+    actors: int = 1
+    gpus_per_actor: float = 0.0  # a share of a GPU, such as 0.25; 0: on the CPU
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Thresholds on LAION's scores and on the pictures themselves."""
+    """Rules for captions and pictures, and thresholds on LAION's scores."""
 
     min_aesthetic: float | None = 5.0
     min_similarity: float | None = 0.26
     max_unsafe: float | None = 0.5
     max_watermark: float | None = 0.8
     min_side: int | None = 48
+    min_pixels: int | None = None  # width times height
     max_aspect_ratio: float | None = 2.0
     min_caption_words: int | None = 3
+    max_caption_characters: int | None = 1000
+    caption_script: str | None = None  # Unicode's name, such as LATIN or HAN, of at least half of a caption's letters
+    languages: list[str] | None = None  # such as [en], by the metadata's column LANGUAGE
+    min_contrast: float | None = 4.0  # standard deviation of a coarse grid's colours, of 255; less is a single colour
     drop_duplicates: bool = True
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiviewConfig:
-    """View pairs from an MVImgNet-shaped folder. Without `folder` the microworld's is read."""
+    """View pairs from folders in MVImgNet's or a plain layout. Without `folders` the microworld's is read."""
 
-    folder: str | None = None
+    folders: list[str] = field(default_factory=list)
     image_size: int = 64
     min_angle_degrees: float = 10.0
     max_angle_degrees: float = 120.0
     pairs_per_instance: int = 24
+    pairs_per_category: int | None = None  # shared out evenly among its instances; null: no limit
+    min_foreground: float = 0.02  # share of the picture that an object must take, where there is a mask that says so
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
-    """The training plan (RealCustom++ Eqs. 10-11). One row a training example; the adapter trains for `steps`."""
+    """The training plan (RealCustom++ Eqs. 10-11). One row a training example; the adapter trains for `steps`.
+
+    `model/curriculum.Recipe` has the settings of all rows of the paper's Table X.
+    """
 
     steps: int = 700
     batch_size: int = 32
     multiview_probability: float | None = None  # None: grows from 0 to 1 (Eq. 10); RealCustom wants 0
     min_crop_ratio: float = 1.0  # r_min
-    max_crop_ratio: float = 3.1622776601683795  # r_max = sqrt(10): the smallest crop shows 10 % of the area
+    max_crop_ratio: float = 3.1622776601683795  # r_max = sqrt(10): at least 10 % of the area; 1: no crops
+    crops: Literal["curriculum", "random"] = "curriculum"  # up to r_cur of Eq. 11, or always up to r_max
 
 
 @dataclass(frozen=True, kw_only=True)

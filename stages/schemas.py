@@ -32,6 +32,7 @@ SAMPLES = pa.schema(
         pa.field("unsafe", pa.float32()),
         pa.field("watermark", pa.float32()),
         pa.field("aesthetic", pa.float32()),
+        pa.field("language", pa.string()),  # of the caption, as the metadata says
     ]
 )
 
@@ -46,7 +47,7 @@ REJECTED = pa.schema(
     ]
 )
 
-#: `multiview/frames`: one photograph of a turn-table sequence with its camera (world to camera, as in COLMAP).
+#: `multiview/frames`: one photograph of an object with its camera (world to camera, as in COLMAP) where it is known.
 FRAMES = pa.schema(
     [
         pa.field("frame_id", pa.string(), nullable=False),
@@ -55,8 +56,8 @@ FRAMES = pa.schema(
         pa.field("picture", pa.binary(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
-        pa.field("rotation", pa.list_(pa.float64(), 4), nullable=False),  # unit quaternion w, x, y, z
-        pa.field("translation", pa.list_(pa.float64(), 3), nullable=False),
+        pa.field("rotation", pa.list_(pa.float64())),  # unit quaternion w, x, y, z; null: no camera is known
+        pa.field("translation", pa.list_(pa.float64())),  # x, y, z
     ]
 )
 
@@ -68,7 +69,7 @@ PAIRS = pa.schema(
         pa.field("instance", pa.string(), nullable=False),
         pa.field("reference_frame_id", pa.string(), nullable=False),
         pa.field("target_frame_id", pa.string(), nullable=False),
-        pa.field("angle_degrees", pa.float32(), nullable=False),  # between the viewing directions
+        pa.field("angle_degrees", pa.float32()),  # between the viewing directions; null: no cameras
     ]
 )
 

@@ -6,65 +6,102 @@ The examples are made in `model/adapter_training.py`, the steps in `stages/train
 from __future__ import annotations
 
 import shutil
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from model.adapter_training import AdapterTask, PlanRow
-from stages.datasets import PictureStore, read_dataset
+from stages.datasets import PictureStore, check_columns, dataset_files
 from stages.inference import backbone_location, loading_options
 from stages.schemas import PLAN
 from stages.stage import StageContext, StageError, StageResult
 from stages.trainer import Curves, absolute_location, fit, plot_curves
 
 
-@dataclass
 class PlanReader:
-    """Step -> rows of the plan. Only the path travels to the workers; each reads the plan once."""
+    """Step -> rows of the plan. Only the path travels to the workers; each holds one part of the plan at a time.
 
-    folder: Path
-    _table: Any = field(default=None, init=False, repr=False)
-    _bounds: Any = field(default=None, init=False, repr=False)
+    A step lies in one part of the plan, as the stage `curriculum` writes it: reading may start at any.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._clear()
+
+    def _clear(self) -> None:
+        self._files: list[Path] = []
+        self._first_steps: list[int] = []  # of each file, and the number of steps
+        self._part = -1
+        self._table: Any = None
+        self._bounds: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_table": None, "_bounds": None}
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.folder = state["folder"]
+        self._clear()
 
     def __call__(self, step: int) -> Sequence[PlanRow]:
         """The rows of a step, counted from 0, by slot."""
         self._open()
-        start, end = int(self._bounds[step]), int(self._bounds[step + 1])
+        self._read_part(bisect_right(self._first_steps, step) - 1)
+        place = step - self._first_steps[self._part]
+        start, end = int(self._bounds[place]), int(self._bounds[place + 1])
         return [PlanRow(**row) for row in self._table.slice(start, end - start).to_pylist()]
 
     @property
     def steps(self) -> int:
         """Steps of the plan."""
         self._open()
-        return len(self._bounds) - 1
+        return self._first_steps[-1]
 
     @property
     def references_are_targets(self) -> bool:
         """Whether every picture is its own reference."""
         self._open()
-        return bool(pc.all(pc.equal(self._table["reference_id"], self._table["target_id"])).as_py())
+        tables = (pq.read_table(file, columns=["reference_id", "target_id"]) for file in self._files)
+        return all(pc.all(pc.equal(table["reference_id"], table["target_id"])).as_py() for table in tables)
 
     def batch_sizes(self) -> set[int]:
         """How many rows the steps have."""
         self._open()
-        return {int(size) for size in np.diff(self._bounds)}
+        columns = (pq.read_table(file, columns=["step"])["step"].to_numpy() for file in self._files)
+        return {int(size) for steps in columns for size in np.unique(steps, return_counts=True)[1]}
 
     def _open(self) -> None:
-        if self._table is not None:
+        if self._files:
             return
-        table = read_dataset(self.folder, PLAN, ["step", *PlanRow._fields])
-        steps = table.column("step").to_numpy()
-        if len(steps) == 0:
+        files = dataset_files(self.folder)
+        for file in files:
+            check_columns(file, pq.read_schema(file), PLAN, ["step", *PlanRow._fields])
+        ranges = [_range_of_steps(file) for file in files if pq.read_metadata(file).num_rows]
+        if not ranges:
             raise StageError(f"{self.folder} holds no training example; run the stage curriculum again.")
-        self._bounds = np.searchsorted(steps, np.arange(steps[-1] + 2))
-        self._table = table.select(list(PlanRow._fields)).combine_chunks()
+        self._first_steps = [*(first for first, _ in ranges), ranges[-1][1] + 1]
+        self._files = files[: len(ranges)]
+
+    def _read_part(self, part: int) -> None:
+        if part == self._part:
+            return
+        table = pq.read_table(self._files[part], columns=["step", *PlanRow._fields])
+        steps = np.arange(self._first_steps[part], self._first_steps[part + 1] + 1)
+        self._bounds = np.searchsorted(table["step"].to_numpy(), steps)
+        self._table, self._part = table.select(list(PlanRow._fields)).combine_chunks(), part
+
+
+def _range_of_steps(file: Path) -> tuple[int, int]:
+    """The first and the last step of a part of the plan, from the file's footer."""
+    metadata = pq.read_metadata(file)
+    column = metadata.schema.names.index("step")
+    groups = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
+    return int(groups[0].min), int(groups[-1].max)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ _PLOTS = (
         "The curriculum",
         "As training goes on, more of it comes from two views of one object and the reference is cropped harder.",
     ),
+    (
+        "filter",
+        "waterfall.png",
+        "The filter",
+        "What each rule took of the samples that the ones before it had left, with some of the pictures.",
+    ),
 )
 _HIDDEN_SECTIONS = {"run", "register", "serve"}  # nothing of these shows in the pictures
 

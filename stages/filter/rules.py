@@ -1,75 +1,197 @@
-"""The thresholds, in the order in which they are asked: a row's reason is the first that it fails."""
+"""The rules, cheapest first: a sample's reason is the name of the first that takes it.
+
+First what the metadata says, then what the picture shows, which must be decoded for it. Scores that a model has to
+compute (`stages/filter/scoring.py`) come after these, duplicates (`stages/filter/duplicates.py`) last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from stages.config import FilterConfig
+from stages.filter.candidate import Candidate
+from stages.pictures import UndecodableError
 from stages.schemas import LAION_SCORES
+
+_SCRIPT_CHARACTERS = 1000  # of a caption are looked at for its script
+
+#: What a rule says of a sample that it takes: the offending value and the limit, or None when the sample may pass.
+Test = Callable[[Candidate, Any], str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRule:
-    """A threshold on one of LAION's scores; `setting` is its name in the section `filter`."""
+class Rule:
+    """One reason to reject a sample.
+
+    Attributes:
+        name: The reason, a short fixed word.
+        text: What it takes, for people.
+        setting: Its key in the section `filter`; null there switches the rule off. None: it is always on.
+        test: From a sample and the setting's value to the detail, None for a sample that passes.
+    """
+
+    name: str
+    text: str
+    setting: str | None
+    test: Test
+
+    def limit(self, settings: FilterConfig) -> Any:
+        """The setting's value; True for a rule that has none; None when it is switched off."""
+        return True if self.setting is None else getattr(settings, self.setting)
+
+
+def _side(candidate: Candidate, limit: int) -> str | None:
+    side = min(candidate.row["original_width"], candidate.row["original_height"])
+    return f"{side} < {limit}" if side < limit else None
+
+
+def _pixels(candidate: Candidate, limit: int) -> str | None:
+    pixels = candidate.row["original_width"] * candidate.row["original_height"]
+    return f"{pixels} < {limit}" if pixels < limit else None
+
+
+def _aspect_ratio(candidate: Candidate, limit: float) -> str | None:
+    side, longest = sorted((candidate.row["original_width"], candidate.row["original_height"]))
+    return f"{longest / max(side, 1):.4g} > {limit:g}" if longest > limit * side else None
+
+
+def _caption_words(candidate: Candidate, limit: int) -> str | None:
+    words = len(candidate.row["caption"].split())
+    return f"{words} < {limit}" if words < limit else None
+
+
+def _caption_characters(candidate: Candidate, limit: int) -> str | None:
+    characters = len(candidate.row["caption"])
+    return f"{characters} > {limit}" if characters > limit else None
+
+
+def _caption_script(candidate: Candidate, script: str) -> str | None:
+    """Fewer than half of the letters belong to the script, by their Unicode names ("LATIN SMALL LETTER A")."""
+    letters = [character for character in candidate.row["caption"][:_SCRIPT_CHARACTERS] if character.isalpha()]
+    own = sum(unicodedata.name(letter, "").startswith(f"{script.upper()} ") for letter in letters)
+    return f"{own} of {len(letters)} letters are {script}" if 2 * own < len(letters) or not letters else None
+
+
+def _language(candidate: Candidate, languages: list[str]) -> str | None:
+    language = candidate.row["language"]
+    known = [name.lower() for name in languages]
+    return None if language is not None and language.lower() in known else f"{language} is not {' or '.join(known)}"
+
+
+def _undecodable(candidate: Candidate, _: Any) -> str | None:
+    try:
+        candidate.picture.load()
+    except UndecodableError as error:
+        return str(error)
+    return None
+
+
+def _single_colour(candidate: Candidate, limit: float) -> str | None:
+    """The colours of a 32 x 32 grid hardly differ: the largest standard deviation of a channel, of 255."""
+    contrast = float(candidate.grid.std((0, 1)).max())
+    return f"contrast {contrast:.3g} < {limit:g}" if contrast < limit else None
+
+
+def score_of(candidate: Candidate, score: str) -> float | None:
+    """A score of the metadata; NaN is none."""
+    value = candidate.row[score]
+    return None if value is None or value != value else float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRule(Rule):
+    """A threshold on one of LAION's scores. A sample without the score passes here: `<score>_missing` takes it."""
 
     score: str
-    setting: str
-
-    @property
-    def is_minimum(self) -> bool:
-        """Whether values below the threshold fail; else those above do."""
-        return self.setting.startswith("min_")
 
     @property
     def laion_column(self) -> str:
         """The name of the score in LAION's metadata."""
         return next(theirs for theirs, ours in LAION_SCORES.items() if ours == self.score)
 
+    def missing(self) -> Rule:
+        """The rule for samples without this score."""
+
+        def test(candidate: Candidate, _: Any) -> str | None:
+            return "the row has no such score" if score_of(candidate, self.score) is None else None
+
+        return Rule(name=f"{self.score}_missing", text=f"no {self.score} score", setting=self.setting, test=test)
+
+
+def _score_rule(score: str, setting: str, text: str) -> ScoreRule:
+    def test(candidate: Candidate, limit: float) -> str | None:
+        value = score_of(candidate, score)
+        if value is None:
+            return None
+        if setting.startswith("min_"):
+            return f"{value:.4g} < {limit:g}" if value < limit else None
+        return f"{value:.4g} > {limit:g}" if value > limit else None
+
+    return ScoreRule(name=score, score=score, setting=setting, text=text, test=test)
+
 
 SCORE_RULES = (
-    ScoreRule(score="unsafe", setting="max_unsafe"),
-    ScoreRule(score="watermark", setting="max_watermark"),
-    ScoreRule(score="similarity", setting="min_similarity"),
-    ScoreRule(score="aesthetic", setting="min_aesthetic"),
+    _score_rule("unsafe", "max_unsafe", "probably unsafe for work"),
+    _score_rule("watermark", "max_watermark", "probably has a watermark"),
+    _score_rule("similarity", "min_similarity", "caption and picture say different things (CLIP)"),
+    _score_rule("aesthetic", "min_aesthetic", "not beautiful enough (LAION's aesthetic score)"),
 )
 
-#: The setting behind each reason.
-SETTING_OF = {
-    "side": "min_side",
-    "aspect_ratio": "max_aspect_ratio",
-    "caption_words": "min_caption_words",
-    "duplicate": "drop_duplicates",
-    "near_duplicate": "drop_duplicates",
-    **{rule.score: rule.setting for rule in SCORE_RULES},
-    **{f"{rule.score}_missing": rule.setting for rule in SCORE_RULES},
-}
+METADATA_RULES: tuple[Rule, ...] = (
+    Rule(name="side", text="shorter side too short", setting="min_side", test=_side),
+    Rule(name="pixels", text="too few pixels", setting="min_pixels", test=_pixels),
+    Rule(name="aspect_ratio", text="too long and narrow", setting="max_aspect_ratio", test=_aspect_ratio),
+    Rule(name="caption_words", text="caption too short", setting="min_caption_words", test=_caption_words),
+    Rule(
+        name="caption_characters",
+        text="caption too long",
+        setting="max_caption_characters",
+        test=_caption_characters,
+    ),
+    Rule(name="caption_script", text="caption in another script", setting="caption_script", test=_caption_script),
+    Rule(name="language", text="caption in another language", setting="languages", test=_language),
+    *(rule for score in SCORE_RULES for rule in (score.missing(), score)),
+)
+
+PICTURE_RULES: tuple[Rule, ...] = (
+    Rule(name="undecodable", text="not a picture, or a damaged one", setting=None, test=_undecodable),
+    Rule(name="single_colour", text="one colour all over", setting="min_contrast", test=_single_colour),
+)
+
+#: What `stages/filter/duplicates.py` finds; here for its place in the order and its words.
+DUPLICATE_RULES = {"duplicate": "the same pixels as another", "near_duplicate": "much like another"}
+
+#: Every reason in the order in which it is asked, with its words.
+REASONS = {rule.name: rule.text for rule in (*METADATA_RULES, *PICTURE_RULES)} | DUPLICATE_RULES
+
+#: The setting behind each reason that has one.
+SETTING_OF = {rule.name: rule.setting for rule in (*METADATA_RULES, *PICTURE_RULES) if rule.setting} | dict.fromkeys(
+    DUPLICATE_RULES, "drop_duplicates"
+)
 
 
-def rejection(row: Mapping[str, Any], settings: FilterConfig) -> tuple[str, str] | None:
-    """Reason and detail when a sample fails a threshold, else None. Sizes are those of the original picture, pixels."""
-    side, longest = sorted((row["original_width"], row["original_height"]))
-    if settings.min_side is not None and side < settings.min_side:
-        return "side", f"{side} < {settings.min_side}"
-    if settings.max_aspect_ratio is not None and longest > settings.max_aspect_ratio * side:
-        return "aspect_ratio", f"{longest / side:.4g} > {settings.max_aspect_ratio:g}"
-    for rule in SCORE_RULES:
-        if (failed := _score_rejection(rule, row[rule.score], getattr(settings, rule.setting))) is not None:
-            return failed
-    words = len(row["caption"].split())
-    if settings.min_caption_words is not None and words < settings.min_caption_words:
-        return "caption_words", f"{words} < {settings.min_caption_words}"
-    return None
+def computed_scores(settings: FilterConfig) -> set[str]:
+    """The scores that a threshold needs and a configured model computes where the metadata lacks them."""
+    models = settings.scoring
+    scores = set()
+    if models.similarity_clip is not None and settings.min_similarity is not None:
+        scores.add("similarity")
+    if models.aesthetic_clip is not None and models.aesthetic_head is not None and settings.min_aesthetic is not None:
+        scores.add("aesthetic")
+    return scores
 
 
-def _score_rejection(rule: ScoreRule, value: float | None, threshold: float | None) -> tuple[str, str] | None:
-    if threshold is None:
-        return None
-    if value is None or value != value:  # NaN is no score either
-        return f"{rule.score}_missing", "the row has no such score"
-    if rule.is_minimum and value < threshold:
-        return rule.score, f"{value:.4g} < {threshold:g}"
-    if not rule.is_minimum and value > threshold:
-        return rule.score, f"{value:.4g} > {threshold:g}"
+def rejection(candidate: Candidate, settings: FilterConfig) -> tuple[str, str] | None:
+    """Reason and detail of the first rule that takes the sample, else None."""
+    computed = {f"{score}_missing" for score in computed_scores(settings)}
+    for rule in (*METADATA_RULES, *PICTURE_RULES):
+        limit = rule.limit(settings)
+        if limit is None or rule.name in computed:
+            continue
+        detail = rule.test(candidate, limit)
+        if detail is not None:
+            return rule.name, detail
     return None

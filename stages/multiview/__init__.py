@@ -1,28 +1,37 @@
-"""Stage `multiview`: two views of one object, from a folder in MVImgNet's layout, with Ray Data.
+"""Stage `multiview`: two views of one object, from one or several folders, with Ray Data.
+
+MVImgNet's layout, where pairs are chosen by the angle between their cameras:
 
     ROOT/class_label/instance_id/images/*.jpg
     ROOT/class_label/instance_id/sparse/0/images.bin (or images.txt)
+    ROOT/class_label/instance_id/masks/*.jpg.png (optional): white on the object
     ROOT/mvimgnet_category.txt (optional): lines "class_label,class name"
 
-An instance that cannot be read is left out with a warning; a frame that cannot be read is left out of its instance.
+A plain layout, where nothing is known of the cameras and any two pictures of a subject make a pair:
+
+    ROOT/subject/*.jpg (jpeg, png, webp); masks/ and the category file as above
+
+An instance that cannot be read is left out with a warning; a frame that cannot be read, or whose mask shows no object,
+is left out of its instance.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from stages.config import MultiviewConfig
 from stages.datasets import ROWS_PER_FILE, write_dataset, write_part
-from stages.multiview.frames import category_names, find_instances, read_instances
-from stages.multiview.pairs import View, view_pairs
+from stages.multiview.frames import Instance, find_instances, read_instances
+from stages.multiview.pairs import DRAWN, View, balance, view_pairs
 from stages.schemas import FRAMES, PAIRS
 from stages.stage import StageContext, StageError, StageResult
 
@@ -33,57 +42,77 @@ _WARNINGS = 5
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings, seed = context.config.multiview, context.config.run.seed
-    root = Path(settings.folder).expanduser() if settings.folder else context.inputs["microworld"] / "mvimgnet"
-    root = root.resolve()
-    folders = find_instances(root)
-    if not folders:
-        raise StageError(
-            f"multiview.folder: {root} holds no class_label/instance_id/ with images/ and sparse/0/; "
-            "MVImgNet's layout is expected there."
-        )
-    writer = _FrameWriter(context.output / "frames")
-    damaged: list[str] = []
+    roots = [Path(folder).expanduser().resolve() for folder in settings.folders]
+    instances, damaged = find(roots or [(context.inputs["microworld"] / "mvimgnet").resolve()])
+    frames, pairs = _FrameWriter(context.output / "frames"), _PairFinder(settings, seed)
     lost_frames = 0
-    for batch in _read(folders, category_names(root), settings):
+    for batch in _read(instances, settings):
         problems = batch.filter(batch["frame_id"].is_null())
         damaged += [row["problem"] for row in problems.to_pylist() if row["is_instance"]]
         lost_frames += sum(not row["is_instance"] for row in problems.to_pylist())
-        writer.add(batch.filter(batch["frame_id"].is_valid()))
-        context.report.progress(len(writer.views) + len(damaged), len(folders), "reading turn-table sequences")
-    writer.close()
+        whole = batch.filter(batch["frame_id"].is_valid())
+        frames.add(whole)
+        pairs.add(whole)
+        context.report.progress(min(pairs.instances + len(damaged), len(instances)), len(instances), "reading views")
+    frames.close()
     for text in damaged[:_WARNINGS]:
         context.report.warning(f"left out {text}")
-    if not writer.rows:
-        raise StageError(
-            f"multiview.folder: none of {len(folders)} instances in {root} is readable; first: {damaged[0]}"
-        )
-    pairs = find_pairs(writer.views, settings, seed)
-    if not pairs.num_rows:
+    if not frames.rows:
+        raise StageError(f"multiview.folders: none of {len(instances)} instances is readable; first: {damaged[0]}")
+    found = balance(pairs.close(), settings.pairs_per_category)
+    if not found.num_rows:
         raise StageError(
             f"multiview found no pair of views between {settings.min_angle_degrees:g} and "
-            f"{settings.max_angle_degrees:g} degrees apart among {writer.rows} frames; widen the range with "
+            f"{settings.max_angle_degrees:g} degrees apart among {frames.rows} frames; widen the range with "
             "--set multiview.min_angle_degrees=... and --set multiview.max_angle_degrees=..."
         )
-    write_dataset(context.output / "pairs", pairs, PAIRS)
+    write_dataset(context.output / "pairs", found, PAIRS)
     return StageResult(
-        rows={"frames": writer.rows, "pairs": pairs.num_rows},
-        metrics={
-            "damaged_instances": float(len(damaged)),
-            "lost_frames": float(lost_frames),
-            "median_angle_degrees": float(np.median(pairs["angle_degrees"].to_numpy())),
-        },
+        rows={"frames": frames.rows, "pairs": found.num_rows}, metrics=_metrics(found, len(damaged), lost_frames)
     )
 
 
-def _read(folders: list[Path], names: dict[str, str], settings: MultiviewConfig) -> Iterator[pa.Table]:
-    """Batches of frames (schema `READ`) in the order of the folders; rows without an id tell what could not be read."""
+def find(roots: list[Path]) -> tuple[list[Instance], list[str]]:
+    """The instances below the roots, and why some are left out.
+
+    Raises:
+        StageError: A root is no folder, or holds no instance.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise StageError(f"multiview.folders: there is no folder {root}.")
+    instances, repeated = find_instances(roots)
+    for root in roots:
+        if not any(Path(instance.folder).is_relative_to(root) for instance in instances):
+            raise StageError(
+                f"multiview.folders: {root} holds neither class_label/instance_id/ with images/ and sparse/0/ "
+                "(MVImgNet's layout) nor folders with the pictures of a subject each."
+            )
+    return instances, repeated
+
+
+def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float]:
+    counts = pc.value_counts(pairs["category"].combine_chunks()).field("counts").to_pylist()
+    angles = pairs["angle_degrees"].drop_null().to_numpy()
+    return {
+        "damaged_instances": float(damaged),
+        "lost_frames": float(lost_frames),
+        "categories": float(len(counts)),
+        "fewest_pairs_of_a_category": float(min(counts)),
+        "most_pairs_of_a_category": float(max(counts)),
+        **({"median_angle_degrees": float(np.median(angles))} if len(angles) else {}),
+    }
+
+
+def _read(instances: list[Instance], settings: MultiviewConfig) -> Iterator[pa.Table]:
+    """Batches of frames (schema `READ`) in the instances' order; rows without an id tell what could not be read."""
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     found = ray.data.from_items(
-        [{"folder": str(folder)} for folder in folders],
-        override_num_blocks=math.ceil(len(folders) / _INSTANCES_PER_TASK),
+        [asdict(instance) for instance in instances],
+        override_num_blocks=math.ceil(len(instances) / _INSTANCES_PER_TASK),
     ).map_batches(
         read_instances,
-        fn_kwargs={"names": names, "image_size": settings.image_size},
+        fn_kwargs={"image_size": settings.image_size, "min_foreground": settings.min_foreground},
         batch_format="pyarrow",
         batch_size=8,
     )
@@ -91,23 +120,19 @@ def _read(folders: list[Path], names: dict[str, str], settings: MultiviewConfig)
 
 
 class _FrameWriter:
-    """Writes frames, a file whenever there are enough for one, and remembers their cameras.
+    """Writes frames, a file whenever there are enough for one.
 
     Frames are sorted by id within a file. Which file they are in follows the order in which they come.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.views: dict[tuple[str, str], list[View]] = defaultdict(list)
         self.rows = 0
         self._waiting: list[pa.Table] = []
         self._parts = 0
 
     def add(self, frames: pa.Table) -> None:
         """Take the next frames."""
-        for row in frames.select(["frame_id", "category", "instance", "rotation"]).to_pylist():
-            view = View(frame_id=row["frame_id"], rotation=tuple(row["rotation"]))
-            self.views[row["category"], row["instance"]].append(view)
         self.rows += frames.num_rows
         self._waiting.append(frames)
         waiting = pa.concat_tables(self._waiting)
@@ -125,11 +150,39 @@ class _FrameWriter:
         self._parts += 1
 
 
-def find_pairs(views: dict[tuple[str, str], list[View]], settings: MultiviewConfig, seed: int) -> pa.Table:
-    """All instances' pairs (schema PAIRS)."""
-    rows: list[dict[str, Any]] = []
-    for (category, instance), seen in sorted(views.items()):
+class _PairFinder:
+    """Finds each instance's pairs when the frames of the next one come; holds the cameras of one instance only."""
+
+    def __init__(self, settings: MultiviewConfig, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.instances = 0
+        self._tables: list[pa.Table] = [DRAWN.empty_table()]
+        self._instance: tuple[str, str] | None = None
+        self._views: list[View] = []
+
+    def add(self, frames: pa.Table) -> None:
+        """Take the next frames; those of an instance come one after the other."""
+        for row in frames.select(["frame_id", "category", "instance", "rotation"]).to_pylist():
+            instance = (row["category"], row["instance"])
+            if instance != self._instance:
+                self._finish()
+                self._instance = instance
+                self.instances += 1
+            rotation = None if row["rotation"] is None else tuple(row["rotation"])
+            self._views.append(View(frame_id=row["frame_id"], rotation=rotation))
+
+    def close(self) -> pa.Table:
+        """All pairs (schema `DRAWN`)."""
+        self._finish()
+        return pa.concat_tables(self._tables)
+
+    def _finish(self) -> None:
+        if self._instance is None:
+            return
+        settings, (category, instance) = self.settings, self._instance
         limits = (settings.min_angle_degrees, settings.max_angle_degrees)
-        for pair in view_pairs(seen, limits, settings.pairs_per_instance, seed):
-            rows.append({"category": category, "instance": instance, **pair})
-    return pa.Table.from_pylist(rows, schema=PAIRS)
+        named: dict[str, Any] = {"category": category, "instance": instance}
+        pairs = [named | pair for pair in view_pairs(self._views, limits, settings.pairs_per_instance, self.seed)]
+        self._tables.append(pa.Table.from_pylist(pairs, schema=DRAWN))
+        self._views = []

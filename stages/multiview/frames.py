@@ -1,19 +1,25 @@
-"""From instance folders to rows: pictures with their cameras."""
+"""From instance folders to rows: pictures, with their cameras where these are known."""
 
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from stages.multiview.colmap import ColmapError, read_images
+from stages.pictures import UndecodableError, decoding
 from stages.schemas import FRAMES, content_id
 
 JPEG_QUALITY = 95
 CATEGORY_FILE = "mvimgnet_category.txt"
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 #: What a task gives back: a frame; or, with a null id, what could not be read, and whether that was a whole instance.
 READ = pa.schema(
@@ -21,55 +27,99 @@ READ = pa.schema(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """One object.
+
+    Attributes:
+        folder: Its folder.
+        category: The class's name.
+        name: Unique within the category.
+        has_cameras: Whether the folder is in MVImgNet's layout; else it holds pictures and nothing else.
+    """
+
+    folder: str
+    category: str
+    name: str
+    has_cameras: bool
+
+
 def category_names(root: Path) -> dict[str, str]:
     """MVImgNet's mapping from class labels, which name the folders, to class names; empty without the file."""
     file = root / CATEGORY_FILE
     if not file.is_file():
         return {}
-    pairs = (line.split(",", 1) for line in file.read_text().splitlines() if "," in line)
+    pairs = (line.split(",", 1) for line in file.read_text(errors="replace").splitlines() if "," in line)
     return {label.strip(): name.strip().lower() for label, name in pairs}
 
 
-def find_instances(root: Path) -> list[Path]:
-    """The instance folders below `root`, sorted."""
-    return sorted(
-        {folder.parent for name in ("images", "sparse") for folder in root.glob(f"*/*/{name}") if folder.is_dir()}
-    )
+def find_instances(roots: Iterable[Path]) -> tuple[list[Instance], list[str]]:
+    """The instances below the roots, sorted within each; and what is left out because it has been found before."""
+    found: dict[tuple[str, str], Instance] = {}
+    repeated: list[str] = []
+    for root in roots:
+        names = category_names(root)
+        for instance in sorted([*_turntables(root, names), *_subjects(root, names)], key=lambda one: one.folder):
+            first = found.setdefault((instance.category, instance.name), instance)
+            if first is not instance:
+                repeated.append(f"the instance {instance.folder}: {first.folder} has the same class and name")
+    return list(found.values()), repeated
 
 
-def read_instances(batch: pa.Table, names: dict[str, str], image_size: int) -> pa.Table:
-    """The frames (schema `READ`) of the instances whose paths are in the column `folder`."""
+def _turntables(root: Path, names: dict[str, str]) -> Iterator[Instance]:
+    """MVImgNet's layout: class_label/instance_id with images/ or sparse/."""
+    folders = {folder.parent for name in ("images", "sparse") for folder in root.glob(f"*/*/{name}") if folder.is_dir()}
+    for folder in folders:
+        label = folder.parent.name
+        yield Instance(folder=str(folder), category=names.get(label, label), name=folder.name, has_cameras=True)
+
+
+def _subjects(root: Path, names: dict[str, str]) -> Iterator[Instance]:
+    """The plain layout: a folder of pictures a subject, whose class is its name without a number ("dog2": dog)."""
+    for folder in root.iterdir():
+        if folder.is_dir() and any(_is_picture(file) for file in folder.iterdir()):
+            words = re.sub(r"[_\s]*\d*$", "", folder.name).replace("_", " ").strip().lower() or folder.name
+            category, name = names.get(folder.name, words), f"{root.name}/{folder.name}"
+            yield Instance(folder=str(folder), category=category, name=name, has_cameras=False)
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in PICTURE_SUFFIXES
+
+
+def read_instances(batch: pa.Table, image_size: int, min_foreground: float) -> pa.Table:
+    """The frames (schema `READ`) of the instances in the batch's rows (the fields of `Instance`)."""
     rows: list[dict[str, Any]] = []
-    for folder in batch["folder"].to_pylist():
-        rows += read_instance(Path(folder), names, image_size)
+    for row in batch.to_pylist():
+        rows += read_instance(Instance(**row), image_size, min_foreground)
     return pa.Table.from_pylist(rows, schema=READ)
 
 
-def read_instance(folder: Path, names: dict[str, str], image_size: int) -> list[dict[str, Any]]:
+def read_instance(instance: Instance, image_size: int, min_foreground: float) -> list[dict[str, Any]]:
     """One instance's frames, or the one row that says why there are fewer than two."""
-    place = f"{folder.parent.name}/{folder.name}"
+    folder, place = Path(instance.folder), f"{Path(instance.folder).parent.name}/{Path(instance.folder).name}"
     try:
-        images = read_images(folder / "sparse" / "0")
-    except ColmapError as error:
+        frames = list(_frames_of(instance))
+    except (ColmapError, OSError) as error:
         return [_problem(f"the instance {place}: {error}", is_instance=True)]
-    category = names.get(folder.parent.name, folder.parent.name)
     rows = []
-    for image in images:
+    for name, camera in frames:
+        file = folder / "images" / Path(name).name if instance.has_cameras else folder / name
         try:
-            picture, (width, height) = load_frame(folder / "images" / Path(image.name).name, image_size)
-        except (OSError, UnidentifiedImageError) as error:
-            rows.append(_problem(f"the frame {place}/{image.name}: {error}", is_instance=False))
+            check_foreground(folder / "masks", file.name, min_foreground)
+            picture, (width, height) = load_frame(file, image_size)
+        except (OSError, UndecodableError) as error:
+            rows.append(_problem(f"the frame {place}/{name}: {error}", is_instance=False))
             continue
         rows.append(
             {
-                "frame_id": content_id(category, folder.name, image.name),
-                "category": category,
-                "instance": folder.name,
+                "frame_id": content_id(instance.category, instance.name, name),
+                "category": instance.category,
+                "instance": instance.name,
                 "picture": picture,
                 "width": width,
                 "height": height,
-                "rotation": image.rotation,
-                "translation": image.translation,
+                **camera,
             }
         )
     if sum("frame_id" in row for row in rows) < 2:
@@ -77,22 +127,55 @@ def read_instance(folder: Path, names: dict[str, str], image_size: int) -> list[
     return rows
 
 
+def _frames_of(instance: Instance) -> Iterator[tuple[str, dict[str, Any]]]:
+    """File names and cameras (empty where none are known)."""
+    folder = Path(instance.folder)
+    if not instance.has_cameras:
+        yield from ((file.name, {}) for file in sorted(folder.iterdir()) if _is_picture(file))
+        return
+    for image in read_images(folder / "sparse" / "0"):
+        camera = asdict(image)
+        yield camera.pop("name"), camera
+
+
 def _problem(text: str, *, is_instance: bool) -> dict[str, Any]:
     return {"problem": text, "is_instance": is_instance}
+
+
+def check_foreground(masks: Path, name: str, min_foreground: float) -> None:
+    """Refuse a frame whose mask shows hardly any object. A frame without a mask passes.
+
+    Masks lie in `masks/`, as `001.jpg.png` (COLMAP's and MVImgNet's way) or `001.png`, white on the object.
+
+    Raises:
+        UndecodableError: The mask shows too little, or is no picture.
+    """
+    for file in (masks / f"{name}.png", masks / f"{Path(name).stem}.png"):
+        if not file.is_file():
+            continue
+        with decoding(file.read_bytes()) as mask:
+            share = float((np.asarray(mask.convert("L")) > 127).mean())
+        if share < min_foreground:
+            raise UndecodableError(f"its mask covers {share:.2%} of the picture, less than {min_foreground:.2%}")
+        return
 
 
 def load_frame(file: Path, image_size: int) -> tuple[bytes, tuple[int, int]]:
     """The picture as upright RGB JPEG with its shorter side at most `image_size`, and its size (width, height).
 
     A file that is that already is taken as it is, after one full decoding.
+
+    Raises:
+        UndecodableError: It is no picture.
     """
     data = file.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
+    with decoding(data) as image:
         is_jpeg = image.format == "JPEG"
         upright = ImageOps.exif_transpose(image)
-    if is_jpeg and upright.mode == "RGB" and upright.size == image.size and min(upright.size) <= image_size:
-        return data, upright.size
-    upright = upright.convert("RGB")
+        if is_jpeg and upright.mode == "RGB" and upright.size == image.size and min(upright.size) <= image_size:
+            upright.load()
+            return data, upright.size
+        upright = upright.convert("RGB")
     scale = image_size / min(upright.size)
     if scale < 1:
         size = (max(1, round(upright.width * scale)), max(1, round(upright.height * scale)))

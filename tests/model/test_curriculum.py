@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.curriculum import draw_step, max_crop_ratio, multiview_probability
+from model.curriculum import Recipe, draw_step, max_crop_ratio, multiview_probability
 
 R_MAX = math.sqrt(10)
 
@@ -29,10 +31,23 @@ def test_eq_11_by_hand(step: int, total: int, r_min: float, r_max: float, expect
     assert max_crop_ratio(step, total, r_min, r_max) == pytest.approx(expected, abs=1e-6)
 
 
+PLUS = Recipe(steps=100, batch_size=16, r_min=1.0, r_max=R_MAX)
+
+#: The rows of Table X: what the share of view pairs and the largest crop ratio are at progress p.
+TABLE_X: dict[str, tuple[Recipe, Callable[[float], float], Callable[[float], float]]] = {
+    "No. 1": (dataclasses.replace(PLUS, multiview=0.0, r_max=1.0), lambda p: 0.0, lambda p: 1.0),
+    "No. 2": (dataclasses.replace(PLUS, multiview=1.0, r_max=1.0), lambda p: 1.0, lambda p: 1.0),
+    "No. 3": (dataclasses.replace(PLUS, multiview=0.5, r_max=1.0), lambda p: 0.5, lambda p: 1.0),
+    "No. 4": (dataclasses.replace(PLUS, r_max=1.0), lambda p: p, lambda p: 1.0),
+    "No. 5": (dataclasses.replace(PLUS, crops="random"), lambda p: p, lambda p: R_MAX),
+    "No. 6": (PLUS, lambda p: p, lambda p: 1 + (R_MAX - 1) * p),
+}
+
+
 @given(total=st.integers(1, 1000), data=st.data())
 def test_draws_keep_to_the_equations(total: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, total - 1))
-    draws = draw_step(step, total, 16, 1.0, R_MAX, seed=3)
+    draws = draw_step(dataclasses.replace(PLUS, steps=total), step, seed=3)
     assert draws.is_multiview.shape == draws.choice.shape == draws.crop_ratio.shape == (16,)
     assert draws.crop_place.shape == (16, 4)
     assert np.all((draws.crop_ratio >= 1) & (draws.crop_ratio <= 1 + (R_MAX - 1) * step / total))
@@ -43,22 +58,34 @@ def test_draws_keep_to_the_equations(total: int, data: st.DataObject) -> None:
         assert np.all(draws.crop_ratio == 1)
 
 
-def test_means_over_many_draws() -> None:
-    draws = draw_step(60, 100, 40_000, 1.0, 3.0, seed=0)
-    assert draws.is_multiview.mean() == pytest.approx(0.6, abs=0.01)
-    assert draws.crop_ratio.mean() == pytest.approx(1.6, abs=0.01)  # the middle of U(1, 2.2)
-    assert abs(np.corrcoef(draws.crop_place.T) - np.eye(4)).max() < 0.02  # crops are independent
+@pytest.mark.parametrize("row", TABLE_X)
+@pytest.mark.parametrize("step", [0, 30, 99])
+def test_the_recipes_of_table_x(row: str, step: int) -> None:
+    recipe, share, largest = TABLE_X[row]
+    count = 40_000
+    draws = draw_step(dataclasses.replace(recipe, batch_size=count), step, seed=0)
+    progress = step / 100
+    # Four standard deviations of a binomial share.
+    spread = 4 * math.sqrt(share(progress) * (1 - share(progress)) / count)
+    assert draws.is_multiview.mean() == pytest.approx(share(progress), abs=spread + 1e-12)
+    # r ~ U(1, largest): the distance of the empirical distribution from the uniform one (Kolmogorov-Smirnov, 0.01 %).
+    width = largest(progress) - 1
+    if width == 0:
+        assert np.all(draws.crop_ratio == 1)
+        return
+    position = np.sort((draws.crop_ratio - 1) / width)
+    assert 0 <= position[0] <= position[-1] <= 1
+    assert np.abs(position - (np.arange(count) + 0.5) / count).max() < 2.23 / math.sqrt(count)
 
 
-@pytest.mark.parametrize("multiview", [0.0, 0.5, 1.0])
-def test_a_fixed_share_of_pairs_at_every_step(multiview: float) -> None:
-    draws = [draw_step(step, 100, 10_000, 1.0, 1.0, 0, multiview) for step in (0, 99)]
-    assert [draw.is_multiview.mean() for draw in draws] == pytest.approx([multiview] * 2, abs=0.02)
-    assert all(np.all(draw.crop_ratio == 1) for draw in draws)
+def test_crops_are_independent() -> None:
+    draws = draw_step(dataclasses.replace(PLUS, batch_size=40_000), 60, seed=0)
+    together = np.stack([*draws.crop_place.T, draws.crop_ratio, draws.choice, draws.is_multiview])
+    assert abs(np.corrcoef(together) - np.eye(7)).max() < 0.02
 
 
 def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
-    first, again, other = (draw_step(7, 10, 4, 1.0, 2.0, seed) for seed in (1, 1, 2))
+    first, again, other = (draw_step(PLUS, 7, seed) for seed in (1, 1, 2))
     assert np.array_equal(first.choice, again.choice)
     assert not np.array_equal(first.choice, other.choice)
 

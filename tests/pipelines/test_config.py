@@ -145,10 +145,10 @@ def test_a_section_keeps_the_defaults_of_its_place() -> None:
 def test_paths_become_absolute_and_uris_and_hub_ids_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config(
-        "micro", ["ingest.metadata=laion", "multiview.folder=s3://bucket/views", "backbone.weights=a/b"]
+        "micro", ["ingest.metadata=laion", "multiview.folders=[s3://bucket/views, views]", "backbone.weights=a/b"]
     )
     assert config.ingest.metadata == str(tmp_path / "laion")
-    assert config.multiview.folder == "s3://bucket/views"
+    assert config.multiview.folders == ["s3://bucket/views", str(Path("views").absolute())]
     assert config.backbone.weights == "a/b"
     (tmp_path / "a" / "b").mkdir(parents=True)
     assert load_config("micro", ["backbone.weights=a/b"]).backbone.weights == str(tmp_path / "a" / "b")

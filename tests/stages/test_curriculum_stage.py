@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from helpers import make_context
@@ -12,7 +14,7 @@ from helpers import make_context
 from model.curriculum import draw_step
 from stages import curriculum
 from stages.config import CurriculumConfig
-from stages.curriculum import plan_steps
+from stages.curriculum import plan_steps, recipe_of, summarize
 from stages.datasets import read_dataset, write_dataset
 from stages.schemas import PAIRS, PLAN, SAMPLES
 from stages.stage import StageError
@@ -28,12 +30,12 @@ PAIR_ROWS = pa.table(
 
 
 def test_rows_against_the_draws_one_by_one() -> None:
-    settings = CurriculumConfig(steps=20, batch_size=5)
-    plan = plan_steps(pa.table({"id": [3, 19, 0]}), SAMPLE_ROWS, PAIR_ROWS, settings, seed=4)
+    recipe = recipe_of(CurriculumConfig(steps=20, batch_size=5))
+    plan = plan_steps([3, 19, 0], SAMPLE_ROWS, PAIR_ROWS, recipe, seed=4)
     assert plan.schema.equals(PLAN)
     rows = iter(plan.to_pylist())
     for step in (3, 19, 0):
-        draws = draw_step(step, 20, 5, settings.min_crop_ratio, settings.max_crop_ratio, 4)
+        draws = draw_step(recipe, step, 4)
         for slot in range(5):
             row = next(rows)
             if draws.is_multiview[slot]:
@@ -51,10 +53,20 @@ def test_rows_against_the_draws_one_by_one() -> None:
 
 
 def test_the_plan_of_realcustom() -> None:
-    settings = CurriculumConfig(steps=20, batch_size=5, multiview_probability=0.0, max_crop_ratio=1.0)
-    plan = plan_steps(pa.table({"id": [19]}), SAMPLE_ROWS, PAIR_ROWS, settings, seed=4).to_pylist()
+    recipe = recipe_of(CurriculumConfig(steps=20, batch_size=5, multiview_probability=0.0, max_crop_ratio=1.0))
+    plan = plan_steps([19], SAMPLE_ROWS, PAIR_ROWS, recipe, seed=4).to_pylist()
     assert all(row["source"] == "image_text" and row["reference_id"] == row["target_id"] for row in plan)
     assert [row["crop_ratio"] for row in plan] == [1.0] * 5
+
+
+def test_the_summary_of_a_step_by_hand() -> None:
+    plan = pa.table(
+        {"source": ["multiview", "image_text", "image_text", "image_text"], "crop_ratio": [1.0, 3.0, 2.0, 1.5]}
+    )
+    assert summarize(plan, 2).to_pylist() == [
+        {"multiview_share": 0.5, "mean_crop_ratio": 2.0, "crop_ratio": 1.0},
+        {"multiview_share": 0.0, "mean_crop_ratio": 1.75, "crop_ratio": 2.0},
+    ]
 
 
 def inputs(folder: Path, samples: int = 4, pairs: int = 3) -> dict[str, Path]:
@@ -75,18 +87,22 @@ def inputs(folder: Path, samples: int = 4, pairs: int = 3) -> dict[str, Path]:
 
 @pytest.mark.slow
 def test_the_stage_plans_every_step_in_order_and_always_the_same(tmp_path: Path, ray_cluster: str) -> None:
-    changes = {"steps": 600, "batch_size": 4}  # three tasks
+    changes = {"steps": 6000, "batch_size": 64}  # three parts
     context = make_context(tmp_path / "a", inputs=inputs(tmp_path), curriculum=changes)
     result = curriculum.run(context)
     plan = read_dataset(context.output / "plan", PLAN)
-    assert result.rows == {"plan": 2400}
-    places = list(zip(plan["step"].to_pylist(), plan["slot"].to_pylist(), strict=True))
-    assert places == [(step, slot) for step in range(600) for slot in range(4)]
-    assert result.metrics["multiview_share"] == pytest.approx(0.5, abs=0.05)
+    assert result.rows == {"plan": 384_000}
+    assert np.array_equal(plan["step"].to_numpy(), np.arange(384_000) // 64)
+    assert np.array_equal(plan["slot"].to_numpy(), np.arange(384_000) % 64)
+    assert result.metrics["multiview_share"] == pytest.approx(0.5, abs=0.01)
+    assert result.metrics["mean_crop_ratio"] == pytest.approx(1 + (math.sqrt(10) - 1) / 4, abs=0.01)
     assert (context.output / "plan.png").stat().st_size > 1000
-    again = make_context(tmp_path / "b", inputs=context.inputs, curriculum=changes)
-    curriculum.run(again)
-    assert read_dataset(again.output / "plan", PLAN) == plan
+    # Any part of it is what a single process draws for these steps alone.
+    recipe = recipe_of(context.config.curriculum)
+    for first in (0, 2047, 5999):
+        samples = read_dataset(tmp_path / "filter" / "samples", SAMPLES, ["sample_id", "caption"])
+        alone = plan_steps([first], samples, PAIR_ROWS, recipe, context.config.run.seed)
+        assert plan.slice(first * 64, 64) == alone
     other = make_context(tmp_path / "c", inputs=context.inputs, curriculum=changes, run={"seed": 1})
     curriculum.run(other)
     assert read_dataset(other.output / "plan", PLAN) != plan

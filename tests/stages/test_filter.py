@@ -1,41 +1,50 @@
-"""The filter: each reason, the duplicates against the obvious search, and the stage on real Ray Data."""
+"""The filter: each reason, scores of real models against their definitions, and the stage on real Ray Data."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import struct
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from helpers import make_context
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from picture_files import encode, png, scene
 from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel
 
+from model.micro_sd.weights import WEIGHTS_FOLDER
 from stages import filter as filter_stage
-from stages.config import FilterConfig
+from stages.config import FilterConfig, ScoringConfig
 from stages.datasets import read_dataset, write_part
-from stages.filter import check_scores, group_files, nothing_left
-from stages.filter.duplicates import MAX_BITS, MAX_COLOUR_DIFFERENCE, find_duplicates, signature
-from stages.filter.rules import rejection
+from stages.filter import check_settings, nothing_left
+from stages.filter.candidate import Candidate
+from stages.filter.rules import REASONS, SETTING_OF, rejection
+from stages.filter.scoring import ScoreModels
+from stages.filter.verdicts import group_files
+from stages.pictures import UndecodableError, decode
 from stages.schemas import REJECTED, SAMPLES
 from stages.stage import StageError
 
-
-def encode(pixels: Image.Image, quality: int = 92) -> bytes:
-    buffer = io.BytesIO()
-    pixels.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+CYRILLIC = "\u0444\u043e\u0442\u043e a \u0432\u0430\u0437\u044b"
 
 
-def scene(seed: int, side: int = 64) -> Image.Image:
-    """A picture with large and small shapes, different for each seed."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    return coarse.resize((side, side), Image.Resampling.BICUBIC)
+def header_of_a_bomb() -> bytes:
+    """A PNG that says of itself that it is 12,000 pixels wide and high."""
+    data = bytearray(png(Image.new("RGB", (8, 8))))
+    data[16:24] = struct.pack(">II", 12_000, 12_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
 
 
 def sample(number: int, **changes: Any) -> dict[str, Any]:
@@ -52,6 +61,7 @@ def sample(number: int, **changes: Any) -> dict[str, Any]:
         "unsafe": 0.1,
         "watermark": 0.2,
         "aesthetic": 5.5,
+        "language": "en",
     }
     return row | changes
 
@@ -61,8 +71,17 @@ def sample(number: int, **changes: Any) -> dict[str, Any]:
     [
         ({}, None, None),
         ({"original_width": 47}, "side", "47 < 48"),
+        ({"original_width": 60, "original_height": 60}, "pixels", "3600 < 4000"),
         ({"original_width": 161, "width": 161}, "aspect_ratio", "2.013 > 2"),
         ({"original_width": 160}, None, None),
+        ({"caption": "mug photo"}, "caption_words", "2 < 3"),
+        ({"caption": "very " * 300}, "caption_characters", "1500 > 1000"),
+        ({"caption": CYRILLIC}, "caption_script", "1 of 9 letters are LATIN"),
+        ({"caption": "1 2 3"}, "caption_script", "0 of 0 letters are LATIN"),
+        ({"caption": "\u00e9t\u00e9 \u00e0 la \u5c71"}, None, None),
+        ({"language": "fr"}, "language", "fr is not en or de"),
+        ({"language": None}, "language", "None is not en or de"),
+        ({"language": "de"}, None, None),
         ({"unsafe": 0.51}, "unsafe", "0.51 > 0.5"),
         ({"watermark": 0.9}, "watermark", "0.9 > 0.8"),
         ({"similarity": 0.25}, "similarity", "0.25 < 0.26"),
@@ -70,15 +89,57 @@ def sample(number: int, **changes: Any) -> dict[str, Any]:
         ({"aesthetic": 5.0}, None, None),
         ({"aesthetic": None}, "aesthetic_missing", "the row has no such score"),
         ({"aesthetic": float("nan")}, "aesthetic_missing", "the row has no such score"),
-        ({"caption": "mug photo"}, "caption_words", "2 < 3"),
-        ({"caption": "mug", "original_height": 3, "aesthetic": None}, "side", "3 < 48"),
+        ({"similarity": None}, None, None),  # a model computes it
+        ({"picture": b"text"}, "undecodable", None),
+        ({"picture": encode(Image.new("RGB", (64, 64), "#808080"))}, "single_colour", "contrast 0 < 4"),
+        ({"caption": "mug", "original_height": 3, "aesthetic": None, "picture": b""}, "side", "3 < 48"),
     ],
 )
-def test_the_first_failed_threshold_is_the_reason(
+def test_the_first_rule_that_takes_a_sample_is_the_reason(
     changes: dict[str, Any], reason: str | None, detail: str | None
 ) -> None:
-    expected = None if reason is None else (reason, detail)
-    assert rejection(sample(1, **changes), FilterConfig()) == expected
+    config = FilterConfig(min_pixels=4000, caption_script="LATIN", languages=["en", "DE"])
+    found = rejection(Candidate(sample(1, **changes)), config)
+    if reason is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found[0], found[1] if detail else None) == (reason, detail)
+
+
+def test_a_picture_is_decoded_only_when_the_metadata_lets_it_pass() -> None:
+    candidate = Candidate(sample(1, aesthetic=1.0, picture=b"text"))
+    assert rejection(candidate, FilterConfig()) == ("aesthetic", "1 < 5")
+    assert "picture" not in vars(candidate)
+
+
+def test_every_reason_has_its_words_and_its_setting() -> None:
+    assert set(SETTING_OF) == set(REASONS) - {"undecodable"}
+    assert all(hasattr(FilterConfig(), setting) for setting in SETTING_OF.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encode(scene(1))[:-200], "truncated"),
+        (b"text", "cannot identify"),
+        (b"", "cannot identify"),
+        (header_of_a_bomb(), "too many to decode|exceeds limit"),
+    ],
+)
+def test_what_is_no_picture_is_told(data: bytes, message: str) -> None:
+    with pytest.raises(UndecodableError, match=message):
+        decode(data)
+
+
+@given(data=st.binary(max_size=60), cut=st.integers(0, 900), flips=st.lists(st.integers(0, 2000), max_size=5))
+def test_damaged_pictures_are_decoded_or_told(data: bytes, cut: int, flips: list[int]) -> None:
+    whole = bytearray(encode(scene(3)) if len(data) % 2 else png(scene(3)))
+    for place in flips:
+        whole[place % len(whole)] ^= 0x55
+    for damaged in (data, bytes(whole[: len(whole) - cut])):
+        with contextlib.suppress(UndecodableError):
+            assert decode(damaged).mode == "RGB"
 
 
 @given(
@@ -94,81 +155,20 @@ def test_thresholds_against_a_plain_statement(
     row = sample(1, aesthetic=score, original_width=side)
     passes_side = smallest is None or min(side, 80) >= smallest
     passes_score = minimum is None or (score is not None and score >= minimum)
-    assert (rejection(row, config) is None) == (passes_side and passes_score)
+    assert (rejection(Candidate(row), config) is None) == (passes_side and passes_score)
 
 
-def naive_duplicates(signatures: dict[str, bytes]) -> dict[str, str]:
-    """All against all that were kept."""
-    kept: list[str] = []
-    rejected: dict[str, str] = {}
-    for key in sorted(signatures):
-        mine = signatures[key]
-        for other in kept:
-            theirs = signatures[other]
-            if mine[:32] == theirs[:32]:
-                rejected[key] = "duplicate"
-                break
-        else:
-            for other in kept:
-                theirs = signatures[other]
-                bits = sum(bin(a ^ b).count("1") for a, b in zip(mine[32:40], theirs[32:40], strict=True))
-                colours = [abs(a - b) for a, b in zip(mine[40:], theirs[40:], strict=True)]
-                if bits <= MAX_BITS and sum(colours) / len(colours) <= MAX_COLOUR_DIFFERENCE:
-                    rejected[key] = "near_duplicate"
-                    break
-            else:
-                kept.append(key)
-    return rejected
-
-
-# Few values, so that near ones are frequent.
-signatures_strategy = st.dictionaries(
-    st.text("abc", min_size=1, max_size=4),
-    st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1).map(lambda n: n & 0x0101_0101_0101_0F0F), st.integers(0, 9)),
-    max_size=25,
-).map(
-    lambda drawn: {
-        key: bytes([a]) * 32 + bits.to_bytes(8) + bytes([colour]) * 192 for key, (a, bits, colour) in drawn.items()
-    }
-)
-
-
-@settings(max_examples=100, deadline=None)
-@given(signatures=signatures_strategy)
-def test_duplicates_are_those_of_the_obvious_search(signatures: dict[str, bytes]) -> None:
-    assert {key: reason for key, (reason, _) in find_duplicates(signatures).items()} == naive_duplicates(signatures)
-
-
-def test_copies_are_recognised_and_other_pictures_are_not() -> None:
-    pictures = {f"{seed:02d}": encode(scene(seed)) for seed in range(40)}
-    pictures["90 same"] = pictures["05"]
-    pictures["91 resized"] = encode(scene(7).resize((72, 72), Image.Resampling.BICUBIC), quality=75)
-    pictures["92 compressed"] = encode(scene(8), quality=50)
-    red, blue = Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "white")
-    red.paste("#d02020", (16, 16, 48, 48))
-    blue.paste("#2040d0", (16, 16, 48, 48))
-    pictures |= {"93 red": encode(red), "94 blue": encode(blue)}
-    signatures = {key: value for key, picture in pictures.items() if isinstance(value := signature(picture), bytes)}
-    assert len(signatures) == len(pictures)
-    found = find_duplicates(signatures)
-    assert {key: detail.split()[-1] for key, (_, detail) in found.items()} == {
-        "90 same": "05", "91 resized": "07", "92 compressed": "08",
-    }  # fmt: skip
-    assert found["90 same"][0] == "duplicate"
-    assert found["91 resized"][0] == "near_duplicate"
-
-
-def test_what_is_no_picture_has_no_signature() -> None:
-    whole = encode(scene(1))
-    assert "truncated" in str(signature(whole[: len(whole) // 2]))
-    assert "cannot identify" in str(signature(b"text"))
-
-
-def test_a_threshold_on_a_score_that_nobody_has_names_column_and_setting() -> None:
-    rows = pa.Table.from_pylist([sample(1, aesthetic=None), sample(2, aesthetic=None)], schema=SAMPLES)
+def test_a_threshold_on_a_score_that_nobody_has_names_column_and_setting(tmp_path: Path) -> None:
+    rows = [sample(number, aesthetic=None, similarity=None, language=None) for number in (1, 2)]
+    write_part(tmp_path, 0, pa.Table.from_pylist(rows, schema=SAMPLES), SAMPLES)
     with pytest.raises(StageError, match=r"'AESTHETIC_SCORE'.*--set filter.min_aesthetic=null"):
-        check_scores(rows, FilterConfig())
-    check_scores(rows, FilterConfig(min_aesthetic=None))
+        check_settings(tmp_path, FilterConfig())
+    check_settings(tmp_path, FilterConfig(min_aesthetic=None))
+    with pytest.raises(StageError, match=r"'LANGUAGE'.*--set filter.languages=null"):
+        check_settings(tmp_path, FilterConfig(min_aesthetic=None, languages=["en"]))
+    without_clip = FilterConfig(min_aesthetic=None, scoring=ScoringConfig(similarity_clip=None))
+    with pytest.raises(StageError, match=r"'similarity'.*--set filter.min_similarity=null"):
+        check_settings(tmp_path, without_clip)
 
 
 def test_nothing_left_says_which_filter_took_how_many() -> None:
@@ -184,9 +184,57 @@ def test_files_are_grouped_in_order(sizes: list[int], tmp_path_factory: pytest.T
     for number, size in enumerate(sizes):
         write_part(folder, number, table.slice(0, size), table.schema)
     groups = group_files(sorted(folder.iterdir()), 8)
-    assert list(itertools.chain.from_iterable(groups)) == sorted(folder.iterdir())
-    counts = [sum(sizes[int(file.stem[-5:])] for file in group) for group in groups]
-    assert all(count >= 8 for count in counts[:-1])
+    files = [Path(file) for group in groups for file in group.files]
+    assert files == sorted(folder.iterdir())
+    assert [group.first for group in groups] == [files.index(Path(group.files[0])) for group in groups]
+    assert [group.rows for group in groups] == [
+        sum(sizes[int(Path(file).stem[-5:])] for file in group.files) for group in groups
+    ]
+    assert all(group.rows >= 8 for group in groups[:-1])
+
+
+def save_head(path: Path, widths: list[int]) -> list[torch.Tensor]:
+    """LAION's V2 form: dropout layers, which have no weights, take the numbers in between."""
+    torch.manual_seed(0)
+    places = [0, 2, 4, 6, 7][: len(widths) - 1]
+    state: dict[str, torch.Tensor] = {}
+    for place, (wide, narrow) in zip(places, itertools.pairwise(widths), strict=True):
+        state |= {f"layers.{place}.weight": torch.randn(narrow, wide), f"layers.{place}.bias": torch.randn(narrow)}
+    torch.save(state, path)
+    return list(state.values())
+
+
+def test_scores_of_real_models_against_their_definitions(tmp_path: Path) -> None:
+    tensors = save_head(tmp_path / "head.pth", [128, 16, 8, 1])
+    scoring = ScoringConfig(aesthetic_clip="micro", aesthetic_head=str(tmp_path / "head.pth"))
+    models = ScoreModels(scoring, {"similarity", "aesthetic"})
+    rows = [sample(1), sample(2, caption="a red ball on the beach", picture=encode(scene(2, 80)))]
+    found = models(rows)
+    clip = CLIPModel.from_pretrained(WEIGHTS_FOLDER / "clip")
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS_FOLDER / "tokenizer")
+    for number, row in enumerate(rows):
+        pixels = Image.open(io.BytesIO(row["picture"]))
+        array = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None] / 255
+        if pixels.size != (64, 64):
+            array = F.interpolate(array, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
+        tokens = tokenizer([row["caption"]], padding="max_length", max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            output = clip(pixel_values=array * 2 - 1, input_ids=tokens["input_ids"])
+        picture, text = (F.normalize(one, dim=-1)[0] for one in (output.image_embeds, output.text_embeds))
+        assert found["similarity"][number] == pytest.approx(float(picture @ text), abs=1e-5)
+        value = picture
+        for weight, bias in zip(tensors[::2], tensors[1::2], strict=True):
+            value = weight @ value + bias
+        assert found["aesthetic"][number] == pytest.approx(float(value), rel=1e-4)
+
+
+def test_models_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+    save_head(tmp_path / "wide.pth", [768, 1])
+    scoring = ScoringConfig(aesthetic_clip="micro", aesthetic_head=str(tmp_path / "wide.pth"))
+    with pytest.raises(StageError, match=r"reads embeddings of 768 numbers, the CLIP .* has 128"):
+        ScoreModels(scoring, {"aesthetic"})
+    with pytest.raises(StageError, match="CLIP '/no/such/folder' cannot be loaded"):
+        ScoreModels(ScoringConfig(similarity_clip="/no/such/folder"), {"similarity"})
 
 
 @pytest.mark.slow
@@ -217,10 +265,52 @@ def test_the_stage_keeps_order_gives_every_row_one_place_and_does_not_depend_on_
         ("0002", "aesthetic"), ("0003", "undecodable"), ("0005", "duplicate"),
     ]  # fmt: skip
     empty = make_context(tmp_path / "one", inputs={"ingest": tmp_path / "one" / "ingest"}, filter={"min_aesthetic": 9})
-    with pytest.raises(StageError, match="none of 12 samples: aesthetic took 11, undecodable took 1"):
+    with pytest.raises(StageError, match="none of 12 samples: aesthetic took 12; loosen"):
         filter_stage.run(empty)
 
 
 def round_scores(row: dict[str, Any]) -> dict[str, Any]:
     """Scores are stored in single precision."""
     return {key: float(np.float32(value)) if isinstance(value, float) else value for key, value in row.items()}
+
+
+@pytest.mark.slow
+def test_missing_scores_are_computed_and_kept_with_the_samples(tmp_path: Path, ray_cluster: str) -> None:
+    rows = [sample(number) for number in range(6)]
+    for number in (1, 2, 4):
+        rows[number] |= {"similarity": None}
+    rows[2] |= {"aesthetic": 1.0}  # taken by a cheaper rule: nothing is computed
+    rows[5] |= {"similarity": float("nan"), "aesthetic": 6.0}
+    write_part(tmp_path / "ingest" / "samples", 0, pa.Table.from_pylist(rows, schema=SAMPLES), SAMPLES)
+    similarity = ScoreModels(ScoringConfig(), {"similarity"})([rows[number] for number in (1, 4, 5)])["similarity"]
+    limit = sorted(similarity)[0] + 1e-3  # takes one of the three
+    events: list[Mapping[str, Any]] = []
+    changes = {"min_similarity": min(limit, 0.3)}
+    context = make_context(tmp_path, inputs={"ingest": tmp_path / "ingest"}, events=events, filter=changes)
+    result = filter_stage.run(context)
+    assert result.metrics == {"rejected_aesthetic": 1, "rejected_similarity": 1, "scored": 3}
+    kept = {row["sample_id"]: row for row in read_dataset(context.output / "samples", SAMPLES).to_pylist()}
+    for number, value in zip((1, 4, 5), similarity, strict=True):
+        if value >= limit:
+            assert kept[f"{number:04d}"]["similarity"] == pytest.approx(value, abs=1e-5)
+        else:
+            assert f"{number:04d}" not in kept
+    assert kept["0000"]["similarity"] == pytest.approx(0.3)
+    told = [str(event["text"]) for event in events if event["event"] == "warning"]
+    assert told == [
+        "3 samples lack a score in the metadata, which is computed: similarity by micro; the micro CLIP knows the "
+        "micro world only."
+    ]
+    assert {event["key"]: event["path"] for event in events if event["event"] == "picture"} == {
+        "waterfall": str(context.output / "waterfall.png")
+    }
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_stops_the_stage_with_one_sentence(tmp_path: Path, ray_cluster: str) -> None:
+    rows = pa.Table.from_pylist([sample(1, similarity=None)], schema=SAMPLES)
+    write_part(tmp_path / "ingest" / "samples", 0, rows, SAMPLES)
+    changes = {"scoring": {"similarity_clip": "/no/such/folder"}}
+    context = make_context(tmp_path, inputs={"ingest": tmp_path / "ingest"}, filter=changes)
+    with pytest.raises(StageError, match="CLIP '/no/such/folder' cannot be loaded"):
+        filter_stage.run(context)

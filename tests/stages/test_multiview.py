@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from helpers import make_context
@@ -19,8 +21,9 @@ from stages import multiview
 from stages.datasets import read_dataset
 from stages.microworld.turntables import write_instance
 from stages.multiview.colmap import ColmapError, RegisteredImage, read_images
-from stages.multiview.frames import category_names, find_instances, load_frame, read_instance
-from stages.multiview.pairs import View, angle_degrees, view_pairs, viewing_direction
+from stages.multiview.frames import category_names, check_foreground, find_instances, load_frame, read_instance
+from stages.multiview.pairs import DRAWN, View, angles_degrees, balance, view_pairs, viewing_direction
+from stages.pictures import UndecodableError
 from stages.schemas import FRAMES, PAIRS
 from stages.stage import StageError
 
@@ -100,13 +103,13 @@ def test_angles_against_rotation_matrices(first: np.ndarray, second: np.ndarray)
     axes = [rotation_from_quaternion(q).T @ np.array([0.0, 0.0, 1.0]) for q in (first, second)]
     expected = math.degrees(math.acos(np.clip(axes[0] @ axes[1], -1, 1)))
     directions = [viewing_direction(tuple(q.tolist())) for q in (first, second)]
-    assert angle_degrees(*directions) == pytest.approx(expected, abs=1e-4)
+    assert angles_degrees(np.stack(directions))[0, 1] == pytest.approx(expected, abs=1e-4)
 
 
 @given(yaw=st.floats(-1.5, 1.5), other=st.floats(-1.5, 1.5))
 def test_cameras_on_the_equator_differ_by_their_yaw(yaw: float, other: float) -> None:
     directions = [viewing_direction(tuple(orbit_pose(angle, 0.0).quaternion.tolist())) for angle in (yaw, other)]
-    assert angle_degrees(*directions) == pytest.approx(math.degrees(abs(yaw - other)), abs=1e-4)
+    assert angles_degrees(np.stack(directions))[1, 0] == pytest.approx(math.degrees(abs(yaw - other)), abs=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -144,8 +147,84 @@ def test_mvimgnets_numeric_labels_get_their_names(tmp_path: Path) -> None:
     (tmp_path / "mvimgnet_category.txt").write_text("0,bag\n17,Mug\n203,Toy butterfly \n")
     names = category_names(tmp_path)
     assert names["203"] == "toy butterfly"
-    assert find_instances(tmp_path) == [tmp_path / "17" / "1a00"]
-    assert {row["category"] for row in read_instance(tmp_path / "17" / "1a00", names, 32)} == {"mug"}
+    (instance,), repeated = find_instances([tmp_path])
+    assert (instance.folder, instance.category, repeated) == (str(tmp_path / "17" / "1a00"), "mug", [])
+    assert {row["category"] for row in read_instance(instance, 32, 0.0)} == {"mug"}
+
+
+def test_instances_of_several_roots_and_layouts(tmp_path: Path) -> None:
+    for name in ("a/mug/1", "b/mug/2", "b/mug/1"):
+        make_instance(tmp_path / name)
+    for subject in ("a/dog2", "a/fancy_boot", "b/dog2", "b/17"):
+        (tmp_path / subject).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / subject / "00.PNG")
+    (tmp_path / "a" / "empty").mkdir()
+    (tmp_path / "b" / "mvimgnet_category.txt").write_text("17,Toy Car\n")
+    found, repeated = find_instances([tmp_path / "a", tmp_path / "b"])
+    assert [(one.category, one.name, one.has_cameras) for one in found] == [
+        ("dog", "a/dog2", False),
+        ("fancy boot", "a/fancy_boot", False),
+        ("mug", "1", True),
+        ("toy car", "b/17", False),
+        ("dog", "b/dog2", False),
+        ("mug", "2", True),
+    ]
+    assert repeated == [
+        f"the instance {tmp_path / 'b' / 'mug' / '1'}: {tmp_path / 'a' / 'mug' / '1'} has the same class and name"
+    ]
+
+
+def test_pairs_of_views_without_cameras_are_drawn_by_the_seed() -> None:
+    views = [View(frame_id=f"f{number}", rotation=None) for number in range(5)]
+    everything = view_pairs(views, (10.0, 60.0), 100, seed=0)
+    assert len({(pair["reference_frame_id"], pair["target_frame_id"]) for pair in everything}) == 20
+    assert {pair["angle_degrees"] for pair in everything} == {None}
+    few, other = view_pairs(views, (10.0, 60.0), 4, seed=0), view_pairs(views, (10.0, 60.0), 4, seed=1)
+    assert few == everything[:4]
+    assert few != other
+
+
+@given(
+    counts=st.dictionaries(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")), st.integers(0, 6)),
+    at_most=st.integers(1, 10),
+)
+def test_categories_are_capped_and_their_instances_share_evenly(
+    counts: dict[tuple[str, str], int], at_most: int
+) -> None:
+    rows = [
+        {"category": category, "instance": instance, "place": place, "lot": f"{place}{instance}", "pair_id": "p"}
+        for (category, instance), count in counts.items()
+        for place in range(count)
+    ]
+    kept = balance(pa.Table.from_pylist(rows, schema=DRAWN), at_most).to_pylist()
+    for category in "ab":
+        had = {instance: count for (own, instance), count in counts.items() if own == category}
+        # Rounds: everyone who has one left gives one, until there are enough.
+        expected = dict.fromkeys(had, 0)
+        while sum(expected.values()) < min(at_most, sum(had.values())):
+            for instance in sorted(had):
+                if expected[instance] < had[instance] and sum(expected.values()) < at_most:
+                    expected[instance] += 1
+        found = Counter(row["instance"] for row in kept if row["category"] == category)
+        assert {instance: found[instance] for instance in had} == expected
+
+
+def test_a_frame_whose_mask_shows_no_object_is_refused(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    check_foreground(masks, "001.jpg", 0.5)  # there is no mask
+    masks.mkdir()
+    mask = Image.new("L", (10, 10))
+    mask.paste(255, (0, 0, 2, 5))
+    mask.save(masks / "001.jpg.png")
+    check_foreground(masks, "001.jpg", 0.1)
+    with pytest.raises(UndecodableError, match=r"covers 10.00% of the picture, less than 11.00%"):
+        check_foreground(masks, "001.jpg", 0.11)
+    Image.new("L", (10, 10)).save(masks / "002.png")
+    with pytest.raises(UndecodableError, match=r"covers 0.00%"):
+        check_foreground(masks, "002.jpg", 0.02)
+    (masks / "003.png").write_bytes(b"text")
+    with pytest.raises(UndecodableError, match="cannot identify"):
+        check_foreground(masks, "003.jpg", 0.02)
 
 
 @pytest.mark.slow
@@ -162,7 +241,7 @@ def test_the_stage_skips_what_is_damaged_and_says_so(tmp_path: Path, ray_cluster
         binary(read_images(root / "duck" / "c" / "sparse" / "0"))
     )
     events: list[dict[str, object]] = []
-    context = make_context(tmp_path / "out", events=events, multiview={"folder": str(root), "image_size": 32})  # type: ignore[arg-type]
+    context = make_context(tmp_path / "out", events=events, multiview={"folders": [str(root)], "image_size": 32})  # type: ignore[arg-type]
     result = multiview.run(context)
     assert result.metrics["damaged_instances"] == 2
     assert result.metrics["lost_frames"] == 1
@@ -177,7 +256,7 @@ def test_the_stage_skips_what_is_damaged_and_says_so(tmp_path: Path, ray_cluster
     warnings = [str(event["text"]) for event in events if event["event"] == "warning"]
     assert any("duck/no_cameras" in text for text in warnings)
     assert any("duck/no_pictures" in text for text in warnings)
-    again = make_context(tmp_path / "again", multiview={"folder": str(root), "image_size": 32})
+    again = make_context(tmp_path / "again", multiview={"folders": [str(root)], "image_size": 32})
     multiview.run(again)
     assert read_dataset(again.output / "frames", FRAMES) == frames
     assert read_dataset(again.output / "pairs", PAIRS) == pairs
@@ -185,8 +264,40 @@ def test_the_stage_skips_what_is_damaged_and_says_so(tmp_path: Path, ray_cluster
 
 @pytest.mark.slow
 def test_what_cannot_be_used_at_all_is_one_sentence(tmp_path: Path, ray_cluster: str) -> None:
-    with pytest.raises(StageError, match="holds no class_label/instance_id"):
-        multiview.run(make_context(tmp_path / "a", multiview={"folder": str(tmp_path)}))
+    with pytest.raises(StageError, match="holds neither class_label/instance_id"):
+        multiview.run(make_context(tmp_path / "a", multiview={"folders": [str(tmp_path)]}))
+    with pytest.raises(StageError, match="there is no folder /no/such"):
+        multiview.run(make_context(tmp_path / "a", multiview={"folders": ["/no/such"]}))
     make_instance(tmp_path / "mv" / "mug" / "a", yaws=[0.0, 0.001])
     with pytest.raises(StageError, match="no pair of views between 10 and 120 degrees apart among 2 frames"):
-        multiview.run(make_context(tmp_path / "b", multiview={"folder": str(tmp_path / "mv")}))
+        multiview.run(make_context(tmp_path / "b", multiview={"folders": [str(tmp_path / "mv")]}))
+
+
+@pytest.mark.slow
+def test_plain_folders_make_pairs_without_angles(tmp_path: Path, ray_cluster: str) -> None:
+    rng = np.random.default_rng(0)
+    for subject, count in {"dog": 4, "dog2": 3, "cat": 2, "lonely": 1}.items():
+        (tmp_path / "plain" / subject).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "plain" / subject / f"{number:02d}.jpg")
+    changes = {"folders": [str(tmp_path / "plain")], "image_size": 16, "pairs_per_category": 6}
+    context = make_context(tmp_path, multiview=changes)
+    result = multiview.run(context)
+    assert result.rows == {"frames": 9, "pairs": 8}
+    assert result.metrics == {
+        "damaged_instances": 1,
+        "lost_frames": 0,
+        "categories": 2,
+        "fewest_pairs_of_a_category": 2,
+        "most_pairs_of_a_category": 6,
+    }
+    frames, pairs = read_dataset(context.output / "frames", FRAMES), read_dataset(context.output / "pairs", PAIRS)
+    assert set(frames["category"].to_pylist()) == {"dog", "cat"}
+    assert frames["rotation"].null_count == 9
+    assert pairs["angle_degrees"].null_count == 8
+    own = dict(zip(frames["frame_id"].to_pylist(), frames["instance"].to_pylist(), strict=True))
+    assert Counter(row["instance"] for row in pairs.to_pylist()) == {"plain/dog": 3, "plain/dog2": 3, "plain/cat": 2}
+    for row in pairs.to_pylist():
+        assert own[row["reference_frame_id"]] == own[row["target_frame_id"]] == row["instance"]
+        assert row["reference_frame_id"] != row["target_frame_id"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from random_backbone import write_random_backbone
 
 from model.adapter import RealCustomPlusAdapter
 from model.realcustom_adapter import RealCustomAdapter
-from stages.datasets import PictureStore, write_dataset
+from stages.datasets import PictureStore, write_dataset, write_part
 from stages.schemas import FRAMES, PLAN, SAMPLES
 from stages.stage import StageError
 from stages.train_adapter import PlanPictures, PlanReader, adapter_task, run
@@ -76,6 +77,22 @@ def test_plan_reader_gives_the_rows_of_a_step(inputs: Mapping[str, Path]) -> Non
         expected = [_plan_row(step, slot) for slot in range(BATCH)]
         assert [row.target_id for row in plan(step)] == [row["target_id"] for row in expected]
         assert [row.slot for row in plan(step)] == list(range(BATCH))
+
+
+def test_plan_reader_starts_anywhere_in_a_plan_of_several_parts(tmp_path: Path) -> None:
+    for number, steps in enumerate([range(0, 4), range(4, 8), range(8, 9)]):
+        rows = [_plan_row(step, slot) for step in steps for slot in range(BATCH)]
+        write_part(tmp_path / "plan", number, _rows(PLAN, rows), PLAN)
+    for step in (8, 3, 4, 7, 0):
+        plan = pickle.loads(pickle.dumps(PlanReader(tmp_path / "plan")))
+        assert [row.target_id for row in plan(step)] == [_plan_row(step, slot)["target_id"] for slot in range(BATCH)]
+        assert [row.slot for row in plan(8 - step)] == list(range(BATCH))
+        assert plan.steps == 9
+    assert plan.batch_sizes() == {BATCH}
+    rows = [_plan_row(9, slot) | {"reference_id": "a", "target_id": "a"} for slot in range(BATCH)]
+    write_part(tmp_path / "own", 0, _rows(PLAN, rows), PLAN)
+    assert PlanReader(tmp_path / "own").references_are_targets
+    assert not PlanReader(tmp_path / "plan").references_are_targets
 
 
 def test_an_unknown_picture_of_the_plan_is_named(inputs: Mapping[str, Path]) -> None:

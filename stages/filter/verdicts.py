@@ -1,0 +1,121 @@
+"""What is found about every sample, file group by file group: a file of verdicts for each, rows as in the samples.
+
+Tasks write these files and only numbers travel to the driver, which so needs no more memory for a larger dataset.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.config import FilterConfig
+from stages.filter.candidate import Candidate
+from stages.filter.duplicates import COLOUR_BYTES, DIGEST_BYTES, signature
+from stages.filter.rules import computed_scores, rejection, score_of
+
+ROWS_PER_BATCH = 256
+
+VERDICTS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("reason", pa.string()),  # null: the sample passes
+        ("detail", pa.string()),
+        ("is_pending", pa.bool_()),  # a score has to be computed before it passes
+        ("similarity", pa.float32()),  # as computed; null: not computed
+        ("aesthetic", pa.float32()),
+        ("digest", pa.binary(DIGEST_BYTES)),  # the picture's signature; null: the sample is rejected
+        ("bits", pa.uint64()),
+        ("colours", pa.binary(COLOUR_BYTES)),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileGroup:
+    """Consecutive files of the samples that one task works on, and the number of the first."""
+
+    number: int
+    first: int
+    files: tuple[str, ...]
+    rows: int
+
+    def verdicts(self, folder: Path) -> Path:
+        """The group's file in the folder of verdicts."""
+        return folder / f"verdicts-{self.number:06d}.parquet"
+
+
+def group_files(files: Sequence[Path], rows: int) -> list[FileGroup]:
+    """Consecutive files, at least `rows` rows a group: the start of a worker costs more than the work on a few."""
+    groups: list[FileGroup] = []
+    taken: list[str] = []
+    counted, first = 0, 0
+    for number, file in enumerate(files):
+        taken.append(str(file.resolve()))
+        counted += pq.read_metadata(file).num_rows
+        if counted >= rows or number == len(files) - 1:
+            groups.append(FileGroup(number=len(groups), first=first, files=tuple(taken), rows=counted))
+            taken, counted, first = [], 0, number + 1
+    return groups
+
+
+def read_rows(files: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of some files of samples, some at a time."""
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH):
+            yield batch.to_pylist()
+
+
+def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[pa.Table]:
+    """Write the verdicts of the file groups in the column `group`; tell after every some rows what they came to."""
+    for group in batch["group"].to_pylist():
+        place = FileGroup(**group).verdicts(folder)
+        unfinished = place.with_suffix(f".{os.getpid()}")
+        with pq.ParquetWriter(unfinished, VERDICTS) as writer:
+            for rows in read_rows(group["files"]):
+                verdicts = [inspect_row(row, settings) for row in rows]
+                writer.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS))
+                yield tally(group["number"], verdicts)
+        unfinished.replace(place)
+
+
+def inspect_row(row: Mapping[str, Any], settings: FilterConfig) -> dict[str, Any]:
+    """The verdict of the rules on one sample; its picture's signature if they let it pass."""
+    candidate = Candidate(row)
+    verdict: dict[str, Any] = {"sample_id": row["sample_id"], "is_pending": False}
+    rejected = rejection(candidate, settings)
+    if rejected is not None:
+        return verdict | {"reason": rejected[0], "detail": rejected[1]}
+    seen = signature(candidate.picture, candidate.grid)
+    return verdict | {
+        "is_pending": any(score_of(candidate, score) is None for score in computed_scores(settings)),
+        "digest": seen.digest,
+        "bits": seen.bits,
+        "colours": seen.colours,
+    }
+
+
+def tally(group: int, verdicts: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """One row: how many verdicts, and how many of them wait for a score."""
+    pending = sum(verdict["is_pending"] for verdict in verdicts)
+    return pa.table({"group": [group], "rows": [len(verdicts)], "pending": [pending]})
+
+
+def read_verdicts(groups: Sequence[FileGroup], folder: Path, columns: list[str]) -> pa.Table:
+    """Some columns of the verdicts on the samples that pass, of all groups."""
+    tables = [pq.read_table(group.verdicts(folder), columns=[*columns, "reason"], memory_map=True) for group in groups]
+    table = pa.concat_tables(tables)
+    return table.filter(table["reason"].is_null()).select(columns)
+
+
+def in_batches(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of `size` rows; the last may be shorter."""
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
