@@ -26,9 +26,12 @@ from pipelines.errors import UsageError
 from stages.config import Config
 
 
-def test_micro_is_the_defaults() -> None:
-    config = load_config("micro")
-    assert dataclasses.replace(config, run=Config().run) == Config()
+def test_micro_is_the_defaults_but_for_its_own_web() -> None:
+    config, defaults = load_config("micro"), Config()
+    assert config.ingest.allow_private_addresses
+    assert not defaults.ingest.allow_private_addresses
+    ingest = dataclasses.replace(config.ingest, allow_private_addresses=False)
+    assert dataclasses.replace(config, run=defaults.run, ingest=ingest) == defaults
     assert config.run.folder == str(Path("runs/micro").absolute())
 
 
