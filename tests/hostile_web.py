@@ -80,13 +80,13 @@ def bodies() -> dict[str, tuple[str, bytes]]:
     jpeg, turned = encode(colour), Image.Exif()
     turned[0x0112] = 6
     frames = [Image.new("RGB", (100, 80), name) for name in ("red", "blue")]
-    webp = encode(colour, "WEBP")
+    webp, gif = encode(colour, "WEBP"), encode(colour, "GIF")
     bomb = webp[:12] + b"VP8X" + struct.pack("<I", 10) + b"\0" * 4 + b"\xff\x3f\0" * 2 + webp[12:]
     return {
         "jpeg": ("", jpeg),
         "png": ("", encode(colour, "PNG")),
         "webp": ("", webp),
-        "gif": ("", encode(colour, "GIF")),
+        "gif": ("", gif),
         "moving_gif": ("", encode(frames[0], "GIF", save_all=True, append_images=frames[1:])),
         "moving_webp": ("", encode(frames[0], "WEBP", save_all=True, append_images=frames[1:])),
         "grey": ("", encode(colour.convert("L"))),
@@ -107,7 +107,7 @@ def bodies() -> dict[str, tuple[str, bytes]]:
         "only_a_start": ("decode", jpeg[:20]),
         "noise_behind_a_start": ("decode", b"\xff\xd8\xff" + bytes(noise().tobytes()[:3000])),
         "bomb_png": ("too_many_pixels", png(50_000, 50_000, 1, 0, b"\0" * 100_000)),
-        "bomb_gif": ("too_many_pixels", b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\0" * 100),
+        "bomb_gif": ("too_many_pixels", gif[:6] + b"\xff" * 4 + gif[10:]),
         "bomb_webp": ("too_many_pixels", bomb),
         "bmp": ("wrong_type", encode(colour, "BMP")),
         "tiff": ("wrong_type", encode(colour, "TIFF")),
@@ -128,10 +128,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        kind = self.path.split("/")[1]
+        kind = self.path.split("/")[1].partition("?")[0]
         self.close_connection = True
         try:
-            if kind in self.server.bodies:
+            if kind == "moved_to":  # the address behind the question mark
+                self.answer(b"", 302, Location=self.path.partition("?")[2])
+            elif kind in self.server.bodies:
                 self.answer(self.server.bodies[kind][1])
             else:
                 BEHAVIOURS[kind][1](self)
@@ -149,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
     @property
     def jpeg(self) -> bytes:
         return self.server.bodies["jpeg"][1]
+
+    def say(self, data: bytes) -> None:
+        self.wfile.write(data)
 
     def drip(self, start: bytes, drop: bytes = b"\0", seconds: float = 0.1) -> None:
         self.wfile.write(start)
@@ -172,6 +177,7 @@ Behaviour = Callable[[_Handler], None]
 _OK = b"HTTP/1.1 200 OK\r\n"
 BEHAVIOURS: dict[str, tuple[str, Behaviour]] = {
     "moved": ("", lambda web: web.answer(b"", 302, Location="/jpeg/1")),
+    "agent": ("", lambda web: web.answer(web.jpeg, X_Asked_By=web.headers["User-Agent"])),
     "moved_far": ("redirects", lambda web: web.answer(b"", 301, Location=web.path + "x")),
     "loop": ("redirects", lambda web: web.answer(b"", 307, Location=web.path)),
     "moved_to_a_file": ("bad_url", lambda web: web.answer(b"", 302, Location="file:///etc/passwd")),
@@ -191,9 +197,9 @@ BEHAVIOURS: dict[str, tuple[str, Behaviour]] = {
     "endless": ("too_many_bytes", lambda web: web.pour(web.jpeg)),
     "huge": ("too_many_bytes", lambda web: web.answer(web.jpeg, Content_Length=10**12)),
     "endless_text": ("wrong_type", lambda web: web.pour(b"once upon a time there was")),
-    "endless_headers": ("protocol", lambda web: web.wfile.write(_OK + b"X-Header: value\r\n" * 200) and None),
-    "long_header": ("protocol", lambda web: web.wfile.write(_OK + b"X-Header: " + b"a" * 100_000) and None),
-    "no_http": ("protocol", lambda web: web.wfile.write(b"220 ftp.example ready\r\n") and None),
+    "endless_headers": ("protocol", lambda web: web.say(_OK + b"X-Header: value\r\n" * 200)),
+    "long_header": ("protocol", lambda web: web.say(_OK + b"X-Header: " + b"a" * 100_000)),
+    "no_http": ("protocol", lambda web: web.say(b"220 ftp.example ready\r\n")),
     "bad_chunks": (
         "incomplete",
         lambda web: web.wfile.write(_OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n") and None,

@@ -73,7 +73,12 @@ class PictureOpener(urllib.request.OpenerDirector):
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         """The answer as a file with headers. Time limits are those of the settings."""
         url = fullurl.full_url if isinstance(fullurl, urllib.request.Request) else fullurl
-        answer = fetch(url, self.settings)
+        try:
+            answer = fetch(url, self.settings)
+        except FetchError:
+            raise
+        except Exception as error:  # a row must have a reason, whatever a server comes up with
+            raise FetchError("error", repr(error)) from error
         return urllib.response.addinfourl(io.BytesIO(answer.body), answer.headers, answer.url, http.client.OK)
 
 
@@ -218,6 +223,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
+        if ip.is_site_local:
+            return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip != _AZURE_METADATA
 
 

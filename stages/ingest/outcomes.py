@@ -51,7 +51,7 @@ FAILED = (
     "protocol",
     "incomplete",
     "lost",  # img2dataset has dropped the row
-    "error",  # anything else, in its own words
+    "error",  # unforeseen, in its own words
 )
 #: Failures that may be over in a moment. A host that does not answer in time is not asked twice in a row.
 TRANSIENT = frozenset({"reset", "busy", "incomplete"})
@@ -78,7 +78,7 @@ def reason_of(status: str | None, message: str) -> tuple[str, str]:
         return reason, detail
     if status == "failed_to_resize":
         return _IMG2DATASET.get(message, "decode"), message
-    return "error", message
+    return "bad_url", message  # urllib's, which refuses some URLs before it asks our opener
 
 
 def check_sum(rows: int, kept: int, rejected: Counter[str], failed: Counter[str]) -> None:
