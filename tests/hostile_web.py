@@ -1,6 +1,6 @@
 """A web as bad as it gets: rows of metadata and a loopback server behind them, and what must become of each row.
 
-    python tests/hostile_web.py 10000      # runs the stage ingest on so many rows; prints the outcomes
+    PYTHONPATH=. python tests/hostile_web.py 10000      # runs the stage ingest on so many rows; prints the outcomes
 
 Each kind of row has a name, the reason that it must end with ("" for a picture that must be kept), and a behaviour.
 """
@@ -26,7 +26,13 @@ from PIL import Image
 METADATA = pa.schema([("URL", pa.string()), ("TEXT", pa.string()), ("punsafe", pa.float64())])
 
 #: Limits under which the whole takes seconds: the slow kinds of rows take this long each.
-LIMITS = {"timeout_seconds": 1, "total_seconds": 2, "max_bytes": 200_000, "retries": 1, "max_pixels": 1_000_000}
+LIMITS: dict[str, Any] = {
+    "timeout_seconds": 1,
+    "total_seconds": 2,
+    "max_bytes": 200_000,
+    "retries": 1,
+    "max_pixels": 1_000_000,
+}
 
 CAPTIONS = (
     "a red cup on a table",
@@ -202,7 +208,7 @@ BEHAVIOURS: dict[str, tuple[str, Behaviour]] = {
     "no_http": ("protocol", lambda web: web.say(b"220 ftp.example ready\r\n")),
     "bad_chunks": (
         "incomplete",
-        lambda web: web.wfile.write(_OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n") and None,
+        lambda web: web.say(_OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
     ),
     "hang_up": ("reset", lambda web: None),
 }

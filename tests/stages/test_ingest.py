@@ -189,14 +189,14 @@ def test_a_run_that_keeps_nothing_stops_and_asks_again_next_time(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [300])
+@pytest.mark.parametrize("count", [300, 10_000])
 def test_of_a_hostile_web_no_row_is_lost(count: int, tmp_path: Path, ray_cluster: str) -> None:
-    """Sizes beyond the suite's: `python tests/hostile_web.py 10000`."""
+    """Other sizes, with times and memory: `python tests/hostile_web.py 100000`."""
     with hostile_server() as server:
         table, expected = hostile_rows(count, server.base)
         pq.write_table(table, tmp_path / "hostile.parquet")
         settings = {"metadata": str(tmp_path / "hostile.parquet"), "allow_private_addresses": True}
-        context = make_context(tmp_path, ingest=settings | LIMITS | {"threads": 32, "samples_per_shard": 100})
+        context = make_context(tmp_path, ingest=settings | LIMITS | {"threads": 32, "samples_per_shard": count // 5})
         result = ingest.run(context)
     samples, rejected, failed = outcome(context)
     found = Counter(rejected["reason"].to_pylist() + failed["reason"].to_pylist())
