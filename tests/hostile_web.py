@@ -25,7 +25,7 @@ from PIL import Image
 
 METADATA = pa.schema([("URL", pa.string()), ("TEXT", pa.string()), ("punsafe", pa.float64())])
 
-#: Limits under which the whole takes seconds: the slow kinds of rows take this long each.
+#: Short, for the slow kinds of rows take this long each; long enough for good ones on a busy machine.
 LIMITS: dict[str, Any] = {
     "timeout_seconds": 1,
     "total_seconds": 2,
