@@ -40,7 +40,7 @@ def run(context: StageContext) -> StageResult:
     earlier = _earlier_output(context) if settings.retry else None
     source = settings.metadata or str(context.inputs["microworld"] / "metadata")
     urls = read_url_list(metadata_files(source), settings)
-    pq.write_table(urls.rows, scratch / "urls.parquet", row_group_size=settings.samples_per_shard)
+    _write_list(scratch, urls.rows, settings)
     with _microworld_served(context):
         download_shards(scratch / "urls.parquet", scratch / "shards", settings, earlier, context.report)
     context.report.progress(urls.rows.num_rows, urls.rows.num_rows, "sorting what came back")
@@ -96,6 +96,14 @@ def _picture_rules(settings: IngestConfig) -> dict[str, float]:
     return {key: getattr(settings, key) for key in _PICTURE_RULES}
 
 
+def _write_list(scratch: Path, rows: pa.Table, settings: IngestConfig) -> None:
+    """Write the list that is cut into shards; what was downloaded for another list is of no use."""
+    file = scratch / "urls.parquet"
+    if file.exists() and not pq.read_table(file).equals(rows):
+        shutil.rmtree(scratch / "shards", ignore_errors=True)
+    pq.write_table(rows, file, row_group_size=settings.samples_per_shard)
+
+
 @contextmanager
 def _microworld_served(context: StageContext) -> Iterator[None]:
     """While the block runs, the microworld's URLs are answered, if it is its pictures that are wanted."""
@@ -110,6 +118,8 @@ def _microworld_served(context: StageContext) -> Iterator[None]:
 
 def _convert_shards(scratch: Path, output: Path, earlier: Path | None, settings: IngestConfig) -> list[ShardSummary]:
     """Write `samples`, one part a shard, and the parts of `rejected` and `failed` into `scratch`."""
+    for parts in ("rejected", "failed"):
+        shutil.rmtree(scratch / parts, ignore_errors=True)  # an interrupted call's
     convert = ray.remote(convert_shard)
     summaries: dict[int, ShardSummary] = {}
     run_tasks(

@@ -97,7 +97,8 @@ def test_settings_are_typed(setting: str, key: str, value: object) -> None:
         ),
         (
             "min_aesthetic=6",
-            "There is no configuration key 'min_aesthetic'. Did you mean 'ingest.min_aesthetic' or 'filter.min_aesthetic'?",
+            "There is no configuration key 'min_aesthetic'. "
+            "Did you mean 'ingest.min_aesthetic' or 'filter.min_aesthetic'?",
         ),
         ("filter.min_aesthetic=high", "filter.min_aesthetic takes a number or null, not 'high'."),
         ("filter.min_side=4.5", "filter.min_side takes a whole number or null, not 4.5."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,7 +129,8 @@ def test_every_url_becomes_a_sample_or_a_reason_also_after_an_interruption_and_f
     with Image.open(io.BytesIO(by_name["clear.png"]["picture"])) as picture:
         assert picture.getpixel((50, 50)) == (255, 255, 255)
     _resume(context, make_context(tmp_path / "again", ingest=changes), result)
-    _retry(site, context.output, file, changes, tmp_path)
+    _another_list(rows[:4], tmp_path / "again", changes)
+    _retry(site, context.output, changes, tmp_path)
 
 
 def _resume(context: StageContext, again: StageContext, result: StageResult) -> None:
@@ -147,7 +149,15 @@ def _resume(context: StageContext, again: StageContext, result: StageResult) -> 
     assert (again.scratch / "shards" / "00000.parquet").stat().st_mtime_ns == kept
 
 
-def _retry(site: Path, earlier: Path, metadata: Path, changes: dict[str, Any], tmp_path: Path) -> None:
+def _another_list(rows: list[dict[str, Any]], folder: Path, changes: dict[str, Any]) -> None:
+    """Metadata that has changed since the interruption, as behind a URI it may without notice."""
+    file = write_metadata(folder / "fewer.parquet", rows)
+    shutil.rmtree(folder / "output")  # as the runner does
+    found = ingest.run(make_context(folder, ingest=changes | {"metadata": str(file)}))
+    assert found.rows == {"samples": 4, "rejected": 0, "failed": 0}
+
+
+def _retry(site: Path, earlier: Path, changes: dict[str, Any], tmp_path: Path) -> None:
     """`ingest.retry=failed`: only failed rows are asked for; the rest is the earlier output's, byte for byte."""
     retry = changes | {"retry": "failed"}
     with pytest.raises(StageError, match=r"retry=failed needs an output"):
