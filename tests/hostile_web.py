@@ -8,6 +8,7 @@ Each kind of row has a name, the reason that it must end with ("" for a picture 
 from __future__ import annotations
 
 import io
+import ssl
 import struct
 import sys
 import threading
@@ -27,8 +28,8 @@ METADATA = pa.schema([("URL", pa.string()), ("TEXT", pa.string()), ("punsafe", p
 
 #: Short, for the slow kinds of rows take this long each; long enough for good ones on a busy machine.
 LIMITS: dict[str, Any] = {
-    "timeout_seconds": 1,
-    "total_seconds": 2,
+    "timeout_seconds": 3,
+    "total_seconds": 5,
     "max_bytes": 200_000,
     "retries": 1,
     "max_pixels": 1_000_000,
@@ -241,8 +242,10 @@ class HostileServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        if tls:
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.bodies = bodies()
         self.ended, self.lock = threading.Event(), threading.Lock()
         self.asked: Counter[str] = Counter()
@@ -256,8 +259,8 @@ class HostileServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def hostile_server() -> Iterator[HostileServer]:
-    server = HostileServer()
+def hostile_server(tls: ssl.SSLContext | None = None) -> Iterator[HostileServer]:
+    server = HostileServer(tls)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import socket
+import ssl
 import time
 import urllib.request
 from collections.abc import Iterator
 from email.message import Message
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hostile_web import BEHAVIOURS, LIMITS, ROWS, HostileServer, hostile_server
 
 from stages.config import IngestConfig
@@ -159,3 +166,39 @@ def test_urls_are_taken_apart_as_browsers_do(url: str, host: str, port: int, tar
     address = parse_url(url)
     assert (address.host, address.port, address.target) == (host, port, target)
     assert address.is_tls == (port == 443)
+
+
+@pytest.fixture
+def tls_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostileServer]:
+    """The hostile server over TLS, with a certificate for localhost that this process trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path / "localhost.pem"
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    fetching._tls_context.cache_clear()
+    with hostile_server(context) as server:
+        yield server
+    fetching._tls_context.cache_clear()
+
+
+def test_tls_is_verified_and_as_bounded_as_tcp(tls_web: HostileServer) -> None:
+    base = f"https://localhost:{tls_web.server_address[1]}"
+    assert fetch(f"{base}/jpeg/1", SETTINGS).body == tls_web.bodies["jpeg"][1]
+    assert reason_for(f"{base.replace('localhost', '127.0.0.1')}/jpeg/1") == "tls"  # the certificate has another name
+    assert (
+        reason_for(f"{base}/jpeg/1", dataclasses.replace(SETTINGS, allow_private_addresses=False)) == "private_address"
+    )
+    began = time.monotonic()
+    assert reason_for(f"{base}/drip/1") == "timeout"
+    assert reason_for(f"{base}/drip_headers/1") == "timeout"
+    assert time.monotonic() - began < 2 * SETTINGS.total_seconds + 1
