@@ -2,7 +2,7 @@
 
 The format and the size are read from the header, and refused there, before a decoder is given the bytes. What
 img2dataset's Resizer does not get right is done around it: 16-bit PNGs come out white and grey pictures grey, GIFs may
-have many frames, and EXIF rotations are left to a tag that does not survive.
+have many frames, transparent pictures take gigabytes, and EXIF rotations are left to a tag that does not survive.
 """
 
 from __future__ import annotations
@@ -129,18 +129,29 @@ def exif_orientation(data: bytes) -> int:
 
 
 def is_unusual(data: bytes) -> bool:
-    """Whether img2dataset's decoder would make something else of it: a GIF, or a PNG of 16 bits a channel."""
+    """Whether img2dataset's decoder would make something else of it, or need gigabytes: a GIF, a PNG of 16 bits a
+    channel, a transparent picture (which it lays on white in double precision).
+    """
     kind = picture_format(data)
-    return kind == "GIF" or (kind == "PNG" and data[24] == 16)
+    if kind == "JPEG":
+        return False
+    if kind == "GIF" or (kind == "PNG" and data[24] == 16):
+        return True
+    with Image.open(io.BytesIO(data), formats=[kind or ""]) as image:
+        return image.has_transparency_data
 
 
 def as_plain_png(data: bytes) -> bytes:
-    """The first frame at 8 bits a channel, with its transparency."""
+    """The first frame at 8 bits a channel, on white where it is transparent."""
     with Image.open(io.BytesIO(data)) as image:
         if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it
             plain = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        elif image.has_transparency_data:
+            seen = image.convert("RGBA")
+            plain = Image.new("RGB", seen.size, "white")
+            plain.paste(seen, mask=seen.getchannel("A"))
         else:
-            plain = image.convert("RGBA")
+            plain = image.convert("RGB")
         buffer = io.BytesIO()
         plain.save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
