@@ -1,6 +1,6 @@
 """Downloads per second of the stage `ingest`, all checks on, beside plain img2dataset's.
 
-    python -m stages.benchmarks.ingest_speed            # 3,000 pictures, three repetitions, some minutes
+    python -m pipelines.benchmarks.ingest_speed            # 3,000 pictures, three repetitions, some minutes
 
 Both fetch the same URLs of a loopback server in a process of its own, in the same shards, with two processes of 16
 threads: the stage in two Ray tasks, img2dataset by its multiprocessing distributor. Both write img2dataset's statistics
