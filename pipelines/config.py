@@ -112,7 +112,7 @@ def nearest(name: str, names: Sequence[str]) -> str:
     # A key whose section was left out is nearer than one that merely looks like it.
     endings = [known for known in names if known.endswith("." + name)]
     found = endings or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    return f" Did you mean {' or '.join(map(repr, found[:3]))}?" if found else ""
 
 
 def _walk(kind: type, prefix: str) -> Iterator[tuple[str, Any]]:

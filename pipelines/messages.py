@@ -24,7 +24,7 @@ def plan_table(plan: Sequence[Step]) -> str:
     """One line a stage: what would happen to it, and why."""
     rows = [(step.stage.name, step.action.value, step.why) for step in plan]
     count = sum(step.action is Action.RUN for step in plan)
-    return "\n".join([*_align(rows), f"{count} of {len(plan)} stages would run."])
+    return "\n".join([*align(rows), f"{count} of {len(plan)} stages would run."])
 
 
 def status_table(plan: Sequence[Step], store: Store) -> str:
@@ -39,7 +39,7 @@ def status_table(plan: Sequence[Step], store: Store) -> str:
             manifest = output.manifest
             state = "up to date" if step.action is Action.KEEP else "out of date"
             rows.append((name, state, _rows(manifest), f"{manifest.seconds:.0f}", str(output.folder)))
-    return "\n".join([*_align(rows), f"{pipeline()} plan says why a stage is out of date."])
+    return "\n".join([*align(rows), f"{pipeline()} plan says why a stage is out of date."])
 
 
 def next_steps(config: Config, store: Store, outputs: Mapping[str, Output], flags: str) -> str:
@@ -99,6 +99,7 @@ def _rows(manifest: Manifest) -> str:
     return ", ".join(f"{count} {dataset}" for dataset, count in manifest.rows.items())
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with the cells of each column below one another."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import PipelineError
+from pipelines.messages import align
 from pipelines.plan import Action, Step
 from pipelines.store import Output
 
@@ -97,6 +98,9 @@ class Display:
         """See `Listener`."""
         if event["event"] == "warning":
             self._print(name, f"warning: {event['text']}")
+        if event["event"] == "table":
+            for text in align(event["rows"]):
+                self._print(name, text)
         if event["event"] != "progress":
             return
         line, note_before = self.lines[name], self.lines[name].note

@@ -134,6 +134,7 @@ class StageJob:
 
     def _request(self, partial: Path, log: Path, events: int) -> dict[str, Any]:
         local = self.workplace.ray_is_local
+        previous = self.workplace.store.latest_outputs().get(self.step.stage.name)
         return {
             "module": self.step.stage.module,
             "config": config_to_dict(self.workplace.graph.config),
@@ -143,6 +144,7 @@ class StageJob:
             "run_folder": str(self.workplace.store.folder),
             "log": str(log),
             "events": events,
+            "previous": str(previous.folder) if previous else None,
             "forced": self.step.forced,
             "ray_address": self.workplace.ray_address,
             "ray_working_dir": None if local else str(REPOSITORY),

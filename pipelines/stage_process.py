@@ -66,6 +66,7 @@ def run_stage(request: Mapping[str, Any], emit: EventPipe) -> StageResult:
         output=Path(request["output"]),
         scratch=Path(request["scratch"]),
         report=Reporter(emit=emit),
+        previous=Path(request["previous"]) if request["previous"] else None,
         forced=request["forced"],
         tracking_uri=request["tracking_uri"],
         tracking_run_id=request["tracking_run_id"],

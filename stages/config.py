@@ -75,17 +75,29 @@ class MicroworldConfig:
 class IngestConfig:
     """img2dataset. Without `metadata` the microworld's is downloaded from its own loopback server."""
 
-    metadata: str | None = None  # Parquet file or folder with a URL and a caption column
-    url_column: str = "URL"
-    caption_column: str = "TEXT"
-    image_size: int = 64
-    min_image_size: int = 24
+    metadata: str | None = None  # Parquet file, or folder of any number; a path, or a URI such as s3://bucket/folder
+    url_column: str | None = None  # None: as LAION and its relatives spell it
+    caption_column: str | None = None
+    # Rows whose metadata say otherwise are not downloaded; those whose metadata do not tell are.
+    min_similarity: float | None = None
+    max_unsafe: float | None = None
+    max_watermark: float | None = None
+    min_aesthetic: float | None = None
+    languages: list[str] | None = None
+    min_image_size: int = 24  # of the metadata's width and height, where there are, and of the picture itself
     max_aspect_ratio: float = 3.0
+    image_size: int = 64
     samples_per_shard: int = 600
-    threads: int = 16
-    timeout_seconds: int = 10
+    processes: int = 2  # shards at work at once, each in a Ray task of its own
+    threads: int = 16  # downloads at once in each
+    timeout_seconds: int = 10  # for each answer
+    total_seconds: int = 60  # for a picture, with all redirects and retries
+    max_bytes: int = 20_000_000
+    max_pixels: int = 50_000_000
     retries: int = 1
-    max_failed_share: float = 0.9  # more failures than this stop the run
+    allow_private_addresses: bool = False  # True: URLs may lead to this machine and its neighbours
+    retry: Literal["failed"] | None = None  # "failed": the stage's last output, with its failed rows asked for again
+    max_failed_share: float = 0.9  # of all rows; more failures than this stop the run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ SAMPLES = pa.schema(
     ]
 )
 
-#: `ingest/rejected` and `filter/rejected`: what was dropped, each row with its reason.
+#: `ingest/rejected`, `ingest/failed` and `filter/rejected`: what was dropped, each row with its reason.
 REJECTED = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),

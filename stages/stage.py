@@ -7,7 +7,7 @@ fingerprints, manifests or MLflow: the runner commits what the stage has written
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ class Reporter:
         """A picture, plot or page worth keeping with the run; the file must lie in the stage's output."""
         self.emit({"event": "picture", "key": key, "path": str(path)})
 
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table that the user should see."""
+        self.emit({"event": "table", "rows": [list(head), *(list(row) for row in rows)]})
+
     def warning(self, text: str) -> None:
         """Something the user should know that does not stop the stage."""
         self.emit({"event": "warning", "text": text})
@@ -52,6 +56,7 @@ class StageContext:
         output: An empty directory; it is committed when `run` returns.
         scratch: A directory that survives a kill and is deleted on commit: half-done downloads, checkpoints.
         report: The stage's voice.
+        previous: The committed output that the stage made last, under whatever configuration; None when there is none.
         forced: The user asked for this stage by name to be made again: nothing that is at hand may stand in for it.
         tracking_uri: Where MLflow keeps its records; None when no tracker is to be used.
         tracking_run_id: The MLflow run of this stage, when there is one.
@@ -62,6 +67,7 @@ class StageContext:
     output: Path
     scratch: Path
     report: Reporter
+    previous: Path | None = None
     forced: bool = False
     tracking_uri: str | None = None
     tracking_run_id: str | None = None

@@ -25,6 +25,7 @@ def make_context(
     inputs: Mapping[str, Path] | None = None,
     events: list[Mapping[str, Any]] | None = None,
     tracking_uri: str | None = None,
+    previous: Path | None = None,
     **sections: Mapping[str, Any],
 ) -> StageContext:
     """A stage's context under `tmp_path`: empty `output` and `scratch`, and the profile micro with some changes.
@@ -42,5 +43,6 @@ def make_context(
         output=output,
         scratch=scratch,
         report=Reporter(emit=heard.append),
+        previous=previous,
         tracking_uri=tracking_uri,
     )

@@ -225,7 +225,10 @@ def _funnel(stage: str, inputs: Mapping[str, Path]) -> dict[str, Any] | None:
     if stage not in inputs:
         return None
     kept = sum(pq.read_metadata(file).num_rows for file in dataset_files(inputs[stage] / "samples"))
-    reasons = Counter(read_dataset(inputs[stage] / "rejected", REJECTED, ["reason"]).column(0).to_pylist())
+    others = [inputs[stage] / name for name in ("rejected", "failed") if (inputs[stage] / name).is_dir()]
+    reasons = Counter(
+        reason for folder in others for reason in read_dataset(folder, REJECTED, ["reason"]).column(0).to_pylist()
+    )
     dropped = reasons.total()
     shares = [
         {"name": name, "count": count, "share": 100 * count / (kept + dropped)} for name, count in reasons.most_common()

@@ -1,23 +1,18 @@
 """Stage `ingest`: pictures from the web by img2dataset, on Ray.
 
-img2dataset works on shards of the list of URLs in `context.scratch`; it has finished a shard when its `_stats.json` is
-there. This stage confirms finished shards with a mark of its own as it goes, and after an interruption only confirmed
-ones count: workers outlive a killed stage by a few seconds, in which they finish shards full of refused connections to
-a loopback server that is no more. The list is sorted by sample id, so that a shard is a range of ids and
-the stage's output, written shard by shard, is in order. The list itself is held in memory; the pictures are not.
+Every row of the metadata ends in exactly one of three datasets: `samples`, `rejected` (we do not want it) or `failed`
+(it could not be had this time), the last two with a reason from `stages.ingest.outcomes`. The list of URLs is sorted by
+sample id and cut into shards, so that a shard is a range of ids and the output, written shard by shard, is in order.
+Half-done work lies in `context.scratch`. The list itself is held in memory; the pictures are not.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import math
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,172 +20,122 @@ import pyarrow.parquet as pq
 import ray
 
 from stages.config import IngestConfig
-from stages.datasets import read_dataset, write_dataset
-from stages.ingest.metadata import UrlList, metadata_files, read_url_list
+from stages.datasets import dataset_files, read_dataset, write_dataset
+from stages.ingest.download import download_shards, run_tasks, shard_sizes
+from stages.ingest.metadata import metadata_files, read_url_list
+from stages.ingest.outcomes import check_sum, outcome_table, refuse_failures
 from stages.ingest.shards import ShardSummary, convert_shard
 from stages.loopback import serve_folder
-from stages.schemas import LAION_SCORES, REJECTED
-from stages.stage import Reporter, StageContext, StageError, StageResult
+from stages.schemas import REJECTED
+from stages.stage import StageContext, StageError, StageResult
 
-logger = logging.getLogger(__name__)
-_POLL_SECONDS = 0.5
+#: In the output: what its pictures have in common. Another output may be merged with it only when it has the same.
+_RULES_FILE = "picture_rules.json"
+_PICTURE_RULES = ("image_size", "min_image_size", "max_aspect_ratio", "max_pixels")
 
 
 def run(context: StageContext) -> StageResult:
-    """Write `samples/` and `rejected/`."""
-    settings = context.config.ingest
-    if settings.metadata is None:
-        source = context.inputs["microworld"] / "metadata"
-    else:
-        source = Path(settings.metadata).expanduser().resolve()
+    """Write `samples/`, `rejected/` and `failed/`."""
+    settings, scratch, output = context.config.ingest, context.scratch.resolve(), context.output.resolve()
+    earlier = _earlier_output(context) if settings.retry else None
+    source = settings.metadata or str(context.inputs["microworld"] / "metadata")
     urls = read_url_list(metadata_files(source), settings)
-    scratch = context.scratch.resolve()
-    urls_file = scratch / "urls.parquet"
-    pq.write_table(urls.rows, urls_file)
-    shards = scratch / "shards"
-    with ExitStack() as stack:
-        if settings.metadata is None:
-            site = json.loads((context.inputs["microworld"] / "site.json").read_text())
-            stack.enter_context(serve_folder(context.inputs["microworld"] / site["root"], site["port"]))
-        download_shards(urls_file, shards, urls.rows.num_rows, settings, context.report)
+    _write_list(scratch, urls.rows, settings)
+    with _microworld_served(context):
+        download_shards(scratch / "urls.parquet", scratch / "shards", settings, earlier, context.report)
     context.report.progress(urls.rows.num_rows, urls.rows.num_rows, "sorting what came back")
-    summaries = _convert_shards(scratch, context.output.resolve(), urls, settings)
-    _refuse_failures(summaries, shards, settings)
-    rejected = sum((summary.rejected for summary in summaries), Counter[str]()) + Counter(urls.unusable_by_reason())
+    summaries = _convert_shards(scratch, output, earlier, settings)
+    _join(scratch / "rejected", output / "rejected", urls.rejected)
+    _join(scratch / "failed", output / "failed", REJECTED.empty_table())
+    (output / _RULES_FILE).write_text(json.dumps(_picture_rules(settings)) + "\n")
+    rejected = sum((summary.rejected for summary in summaries), urls.rejected_by_reason)
+    failed = sum((summary.failed for summary in summaries), Counter[str]())
+    kept = _written(output / "samples")
+    check_sum(urls.total, kept, rejected, failed)
+    check_sum(urls.total, kept, Counter(all=_written(output / "rejected")), Counter(all=_written(output / "failed")))
+    context.report.table(("outcome", "reason", "rows", "share"), outcome_table(kept, rejected, failed))
+    try:
+        refuse_failures(urls.total, kept, rejected, failed, settings.max_failed_share)
+    except StageError:
+        shutil.rmtree(scratch / "shards")  # the same command asks the hosts again
+        raise
+    return _result(urls.total, kept, rejected, failed)
+
+
+def _result(total: int, kept: int, rejected: Counter[str], failed: Counter[str]) -> StageResult:
+    """The counts, for the manifest and the tracker."""
     return StageResult(
-        rows={"samples": sum(summary.samples for summary in summaries), "rejected": rejected.total()},
+        rows={"samples": kept, "rejected": rejected.total(), "failed": failed.total()},
         metrics={
-            "repeated_rows": float(urls.repeated),
+            "metadata_rows": float(total),
             **{f"rejected_{reason}": float(count) for reason, count in sorted(rejected.items())},
+            **{f"failed_{reason}": float(count) for reason, count in sorted(failed.items())},
         },
     )
 
 
-def download_shards(urls_file: Path, shards: Path, rows: int, settings: IngestConfig, report: Reporter) -> None:
-    """Let img2dataset fetch every picture of the list; go on where an earlier call was interrupted.
+def _earlier_output(context: StageContext) -> Path:
+    """The output whose failed rows are to be asked for again.
 
     Raises:
-        StageError: Shards are still missing after a second try. (img2dataset drops a shard that fails without a word.)
+        StageError: There is none, or its pictures were made by other rules.
     """
-    total = math.ceil(rows / settings.samples_per_shard)
-    shards.mkdir(exist_ok=True)
-    forget_unconfirmed(shards)
-    for _ in range(2):
-        if len(finished_shards(shards)) == total:
-            return
-        with _progress_of(shards, rows, report):
-            _call_img2dataset(urls_file, shards, settings)
-        confirm_finished(shards)
-    missing = sorted(set(range(total)) - set(finished_shards(shards)))
-    if missing:
-        raise StageError(
-            f"img2dataset did not finish {len(missing)} of {total} shards (the first is number {missing[0]}); its "
-            "reason is in this stage's log; the same command tries them again."
-        )
+    earlier = context.previous
+    if earlier is None:
+        raise StageError("ingest.retry=failed needs an output whose failed rows it can ask for: run without it first.")
+    if not (earlier / "failed").is_dir():
+        raise StageError(f"ingest.retry=failed: {earlier} does not tell its failed rows; make it again without retry.")
+    was, now = json.loads((earlier / _RULES_FILE).read_text()), _picture_rules(context.config.ingest)
+    changed = ", ".join(f"ingest.{key} was {was.get(key)}" for key in now if was.get(key) != now[key])
+    if changed:
+        raise StageError(f"ingest.retry=failed goes on with {earlier}, which was made by other rules: {changed}.")
+    return earlier.resolve()
 
 
-def _call_img2dataset(urls_file: Path, shards: Path, settings: IngestConfig) -> None:
-    import img2dataset  # seconds: it brings torch, wandb and albumentations
-
-    interrupt = signal.getsignal(signal.SIGINT)  # img2dataset installs its own handler
-    try:
-        img2dataset.download(
-            url_list=str(urls_file),
-            input_format="parquet",
-            url_col="url",
-            caption_col="caption",
-            save_additional_columns=["sample_id", *LAION_SCORES.values()],
-            output_folder=str(shards),
-            output_format="parquet",
-            distributor="ray",
-            number_sample_per_shard=settings.samples_per_shard,
-            thread_count=settings.threads,
-            image_size=settings.image_size,
-            resize_mode="keep_ratio",
-            resize_only_if_bigger=True,
-            min_image_size=settings.min_image_size,
-            max_aspect_ratio=settings.max_aspect_ratio,
-            timeout=settings.timeout_seconds,
-            retries=settings.retries,
-            compute_hash=None,
-            incremental_mode="incremental",
-        )
-    finally:
-        signal.signal(signal.SIGINT, interrupt)
+def _picture_rules(settings: IngestConfig) -> dict[str, float]:
+    return {key: getattr(settings, key) for key in _PICTURE_RULES}
 
 
-def finished_shards(shards: Path) -> dict[int, int]:
-    """The numbers of the shards that img2dataset has finished, with their rows."""
-    finished = {}
-    for file in shards.glob("*_stats.json"):
-        try:
-            finished[int(file.name.split("_")[0])] = int(json.loads(file.read_text())["count"])
-        except json.JSONDecodeError:
-            logger.debug("%s is being written, or was when its process ended", file)
-    return finished
-
-
-def confirm_finished(shards: Path) -> int:
-    """Mark the shards that are finished now, while this stage is alive; return how many rows they cover."""
-    finished = finished_shards(shards)
-    for number in finished:
-        _mark(shards, number).touch()
-    return sum(finished.values())
-
-
-def forget_unconfirmed(shards: Path) -> None:
-    """Remove the statistics of all shards but the confirmed ones: img2dataset takes their presence for success."""
-    finished = finished_shards(shards)
-    for file in shards.glob("*_stats.json"):
-        number = int(file.name.split("_")[0])
-        if number not in finished or not _mark(shards, number).exists():
-            file.unlink()
-
-
-def _mark(shards: Path, number: int) -> Path:
-    return shards / f"{number:05d}.confirmed"
+def _write_list(scratch: Path, rows: pa.Table, settings: IngestConfig) -> None:
+    """Write the list that is cut into shards; what was downloaded for another list is of no use."""
+    file = scratch / "urls.parquet"
+    if file.exists() and not pq.read_table(file).equals(rows):
+        shutil.rmtree(scratch / "shards", ignore_errors=True)
+    pq.write_table(rows, file, row_group_size=settings.samples_per_shard)
 
 
 @contextmanager
-def _progress_of(shards: Path, rows: int, report: Reporter) -> Iterator[None]:
-    """Confirm shards as they are finished, and report how many rows they cover, from a thread of its own."""
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(_POLL_SECONDS):
-            report.progress(confirm_finished(shards), rows, "downloading pictures")
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+def _microworld_served(context: StageContext) -> Iterator[None]:
+    """While the block runs, the microworld's URLs are answered, if it is its pictures that are wanted."""
+    if context.config.ingest.metadata is not None:
         yield
-    finally:
-        finished.set()
-        thread.join()
-
-
-def _convert_shards(scratch: Path, output: Path, urls: UrlList, settings: IngestConfig) -> list[ShardSummary]:
-    """Write `samples`, one part a shard, and `rejected`, together with the rows that never were in a shard."""
-    convert = ray.remote(convert_shard)
-    total = math.ceil(urls.rows.num_rows / settings.samples_per_shard)
-    summaries = ray.get(
-        [convert.remote(scratch, number, settings.samples_per_shard, output / "samples") for number in range(total)]
-    )
-    rejected = read_dataset(scratch / "rejected", REJECTED)
-    write_dataset(output / "rejected", pa.concat_tables([rejected, urls.unusable]), REJECTED)
-    return list(summaries)
-
-
-def _refuse_failures(summaries: list[ShardSummary], shards: Path, settings: IngestConfig) -> None:
-    """Stop when too few pictures came; forget the shards, so that the same command asks the hosts again."""
-    samples = sum(summary.samples for summary in summaries)
-    failures = sum((summary.details for summary in summaries), Counter[str]())
-    rows = samples + failures.total()
-    if samples and failures.total() <= settings.max_failed_share * rows:
         return
-    shutil.rmtree(shards)
-    reason, count = failures.most_common(1)[0]
-    raise StageError(
-        f"{failures.total()} of {rows} pictures could not be had, {count} of them because of {reason!r}; check the "
-        f"metadata's URLs and the network (ingest.max_failed_share allows a share of {settings.max_failed_share:g})."
+    world = context.inputs["microworld"]
+    site = json.loads((world / "site.json").read_text())
+    with serve_folder(world / site["root"], site["port"]):
+        yield
+
+
+def _convert_shards(scratch: Path, output: Path, earlier: Path | None, settings: IngestConfig) -> list[ShardSummary]:
+    """Write `samples`, one part a shard, and the parts of `rejected` and `failed` into `scratch`."""
+    for parts in ("rejected", "failed"):
+        shutil.rmtree(scratch / parts, ignore_errors=True)  # an interrupted call's
+    convert = ray.remote(convert_shard)
+    summaries: dict[int, ShardSummary] = {}
+    run_tasks(
+        lambda number: convert.remote(scratch, number, output / "samples", earlier),
+        range(len(shard_sizes(scratch / "urls.parquet"))),
+        settings,
+        summaries.__setitem__,
     )
+    return [summaries[number] for number in sorted(summaries)]
+
+
+def _join(parts: Path, folder: Path, more: pa.Table) -> None:
+    """Write the rows of `parts`, and some more, as one dataset in the order of their ids."""
+    write_dataset(folder, pa.concat_tables([read_dataset(parts, REJECTED), more]), REJECTED)
+
+
+def _written(dataset: Path) -> int:
+    """Rows of a dataset, from its files."""
+    return sum(int(pq.read_metadata(file).num_rows) for file in dataset_files(dataset))

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stages.config import IngestConfig
 from stages.schemas import LAION_SCORES, REJECTED, content_id
 from stages.stage import StageError
 
-#: The list that img2dataset is given.
+#: The list that img2dataset works on.
 URLS = pa.schema(
     [("sample_id", pa.string()), ("url", pa.string()), ("caption", pa.string())]
     + [(name, pa.float32()) for name in LAION_SCORES.values()]
 )
+
+#: What a row's fate may depend on, and how LAION-400M, LAION-5B, Re-LAION, DataComp and COYO spell it, in lower case.
+SPELLINGS = {
+    "url": ("url", "image_url", "img_url"),
+    "caption": ("text", "caption", "alt_text", "alt"),
+    "similarity": ("similarity", "clip_similarity_vitb32", "clip_b32_similarity_score"),
+    "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
+    "watermark": ("pwatermark", "watermark_score"),
+    "aesthetic": ("aesthetic_score", "aesthetic", "aesthetic_score_laion_v2"),
+    "width": ("width", "original_width"),
+    "height": ("height", "original_height"),
+    "language": ("language", "lang"),
+}
+_TYPES = {"url": pa.string(), "caption": pa.string(), "language": pa.string(), "width": pa.float64()}
+_TYPES["height"] = pa.float64()
+
+#: A longer text is no caption; a crawl has pages in its alt attributes.
+MAX_CAPTION_LETTERS = 20_000
+_KEPT_OF_A_LONG_CAPTION = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,97 +48,202 @@ class UrlList:
     """What the metadata asks for.
 
     Attributes:
-        rows: Distinct pairs of URL and caption (schema `URLS`), sorted by sample id.
-        unusable: Rows without a URL or a caption (schema `REJECTED`).
-        repeated: How many rows said again what an earlier one had said.
+        rows: One for each URL that is wanted (schema `URLS`), sorted by sample id.
+        rejected: All other rows (schema `REJECTED`), each with the first reason that is true of it.
+        total: Rows of the metadata, as the files' footers count them.
     """
 
     rows: pa.Table
-    unusable: pa.Table
-    repeated: int
+    rejected: pa.Table
+    total: int
 
-    def unusable_by_reason(self) -> Counter[str]:
-        """How many unusable rows there are of each kind."""
-        return Counter(self.unusable.column("reason").to_pylist())
+    @property
+    def rejected_by_reason(self) -> Counter[str]:
+        """How many rows are rejected for what."""
+        return Counter(self.rejected.column("reason").to_pylist())
 
 
-def metadata_files(source: Path) -> list[Path]:
-    """The Parquet files of a metadata file or folder.
+@dataclass(frozen=True, kw_only=True)
+class MetadataFiles:
+    """Parquet files on a file system that pyarrow or fsspec knows."""
+
+    system: pafs.FileSystem
+    paths: list[str]
+
+
+def metadata_files(source: str) -> MetadataFiles:
+    """The Parquet files of a file or folder, and of the folders in it; a path, or a URI such as s3://bucket/folder.
 
     Raises:
-        StageError: There is nothing there.
+        StageError: There is nothing there, or no such file system.
     """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise StageError(f"ingest.metadata: there is no file or folder {source}.")
-    files = sorted(source.glob("*.parquet"))
+    try:
+        system, path = _file_system(source)
+        found = system.get_file_info(path)
+        if found.type == pafs.FileType.File:
+            return MetadataFiles(system=system, paths=[path])
+        if found.type == pafs.FileType.NotFound:
+            raise StageError(f"ingest.metadata: there is no file or folder {source}.")
+        entries = system.get_file_info(pafs.FileSelector(path, recursive=True))
+    except (OSError, ImportError, ValueError) as error:
+        raise StageError(f"ingest.metadata: {source} cannot be listed ({' '.join(str(error).split())}).") from error
+    files = sorted(
+        entry.path for entry in entries if entry.base_name.endswith(".parquet") and entry.base_name[0] not in "._"
+    )
     if not files:
         raise StageError(f"ingest.metadata: the folder {source} holds no *.parquet file.")
-    return files
+    return MetadataFiles(system=system, paths=files)
 
 
-def read_url_list(files: Sequence[Path], settings: IngestConfig) -> UrlList:
-    """Read, check and deduplicate the metadata.
+def _file_system(source: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in source:
+        return pafs.LocalFileSystem(), str(Path(source).expanduser().resolve())
+    try:
+        return pafs.FileSystem.from_uri(source)
+    except pa.ArrowInvalid:  # not one of Arrow's own: hf://, http://, memory://
+        import fsspec
 
-    Score columns that the metadata does not have become nulls. Of rows with the same URL and caption the first counts.
+        system, path = fsspec.core.url_to_fs(source)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path
+
+
+def read_url_list(files: MetadataFiles, settings: IngestConfig) -> UrlList:
+    """Read the metadata, and reject the rows that nobody should ask the web for.
+
+    Score columns that the metadata does not have become nulls. Of rows with the same URL the first counts.
 
     Raises:
         StageError: A file is not Parquet or lacks a column; a column has a wrong type; no row is of use.
     """
-    table = pa.concat_tables([_read_file(file, settings) for file in files])
-    if not table.num_rows:
-        raise StageError(f"ingest.metadata: {files[0].parent if len(files) > 1 else files[0]} holds no rows.")
-    table = table.append_column("sample_id", _sample_ids(table))
-    usable = pc.and_(_filled(table["url"]), _filled(table["caption"]))
-    unusable = _unusable(table.filter(pc.invert(usable)))
-    rows = table.filter(usable)
+    wanted, rejected, total = [], [REJECTED.empty_table()], 0
+    rules = metadata_rules(settings)
+    for path in files.paths:
+        table = _read_file(files.system, path, settings)
+        total += table.num_rows
+        for rule in rules:
+            rejected.append(_rejected(table.filter(~rule.keep), rule))
+            table = table.filter(rule.keep)
+        wanted.append(table.select([name for name in URLS.names if name != "sample_id"]))
+    if not total:
+        raise StageError(f"ingest.metadata: {files.paths[0]} {_and_others(files)}holds no rows.")
+    rows = pa.concat_tables(wanted)
+    is_first = _is_first(rows["url"])
+    rejected.append(_rejected(rows.filter(pc.invert(is_first)), _DUPLICATE))
+    rows = rows.filter(is_first)
+    rows = rows.append_column("sample_id", _sample_ids(rows)).select(URLS.names).cast(URLS).sort_by("sample_id")
+    urls = UrlList(rows=rows, rejected=pa.concat_tables(rejected), total=total)
     if not rows.num_rows:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in urls.rejected_by_reason.most_common(3))
         raise StageError(
-            f"ingest.metadata: no row of {files[0]} has both a URL ({settings.url_column}) and a caption "
-            f"({settings.caption_column})."
+            f"ingest.metadata: of the {total} rows of {files.paths[0]} {_and_others(files)}none is wanted ({reasons})."
         )
-    first = _first_of_each(rows["sample_id"])
-    distinct = rows.take(first).select(URLS.names).cast(URLS).sort_by("sample_id")
-    return UrlList(rows=distinct, unusable=unusable, repeated=rows.num_rows - len(first))
+    return urls
 
 
-def _read_file(file: Path, settings: IngestConfig) -> pa.Table:
-    """The columns that matter, under our names and types."""
+@dataclass(frozen=True, kw_only=True)
+class MetadataRule:
+    """Rows for which `keep`, which is never null, is false are rejected with `reason`; `columns` show why."""
+
+    reason: str
+    keep: pc.Expression
+    columns: tuple[str, ...] = ()
+    text: str = ""
+
+
+_DUPLICATE = MetadataRule(reason="duplicate_url", keep=pc.scalar(True), text="an earlier row has this URL")
+
+
+def metadata_rules(settings: IngestConfig) -> list[MetadataRule]:
+    """The rules in the order in which they are asked. What the metadata does not tell is no reason to reject."""
+    field = pc.field
+    letters = pc.utf8_length(field("caption"))
+    is_web = pc.match_substring_regex(field("url"), pattern=r"^\s*https?://[^\s/]", ignore_case=True)
+    width, height, ratio = field("width"), field("height"), settings.max_aspect_ratio
+    unknown = ~(pc.is_valid(width) & pc.is_valid(height)) | (width < 1) | (height < 1)
+    large = (width >= settings.min_image_size) & (height >= settings.min_image_size)
+    fair = (width <= height * ratio) & (height <= width * ratio)
+    rules = [
+        MetadataRule(reason="no_url", keep=_filled("url"), text="the metadata row has none"),
+        MetadataRule(reason="no_caption", keep=_filled("caption"), text="the metadata row has none"),
+        MetadataRule(reason="long_caption", keep=letters <= MAX_CAPTION_LETTERS, text=f"> {MAX_CAPTION_LETTERS}"),
+        MetadataRule(reason="bad_url", keep=is_web, text="neither http:// nor https://"),
+        MetadataRule(reason="too_small", keep=unknown | large, columns=("width", "height"), text="in the metadata"),
+        MetadataRule(reason="aspect_ratio", keep=unknown | fair, columns=("width", "height"), text="in the metadata"),
+    ]
+    for score in LAION_SCORES.values():
+        low, high = getattr(settings, f"min_{score}", None), getattr(settings, f"max_{score}", None)
+        if low is not None:
+            keep = pc.is_null(field(score)) | (field(score) >= low)
+            rules.append(MetadataRule(reason=score, keep=keep, columns=(score,), text=f"< {low:g}"))
+        if high is not None:
+            keep = pc.is_null(field(score)) | (field(score) <= high)
+            rules.append(MetadataRule(reason=score, keep=keep, columns=(score,), text=f"> {high:g}"))
+    if settings.languages is not None:
+        known = [language.lower() for language in settings.languages]
+        keep = pc.is_null(field("language")) | pc.utf8_lower(field("language")).isin(known)
+        rules.append(MetadataRule(reason="language", keep=keep, columns=("language",), text="is not asked for"))
+    return rules
+
+
+def _filled(column: str) -> pc.Expression:
+    text = pc.field(column)
+    return pc.is_valid(text) & (pc.utf8_length(pc.utf8_trim_whitespace(text)) > 0)
+
+
+def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> pa.Table:
+    """The columns that matter, under our names and types; those that are not there are null."""
     try:
-        names = pq.read_schema(file).names
-    except pa.ArrowInvalid as error:
-        raise StageError(f"ingest.metadata: {file} is not a Parquet file ({str(error).splitlines()[0]})") from error
-    required = {"url": settings.url_column, "caption": settings.caption_column}
-    for ours, theirs in required.items():
-        if theirs not in names:
+        with system.open_input_file(path) as source:
+            file = pq.ParquetFile(source)
+            columns = _columns(path, file.schema_arrow.names, settings)
+            table = file.read(columns=list(columns.values()))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StageError(f"ingest.metadata: {path} is not a Parquet file ({str(error).splitlines()[0]})") from error
+    read = {ours: _cast(table[theirs], ours, path, theirs) for ours, theirs in columns.items()}
+    for ours in SPELLINGS:
+        read.setdefault(ours, pa.nulls(table.num_rows, _TYPES.get(ours, pa.float32())))
+    return pa.table(read)
+
+
+def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, str]:
+    """Their names of our columns, for those that are there."""
+    lower = {name.lower(): name for name in reversed(names)}
+    found = {ours: lower[name] for ours, usual in SPELLINGS.items() for name in reversed(usual) if name in lower}
+    for ours in ("url", "caption"):
+        given = getattr(settings, f"{ours}_column")
+        if given is not None:
+            found[ours] = given
+        if found.get(ours) not in names:
+            lacking = f"the column {given!r}" if given else f"a column {' or '.join(SPELLINGS[ours])}"
             raise StageError(
-                f"ingest.metadata: {file} lacks the column {theirs!r}; its columns are {', '.join(names)}: "
+                f"ingest.metadata: {path} lacks {lacking}; its columns are {', '.join(names)}: "
                 f"name the right one with --set ingest.{ours}_column=..."
             )
-    scores = {ours: theirs for theirs, ours in LAION_SCORES.items() if theirs in names}
-    table = pq.read_table(file, columns=[*required.values(), *scores.values()])
-    columns = {
-        ours: _cast(table[theirs], URLS.field(ours).type, file, theirs) for ours, theirs in (required | scores).items()
-    }
-    for ours in LAION_SCORES.values():
-        columns.setdefault(ours, pa.nulls(table.num_rows, pa.float32()))
-    return pa.table(columns).select([name for name in URLS.names if name != "sample_id"])
+    return found
 
 
-def _cast(column: pa.ChunkedArray, wanted: pa.DataType, file: Path, name: str) -> pa.ChunkedArray:
+def _cast(column: pa.ChunkedArray, ours: str, path: str, theirs: str) -> pa.ChunkedArray:
+    wanted = _TYPES.get(ours, pa.float32())
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if is_text == pa.types.is_string(wanted) or pa.types.is_null(column.type):
         try:
-            return column.cast(wanted, safe=False)
+            return _unicode(column).cast(wanted, safe=False) if is_text else column.cast(wanted, safe=False)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             pass  # told below
     kind = "text" if pa.types.is_string(wanted) else "numbers"
-    raise StageError(f"ingest.metadata: the column {name!r} of {file} must hold {kind}, not {column.type}.")
+    raise StageError(f"ingest.metadata: the column {theirs!r} of {path} must hold {kind}, not {column.type}.")
 
 
-def _filled(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.fill_null(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0), False)
+def _unicode(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A text column whose bytes are UTF-8; Parquet does not check what a writer has put there."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return pa.chunked_array(
+            [pa.array([None if text is None else text.decode("utf-8", "replace") for text in raw], pa.large_string())]
+        )
+    return column
 
 
 def _sample_ids(table: pa.Table) -> pa.Array:
@@ -125,23 +251,30 @@ def _sample_ids(table: pa.Table) -> pa.Array:
     return pa.array([content_id(url or "", caption or "") for url, caption in pairs], pa.string())
 
 
-def _first_of_each(ids: pa.ChunkedArray) -> list[int]:
-    """The position of the first row with each id."""
-    positions: dict[str, int] = {}
-    for position, sample_id in enumerate(ids.to_pylist()):
-        positions.setdefault(sample_id, position)
-    return list(positions.values())
+def _is_first(urls: pa.ChunkedArray) -> pa.Array:
+    """Whether no row above has the same URL."""
+    first: dict[str, int] = {}
+    for position, url in enumerate(urls.to_pylist()):
+        first.setdefault(url, position)
+    mask = np.zeros(len(urls), bool)
+    mask[list(first.values())] = True
+    return pa.array(mask)
 
 
-def _unusable(table: pa.Table) -> pa.Table:
-    rows = [
-        {
-            "sample_id": row["sample_id"],
-            "url": row["url"] or "",
-            "caption": row["caption"],
-            "reason": "no_caption" if (row["url"] or "").strip() else "no_url",
-            "detail": "the metadata row has none",
-        }
-        for row in table.to_pylist()
-    ]
-    return pa.Table.from_pylist(rows, schema=REJECTED)
+def _rejected(table: pa.Table, rule: MetadataRule) -> pa.Table:
+    detail: Any = pa.repeat(rule.text, table.num_rows)
+    if rule.columns:
+        values = (table[name].cast(pa.string()) for name in rule.columns)
+        detail = pc.binary_join_element_wise(pc.binary_join_element_wise(*values, " x "), detail, " ")
+    columns = {
+        "sample_id": _sample_ids(table),
+        "url": pc.fill_null(table["url"], ""),
+        "caption": pc.utf8_slice_codeunits(table["caption"], 0, _KEPT_OF_A_LONG_CAPTION),
+        "reason": pa.repeat(rule.reason, table.num_rows),
+        "detail": detail,
+    }
+    return pa.table(columns).cast(REJECTED)
+
+
+def _and_others(files: MetadataFiles) -> str:
+    return f"and {len(files.paths) - 1} other files " if len(files.paths) > 1 else ""

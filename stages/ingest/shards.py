@@ -1,123 +1,111 @@
-"""From img2dataset's shards to our datasets: one shard in, one part of `samples` and of `rejected` out."""
+"""From img2dataset's shards to our datasets: one shard in, one part each of `samples`, `rejected` and `failed` out."""
 
 from __future__ import annotations
 
-import io
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from stages.datasets import write_part
-from stages.schemas import LAION_SCORES, REJECTED, SAMPLES
+from stages.ingest.outcomes import FAILED, REJECTED_SEEN, reason_of
+from stages.schemas import REJECTED, SAMPLES
 
-JPEG_QUALITY = 95  # img2dataset's own
-
-#: How to turn a picture upright, by the words in which exifread tells its orientation.
-UPRIGHT = {
-    "Mirrored horizontal": Image.Transpose.FLIP_LEFT_RIGHT,
-    "Rotated 180": Image.Transpose.ROTATE_180,
-    "Mirrored vertical": Image.Transpose.FLIP_TOP_BOTTOM,
-    "Mirrored horizontal then rotated 90 CCW": Image.Transpose.TRANSPOSE,
-    "Rotated 90 CW": Image.Transpose.ROTATE_270,
-    "Mirrored horizontal then rotated 90 CW": Image.Transpose.TRANSVERSE,
-    "Rotated 90 CCW": Image.Transpose.ROTATE_90,
-}
+#: What a shard is read for; `sample_id` finds the row that was asked for.
+_FETCHED = ["sample_id", "status", "error_message", "width", "height", "original_width", "original_height", "jpg"]
+_SIZES = ("width", "height", "original_width", "original_height")
+_ROWS_AT_ONCE = 256  # pictures together may be more than the 2 GB that an Arrow array of bytes holds
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What became of a shard's rows: the samples, the rejected rows by reason, and again by what exactly was said."""
+    """What became of a shard's rows: how many were kept, and why the others were not."""
 
     samples: int
     rejected: Counter[str] = field(default_factory=Counter)
-    details: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
 
 
-def convert_shard(scratch: Path, number: int, rows_per_shard: int, samples_folder: Path) -> ShardSummary:
-    """Write part `number` of the samples, and of `scratch/rejected`.
+def convert_shard(scratch: Path, number: int, samples_folder: Path, earlier: Path | None) -> ShardSummary:
+    """Write part `number` of the samples, and of `scratch/rejected` and `scratch/failed`.
 
-    Every row that was asked for is in one of the two, also one that img2dataset has lost.
+    Every row that was asked for is in one of the three, also one that img2dataset has lost. Rows that an `earlier`
+    output has settled come from there.
     """
-    asked = pq.read_table(scratch / "urls.parquet").slice(number * rows_per_shard, rows_per_shard).to_pylist()
-    shard = pq.read_table(scratch / "shards" / f"{number:05d}.parquet")
-    fetched = {row["sample_id"]: row for row in shard.to_pylist()}
-    samples: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    for row in asked:
-        outcome = fetched.get(row["sample_id"], {"status": "lost", "error_message": "img2dataset returned no row"})
-        sample = _sample(row, outcome) if outcome["status"] == "success" else None
-        if sample is not None:
-            samples.append(sample)
-        else:
-            rejected.append(_rejected(row, outcome))
-    write_part(samples_folder, number, pa.Table.from_pylist(samples, schema=SAMPLES), SAMPLES)
-    write_part(scratch / "rejected", number, pa.Table.from_pylist(rejected, schema=REJECTED), REJECTED)
+    asked = pq.ParquetFile(scratch / "urls.parquet").read_row_group(number)
+    fetched = pq.read_table(scratch / "shards" / f"{number:05d}.parquet", columns=_FETCHED)
+    samples, rest = _split(asked, fetched)
+    if earlier is not None:
+        old_samples, old_rejected = settled_rows(earlier, asked["sample_id"])
+        samples = pa.concat_tables([samples, old_samples]).sort_by("sample_id")
+        is_old = pc.is_in(rest["sample_id"], value_set=_settled(old_samples, old_rejected))
+        rest = pa.concat_tables([rest.filter(pc.invert(is_old)), old_rejected]).sort_by("sample_id")
+    is_failed = pc.is_in(rest["reason"], value_set=pa.array(FAILED))
+    write_part(samples_folder, number, samples, SAMPLES)
+    write_part(scratch / "rejected", number, rest.filter(pc.invert(is_failed)), REJECTED)
+    write_part(scratch / "failed", number, rest.filter(is_failed), REJECTED)
+    reasons = Counter(rest["reason"].to_pylist())
     return ShardSummary(
-        samples=len(samples),
-        rejected=Counter(row["reason"] for row in rejected),
-        details=Counter(row["detail"] for row in rejected),
+        samples=samples.num_rows,
+        rejected=Counter({reason: count for reason, count in reasons.items() if reason not in FAILED}),
+        failed=Counter({reason: count for reason, count in reasons.items() if reason in FAILED}),
     )
 
 
-def _sample(row: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any] | None:
-    """The row with its picture; None when the bytes that img2dataset encoded are no picture."""
-    try:
-        picture, size = upright_rgb(outcome["jpg"], outcome["exif"])
-    except (UnidentifiedImageError, OSError) as error:
-        outcome |= {"status": "failed_to_resize", "error_message": str(error)}
-        return None
-    turned = size != (outcome["width"], outcome["height"])
-    original = (outcome["original_width"], outcome["original_height"])
-    return {
-        "sample_id": row["sample_id"],
-        "url": row["url"],
-        "caption": row["caption"],
-        "picture": picture,
-        "width": size[0],
-        "height": size[1],
-        "original_width": original[1] if turned else original[0],
-        "original_height": original[0] if turned else original[1],
-        **{name: row[name] for name in LAION_SCORES.values()},
-    }
+def settled_ids(earlier: Path, ids: pa.ChunkedArray) -> pa.Array:
+    """Which of these sample ids an earlier output has kept, or rejected for what came back."""
+    return _settled(*settled_rows(earlier, ids, columns=["sample_id"]))
 
 
-def upright_rgb(picture: bytes, exif: str | None) -> tuple[bytes, tuple[int, int]]:
-    """The picture as three-channel JPEG in its upright orientation, and its size (width, height).
+def settled_rows(earlier: Path, ids: pa.ChunkedArray, columns: list[str] | None = None) -> tuple[pa.Table, pa.Table]:
+    """The samples and the rejected rows of an earlier output that have one of these sample ids.
 
-    img2dataset keeps grey pictures grey and leaves the rotation to the EXIF tags, which do not survive. Pictures that
-    are upright and coloured come back byte for byte.
+    A row that was rejected for its metadata is not among them: a repeated row has the id of the one that was kept.
     """
-    orientation = json.loads(exif or "{}").get("Image Orientation", "")
-    with Image.open(io.BytesIO(picture)) as image:
-        if image.mode == "RGB" and orientation not in UPRIGHT:
-            return picture, image.size
-        fixed = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
-        buffer = io.BytesIO()
-        fixed.convert("RGB").save(buffer, format="JPEG", quality=JPEG_QUALITY)
-        return buffer.getvalue(), fixed.size
+    wanted = pads.field("sample_id").isin(ids.combine_chunks())
+    if len(ids):  # the files are sorted: their statistics say which row groups to read
+        bounds = pc.min_max(ids).as_py()
+        wanted &= (pads.field("sample_id") >= bounds["min"]) & (pads.field("sample_id") <= bounds["max"])
+    seen = pads.field("reason").isin(REJECTED_SEEN)
+    samples = pads.dataset(earlier / "samples", schema=SAMPLES).to_table(filter=wanted, columns=columns)
+    rejected = pads.dataset(earlier / "rejected", schema=REJECTED).to_table(filter=wanted & seen, columns=columns)
+    is_kept = pc.is_in(rejected["sample_id"], value_set=samples["sample_id"])
+    return samples, rejected.filter(pc.invert(is_kept))
 
 
-def _rejected(row: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
-    detail = " ".join(str(outcome["error_message"] or "unknown").split())[:200]
-    return {
-        "sample_id": row["sample_id"],
-        "url": row["url"],
-        "caption": row["caption"],
-        "reason": reason_of(outcome["status"], detail),
-        "detail": detail,
-    }
+def _settled(samples: pa.Table, rejected: pa.Table) -> pa.Array:
+    return pa.concat_arrays([*samples["sample_id"].chunks, *rejected["sample_id"].chunks, pa.array([], pa.string())])
 
 
-def reason_of(status: str, message: str) -> str:
-    """Our short word for img2dataset's status and message."""
-    if status == "lost":
-        return "lost"
-    if status == "failed_to_download":
-        return "download"
-    return {"image too small": "too_small", "aspect ratio too large": "aspect_ratio"}.get(message, "decode")
+def _split(asked: pa.Table, fetched: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The samples (schema SAMPLES) and the other rows (schema REJECTED), both in the order of `asked`."""
+    fetched = fetched.set_column(_FETCHED.index("jpg"), "jpg", fetched["jpg"].cast(pa.large_binary()))
+    samples, rest = [SAMPLES.empty_table()], [REJECTED.empty_table()]
+    for start in range(0, asked.num_rows, _ROWS_AT_ONCE):
+        rows = asked.slice(start, _ROWS_AT_ONCE)
+        found = fetched.take(pc.index_in(rows["sample_id"], value_set=fetched["sample_id"]))
+        is_kept = pc.fill_null(pc.equal(found["status"], "success"), False)
+        samples.append(_samples(rows.filter(is_kept), found.filter(is_kept)))
+        rest.append(_others(rows.filter(pc.invert(is_kept)), found.filter(pc.invert(is_kept))))
+    return pa.concat_tables(samples), pa.concat_tables(rest)
+
+
+def _samples(rows: pa.Table, found: pa.Table) -> pa.Table:
+    columns: dict[str, Any] = {name: rows[name] for name in SAMPLES.names if name in rows.column_names}
+    columns |= {name: found[name] for name in _SIZES}
+    columns["picture"] = found["jpg"]
+    return pa.table(columns).select(SAMPLES.names).cast(SAMPLES)
+
+
+def _others(rows: pa.Table, found: pa.Table) -> pa.Table:
+    answers = zip(found["status"].to_pylist(), found["error_message"].to_pylist(), strict=True)
+    reasons = [reason_of(status, " ".join((message or "unknown").split())) for status, message in answers]
+    columns: dict[str, Any] = {name: rows[name] for name in ("sample_id", "url", "caption")}
+    columns["reason"] = pa.array([reason for reason, _ in reasons], pa.string())
+    columns["detail"] = pa.array([detail[:200] for _, detail in reasons], pa.string())
+    return pa.table(columns).cast(REJECTED)

@@ -14,6 +14,7 @@ DATASETS = [
     ("microworld", "metadata"),
     ("ingest", "samples"),
     ("ingest", "rejected"),
+    ("ingest", "failed"),
     ("filter", "samples"),
     ("filter", "rejected"),
     ("multiview", "frames"),

@@ -26,9 +26,12 @@ from pipelines.errors import UsageError
 from stages.config import Config
 
 
-def test_micro_is_the_defaults() -> None:
-    config = load_config("micro")
-    assert dataclasses.replace(config, run=Config().run) == Config()
+def test_micro_is_the_defaults_but_for_its_own_web() -> None:
+    config, defaults = load_config("micro"), Config()
+    assert config.ingest.allow_private_addresses
+    assert not defaults.ingest.allow_private_addresses
+    ingest = dataclasses.replace(config.ingest, allow_private_addresses=False)
+    assert dataclasses.replace(config, run=defaults.run, ingest=ingest) == defaults
     assert config.run.folder == str(Path("runs/micro").absolute())
 
 
@@ -92,7 +95,11 @@ def test_settings_are_typed(setting: str, key: str, value: object) -> None:
             "filter.min_astetic=6",
             "There is no configuration key 'filter.min_astetic'. Did you mean 'filter.min_aesthetic'?",
         ),
-        ("min_aesthetic=6", "There is no configuration key 'min_aesthetic'. Did you mean 'filter.min_aesthetic'?"),
+        (
+            "min_aesthetic=6",
+            "There is no configuration key 'min_aesthetic'. "
+            "Did you mean 'ingest.min_aesthetic' or 'filter.min_aesthetic'?",
+        ),
         ("filter.min_aesthetic=high", "filter.min_aesthetic takes a number or null, not 'high'."),
         ("filter.min_side=4.5", "filter.min_side takes a whole number or null, not 4.5."),
         ("filter.min_side=true", "filter.min_side takes a whole number or null, not True."),

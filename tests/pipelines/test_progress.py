@@ -37,6 +37,7 @@ def follow(display: Display, plan: list[Step], tmp_path: Path) -> None:
         display.stage_event("ingest", {"event": "progress", "done": 9, "total": 9, "note": "sorting"})
         display.stage_event("ingest", {"event": "metric", "key": "loss", "value": 1.0, "step": 0})
         display.stage_event("ingest", {"event": "warning", "text": "[3] hosts refuse"})
+        display.stage_event("ingest", {"event": "table", "rows": [["reason", "rows"], ["dns", "12"], ["decode", "3"]]})
         display.stage_finished("ingest", finished(tmp_path, "ingest"))
         display.stage_started(multiview)
         display.stage_failed("multiview", PipelineError("no"))
@@ -52,6 +53,9 @@ def test_plain_lines_come_now_and_then(plan: list[Step], tmp_path: Path) -> None
         "ingest 0/9 downloading, 0.5 a second",
         "ingest 9/9 sorting",
         "ingest warning: [3] hosts refuse",
+        "ingest reason rows",
+        "ingest dns 12",
+        "ingest decode 3",
         "ingest done in 0:00: 1200 samples, 30 rejected",
         "multiview starts (never ran)",
         "multiview failed",

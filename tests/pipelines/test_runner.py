@@ -48,6 +48,23 @@ def test_a_changed_setting_runs_exactly_what_depends_on_it(tmp_path: Path) -> No
     assert would_run(toy_graph(tmp_path)) == {}, "the earlier outputs are still there"
 
 
+def test_a_stage_is_told_of_its_last_output(tmp_path: Path) -> None:
+    source = """
+from stages.stage import StageResult
+
+
+def run(context):
+    return StageResult(notes={"previous": str(context.previous)})
+"""
+    first = carry_out(toy_graph(tmp_path, multiview=source))[0]["multiview"]
+    assert first.manifest.notes == {"previous": "None"}
+    changed = toy_graph(tmp_path, "multiview.pairs_per_instance=3")
+    second = carry_out(changed)[0]["multiview"]
+    assert second.manifest.notes == {"previous": str(first.folder)}
+    forced = carry_out(changed, "multiview")[0]["multiview"]
+    assert forced.manifest.notes == {"previous": str(second.folder)}
+
+
 def test_changed_code_and_seed_and_force_are_reasons(tmp_path: Path) -> None:
     graph = toy_graph(tmp_path)
     carry_out(graph)

@@ -1,9 +1,10 @@
-"""Ingest: metadata good and bad, and real downloads by img2dataset on Ray from a real HTTP server."""
+"""The stage ingest: real downloads by img2dataset on Ray, from real HTTP servers, good and hostile."""
 
 from __future__ import annotations
 
 import io
-import json
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import make_context
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from hostile_web import CAPTIONS, LIMITS, hostile_rows, hostile_server
+from PIL import Image
 
 from stages import filter as filter_stage
 from stages import ingest
-from stages.config import IngestConfig
 from stages.datasets import read_dataset
-from stages.ingest import finished_shards
-from stages.ingest.metadata import metadata_files, read_url_list
-from stages.ingest.shards import UPRIGHT, reason_of, upright_rgb
+from stages.ingest.outcomes import FAILED, check_sum, outcome_table, reason_of, refuse_failures
 from stages.loopback import serve_folder
 from stages.schemas import REJECTED, SAMPLES, content_id
-from stages.stage import StageError
+from stages.stage import StageContext, StageError, StageResult
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DREAMBENCH = REPOSITORY / ".." / "shared" / "data" / "dreambench"
@@ -37,103 +34,42 @@ def write_metadata(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-cells = st.none() | st.sampled_from(["", " ", "http://h/1.jpg", "http://h/2.jpg", "ünïcode"])
+def outcome(context: StageContext) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The samples, the rejected and the failed rows."""
+    folder = context.output
+    return (
+        read_dataset(folder / "samples", SAMPLES),
+        read_dataset(folder / "rejected", REJECTED),
+        read_dataset(folder / "failed", REJECTED),
+    )
 
 
-@settings(max_examples=60, deadline=None)
-@given(pairs=st.lists(st.tuples(cells, cells), min_size=1, max_size=20))
-def test_every_row_is_listed_once_or_repeated_or_unusable(
-    pairs: list[tuple[str | None, str | None]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    columns = {
-        "URL": pa.array([url for url, _ in pairs], pa.string()),
-        "TEXT": pa.array([t for _, t in pairs], pa.string()),
-    }
-    file = tmp_path_factory.mktemp("metadata") / "rows.parquet"
-    pq.write_table(pa.table(columns), file)
-    usable = [(url, text) for url, text in pairs if url and url.strip() and text and text.strip()]
-    if not usable:
-        with pytest.raises(StageError, match=r"no row of .* has both a URL"):
-            read_url_list([file], IngestConfig())
-        return
-    urls = read_url_list([file], IngestConfig())
-    assert urls.rows["sample_id"].to_pylist() == sorted({content_id(*pair) for pair in usable})
-    assert urls.repeated == len(usable) - urls.rows.num_rows
-    assert urls.unusable.num_rows == len(pairs) - len(usable)
-    assert set(urls.unusable_by_reason()) <= {"no_url", "no_caption"}
+def test_reasons_are_ours_or_made_of_what_img2dataset_says() -> None:
+    assert reason_of("failed_to_download", "not_found: HTTP 404") == ("not_found", "HTTP 404")
+    assert reason_of("failed_to_download", "unknown url type: ''") == ("bad_url", "unknown url type: ''")
+    assert reason_of("failed_to_resize", "too_many_pixels: 9 x 9 > 1") == ("too_many_pixels", "9 x 9 > 1")
+    assert reason_of("failed_to_resize", "image too small") == ("too_small", "image too small")
+    assert reason_of("failed_to_resize", "aspect ratio too large")[0] == "aspect_ratio"
+    assert reason_of("failed_to_resize", "Image decoding error")[0] == "decode"
+    assert reason_of(None, "unknown")[0] == "lost"
 
 
-def test_of_repeated_rows_the_first_counts_and_absent_scores_are_null(tmp_path: Path) -> None:
-    rows = [{"URL": "u", "TEXT": "t", "AESTHETIC_SCORE": 5.0}, {"URL": "u", "TEXT": "t", "AESTHETIC_SCORE": 6.0}]
-    urls = read_url_list([write_metadata(tmp_path / "m.parquet", rows)], IngestConfig())
-    row = urls.rows.to_pylist()[0]
-    assert (row["aesthetic"], row["similarity"], urls.repeated) == (5.0, None, 1)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"url": "u", "TEXT": "t"}, r"lacks the column 'URL'; its columns are url, TEXT: .*--set ingest.url_column"),
-        ({"URL": "u"}, "lacks the column 'TEXT'"),
-        ({"URL": "u", "TEXT": 3}, r"'TEXT' .* must hold text, not int64"),
-        ({"URL": "u", "TEXT": "t", "similarity": "x"}, r"'similarity' .* must hold numbers, not string"),
-    ],
-)
-def test_a_column_that_is_missing_or_of_another_type_is_named(
-    row: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(StageError, match=message) as caught:
-        read_url_list([write_metadata(tmp_path / "rows.parquet", [row])], IngestConfig())
-    assert "\n" not in str(caught.value)
-
-
-def test_metadata_that_is_missing_empty_or_no_parquet_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"there is no file or folder .*/missing"):
-        metadata_files(tmp_path / "missing")
-    with pytest.raises(StageError, match=r"holds no \*.parquet"):
-        metadata_files(tmp_path)
-    (tmp_path / "text.parquet").write_text("URL,TEXT\n")
-    with pytest.raises(StageError, match="is not a Parquet file") as caught:
-        read_url_list(metadata_files(tmp_path), IngestConfig())
-    assert "\n" not in str(caught.value)
-    empty = tmp_path / "empty.parquet"
-    pq.write_table(pa.table({"URL": pa.array([], pa.string()), "TEXT": pa.array([], pa.string())}), empty)
-    with pytest.raises(StageError, match="holds no rows"):
-        read_url_list(metadata_files(empty), IngestConfig())
-
-
-@pytest.mark.parametrize(("orientation", "words"), list(enumerate(UPRIGHT, start=2)))
-def test_rotations_are_those_of_the_exif_standard(orientation: int, words: str) -> None:
-    """img2dataset drops the tag, so that its words must lead to what Pillow makes of the number."""
-    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 2, 3), dtype=np.uint8)).resize((32, 48))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    tagged, plain = io.BytesIO(), io.BytesIO()
-    pixels.save(tagged, "JPEG", exif=exif, quality=95)
-    pixels.save(plain, "JPEG", quality=95)
-    with Image.open(tagged) as picture:
-        expected = np.asarray(ImageOps.exif_transpose(picture), np.float64)
-    data, size = upright_rgb(plain.getvalue(), json.dumps({"Image Orientation": words}))
-    with Image.open(io.BytesIO(data)) as fixed:
-        assert fixed.size == size == expected.shape[1::-1]
-        assert np.abs(np.asarray(fixed, np.float64) - expected).mean() < 3
-
-
-def test_upright_colour_pictures_are_left_alone_and_grey_ones_get_colours() -> None:
-    colour, grey = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (9, 8), "red").save(colour, "JPEG")
-    Image.new("L", (9, 8), 77).save(grey, "JPEG")
-    assert upright_rgb(colour.getvalue(), None) == (colour.getvalue(), (9, 8))
-    with Image.open(io.BytesIO(upright_rgb(grey.getvalue(), "{}")[0])) as picture:
-        assert picture.mode == "RGB"
-
-
-def test_reasons() -> None:
-    assert reason_of("failed_to_download", "HTTP Error 404: Not Found") == "download"
-    assert reason_of("failed_to_resize", "image too small") == "too_small"
-    assert reason_of("failed_to_resize", "aspect ratio too large") == "aspect_ratio"
-    assert reason_of("failed_to_resize", "Image decoding error") == "decode"
-    assert reason_of("lost", "") == "lost"
+def test_rows_that_do_not_add_up_are_refused() -> None:
+    rejected, failed = Counter(decode=2, too_small=1), Counter(dns=4)
+    check_sum(10, 3, rejected, failed)
+    with pytest.raises(StageError, match="10 in the metadata, but 2 kept, 3 rejected and 4 failed"):
+        check_sum(10, 2, rejected, failed)
+    assert outcome_table(3, rejected, failed) == [
+        ("kept", "", "3", "30.0 %"),
+        ("rejected", "decode", "2", "20.0 %"),
+        ("rejected", "too_small", "1", "10.0 %"),
+        ("failed", "dns", "4", "40.0 %"),
+    ]
+    refuse_failures(10, 3, rejected, failed, 0.4)
+    with pytest.raises(StageError, match=r"4 of 10 rows have failed .*\(dns 4; ingest.max_failed_share allows 0.3\)"):
+        refuse_failures(10, 3, rejected, failed, 0.3)
+    with pytest.raises(StageError, match=r"3 were rejected \(decode 2, too_small 1; none was kept\)"):
+        refuse_failures(3, 0, rejected, Counter(), 1.0)
 
 
 @pytest.fixture
@@ -148,20 +84,15 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (160, 100), "blue").save(site / "turned.jpg", exif=turned)
-    Image.new("L", (100, 100), 128).save(site / "grey.jpg")
     Image.new("RGBA", (100, 100), (255, 0, 0, 0)).save(site / "clear.png")
     Image.new("RGB", (10, 10)).save(site / "tiny.jpg")
-    Image.new("RGB", (400, 100)).save(site / "wide.jpg")
     (site / "text.jpg").write_text("<html>")
-    (site / "empty.jpg").write_bytes(b"")
-    whole = (site / "good0.jpg").read_bytes()
-    (site / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with serve_folder(site, 0) as base:
         yield base, site
 
 
 @pytest.mark.slow
-def test_every_url_becomes_a_sample_or_a_reason_also_after_an_interruption(
+def test_every_url_becomes_a_sample_or_a_reason_also_after_an_interruption_and_failed_rows_are_asked_for_again(
     web: tuple[str, Path], tmp_path: Path, ray_cluster: str
 ) -> None:
     base, site = web
@@ -170,24 +101,22 @@ def test_every_url_becomes_a_sample_or_a_reason_also_after_an_interruption(
         {"URL": f"{base}/{name}", "TEXT": f"a photo of {name}", "AESTHETIC_SCORE": 5.5} for name in names
     ]
     rows += [rows[3], {"URL": f"{base}/missing.jpg", "TEXT": "gone"}, {"URL": "http://127.0.0.1:1/x.jpg", "TEXT": "no"}]
-    rows += [{"URL": None, "TEXT": "no address"}, {"URL": f"{base}/good0.jpg", "TEXT": None}]
+    rows += [{"URL": None, "TEXT": "no address"}, {"URL": f"{base}/good9.jpg", "TEXT": None}]
     file = write_metadata(tmp_path / "metadata.parquet", rows)
-    changes = {"metadata": str(file), "samples_per_shard": 5, "threads": 4, "timeout_seconds": 5}
+    changes = {"metadata": str(file), "samples_per_shard": 5, "threads": 4, "allow_private_addresses": True}
     events: list[Any] = []
     context = make_context(tmp_path / "first", events=events, ingest=changes)
     result = ingest.run(context)
-    samples, rejected = (
-        read_dataset(context.output / "samples", SAMPLES),
-        read_dataset(context.output / "rejected", REJECTED),
-    )
-    assert result.rows == {"samples": samples.num_rows, "rejected": rejected.num_rows} == {"samples": 11, "rejected": 9}
-    assert result.metrics["repeated_rows"] == 1
-    reasons = {row["url"].rsplit("/", 1)[-1]: row["reason"] for row in rejected.to_pylist()}
+    samples, rejected, failed = outcome(context)
+    assert result.rows == {"samples": 10, "rejected": 5, "failed": 2}
+    assert result.metrics["metadata_rows"] == len(rows) == samples.num_rows + rejected.num_rows + failed.num_rows
+    reasons = {row["url"].rsplit("/", 1)[-1]: row["reason"] for row in (rejected.to_pylist() + failed.to_pylist())}
     assert reasons == {
-        "missing.jpg": "download", "x.jpg": "download",
-        "text.jpg": "decode", "empty.jpg": "decode", "cut.jpg": "decode",
-        "tiny.jpg": "too_small", "wide.jpg": "aspect_ratio", "": "no_url", "good0.jpg": "no_caption",
+        "missing.jpg": "not_found", "x.jpg": "connection", "text.jpg": "wrong_type", "tiny.jpg": "too_small",
+        names[3]: "duplicate_url", "": "no_url", "good9.jpg": "no_caption",
     }  # fmt: skip
+    (table,) = [event["rows"] for event in events if event["event"] == "table"]
+    assert table[:2] == [["outcome", "reason", "rows", "share"], ["kept", "", "10", "58.8 %"]]
     assert samples["sample_id"].to_pylist() == sorted(samples["sample_id"].to_pylist())
     by_name = {row["url"].rsplit("/", 1)[1]: row for row in samples.to_pylist()}
     for name, row in by_name.items():
@@ -195,45 +124,96 @@ def test_every_url_becomes_a_sample_or_a_reason_also_after_an_interruption(
             assert (picture.mode, picture.size) == ("RGB", (row["width"], row["height"])), name
         assert row["sample_id"] == content_id(row["url"], row["caption"])
         assert (row["aesthetic"], row["similarity"]) == (5.5, None)
-    assert [by_name["turned.jpg"][key] for key in ("width", "height", "original_width", "original_height")] == [
-        64,
-        102,
-        100,
-        160,
-    ]
+    sizes = [by_name["turned.jpg"][key] for key in ("width", "height", "original_width", "original_height")]
+    assert sizes == [64, 102, 100, 160]
     with Image.open(io.BytesIO(by_name["clear.png"]["picture"])) as picture:
         assert picture.getpixel((50, 50)) == (255, 255, 255)
+    _resume(context, make_context(tmp_path / "again", ingest=changes), result)
+    _another_list(rows[:4], tmp_path / "again", changes)
+    _retry(site, context.output, changes, tmp_path)
 
+
+def _resume(context: StageContext, again: StageContext, result: StageResult) -> None:
+    """What a SIGKILL leaves: a shard without its mark and half a file, and one that a worker finished after the stage,
+    and the server with it, was gone."""
     shards = context.scratch / "shards"
-    finished = finished_shards(shards)
-    assert sum(finished.values()) == len(names) + 2
-    # What a SIGKILL leaves: one shard without statistics and half a file, one whose statistics are half written, and
-    # one that a worker finished after the stage, and the server with it, was gone.
-    (shards / "00001_stats.json").unlink()
+    (shards / "00001.done").unlink()
     (shards / "00001.parquet").write_bytes(b"")
-    (shards / "00002_stats.json").write_text('{"count": ')
-    (shards / "00003.confirmed").unlink()
-    (shards / "00003.parquet").write_bytes(b"all refused")
+    (shards / "00002.done").unlink()
     kept = (shards / "00000.parquet").stat().st_mtime_ns
-    again = make_context(tmp_path / "again", ingest=changes)
-    (again.scratch).rmdir()
+    again.scratch.rmdir()
     context.scratch.rename(again.scratch)
     assert ingest.run(again) == result
-    assert read_dataset(again.output / "samples", SAMPLES) == samples
-    assert read_dataset(again.output / "rejected", REJECTED).drop_columns("detail") == rejected.drop_columns("detail")
+    for before, after in zip(outcome(context), outcome(again), strict=True):
+        assert after == before
     assert (again.scratch / "shards" / "00000.parquet").stat().st_mtime_ns == kept
 
 
+def _another_list(rows: list[dict[str, Any]], folder: Path, changes: dict[str, Any]) -> None:
+    """Metadata that has changed since the interruption, as behind a URI it may without notice."""
+    file = write_metadata(folder / "fewer.parquet", rows)
+    shutil.rmtree(folder / "output")  # as the runner does
+    found = ingest.run(make_context(folder, ingest=changes | {"metadata": str(file)}))
+    assert found.rows == {"samples": 4, "rejected": 0, "failed": 0}
+
+
+def _retry(site: Path, earlier: Path, changes: dict[str, Any], tmp_path: Path) -> None:
+    """`ingest.retry=failed`: only failed rows are asked for; the rest is the earlier output's, byte for byte."""
+    retry = changes | {"retry": "failed"}
+    with pytest.raises(StageError, match=r"retry=failed needs an output"):
+        ingest.run(make_context(tmp_path / "none", ingest=retry))
+    with pytest.raises(StageError, match=r"made by other rules: ingest.image_size was 64"):
+        ingest.run(make_context(tmp_path / "other", previous=earlier, ingest=retry | {"image_size": 32}))
+    old_samples = read_dataset(earlier / "samples", SAMPLES)
+    (site / "good7.jpg").rename(site / "missing.jpg")  # what was missing is there; what was there is kept anyway
+    for file in site.glob("*"):
+        if file.name != "missing.jpg":
+            file.unlink()
+    context = make_context(tmp_path / "retry", previous=earlier, ingest=retry)
+    result = ingest.run(context)
+    samples, rejected, failed = outcome(context)
+    assert result.rows == {"samples": 11, "rejected": 5, "failed": 1}
+    assert failed["reason"].to_pylist() == ["connection"]
+    assert rejected == read_dataset(earlier / "rejected", REJECTED)
+    new = {row["url"]: row for row in samples.to_pylist()}
+    assert [row for url, row in new.items() if not url.endswith("missing.jpg")] == old_samples.to_pylist()
+
+
 @pytest.mark.slow
-def test_a_host_that_refuses_everything_stops_the_run_and_is_asked_again_next_time(
-    web: tuple[str, Path], tmp_path: Path, ray_cluster: str
+@pytest.mark.parametrize(
+    ("url", "private", "message"),
+    [
+        ("http://127.0.0.1:1/{}.jpg", True, r"4 of 4 rows have failed and 0 were rejected \(connection 4; none was"),
+        ("http://localhost/{}.jpg", False, r"0 of 4 rows have failed and 4 were rejected \(private_address 4; none"),
+    ],
+)
+def test_a_run_that_keeps_nothing_stops_and_asks_again_next_time(
+    url: str, private: bool, message: str, tmp_path: Path, ray_cluster: str
 ) -> None:
-    refused = [{"URL": f"http://127.0.0.1:1/{number}.jpg", "TEXT": f"picture {number}"} for number in range(4)]
-    file = write_metadata(tmp_path / "metadata.parquet", refused)
-    context = make_context(tmp_path / "out", ingest={"metadata": str(file), "retries": 0})
-    with pytest.raises(StageError, match=r"4 of 4 pictures could not be had, 4 of them because of .*refused"):
+    rows = [{"URL": url.format(number), "TEXT": f"picture {number}"} for number in range(4)]
+    file = write_metadata(tmp_path / "metadata.parquet", rows)
+    context = make_context(tmp_path / "out", ingest={"metadata": str(file), "allow_private_addresses": private})
+    with pytest.raises(StageError, match=message):
         ingest.run(context)
-    assert not finished_shards(context.scratch / "shards")
+    assert not (context.scratch / "shards").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [300, 10_000])
+def test_of_a_hostile_web_no_row_is_lost(count: int, tmp_path: Path, ray_cluster: str) -> None:
+    """Other sizes, with times and memory: `python tests/hostile_web.py 100000`."""
+    with hostile_server() as server:
+        table, expected = hostile_rows(count, server.base)
+        pq.write_table(table, tmp_path / "hostile.parquet")
+        settings = {"metadata": str(tmp_path / "hostile.parquet"), "allow_private_addresses": True}
+        context = make_context(tmp_path, ingest=settings | LIMITS | {"threads": 32, "samples_per_shard": count // 5})
+        result = ingest.run(context)
+    samples, rejected, failed = outcome(context)
+    found = Counter(rejected["reason"].to_pylist() + failed["reason"].to_pylist())
+    assert found | {"": samples.num_rows} == expected
+    assert set(failed["reason"].to_pylist()) <= set(FAILED)
+    assert result.metrics["metadata_rows"] == count == samples.num_rows + rejected.num_rows + failed.num_rows
+    assert set(samples["caption"].to_pylist()) == set(CAPTIONS)
 
 
 @pytest.mark.slow
@@ -248,8 +228,8 @@ def test_photographs_that_nobody_made_for_this_project(tmp_path: Path, ray_clust
             for file in files
         ]
         changes = {"metadata": str(write_metadata(tmp_path / "metadata.parquet", rows)), "samples_per_shard": 12}
-        fetched = make_context(tmp_path / "ingest", ingest=changes)
-        assert ingest.run(fetched).rows == {"samples": len(files), "rejected": 0}
+        fetched = make_context(tmp_path / "ingest", ingest=changes | {"allow_private_addresses": True})
+        assert ingest.run(fetched).rows == {"samples": len(files), "rejected": 0, "failed": 0}
     with pytest.raises(StageError, match=r"'punsafe'.*--set filter.max_unsafe=null"):
         filter_stage.run(make_context(tmp_path / "refused", inputs={"ingest": fetched.output}))
     no_scores = dict.fromkeys(("min_aesthetic", "min_similarity", "max_unsafe", "max_watermark"))

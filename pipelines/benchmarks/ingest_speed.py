@@ -1,0 +1,156 @@
+"""Downloads per second of the stage `ingest`, all checks on, beside plain img2dataset's.
+
+    python -m pipelines.benchmarks.ingest_speed            # 3,000 pictures, three repetitions, some minutes
+
+Both fetch the same URLs of a loopback server in a process of its own, in the same shards, with two processes of 16
+threads: the stage in two Ray tasks, img2dataset by its multiprocessing distributor. Both write img2dataset's statistics
+a shard. Two rates: `overall`, all pictures over the time from the first shard's start to the last one's end; and
+`in a shard`, the median of the shards' own rates, which leaves out what img2dataset loses between shards by starting
+its processes anew after every five (it flatters img2dataset: while one of its processes starts, the other one has
+the machine to itself). Ratios are medians over the repetitions, which alternate who comes first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipelines.cluster import local_cluster
+from pipelines.environment import set_environment, temporary_folder
+from stages.config import IngestConfig
+from stages.ingest.download import download_shards
+from stages.loopback import serve_folder
+from stages.stage import Reporter
+
+SETTINGS = IngestConfig(image_size=256, samples_per_shard=250, allow_private_addresses=True)
+_SIZE = (384, 288)
+
+
+def write_site(folder: Path, pictures: int) -> None:
+    """Smooth noise as JPEG: about 30 kB each, as on the web."""
+    rng = np.random.default_rng(0)
+    for number in range(pictures):
+        small = Image.fromarray(rng.integers(0, 256, (36, 48, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        small.resize(_SIZE, Image.Resampling.BICUBIC).save(buffer, format="JPEG", quality=90)
+        (folder / f"{number}.jpg").write_bytes(buffer.getvalue())
+
+
+def serve(folder: Path, pipe: Connection) -> None:
+    """Tell the base URL, and serve until somebody answers."""
+    with serve_folder(folder, 0) as base:
+        pipe.send(base)
+        pipe.recv()
+
+
+def write_list(file: Path, base: str, pictures: int) -> None:
+    """The list of URLs as the stage writes it, which img2dataset reads too."""
+    numbers = [f"{number:06d}" for number in range(pictures)]
+    urls = [f"{base}/{int(number)}.jpg" for number in numbers]
+    table = pa.table({"sample_id": numbers, "url": urls, "caption": ["a picture"] * pictures})
+    pq.write_table(table, file, row_group_size=SETTINGS.samples_per_shard)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Pictures kept a second."""
+
+    overall: float
+    in_a_shard: float
+
+
+def rates_of(shards: Path) -> Rates:
+    """From img2dataset's statistics."""
+    found = [json.loads(file.read_text()) for file in shards.glob("*_stats.json")]
+    seconds = max(shard["end_time"] for shard in found) - min(shard["start_time"] for shard in found)
+    return Rates(
+        overall=sum(shard["successes"] for shard in found) / seconds,
+        in_a_shard=statistics.median(shard["successes"] / shard["duration"] for shard in found),
+    )
+
+
+def run_stage(urls: Path, shards: Path) -> None:
+    """The stage's download."""
+    download_shards(urls, shards, SETTINGS, None, Reporter(emit=lambda event: None))
+
+
+def run_img2dataset(urls: Path, shards: Path) -> None:
+    """img2dataset's own."""
+    import img2dataset
+
+    img2dataset.download(
+        url_list=str(urls),
+        input_format="parquet",
+        url_col="url",
+        save_additional_columns=["sample_id"],
+        output_folder=str(shards),
+        output_format="parquet",
+        processes_count=SETTINGS.processes,
+        thread_count=SETTINGS.threads,
+        number_sample_per_shard=SETTINGS.samples_per_shard,
+        image_size=SETTINGS.image_size,
+        resize_mode="keep_ratio",
+        resize_only_if_bigger=True,
+        min_image_size=SETTINGS.min_image_size,
+        max_aspect_ratio=SETTINGS.max_aspect_ratio,
+        timeout=SETTINGS.timeout_seconds,
+        retries=SETTINGS.retries,
+        compute_hash=None,
+    )
+
+
+def measure(folder: Path, urls: Path, repetitions: int) -> list[tuple[Rates, Rates]]:
+    """The rates of the stage and of img2dataset, in alternating order."""
+    ways: dict[str, Callable[[Path, Path], None]] = {"stage": run_stage, "img2dataset": run_img2dataset}
+    found = []
+    for repetition in range(repetitions):
+        rates = {}
+        for name in sorted(ways, reverse=repetition % 2 == 0):
+            shards = folder / f"{name}{repetition}"
+            shards.mkdir()
+            ways[name](urls, shards)
+            rates[name] = rates_of(shards)
+        found.append((rates["stage"], rates["img2dataset"]))
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--repetitions", type=int, default=3)
+    arguments = parser.parse_args()
+    set_environment("micro")
+    ours, theirs = multiprocessing.Pipe()
+    with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)), local_cluster():
+        site, urls = Path(name) / "site", Path(name) / "urls.parquet"
+        site.mkdir()
+        write_site(site, arguments.pictures)
+        server = multiprocessing.get_context("spawn").Process(target=serve, args=(site, theirs))
+        server.start()
+        write_list(urls, ours.recv(), arguments.pictures)
+        found = measure(Path(name), urls, arguments.repetitions)
+        ours.send("end")
+        server.join()
+    for title, field in (("overall", "overall"), ("in a shard", "in_a_shard")):
+        pairs = [(getattr(stage, field), getattr(plain, field)) for stage, plain in found]
+        for stage, plain in pairs:
+            print(f"{title}: stage {stage:.0f} pictures/s, img2dataset {plain:.0f}, ratio {stage / plain:.2f}")
+        print(f"{title}: median ratio {statistics.median(stage / plain for stage, plain in pairs):.2f}")
+
+
+if __name__ == "__main__":
+    main()
