@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import urllib.request
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from PIL import Image
 
 from stages.config import IngestConfig
 from stages.ingest.fetch import PictureOpener
@@ -113,6 +115,7 @@ def fetch_shard(urls_file: Path, number: int, shards: Path, settings: IngestConf
     file = shards / f"{number:05d}.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget is `ingest.max_pixels`
     urllib.request.install_opener(PictureOpener(settings))
     try:
         _downloader(shards, settings).download_shard((number, str(file)))

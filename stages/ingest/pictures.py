@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -94,9 +93,7 @@ class CheckedResizer:
     def __call__(self, stream: io.BytesIO, boxes: Any = None) -> Resized:
         """The picture, or why there is none; raises nothing, for img2dataset would lose the row."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget here is ours
-                return self._checked(stream.getvalue(), boxes)
+            return self._checked(stream.getvalue(), boxes)
         except PictureError as error:
             return None, None, None, None, None, str(error)
         except Exception as error:  # what a hostile file makes of a decoder is not foreseeable
