@@ -21,6 +21,7 @@ from stages.stage import StageError
 URLS = pa.schema(
     [("sample_id", pa.string()), ("url", pa.string()), ("caption", pa.string())]
     + [(name, pa.float32()) for name in LAION_SCORES.values()]
+    + [("language", pa.string())]
 )
 
 #: What a row's fate may depend on, and how LAION-400M, LAION-5B, Re-LAION, DataComp and COYO spell it, in lower case.
