@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
     set_environment("micro")
-    os.environ["RAY_worker_niceness"] = "0"  # Ray's workers yield to everybody else by default; the other side does not
+    # Ray's workers yield to everybody else by default; the other side's do not.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
     ours, theirs = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)), local_cluster():
         site, urls = Path(name) / "site", Path(name) / "urls.parquet"
