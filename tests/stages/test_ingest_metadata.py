@@ -80,15 +80,15 @@ def test_of_repeated_rows_the_first_counts_and_absent_scores_are_null(tmp_path: 
 @pytest.mark.parametrize(
     "names",
     [
-        ("URL", "TEXT", "punsafe", "AESTHETIC_SCORE"),  # LAION-Aesthetics
-        ("url", "caption", "punsafe", "aesthetic"),  # Re-LAION, img2dataset
-        ("url", "text", "nsfw_score_opennsfw2", "aesthetic_score_laion_v2"),  # COYO
+        ("URL", "TEXT", "punsafe", "AESTHETIC_SCORE", "LANGUAGE"),  # LAION-Aesthetics
+        ("url", "caption", "punsafe", "aesthetic", "language"),  # Re-LAION, img2dataset
+        ("url", "text", "nsfw_score_opennsfw2", "aesthetic_score_laion_v2", "lang"),  # COYO
     ],
 )
 def test_the_usual_spellings_of_columns_are_understood(names: tuple[str, ...], tmp_path: Path) -> None:
-    values = ("http://h/1", "a cup", 0.25, 5.5)
+    values = ("http://h/1", "a cup", 0.25, 5.5, "en")
     row = read(write_metadata(tmp_path / "m.parquet", [dict(zip(names, values, strict=True))])).rows.to_pylist()[0]
-    assert tuple(row[name] for name in ("url", "caption", "unsafe", "aesthetic")) == values
+    assert tuple(row[name] for name in ("url", "caption", "unsafe", "aesthetic", "language")) == values
 
 
 @pytest.mark.parametrize(
