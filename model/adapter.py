@@ -47,9 +47,10 @@ class VisualAdapter(ModelMixin, ConfigMixin):
         """W_Ki and W_Vi for image tokens of a width."""
         widths = {_key(layer): to for layer, to in layers.items()}
         self.to_k_vision = nn.ModuleDict({key: nn.Linear(width, to, False) for key, to in widths.items()})
-        self.to_v_vision = nn.ModuleDict({key: nn.Linear(width, to, False) for key, to in widths.items()})
-        for linear in self.to_v_vision.values():
-            nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+        values = {key: nn.Linear(width, to, False) for key, to in widths.items()}
+        for linear in values.values():
+            nn.init.zeros_(linear.weight)
+        self.to_v_vision = nn.ModuleDict(values)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], **options: Any) -> Self:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 
 from model.backbone import BackboneError
 from model.seeding import generator_of
@@ -88,12 +88,12 @@ def padding_of(ids: Tensor, end: int) -> Tensor:
 
 
 @contextmanager
-def embeddings_replaced(text_encoder: nn.Module, replace: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+def embeddings_replaced(text_encoder: PreTrainedModel, replace: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
     """While the block runs, the text encoder reads `replace(ids, embeddings)` in place of its token table's rows.
 
     Works on any transformers text encoder and leaves its weights alone; gradients flow into what `replace` brings in.
     """
-    table: Any = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    table: Any = text_encoder.get_input_embeddings()
     hook = table.register_forward_hook(lambda module, args, output: replace(args[0], output))
     try:
         yield

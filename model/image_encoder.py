@@ -209,7 +209,7 @@ class ImageEncoders(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.towers[0].mean.device  # type: ignore[return-value]
+        return next(self.buffers()).device
 
     def _prepare(self, picture: Image.Image) -> Tensor:
         large = self.reference_size * self.tiles

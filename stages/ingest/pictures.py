@@ -13,23 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 JPEG_QUALITY = 95  # img2dataset's own
 SIGNATURE_BYTES = 16
 _ORIENTATION = 0x0112
 
-#: How to turn a picture upright, by the number in which EXIF tells its orientation.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-TURNED = (5, 6, 7, 8)  # those that exchange width and height
+_TURNED = (5, 6, 7, 8)  # EXIF's orientations that exchange width and height
 
 #: img2dataset's answer for a picture: the encoded picture, its size, the original size (width, height), and what was
 #: wrong; either the picture and the sizes or the last is None.
@@ -109,7 +99,7 @@ class CheckedResizer:
         if picture is None:
             return None, None, None, None, None, message
         upright, (width, height) = upright_rgb(picture, orientation)
-        if orientation in TURNED:
+        if orientation in _TURNED:
             original_width, original_height = original_height, original_width
         return upright, width, height, original_width, original_height, None
 
@@ -160,9 +150,10 @@ def upright_rgb(picture: bytes, orientation: int) -> tuple[bytes, tuple[int, int
     Pictures that are upright and coloured come back byte for byte.
     """
     with Image.open(io.BytesIO(picture)) as image:
-        if image.mode == "RGB" and orientation not in UPRIGHT:
+        if image.mode == "RGB" and not 2 <= orientation <= 8:
             return picture, image.size
-        fixed = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        image.getexif()[_ORIENTATION] = orientation  # img2dataset has dropped it
+        fixed = ImageOps.exif_transpose(image)
         buffer = io.BytesIO()
         fixed.convert("RGB").save(buffer, format="JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue(), fixed.size

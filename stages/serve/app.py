@@ -130,6 +130,7 @@ def build_app(uri: str, model: str, tracking_uri: str, settings: ServeConfig) ->
         tracking_uri: Where the registry is.
         settings: Of the endpoint.
     """
+    # Type checkers see the classes, not what @serve.deployment makes of them.
     painters = Painter.options(  # type: ignore[attr-defined]
         num_replicas=settings.replicas,
         max_ongoing_requests=2 * settings.max_batch_size,  # one batch is painted while the next one gathers

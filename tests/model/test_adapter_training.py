@@ -53,7 +53,8 @@ def make_task(folder: Path, **changes: Any) -> AdapterTask:
 def randomise_values(module: AdapterModule) -> None:
     """A fresh adapter's visual values are zero: it would say nothing."""
     for linear in module.adapter.to_v_vision.values():
-        torch.nn.init.normal_(linear.weight)  # type: ignore[arg-type]
+        assert isinstance(linear, torch.nn.Linear)
+        torch.nn.init.normal_(linear.weight)
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
