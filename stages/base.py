@@ -16,12 +16,12 @@ from pathlib import Path
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, Dinov2Model
 
-from model.micro_sd.clip import ClipTask, ImageEncoderTask
+from model.micro_sd.clip import ClipTask
 from model.micro_sd.dino import DinoTask
 from model.micro_sd.judge import Judge, JudgeTask
 from model.micro_sd.recipe import PartRecipe, Recipe
 from model.micro_sd.unet import UNetTask, encode_pool
-from model.micro_sd.vae import DecoderTask, VaeTask
+from model.micro_sd.vae import VaeTask
 from model.micro_sd.weights import (
     WEIGHTS_FOLDER,
     OutdatedWeightsError,
@@ -82,8 +82,8 @@ class _Places:
         return self.scratch / name
 
 
-#: In this order: the decoder is trained on after the VAE, the image encoder after CLIP, the UNet on both.
-PARTS = ("vae", "clip", "decoder", "image_encoder", "dino", "judge", "unet")
+#: In this order: the UNet is trained on the latents of the VAE and the text states of CLIP.
+PARTS = ("vae", "clip", "dino", "judge", "unet")
 
 
 def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
@@ -124,12 +124,6 @@ def _task(name: str, recipe: Recipe, places: _Places) -> TrainingTask:
             return VaeTask(pool_folder=pool, recipe=recipe.vae, loss=recipe.vae_loss)
         case "clip":
             return ClipTask(pool_folder=pool, recipe=recipe.clip)
-        case "decoder":
-            return DecoderTask(
-                pool_folder=pool, recipe=recipe.decoder, loss=recipe.vae_loss, vae_folder=places.part("vae")
-            )
-        case "image_encoder":
-            return ImageEncoderTask(pool_folder=pool, recipe=recipe.image_encoder, clip_folder=places.part("clip"))
         case "dino":
             return DinoTask(pool_folder=pool, recipe=recipe.dino)
         case "judge":
@@ -158,9 +152,9 @@ def _trainer(part: PartRecipe, config: BaseConfig) -> TrainerConfig:
 def _assemble(parts: Path, folder: Path, recipe: Recipe) -> None:
     save_backbone(
         folder,
-        vae=AutoencoderKL.from_pretrained(parts / "decoder"),
+        vae=AutoencoderKL.from_pretrained(parts / "vae"),
         unet=UNet2DConditionModel.from_pretrained(parts / "unet"),
-        clip=CLIPModel.from_pretrained(parts / "image_encoder"),
+        clip=CLIPModel.from_pretrained(parts / "clip"),
         dino=Dinov2Model.from_pretrained(parts / "dino"),
         judge=Judge.from_pretrained(parts / "judge"),
         recipe=recipe,

@@ -163,19 +163,3 @@ class ClipTask:
         """Writes the two towers as transformers does."""
         assert isinstance(module, ClipModule)
         module.clip.float().cpu().eval().save_pretrained(folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageEncoderTask(ClipTask):
-    """Training on of the image tower of an exported CLIP against its frozen text tower (Zhai et al. 2022, LiT)."""
-
-    clip_folder: Path
-
-    def module(self) -> ClipModule:
-        """Both towers as exported, the text side frozen."""
-        torch.manual_seed(self.recipe.seed)
-        clip = CLIPModel.from_pretrained(self.clip_folder)
-        for part in (clip.text_model, clip.text_projection):
-            part.requires_grad_(False)
-        clip.logit_scale.requires_grad_(False)
-        return ClipModule(clip)

@@ -26,7 +26,7 @@ class PartRecipe:
 class VaeLoss:
     """Weights of the VAE's loss; the absolute error has weight 1."""
 
-    squared: float = 2.0
+    squared: float = 4.0
     coarse: float = 4.0  # squared error of the 2, 4 and 8 times pooled picture: keeps hues
     gradient: float = 0.5
     kl: float = 1e-3
@@ -45,37 +45,29 @@ class UNetTraining:
 class Recipe:
     """How the shipped weights were made."""
 
-    pool: PoolConfig = field(default_factory=lambda: PoolConfig(two_objects=0.3))
+    pool: PoolConfig = field(default_factory=lambda: PoolConfig(two_objects=0.35))
     judge_pool: PoolConfig = field(
         default_factory=lambda: PoolConfig(split="judge", count=24_576, seed=3, two_objects=0.3)
     )
     vae: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=2151, batch=12, lr=2e-3, warmup=50, weight_decay=1e-4, seed=101)
+        default_factory=lambda: PartRecipe(steps=6000, batch=12, lr=2e-3, warmup=50, weight_decay=1e-4, seed=101)
     )
     vae_loss: VaeLoss = field(default_factory=VaeLoss)
     clip: PartRecipe = field(
         default_factory=lambda: PartRecipe(
-            steps=848, batch=48, lr=1e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=102
-        )
-    )
-    decoder: PartRecipe = field(  # training on of the VAE's decoder on fixed latents
-        default_factory=lambda: PartRecipe(steps=4500, batch=12, lr=1e-3, warmup=50, weight_decay=1e-4, seed=105)
-    )
-    image_encoder: PartRecipe = field(  # training on of CLIP's image tower against the frozen text tower
-        default_factory=lambda: PartRecipe(
-            steps=1000, batch=48, lr=7e-4, warmup=100, beta2=0.98, weight_decay=0.05, seed=106
+            steps=1400, batch=48, lr=1e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=102
         )
     )
     dino: PartRecipe = field(
         default_factory=lambda: PartRecipe(
-            steps=1400, batch=96, lr=1.5e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=107
+            steps=900, batch=96, lr=1.5e-3, warmup=100, beta2=0.98, weight_decay=0.05, seed=107
         )
     )
     judge: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=1200, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
+        default_factory=lambda: PartRecipe(steps=1300, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
     )
     unet: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=7200, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
+        default_factory=lambda: PartRecipe(steps=9600, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)
     )
     unet_training: UNetTraining = field(default_factory=UNetTraining)
 

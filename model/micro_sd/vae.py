@@ -53,25 +53,6 @@ class VaeModule(nn.Module):
         return {"loss": loss + self.weights.kl * kl, "squared": squared, "kl": kl.detach()}
 
 
-class DecoderModule(VaeModule):
-    """The decoder alone, trained on the latents that a frozen encoder gives: diffusion models of them stay valid."""
-
-    def __init__(self, vae: AutoencoderKL, weights: VaeLoss) -> None:
-        super().__init__(vae, weights)
-        self.vae.encoder.requires_grad_(False)
-        self.vae.quant_conv.requires_grad_(False)
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss of reconstruction from the latents' means."""
-        image = batch["image"]
-        with mixed_precision(image.device):
-            with torch.no_grad():
-                latent = self.vae.encode(image).latent_dist.mode()
-            output = self.vae.decode(latent).sample.float()
-        loss, squared = self.reconstruction_loss(output, image)
-        return {"loss": loss, "squared": squared}
-
-
 @torch.no_grad()
 def fold_whitening(vae: AutoencoderKL, images: Tensor) -> None:
     """Rescales the 1 x 1 convolutions around the latent so that its channels have mean 0 and variance 1; exact."""
@@ -117,19 +98,3 @@ class VaeTask:
         pool = open_pool(self.pool_folder)
         fold_whitening(vae, images_at(pool, np.arange(min(_WHITENING_SCENES, len(pool)))))
         vae.save_pretrained(folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderTask(VaeTask):
-    """Training on of the decoder of an exported autoencoder."""
-
-    vae_folder: Path
-
-    def module(self) -> DecoderModule:
-        """The exported autoencoder, its encoder frozen."""
-        return DecoderModule(AutoencoderKL.from_pretrained(self.vae_folder), self.loss)
-
-    def export(self, module: nn.Module, folder: Path) -> None:
-        """Writes the autoencoder; its latents are those of `vae_folder`."""
-        assert isinstance(module, DecoderModule)
-        module.vae.float().cpu().eval().save_pretrained(folder)
