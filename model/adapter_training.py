@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
 from model.backbone import Backbone, PromptEmbedding, load_backbone
+from model.diffusion_loss import diffusion_target, group_means, timestep_bands
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.precision import halve_products
@@ -43,6 +44,7 @@ class PlanRow(NamedTuple):
     """One training example; the columns of the plan that matter here."""
 
     slot: int
+    source: str  # "image_text" or "multiview"
     reference_id: str
     target_id: str
     caption: str
@@ -102,7 +104,9 @@ class AdapterModule(nn.Module):
             batch: as made by `AdapterTask.batch`.
 
         Returns:
-            loss; on some steps also "gain": the loss of the base without adapter minus the loss.
+            loss; its mean over the examples of each source ("loss/multiview", ...) and of each quarter of the schedule
+            ("loss/t_750_1000", ...) that the batch has; multiview_share; crop_ratio, the mean; on some steps also
+            "gain": the loss of the base without adapter minus the loss.
         """
         backbone = self.frozen.backbone
         noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
@@ -111,12 +115,21 @@ class AdapterModule(nn.Module):
         target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], batch["timesteps"])
         condition = self._condition(batch, noisy)
         predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
-        loss = F.mse_loss(predicted.float(), target)
-        if not batch["measure_gain"].any():
-            return {"loss": loss}
-        with torch.no_grad():
-            alone = F.mse_loss(backbone.predict(noisy, batch["timesteps"], prompt).float(), target)
-        return {"loss": loss, "gain": alone - loss.detach()}
+        errors = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))  # (B,)
+        scalars = {"loss": errors.mean(), **self._curves(errors.detach(), batch)}
+        if batch["measure_gain"].any():
+            with torch.no_grad():
+                alone = F.mse_loss(backbone.predict(noisy, batch["timesteps"], prompt).float(), target)
+            scalars["gain"] = alone - errors.detach().mean()
+        return scalars
+
+    def _curves(self, errors: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the errors (B,) come from."""
+        multiview = batch["multiview"]
+        length = self.frozen.backbone.scheduler.config.num_train_timesteps
+        groups = {"image_text": ~multiview, "multiview": multiview, **timestep_bands(batch["timesteps"], length)}
+        means = {f"loss/{name}": mean for name, mean in group_means(errors, groups).items()}
+        return {**means, "multiview_share": multiview.float().mean(), "crop_ratio": batch["crop_ratio"].mean()}
 
     def _condition(self, batch: dict[str, Tensor], noisy: Tensor) -> VisualCondition:
         """Of the references, or of a black picture where the image is dropped; z_t `noisy` (B, 4, h, w)."""
@@ -130,16 +143,6 @@ class AdapterModule(nn.Module):
         else:
             condition = self.adapter(encoders.features(reference).where(keep, black))
         return condition
-
-
-def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the UNet is to predict: eps (Ho et al. 2020) or v (Salimans & Ho 2022), as the scheduler says."""
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    raise ValueError(f"the scheduler's prediction type {kind!r} is neither 'epsilon' nor 'v_prediction'.")
 
 
 @dataclass(kw_only=True)
@@ -206,8 +209,8 @@ class AdapterTask:
 
         Returns:
             latents, noise (B, 4, h, w); timesteps (B,); hidden (B, n_t, c_t), for SDXL text_embeds and time_ids;
-            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; measure_gain (1,) bool; gamma_num (1,) of Eq. 10,
-            the same for all ranks.
+            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; multiview (B,) bool; crop_ratio (B,); measure_gain
+            (1,) bool; gamma_num (1,) of Eq. 10, the same for all ranks.
         """
         rows = self.rows(step)
         if len(rows) % world:
@@ -227,6 +230,8 @@ class AdapterTask:
             **self._texts(captions),
             "reference": self._references(rows),
             "keep_image": keep_image,
+            "multiview": torch.tensor([row.source == "multiview" for row in rows]),
+            "crop_ratio": torch.tensor([row.crop_ratio for row in rows]),
             "measure_gain": torch.tensor([step % GAIN_EVERY == 0]),
             "gamma_num": torch.tensor([sample_gamma_num(self.seed, step)]),
         }

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from model.adapter_training import AdapterTask, PlanRow
 from stages.datasets import PictureStore, check_columns, dataset_files
 from stages.inference import backbone_location, loading_options
 from stages.schemas import PLAN
 from stages.stage import StageContext, StageError, StageResult
-from stages.trainer import Curves, absolute_location, fit, plot_curves
+from stages.trainer import Curves, absolute_location, fit
 
 
 class PlanReader:
@@ -149,7 +151,7 @@ def run(context: StageContext) -> StageResult:
     )
     shutil.copytree(weights, context.output / "adapter")
     picture = context.output / "curves.png"
-    plot_curves(curves, ["loss", "gain", "samples_per_second"], "Training of the adapter", picture)
+    plot_training(curves, picture)
     context.report.picture("curves", picture)
     return StageResult(metrics=_summary(curves), notes={"steps": str(plan.steps)})
 
@@ -178,6 +180,36 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         half=config.trainer.precision == "bf16",
         device="cuda" if config.trainer.use_gpu else "cpu",
     )
+
+
+def plot_training(curves: Curves, file: Path) -> None:
+    """Draw the curves, related ones in a panel together, into a PNG. What has not been measured is left out."""
+    figure = Figure(figsize=(15, 6.4), layout="constrained")
+    panels = {
+        "loss": ["loss"],
+        "loss by source": ["loss/image_text", "loss/multiview"],
+        "loss by timestep": [key for key in curves if key.startswith("loss/t_")],
+        "gain over the base": ["gain"],
+        "curriculum": ["multiview_share", "crop_ratio"],
+        "samples a second": ["samples_per_second"],
+    }
+    for axes, (title, keys) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+        for key in keys:
+            if key in curves:
+                steps, values = zip(*curves[key], strict=True)
+                axes.plot(steps, _smoothed(values), linewidth=1, label=key)
+        axes.set(xlabel="step", title=title)
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1:
+            axes.legend(fontsize="small")
+    figure.suptitle("Training of the adapter (means over a twentieth of the points)")
+    figure.savefig(file, dpi=100)
+
+
+def _smoothed(values: Sequence[float]) -> NDArray[np.float64]:
+    """The mean of each value and its neighbours, a twentieth of all together; at the ends of those that there are."""
+    window = np.ones(len(values) // 20 + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _summary(curves: Curves) -> dict[str, float]:

@@ -16,7 +16,7 @@ from tiny_models import ENCODERS, RESOLUTION
 from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
-from model.adapter_training import GAIN_EVERY, AdapterModule, AdapterTask, Cache, Method, PlanRow, diffusion_target
+from model.adapter_training import GAIN_EVERY, AdapterModule, AdapterTask, Cache, Method, PlanRow
 from model.adaptive_scoring import ScoreFusion
 from model.load_adapter import load_adapter
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
@@ -36,9 +36,10 @@ def picture(picture_id: str) -> bytes:
 
 
 def rows(step: int) -> list[PlanRow]:
-    names = ("a", "b", "wide", "c")
+    names, sources = ("a", "b", "wide", "c"), ("multiview", "image_text", "image_text", "multiview")
+    places = 0.2, 0.7, 0.01 * step, 0.9
     return [
-        PlanRow(slot, f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, 0.2, 0.7, 0.01 * step, 0.9)
+        PlanRow(slot, sources[slot], f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, *places)
         for slot in range(BATCH)
     ]
 
@@ -57,6 +58,11 @@ def randomise_values(module: AdapterModule) -> None:
         torch.nn.init.normal_(linear.weight)
 
 
+def example(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """A batch of that example alone."""
+    return {name: tensor if len(tensor) == 1 else tensor[row : row + 1] for name, tensor in batch.items()}
+
+
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -66,7 +72,7 @@ def test_a_batch_does_not_depend_on_the_number_of_workers(sd_folder: Path) -> No
     whole = task.batch(3, 0, 1)
     halves = [task.batch(3, rank, 2) for rank in range(2)]
     assert all(torch.equal(half["gamma_num"], whole["gamma_num"]) for half in halves)
-    for name in ("latents", "noise", "timesteps", "hidden", "keep_image"):
+    for name in ("latents", "noise", "timesteps", "hidden", "keep_image", "multiview", "crop_ratio"):
         torch.testing.assert_close(torch.cat([half[name] for half in halves]), whole[name])
     assert equal(pickle.loads(pickle.dumps(make_task(sd_folder))).batch(3, 0, 1), whole)
     assert not torch.equal(task.batch(4, 0, 1)["noise"], whole["noise"])
@@ -171,16 +177,30 @@ def test_the_reference_of_realcustom_is_the_target(sd_folder: Path) -> None:
         torch.testing.assert_close(references[slot], to_tensor(part))
 
 
-def test_velocity_is_the_derivative_of_the_noisy_latents(sd_folder: Path) -> None:
-    """v = d z_t / d phi where sqrt(abar) = cos phi (Salimans & Ho 2022, App. D)."""
-    scheduler = make_task(sd_folder).load().backbone.scheduler
-    scheduler.register_to_config(prediction_type="v_prediction")
-    latents, noise, steps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([10, 500, 900])
-    phi = torch.arccos(scheduler.alphas_cumprod[steps].double().sqrt()).view(-1, 1, 1, 1)
-    small = 1e-6
-    later, sooner = (torch.cos(p) * latents + torch.sin(p) * noise for p in (phi + small, phi - small))
-    velocity = diffusion_target(scheduler, latents, noise, steps)
-    torch.testing.assert_close(velocity.double(), (later - sooner) / (2 * small), rtol=1e-3, atol=1e-3)
+def test_curves_tell_where_the_loss_comes_from(sd_folder: Path) -> None:
+    """By source and quarter of the schedule, each example's error taken alone; what the batch lacks has no curve."""
+    task = make_task(sd_folder)
+    module, batch = task.module(), task.batch(1, 0, 1)
+    batch["timesteps"] = torch.tensor([10, 249, 250, 999])
+    with torch.no_grad():
+        randomise_values(module)
+        scalars = module(batch)
+        errors = [module(example(batch, row))["loss"].item() for row in range(BATCH)]
+    assert errors[0] != pytest.approx(errors[1], rel=1e-2)
+    expected = {
+        "loss": sum(errors) / 4,
+        "loss/multiview": (errors[0] + errors[3]) / 2,
+        "loss/image_text": (errors[1] + errors[2]) / 2,
+        "loss/t_0_250": (errors[0] + errors[1]) / 2,
+        "loss/t_250_500": errors[2],
+        "loss/t_750_1000": errors[3],
+        "multiview_share": 0.5,
+        "crop_ratio": (1 + 1.5 + 2 + 2.5) / 4,
+    }
+    assert {name: value.item() for name, value in scalars.items()} == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        alone = module(example(batch, 3))
+    assert alone.keys() == {"loss", "loss/multiview", "loss/t_750_1000", "multiview_share", "crop_ratio"}
 
 
 def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -> None:

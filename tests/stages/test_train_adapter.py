@@ -21,7 +21,7 @@ from model.realcustom_adapter import RealCustomAdapter
 from stages.datasets import PictureStore, write_dataset, write_part
 from stages.schemas import FRAMES, PLAN, SAMPLES
 from stages.stage import StageError
-from stages.train_adapter import PlanPictures, PlanReader, adapter_task, run
+from stages.train_adapter import PlanPictures, PlanReader, adapter_task, plot_training, run
 
 STEPS, BATCH = 6, 4
 
@@ -136,6 +136,15 @@ def test_realcustom_refuses_a_plan_with_pairs_of_views(inputs: Mapping[str, Path
         run(context)
 
 
+@pytest.mark.parametrize("measured", [["loss"], ["loss", "loss/image_text", "loss/multiview", "loss/t_0_250"]])
+def test_related_curves_share_a_panel(measured: list[str], tmp_path: Path) -> None:
+    plot_training({name: [(step, 1 / step) for step in range(1, 200)] for name in measured}, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
+    assert (31, 119, 180) in colours  # of the first line in a panel
+    assert ((255, 127, 14) in colours) == ("loss/multiview" in measured)  # of the second
+
+
 @pytest.mark.slow
 def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
     events: list[Mapping[str, Any]] = []
@@ -144,6 +153,7 @@ def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path
     values = [linear.weight for linear in adapter.to_v_vision.values()]
     assert all(value.abs().max() > 0 for value in values), "the visual values have not left zero"
     assert {"loss", "gain", "samples_per_second"} <= result.metrics.keys()
+    assert {"loss/image_text", "loss/multiview", "multiview_share", "crop_ratio"} <= result.metrics.keys()
     assert json.loads((tmp_path / "output/adapter/config.json").read_text())["token_width"] == 128
     assert {"event": "picture", "key": "curves", "path": str(tmp_path / "output/curves.png")} in events
     assert [e["step"] for e in events if e.get("key") == "adapter/loss"] == list(range(1, STEPS + 1))
