@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
 from model.backbone import Backbone, PromptEmbedding, load_backbone
-from model.diffusion_loss import diffusion_target, group_means, timestep_bands
+from model.diffusion_loss import diffusion_target, group_means, min_snr_weights, timestep_bands
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.precision import halve_products
@@ -89,16 +89,25 @@ class FrozenModels:
 
 
 class AdapterModule(nn.Module):
-    """The adapter with its diffusion loss. The frozen models are no submodules: no engine copies or saves them."""
+    """The adapter with its diffusion loss. The frozen models are no submodules: no engine copies or saves them.
 
-    def __init__(self, adapter: VisualAdapter, frozen: FrozenModels) -> None:
+    Args:
+        adapter: of either method.
+        frozen: the models around it.
+        min_snr_gamma: of the loss weights (`min_snr_weights`); None weighs all timesteps alike, as the papers do.
+    """
+
+    def __init__(self, adapter: VisualAdapter, frozen: FrozenModels, min_snr_gamma: float | None = None) -> None:
         super().__init__()
         self.adapter = adapter
         self.frozen = frozen
+        self.min_snr_gamma = min_snr_gamma
         adapter.attach(frozen.backbone.unet)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """|| target - eps_theta(z_t, t, f_ct, f_ci) ||^2, where the target is eps, or v if the scheduler says so.
+
+        Only the loss itself is weighted: curves can be compared between runs with and without weights.
 
         Args:
             batch: as made by `AdapterTask.batch`.
@@ -116,12 +125,18 @@ class AdapterModule(nn.Module):
         condition = self._condition(batch, noisy)
         predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
         errors = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))  # (B,)
-        scalars = {"loss": errors.mean(), **self._curves(errors.detach(), batch)}
+        scalars = {"loss": self._weighted(errors, batch["timesteps"]), **self._curves(errors.detach(), batch)}
         if batch["measure_gain"].any():
             with torch.no_grad():
                 alone = F.mse_loss(backbone.predict(noisy, batch["timesteps"], prompt).float(), target)
             scalars["gain"] = alone - errors.detach().mean()
         return scalars
+
+    def _weighted(self, errors: Tensor, timesteps: Tensor) -> Tensor:
+        """The mean () of the errors (B,) times their weights."""
+        if self.min_snr_gamma is None:
+            return errors.mean()
+        return (min_snr_weights(self.frozen.backbone.scheduler, timesteps, self.min_snr_gamma) * errors).mean()
 
     def _curves(self, errors: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the errors (B,) come from."""
@@ -161,6 +176,7 @@ class AdapterTask:
         cross_layer: How f_shallow' joins in RealCustom++'s CCP, likewise `cross_scale` f_high'; see
             `CrossLayerCrossScaleProjector`.
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
+        min_snr_gamma: Of the loss weights; see `AdapterModule`.
         half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
         device: Where the frozen models are.
     """
@@ -178,6 +194,7 @@ class AdapterTask:
     cross_layer: Combination | None = "concat"
     cross_scale: Combination | None = "add"
     score_fusion: ScoreFusion | None = "scheduled"
+    min_snr_gamma: float | None = None
     half: bool = False
     device: str = "cpu"
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
@@ -188,9 +205,9 @@ class AdapterTask:
         frozen = self.load()
         shapes = frozen.backbone.unet, frozen.encoders.width
         if self.method == "realcustom":
-            return AdapterModule(RealCustomAdapter.from_unet(*shapes, self.score_fusion), frozen)
+            return AdapterModule(RealCustomAdapter.from_unet(*shapes, self.score_fusion), frozen, self.min_snr_gamma)
         combinations = {"cross_layer": self.cross_layer, "cross_scale": self.cross_scale}
-        return AdapterModule(RealCustomPlusAdapter.from_unet(*shapes, **combinations), frozen)
+        return AdapterModule(RealCustomPlusAdapter.from_unet(*shapes, **combinations), frozen, self.min_snr_gamma)
 
     def load(self) -> FrozenModels:
         """The frozen models; loaded once a process."""

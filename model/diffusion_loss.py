@@ -1,4 +1,4 @@
-"""The diffusion loss: what the UNet is to predict, and whose errors the mean is made of.
+"""The diffusion loss: what the UNet is to predict, how much an error counts, whose errors the mean is made of.
 
 Legend of shapes: B batch, h, w latent grid.
 """
@@ -37,6 +37,27 @@ def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: 
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
     raise ValueError(f"the scheduler's prediction type {kind!r} is neither 'epsilon' nor 'v_prediction'.")
+
+
+def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
+    """Min-SNR-gamma loss weighting (Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy).
+
+    With SNR(t) = abar_t / (1 - abar_t): min(SNR, gamma) / SNR where eps is predicted, min(SNR, gamma) / (SNR + 1) where
+    v is. Both make the weight of an error in z_0 min(SNR, gamma).
+
+    Args:
+        scheduler: of diffusers.
+        timesteps: (B,).
+        gamma: above 0; 5 in the paper.
+
+    Returns:
+        (B,).
+    """
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    if scheduler.config.prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1)  # defined at SNR = 0 too
+    return snr.clamp(max=gamma) / (snr + 1)
 
 
 def timestep_bands(timesteps: Tensor, length: int) -> dict[str, Tensor]:

@@ -139,6 +139,8 @@ def run(context: StageContext) -> StageResult:
             "RealCustom learns from pictures that are their own references, but this plan has pairs of views: set "
             "curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
         )
+    if config.min_snr_gamma is not None and config.min_snr_gamma <= 0:
+        raise StageError(f"train_adapter.min_snr_gamma is {config.min_snr_gamma}: set it above 0, or to null for none.")
     task = adapter_task(context, plan)
     weights, curves = fit(
         task,
@@ -177,6 +179,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         cross_layer=config.cross_layer,
         cross_scale=config.cross_scale,
         score_fusion=config.score_fusion,
+        min_snr_gamma=config.min_snr_gamma,
         half=config.trainer.precision == "bf16",
         device="cuda" if config.trainer.use_gpu else "cpu",
     )

@@ -203,6 +203,24 @@ def test_curves_tell_where_the_loss_comes_from(sd_folder: Path) -> None:
     assert alone.keys() == {"loss", "loss/multiview", "loss/t_750_1000", "multiview_share", "crop_ratio"}
 
 
+def test_the_loss_is_weighted_and_its_curves_are_not(sd_folder: Path) -> None:
+    plain, weighted = make_task(sd_folder).module(), make_task(sd_folder, min_snr_gamma=5.0).module()
+    weighted.load_state_dict(plain.state_dict())
+    batch = make_task(sd_folder).batch(1, 0, 1)
+    batch["timesteps"] = torch.tensor([3, 50, 400, 900])
+    with torch.no_grad():
+        found, expected = weighted(batch), plain(batch)
+        errors = [plain(example(batch, row))["loss"].item() for row in range(BATCH)]
+    ratios = plain.frozen.backbone.scheduler.alphas_cumprod[batch["timesteps"]].tolist()
+    weights = [min(abar / (1 - abar), 5.0) * (1 - abar) / abar for abar in ratios]
+    assert weights[0] < 0.1
+    assert found["loss"].item() == pytest.approx(
+        sum(weight * error for weight, error in zip(weights, errors, strict=True)) / BATCH, rel=1e-4
+    )
+    for name in expected.keys() - {"loss"}:
+        torch.testing.assert_close(found[name], expected[name])
+
+
 def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -> None:
     task = make_task(sd_folder, half=True)
     module = task.module()

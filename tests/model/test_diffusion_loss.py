@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from model.diffusion_loss import diffusion_target, group_means, timestep_bands
+from model.diffusion_loss import diffusion_target, group_means, min_snr_weights, timestep_bands
 
 
 def make_scheduler(**changes: object) -> DDIMScheduler:
@@ -30,6 +30,30 @@ def test_a_prediction_type_that_is_not_known_is_named() -> None:
     zeros = torch.zeros(1, 4, 2, 2)
     with pytest.raises(ValueError, match=r"^the scheduler's prediction type 'sample' is neither 'epsilon' nor"):
         diffusion_target(scheduler, zeros, zeros, torch.tensor([3]))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 5.0])
+def test_min_snr_weighs_errors_in_the_clean_latents(gamma: float) -> None:
+    """The paper's own statement: || z_0 - predicted z_0 ||^2 counts min(SNR, gamma), whatever the UNet predicts.
+
+    An error e in eps is one of e sqrt(1 - abar) / sqrt(abar) in z_0, an error e in v one of e sqrt(1 - abar).
+    """
+    steps = torch.tensor([0, 1, 100, 300, 500, 999])
+    for kind in ("epsilon", "v_prediction"):
+        scheduler = make_scheduler(prediction_type=kind)
+        weights = min_snr_weights(scheduler, steps, gamma)
+        for step, weight in zip(steps.tolist(), weights.tolist(), strict=True):
+            alpha_bar = float(scheduler.alphas_cumprod[step])
+            of_clean = (1 - alpha_bar) / alpha_bar if kind == "epsilon" else 1 - alpha_bar
+            signal_to_noise = alpha_bar / (1 - alpha_bar)
+            assert weight == pytest.approx(min(signal_to_noise, gamma) * of_clean, rel=1e-5)
+
+
+def test_min_snr_bears_a_schedule_that_ends_in_pure_noise() -> None:
+    for kind, expected in (("epsilon", 1.0), ("v_prediction", 0.0)):
+        scheduler = make_scheduler(prediction_type=kind)
+        scheduler.alphas_cumprod[-1] = 0.0
+        assert min_snr_weights(scheduler, torch.tensor([999]), 5.0).item() == expected
 
 
 @pytest.mark.parametrize("length", [1000, 10, 7])

@@ -130,6 +130,15 @@ def test_the_configuration_chooses_the_method(inputs: Mapping[str, Path], tmp_pa
     assert adapter.config["score_fusion"] == "visual"
 
 
+def test_the_configuration_chooses_the_weights_of_the_loss(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = PlanReader(inputs["curriculum"] / "plan")
+    for gamma in (None, 5.0):
+        context = make_context(tmp_path, inputs, train_adapter={"min_snr_gamma": gamma})
+        assert adapter_task(context, plan).module().min_snr_gamma == gamma
+    with pytest.raises(StageError, match=r"^train_adapter.min_snr_gamma is 0: set it above 0, or to null for none"):
+        run(make_context(tmp_path, inputs, train_adapter={"min_snr_gamma": 0}))
+
+
 def test_realcustom_refuses_a_plan_with_pairs_of_views(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     context = make_context(tmp_path, inputs, train_adapter={"method": "realcustom"})
     with pytest.raises(StageError, match=r"this plan has pairs of views: set curriculum\.multiview_probability=0"):
