@@ -178,6 +178,8 @@ class AdapterTask:
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
         min_snr_gamma: Of the loss weights; see `AdapterModule`.
         half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
+        gradient_checkpointing: Whether the UNet's activations are computed anew in the backward pass, not kept: less
+            memory, more time, the same gradients.
         device: Where the frozen models are.
     """
 
@@ -196,6 +198,7 @@ class AdapterTask:
     score_fusion: ScoreFusion | None = "scheduled"
     min_snr_gamma: float | None = None
     half: bool = False
+    gradient_checkpointing: bool = False
     device: str = "cpu"
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
     _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
@@ -215,6 +218,8 @@ class AdapterTask:
             backbone = load_backbone(self.backbone, device=self.device)
             if self.half:
                 halve_products(backbone.unet)
+            if self.gradient_checkpointing:
+                backbone.unet.enable_gradient_checkpointing()
             options = dict(self.encoders)
             names = options.pop("image_encoders")
             encoders = ImageEncoders.from_pretrained(names, self.backbone, **options, device=self.device)

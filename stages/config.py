@@ -219,6 +219,7 @@ class TrainAdapterConfig:
     cross_scale: Literal["concat", "add"] | None = "add"
     # RealCustom: how the scores of the image tokens become one (Eq. 8; Table 3); null: no scores, all tokens.
     score_fusion: Literal["scheduled", "textual", "visual", "mean"] | None = "scheduled"
+    gradient_checkpointing: bool = False  # the UNet's activations are computed twice: less memory, more time
     min_snr_gamma: float | None = None  # weighs the loss by min(SNR, gamma); 5 is usual; null: all timesteps alike
     drop_text: float = 0.05
     drop_image: float = 0.05

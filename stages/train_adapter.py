@@ -181,6 +181,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         score_fusion=config.score_fusion,
         min_snr_gamma=config.min_snr_gamma,
         half=config.trainer.precision == "bf16",
+        gradient_checkpointing=config.gradient_checkpointing,
         device="cuda" if config.trainer.use_gpu else "cpu",
     )
 
