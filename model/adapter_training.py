@@ -20,24 +20,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapter import RealCustomPlusAdapter
+from model.adapter_loss import AdapterModule, FrozenModels
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
-from model.backbone import Backbone, PromptEmbedding, load_backbone
-from model.diffusion_loss import diffusion_target, group_means, min_snr_weights, timestep_bands
+from model.backbone import load_backbone
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.precision import halve_products
 from model.projector import Combination
 from model.realcustom_adapter import RealCustomAdapter
 from model.seeding import generator_of
-from model.visual_attention import VisualCondition
 
 Method = Literal["realcustom++", "realcustom"]
 
 #: The gain over the base without adapter is measured this often; it costs a forward pass.
 GAIN_EVERY = 20
-#: Latents and text states are each kept up to so many bytes.
-_CACHE_BYTES = 512 * 2**20
 
 
 class PlanRow(NamedTuple):
@@ -53,111 +50,6 @@ class PlanRow(NamedTuple):
     crop_y: float
     target_crop_x: float
     target_crop_y: float
-
-
-class Cache:
-    """Tuples of tensors by key. What comes first stays, up to a number of bytes; the rest is made again each time."""
-
-    def __init__(self, capacity: int = _CACHE_BYTES) -> None:
-        self._left = capacity
-        self._kept: dict[str, tuple[Tensor, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, keys: Sequence[str], make: Callable[[list[str]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Batches with one row a key. Rows that are not kept are made in one call, each distinct key once."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
-        made = dict(zip(missing, zip(*make(missing), strict=True), strict=True)) if missing else {}
-        rows = [made[key] if key in made else self._kept[key] for key in keys]
-        for key, tensors in made.items():
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            if size <= self._left:
-                self._kept[key] = tuple(tensor.clone() for tensor in tensors)  # not a view of the whole batch
-                self._left -= size
-        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-
-@dataclass
-class FrozenModels:
-    """The models that do not learn, with what they have computed before."""
-
-    backbone: Backbone
-    encoders: ImageEncoders
-    latents: Cache = field(default_factory=Cache)
-    texts: Cache = field(default_factory=Cache)
-
-
-class AdapterModule(nn.Module):
-    """The adapter with its diffusion loss. The frozen models are no submodules: no engine copies or saves them.
-
-    Args:
-        adapter: of either method.
-        frozen: the models around it.
-        min_snr_gamma: of the loss weights (`min_snr_weights`); None weighs all timesteps alike, as the papers do.
-    """
-
-    def __init__(self, adapter: VisualAdapter, frozen: FrozenModels, min_snr_gamma: float | None = None) -> None:
-        super().__init__()
-        self.adapter = adapter
-        self.frozen = frozen
-        self.min_snr_gamma = min_snr_gamma
-        adapter.attach(frozen.backbone.unet)
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """|| target - eps_theta(z_t, t, f_ct, f_ci) ||^2, where the target is eps, or v if the scheduler says so.
-
-        Only the loss itself is weighted: curves can be compared between runs with and without weights.
-
-        Args:
-            batch: as made by `AdapterTask.batch`.
-
-        Returns:
-            loss; its mean over the examples of each source ("loss/multiview", ...) and of each quarter of the schedule
-            ("loss/t_750_1000", ...) that the batch has; multiview_share; crop_ratio, the mean; on some steps also
-            "gain": the loss of the base without adapter minus the loss.
-        """
-        backbone = self.frozen.backbone
-        noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-        added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
-        prompt = PromptEmbedding(batch["hidden"], added)
-        target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], batch["timesteps"])
-        condition = self._condition(batch, noisy)
-        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
-        errors = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))  # (B,)
-        scalars = {"loss": self._weighted(errors, batch["timesteps"]), **self._curves(errors.detach(), batch)}
-        if batch["measure_gain"].any():
-            with torch.no_grad():
-                alone = F.mse_loss(backbone.predict(noisy, batch["timesteps"], prompt).float(), target)
-            scalars["gain"] = alone - errors.detach().mean()
-        return scalars
-
-    def _weighted(self, errors: Tensor, timesteps: Tensor) -> Tensor:
-        """The mean () of the errors (B,) times their weights."""
-        if self.min_snr_gamma is None:
-            return errors.mean()
-        return (min_snr_weights(self.frozen.backbone.scheduler, timesteps, self.min_snr_gamma) * errors).mean()
-
-    def _curves(self, errors: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the errors (B,) come from."""
-        multiview = batch["multiview"]
-        length = self.frozen.backbone.scheduler.config.num_train_timesteps
-        groups = {"image_text": ~multiview, "multiview": multiview, **timestep_bands(batch["timesteps"], length)}
-        means = {f"loss/{name}": mean for name, mean in group_means(errors, groups).items()}
-        return {**means, "multiview_share": multiview.float().mean(), "crop_ratio": batch["crop_ratio"].mean()}
-
-    def _condition(self, batch: dict[str, Tensor], noisy: Tensor) -> VisualCondition:
-        """Of the references, or of a black picture where the image is dropped; z_t `noisy` (B, 4, h, w)."""
-        encoders, reference, keep = self.frozen.encoders, batch["reference"], batch["keep_image"]
-        black = encoders.black(len(noisy))
-        condition: VisualCondition
-        if isinstance(self.adapter, RealCustomAdapter):
-            tokens = encoders.tokens(reference).where(keep[:, None, None], black.deep)
-            alpha_bar = self.frozen.backbone.scheduler.alphas_cumprod.to(noisy.device)[batch["timesteps"]]
-            condition = self.adapter(tokens, batch["hidden"], noisy, alpha_bar, batch["gamma_num"].item())
-        else:
-            condition = self.adapter(encoders.features(reference).where(keep, black))
-        return condition
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny_models import ENCODERS, RESOLUTION
 from torch import Tensor
 
-from model.adapter_training import AdapterModule, AdapterTask, PlanRow
+from model.adapter_loss import AdapterModule
+from model.adapter_training import AdapterTask, PlanRow
 
 BATCH = 4
 

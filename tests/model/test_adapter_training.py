@@ -13,7 +13,7 @@ from tiny_models import RESOLUTION
 from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
-from model.adapter_training import GAIN_EVERY, Cache, Method
+from model.adapter_training import GAIN_EVERY, Method
 from model.adaptive_scoring import ScoreFusion
 from model.load_adapter import load_adapter
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
@@ -242,17 +242,3 @@ def test_training_lowers_the_loss_of_one_batch(method: Method, sd_folder: Path) 
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-
-
-def test_a_full_cache_still_answers() -> None:
-    made: list[list[str]] = []
-
-    def make(keys: list[str]) -> tuple[Tensor, ...]:
-        made.append(keys)
-        return (torch.tensor([[float(len(key))] * 4 for key in keys]),)
-
-    cache = Cache(capacity=2 * 4 * 4)  # two rows of four float32
-    assert cache.get(["a", "bb", "a", "ccc"], make)[0][:, 0].tolist() == [1, 2, 1, 3]
-    assert cache.get(["ccc", "a", "bb"], make)[0][:, 0].tolist() == [3, 1, 2]
-    assert made == [["a", "bb", "ccc"], ["ccc"]]
-    assert len(cache) == 2

@@ -10,7 +10,7 @@ import torch
 from adapter_tasks import make_task, randomise_values
 from torch import Tensor
 
-from model.adapter_training import AdapterModule
+from model.adapter_loss import AdapterModule
 
 ATTENTION = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "to_q.weight", "to_k.weight", "to_v.weight"]
 MLP = [f"{layer}.{part}" for layer in (0, 2, 4, 5) for part in ("weight", "bias")]  # three linear layers, a norm
