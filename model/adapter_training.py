@@ -9,6 +9,7 @@ Legend of shapes: B batch, S side of the reference, h, w latent grid, n_t text t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from model.adapter import RealCustomPlusAdapter
 from model.adapter_loss import AdapterModule, FrozenModels
+from model.adapter_samples import Sample, column, paint_samples
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
 from model.backbone import load_backbone
 from model.image_encoder import ImageEncoders
@@ -30,6 +32,7 @@ from model.precision import halve_products
 from model.projector import Combination
 from model.realcustom_adapter import RealCustomAdapter
 from model.seeding import generator_of
+from model.subjects import GenerationError
 
 Method = Literal["realcustom++", "realcustom"]
 
@@ -54,7 +57,7 @@ class PlanRow(NamedTuple):
 
 @dataclass(kw_only=True)
 class AdapterTask:
-    """`TrainingTask` of the adapter.
+    """`SamplingTask` of the adapter.
 
     Attributes:
         backbone: Folder or hub id of the frozen base.
@@ -72,6 +75,8 @@ class AdapterTask:
         half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
         gradient_checkpointing: Whether the UNet's activations are computed anew in the backward pass, not kept: less
             memory, more time, the same gradients.
+        samples: What `sample` paints.
+        sample_every: See `SamplingTask`.
         device: Where the frozen models are.
     """
 
@@ -91,6 +96,8 @@ class AdapterTask:
     min_snr_gamma: float | None = None
     half: bool = False
     gradient_checkpointing: bool = False
+    samples: Sequence[Sample] = ()
+    sample_every: int | None = None
     device: str = "cpu"
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
     _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
@@ -157,6 +164,16 @@ class AdapterTask:
         """Write the adapter as diffusers does."""
         assert isinstance(module, AdapterModule)
         module.adapter.save_pretrained(folder)
+
+    def sample(self, module: nn.Module, step: int, folder: Path) -> None:
+        """Paint `samples` into `folder/<step>.png`, below each other. A look that fails is left out with a warning."""
+        assert isinstance(module, AdapterModule)
+        try:
+            pictures = paint_samples(module, self.samples, half=self.half)
+        except GenerationError as error:  # of NaN latents, for instance: the training may yet recover
+            warnings.warn(f"no sample pictures of step {step}: {error}", stacklevel=2)
+            return
+        column(pictures).save(folder / f"{step:07d}.png")
 
     def _keep(self, fate: Tensor) -> tuple[Tensor, Tensor]:
         """One uniform number an example decides what it loses: nothing, text, image or both."""

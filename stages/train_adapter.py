@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from model.adapter_training import AdapterTask, PlanRow
+from stages.adapter_samples import choose_samples, draw_strip
+from stages.config import TrainAdapterConfig
 from stages.datasets import PictureStore, check_columns, dataset_files
 from stages.inference import backbone_location, loading_options
 from stages.schemas import PLAN
@@ -125,22 +127,10 @@ class PlanPictures:
 
 
 def run(context: StageContext) -> StageResult:
-    """Train the adapter; its weights go to `adapter/`, the curves to `curves.png`."""
+    """Train the adapter; write it to `adapter/`, its curves to `curves.png`, what it painted to `samples.png`."""
     config = context.config.train_adapter
     plan = PlanReader(context.inputs["curriculum"].resolve() / "plan")
-    for size in plan.batch_sizes():
-        if size % config.trainer.workers:
-            raise StageError(
-                f"{size} examples a step cannot be shared out among {config.trainer.workers} workers: set "
-                "curriculum.batch_size to a multiple of train_adapter.trainer.workers."
-            )
-    if config.method == "realcustom" and not plan.references_are_targets:
-        raise StageError(
-            "RealCustom learns from pictures that are their own references, but this plan has pairs of views: set "
-            "curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
-        )
-    if config.min_snr_gamma is not None and config.min_snr_gamma <= 0:
-        raise StageError(f"train_adapter.min_snr_gamma is {config.min_snr_gamma}: set it above 0, or to null for none.")
+    _check(config, plan)
     task = adapter_task(context, plan)
     weights, curves = fit(
         task,
@@ -155,20 +145,49 @@ def run(context: StageContext) -> StageResult:
     picture = context.output / "curves.png"
     plot_training(curves, picture)
     context.report.picture("curves", picture)
+    looks = weights.with_name("adapter-samples")
+    if any(looks.glob("*.png")):
+        draw_strip(looks, task.samples, context.output / "samples.png")
+        context.report.picture("samples", context.output / "samples.png")
     return StageResult(metrics=_summary(curves), notes={"steps": str(plan.steps)})
+
+
+def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
+    """Refuse what would fail later, or not fail but go wrong."""
+    for size in plan.batch_sizes():
+        if size % config.trainer.workers:
+            raise StageError(
+                f"{size} examples a step cannot be shared out among {config.trainer.workers} workers: set "
+                "curriculum.batch_size to a multiple of train_adapter.trainer.workers."
+            )
+    if config.method == "realcustom" and not plan.references_are_targets:
+        raise StageError(
+            "RealCustom learns from pictures that are their own references, but this plan has pairs of views: set "
+            "curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
+        )
+    if config.min_snr_gamma is not None and config.min_snr_gamma <= 0:
+        raise StageError(f"train_adapter.min_snr_gamma is {config.min_snr_gamma}: set it above 0, or to null for none.")
+    if config.sample_every is not None and config.sample_every < 1:
+        raise StageError(f"train_adapter.sample_every is {config.sample_every}: set it above 0, or to null for none.")
+    if config.sample_every is not None and config.trainer.zero_stage == 3:
+        raise StageError(
+            "sample pictures need an adapter that is whole on one worker, and ZeRO stage 3 keeps it in pieces: set "
+            "train_adapter.sample_every=null or train_adapter.trainer.zero_stage=2."
+        )
 
 
 def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
     """The training problem that the configuration describes."""
     config = context.config.train_adapter
     inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
+    frames = inputs["multiview"] / "frames"
     return AdapterTask(
         backbone=absolute_location(backbone_location(context.config.backbone, inputs)),
         encoders=loading_options(context.config.backbone),
         rows=plan,
         picture=PlanPictures(
             PictureStore(inputs["filter"] / "samples", "sample_id"),
-            PictureStore(inputs["multiview"] / "frames", "frame_id"),
+            PictureStore(frames, "frame_id"),
         ),
         resolution=context.config.backbone.resolution,
         drop_text=config.drop_text,
@@ -182,6 +201,8 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         min_snr_gamma=config.min_snr_gamma,
         half=config.trainer.precision == "bf16",
         gradient_checkpointing=config.gradient_checkpointing,
+        samples=() if config.sample_every is None else choose_samples(frames, config.sample_prompts),
+        sample_every=config.sample_every,
         device="cuda" if config.trainer.use_gpu else "cpu",
     )
 

@@ -55,6 +55,12 @@ _METRIC_TEXTS = {
 _PLOTS = (
     ("train_adapter", "curves.png", "The adapter's training", "Loss of the diffusion objective over the steps."),
     (
+        "train_adapter",
+        "samples.png",
+        "What the adapter painted on the way",
+        "The same subjects, prompts and noise at every look; the subjects are of the training data.",
+    ),
+    (
         "curriculum",
         "plan.png",
         "The curriculum",

@@ -139,6 +139,21 @@ def test_the_configuration_chooses_the_weights_of_the_loss(inputs: Mapping[str, 
         run(make_context(tmp_path, inputs, train_adapter={"min_snr_gamma": 0}))
 
 
+def test_the_configuration_chooses_the_sample_pictures(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = PlanReader(inputs["curriculum"] / "plan")
+    chosen = {"sample_every": 50, "sample_prompts": ["a {word} in the snow"]}
+    task = adapter_task(make_context(tmp_path, inputs, train_adapter=chosen), plan)
+    assert (task.sample_every, [sample.prompt for sample in task.samples]) == (50, ["a x in the snow"])
+    without = adapter_task(make_context(tmp_path, inputs, train_adapter={"sample_every": None}), plan)
+    assert (without.sample_every, without.samples) == (None, ())
+    for settings, match in (
+        ({"sample_every": 0}, r"^train_adapter\.sample_every is 0: set it above 0"),
+        ({"trainer": {"zero_stage": 3}}, r"^sample pictures need an adapter that is whole .* sample_every=null"),
+    ):
+        with pytest.raises(StageError, match=match):
+            run(make_context(tmp_path, inputs, train_adapter=settings))
+
+
 def test_realcustom_refuses_a_plan_with_pairs_of_views(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     context = make_context(tmp_path, inputs, train_adapter={"method": "realcustom"})
     with pytest.raises(StageError, match=r"this plan has pairs of views: set curriculum\.multiview_probability=0"):
