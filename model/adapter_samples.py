@@ -28,7 +28,9 @@ class Sample:
     prompt: str
 
 
-def paint_samples(module: AdapterModule, samples: Sequence[Sample], *, half: bool) -> list[Image.Image]:
+def paint_samples(
+    module: AdapterModule, samples: Sequence[Sample], half: torch.dtype | None = None
+) -> list[Image.Image]:
     """One picture a sample, with its mask and with `RealCustomPipeline`'s own settings.
 
     Sample k has seed k. Training goes on afterwards as if nothing had been painted: no random number of the process is
@@ -37,7 +39,7 @@ def paint_samples(module: AdapterModule, samples: Sequence[Sample], *, half: boo
     Args:
         module: in training.
         samples: what to paint.
-        half: whether the UNet's products are in bf16 (`halve_products`).
+        half: dtype of the UNet's products (`halve_products`); None: as its other weights.
 
     Raises:
         GenerationError: the pictures became NaN or infinite.
@@ -46,7 +48,7 @@ def paint_samples(module: AdapterModule, samples: Sequence[Sample], *, half: boo
     backbone, training = module.frozen.backbone, module.adapter.training
     pipeline = RealCustomPipeline(backbone, module.adapter, module.frozen.encoders)
     try:
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(backbone.device.type, half, enabled=half is not None):
             return pipeline(
                 [sample.prompt for sample in samples],
                 [load_picture(sample.reference) for sample in samples],

@@ -38,6 +38,8 @@ Method = Literal["realcustom++", "realcustom"]
 
 #: The gain over the base without adapter is measured this often; it costs a forward pass.
 GAIN_EVERY = 20
+#: Pictures of a step that are named when it goes wrong.
+_DESCRIBED = 16
 
 
 class PlanRow(NamedTuple):
@@ -57,7 +59,7 @@ class PlanRow(NamedTuple):
 
 @dataclass(kw_only=True)
 class AdapterTask:
-    """`SamplingTask` of the adapter.
+    """`SamplingTask` of the adapter. Fields that change nothing but time and memory are not compared.
 
     Attributes:
         backbone: Folder or hub id of the frozen base.
@@ -72,7 +74,7 @@ class AdapterTask:
             `CrossLayerCrossScaleProjector`.
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
         min_snr_gamma: Of the loss weights; see `AdapterModule`.
-        half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
+        half: Of the UNet's products, when its weights are to be kept as autocast would make them in every pass.
         gradient_checkpointing: Whether the UNet's activations are computed anew in the backward pass, not kept: less
             memory, more time, the same gradients.
         samples: What `sample` paints.
@@ -94,11 +96,11 @@ class AdapterTask:
     cross_scale: Combination | None = "add"
     score_fusion: ScoreFusion | None = "scheduled"
     min_snr_gamma: float | None = None
-    half: bool = False
-    gradient_checkpointing: bool = False
-    samples: Sequence[Sample] = ()
-    sample_every: int | None = None
-    device: str = "cpu"
+    half: torch.dtype | None = None
+    gradient_checkpointing: bool = field(default=False, compare=False)
+    samples: Sequence[Sample] = field(default=(), compare=False)
+    sample_every: int | None = field(default=None, compare=False)
+    device: str = field(default="cpu", compare=False)
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
     _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
 
@@ -115,8 +117,8 @@ class AdapterTask:
         """The frozen models; loaded once a process."""
         if self._frozen is None:
             backbone = load_backbone(self.backbone, device=self.device)
-            if self.half:
-                halve_products(backbone.unet)
+            if self.half is not None:
+                halve_products(backbone.unet, self.half)
             if self.gradient_checkpointing:
                 backbone.unet.enable_gradient_checkpointing()
             options = dict(self.encoders)
@@ -157,6 +159,12 @@ class AdapterTask:
             "gamma_num": torch.tensor([sample_gamma_num(self.seed, step)]),
         }
 
+    def describe(self, step: int) -> str:
+        """The pictures that a step learns from, by their ids in the plan; of many the first ones."""
+        ids = list(dict.fromkeys(row.target_id for row in self.rows(step)))
+        more = f" and {len(ids) - _DESCRIBED} more" if len(ids) > _DESCRIBED else ""
+        return f"pictures {', '.join(ids[:_DESCRIBED])}{more}"
+
     def after_step(self, module: nn.Module, step: int) -> None:
         """Nothing to do."""
 
@@ -169,7 +177,7 @@ class AdapterTask:
         """Paint `samples` into `folder/<step>.png`, below each other. A look that fails is left out with a warning."""
         assert isinstance(module, AdapterModule)
         try:
-            pictures = paint_samples(module, self.samples, half=self.half)
+            pictures = paint_samples(module, self.samples, self.half)
         except GenerationError as error:  # of NaN latents, for instance: the training may yet recover
             warnings.warn(f"no sample pictures of step {step}: {error}", stacklevel=2)
             return

@@ -134,7 +134,9 @@ class Backbone:
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]; values are not clipped."""
-        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        with torch.autocast(self.device.type, enabled=False):  # in fp16 SDXL's decoder overflows
+            return self.vae.decode(scaled).sample
 
     def predict(self, latents: Tensor, timestep: Tensor, prompt: PromptEmbedding, **attention: Any) -> Tensor:
         """The UNet's output; `attention` goes to the attention processors (`visual`, `recorder`)."""

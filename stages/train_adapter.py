@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from model.adapter_training import AdapterTask, PlanRow
+from model.precision import HALVES
 from stages.adapter_samples import choose_samples, draw_strip
 from stages.config import TrainAdapterConfig
 from stages.datasets import PictureStore, check_columns, dataset_files
@@ -199,7 +200,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         cross_scale=config.cross_scale,
         score_fusion=config.score_fusion,
         min_snr_gamma=config.min_snr_gamma,
-        half=config.trainer.precision == "bf16",
+        half=HALVES.get(config.trainer.precision),
         gradient_checkpointing=config.gradient_checkpointing,
         samples=() if config.sample_every is None else choose_samples(frames, config.sample_prompts),
         sample_every=config.sample_every,
@@ -209,16 +210,18 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
 
 def plot_training(curves: Curves, file: Path) -> None:
     """Draw the curves, related ones in a panel together, into a PNG. What has not been measured is left out."""
-    figure = Figure(figsize=(15, 6.4), layout="constrained")
+    figure = Figure(figsize=(18, 6.4), layout="constrained")
     panels = {
         "loss": ["loss"],
         "loss by source": ["loss/image_text", "loss/multiview"],
         "loss by timestep": [key for key in curves if key.startswith("loss/t_")],
         "gain over the base": ["gain"],
         "curriculum": ["multiview_share", "crop_ratio"],
+        "gradient norm": ["grad_norm"],
+        "learning rate": ["learning_rate"],
         "samples a second": ["samples_per_second"],
     }
-    for axes, (title, keys) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+    for axes, (title, keys) in zip(figure.subplots(2, 4).flat, panels.items(), strict=True):
         for key in keys:
             if key in curves:
                 steps, values = zip(*curves[key], strict=True)

@@ -37,7 +37,7 @@ def rows(step: int) -> list[PlanRow]:
 
 
 def make_task(folder: Path, **changes: Any) -> AdapterTask:
-    settings = {"drop_text": 0.05, "drop_image": 0.05, "drop_both": 0.05, "half": False, "rows": rows, **changes}
+    settings = {"drop_text": 0.05, "drop_image": 0.05, "drop_both": 0.05, "rows": rows, **changes}
     return AdapterTask(
         backbone=str(folder), encoders=ENCODERS, picture=picture, resolution=RESOLUTION, seed=1, **settings
     )

@@ -22,7 +22,9 @@ SAMPLES = [Sample(reference=picture(name), word="cat", prompt=f"a cat in {name}"
 methods = pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 
 
-def in_training(folder: Path, method: Method = "realcustom++", half: bool = False) -> tuple[AdapterTask, AdapterModule]:
+def in_training(
+    folder: Path, method: Method = "realcustom++", half: torch.dtype | None = None
+) -> tuple[AdapterTask, AdapterModule]:
     task = make_task(folder, method=method, half=half, samples=SAMPLES, sample_every=10)
     module = task.module().train()
     torch.manual_seed(3)
@@ -73,7 +75,7 @@ def test_training_does_not_notice_a_look(method: Method, sd_folder: Path, tmp_pa
 
 
 def test_looks_in_half_precision(sd_folder: Path, tmp_path: Path) -> None:
-    task, module = in_training(sd_folder, half=True)
+    task, module = in_training(sd_folder, half=torch.bfloat16)
     task.sample(module, 1, tmp_path)
     with Image.open(tmp_path / "0000001.png") as look:
         assert len(set(look.convert("RGB").getdata())) > 100

@@ -68,6 +68,12 @@ def test_conditions_are_dropped_at_their_rates(sd_folder: Path) -> None:
     assert ((~keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.3, abs=0.01)
 
 
+def test_a_step_is_described_by_its_pictures(sd_folder: Path) -> None:
+    assert make_task(sd_folder).describe(3) == "pictures a, b, wide, c"
+    many = make_task(sd_folder, rows=lambda step: [rows(0)[0]._replace(target_id=str(n)) for n in range(20)])
+    assert many.describe(0) == f"pictures {', '.join(map(str, range(16)))} and 4 more"
+
+
 @methods
 def test_dropped_conditions_are_the_empty_prompt_and_the_black_picture(method: Method, sd_folder: Path) -> None:
     task = make_task(sd_folder, drop_text=0.0, drop_image=0.0, drop_both=1.0, method=method)
@@ -181,7 +187,7 @@ def test_the_loss_is_weighted_and_its_curves_are_not(sd_folder: Path) -> None:
 
 
 def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -> None:
-    task = make_task(sd_folder, half=True)
+    task = make_task(sd_folder, half=torch.bfloat16)
     module = task.module()
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"adapter"}
     optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
@@ -214,7 +220,7 @@ def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_
 def test_an_ablation_of_the_scores_is_trained_and_saved(
     score_fusion: ScoreFusion | None, sd_folder: Path, tmp_path: Path
 ) -> None:
-    task = make_task(sd_folder, method="realcustom", score_fusion=score_fusion, half=True)
+    task = make_task(sd_folder, method="realcustom", score_fusion=score_fusion, half=torch.bfloat16)
     module = task.module()
     with torch.no_grad():
         randomise_values(module)
