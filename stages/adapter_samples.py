@@ -22,7 +22,7 @@ _SIDE, _GAP, _HEAD, _FOOT = 192, 8, 28, 22
 _PAPER, _INK, _FAINT = "#ffffff", "#1c1e21", "#6b7280"
 
 
-def choose_samples(frames: Path, prompts: Sequence[str]) -> list[Sample]:
+def choose_samples(frames: PictureStore, prompts: Sequence[str]) -> list[Sample]:
     """One sample a prompt: the categories of `multiview/frames` in turns, each by its first frame.
 
     Raises:
@@ -37,12 +37,11 @@ def choose_samples(frames: Path, prompts: Sequence[str]) -> list[Sample]:
             raise StageError(
                 f"train_adapter.sample_prompts: {prompt!r} lacks {{word}}, the place of the subject's word."
             )
-    table = read_dataset(frames, FRAMES, ["frame_id", "category"])
+    table = read_dataset(frames.folder, FRAMES, ["frame_id", "category"])
     first = table.group_by("category").aggregate([("frame_id", "min")]).sort_by("frame_id_min").to_pylist()
-    pictures = PictureStore(frames, "frame_id")
     return [
         Sample(
-            reference=pictures[row["frame_id_min"]],
+            reference=frames[row["frame_id_min"]],
             word=row["category"],
             prompt=prompt.replace("{word}", row["category"]),
         )

@@ -6,125 +6,22 @@ The examples are made in `model/adapter_training.py`, the steps in `stages/train
 from __future__ import annotations
 
 import shutil
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from model.adapter_training import AdapterTask, PlanRow
+from model.adapter_training import AdapterTask
 from model.precision import HALVES
 from stages.adapter_samples import choose_samples, draw_strip
 from stages.config import TrainAdapterConfig
-from stages.datasets import PictureStore, check_columns, dataset_files
+from stages.datasets import PictureStore
 from stages.inference import backbone_location, loading_options
-from stages.schemas import PLAN
 from stages.stage import StageContext, StageError, StageResult
 from stages.trainer import Curves, absolute_location, fit
-
-
-class PlanReader:
-    """Step -> rows of the plan. Only the path travels to the workers; each holds one part of the plan at a time.
-
-    A step lies in one part of the plan, as the stage `curriculum` writes it: reading may start at any.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._clear()
-
-    def _clear(self) -> None:
-        self._files: list[Path] = []
-        self._first_steps: list[int] = []  # of each file, and the number of steps
-        self._part = -1
-        self._table: Any = None
-        self._bounds: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.folder = state["folder"]
-        self._clear()
-
-    def __call__(self, step: int) -> Sequence[PlanRow]:
-        """The rows of a step, counted from 0, by slot."""
-        self._open()
-        self._read_part(bisect_right(self._first_steps, step) - 1)
-        place = step - self._first_steps[self._part]
-        start, end = int(self._bounds[place]), int(self._bounds[place + 1])
-        return [PlanRow(**row) for row in self._table.slice(start, end - start).to_pylist()]
-
-    @property
-    def steps(self) -> int:
-        """Steps of the plan."""
-        self._open()
-        return self._first_steps[-1]
-
-    @property
-    def references_are_targets(self) -> bool:
-        """Whether every picture is its own reference."""
-        self._open()
-        tables = (pq.read_table(file, columns=["reference_id", "target_id"]) for file in self._files)
-        return all(pc.all(pc.equal(table["reference_id"], table["target_id"])).as_py() for table in tables)
-
-    def batch_sizes(self) -> set[int]:
-        """How many rows the steps have."""
-        self._open()
-        columns = (pq.read_table(file, columns=["step"])["step"].to_numpy() for file in self._files)
-        return {int(size) for steps in columns for size in np.unique(steps, return_counts=True)[1]}
-
-    def _open(self) -> None:
-        if self._files:
-            return
-        files = dataset_files(self.folder)
-        for file in files:
-            check_columns(file, pq.read_schema(file), PLAN, ["step", *PlanRow._fields])
-        ranges = [_range_of_steps(file) for file in files if pq.read_metadata(file).num_rows]
-        if not ranges:
-            raise StageError(f"{self.folder} holds no training example; run the stage curriculum again.")
-        self._first_steps = [*(first for first, _ in ranges), ranges[-1][1] + 1]
-        self._files = files[: len(ranges)]
-
-    def _read_part(self, part: int) -> None:
-        if part == self._part:
-            return
-        table = pq.read_table(self._files[part], columns=["step", *PlanRow._fields])
-        steps = np.arange(self._first_steps[part], self._first_steps[part + 1] + 1)
-        self._bounds = np.searchsorted(table["step"].to_numpy(), steps)
-        self._table, self._part = table.select(list(PlanRow._fields)).combine_chunks(), part
-
-
-def _range_of_steps(file: Path) -> tuple[int, int]:
-    """The first and the last step of a part of the plan, from the file's footer."""
-    metadata = pq.read_metadata(file)
-    column = metadata.schema.names.index("step")
-    groups = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
-    return int(groups[0].min), int(groups[-1].max)
-
-
-@dataclass(frozen=True)
-class PlanPictures:
-    """Id of the plan -> encoded picture: a sample of `filter` or a frame of `multiview`."""
-
-    samples: PictureStore
-    frames: PictureStore
-
-    def __call__(self, picture_id: str) -> bytes:
-        """Raises ValueError when neither has it."""
-        for store in (self.samples, self.frames):
-            if picture_id in store:
-                return store[picture_id]
-        raise ValueError(
-            f"picture {picture_id} of the plan is neither in {self.samples.folder} nor in {self.frames.folder}; "
-            "run the stage curriculum again."
-        )
+from stages.training_plan import PlanPictures, PlanReader, check_plan
 
 
 def run(context: StageContext) -> StageResult:
@@ -132,6 +29,7 @@ def run(context: StageContext) -> StageResult:
     config = context.config.train_adapter
     plan = PlanReader(context.inputs["curriculum"].resolve() / "plan")
     _check(config, plan)
+    check_plan(plan, _pictures(context))
     task = adapter_task(context, plan)
     weights, curves = fit(
         task,
@@ -177,19 +75,21 @@ def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
         )
 
 
+def _pictures(context: StageContext) -> PlanPictures:
+    samples, frames = context.inputs["filter"] / "samples", context.inputs["multiview"] / "frames"
+    return PlanPictures(PictureStore(samples.resolve(), "sample_id"), PictureStore(frames.resolve(), "frame_id"))
+
+
 def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
     """The training problem that the configuration describes."""
     config = context.config.train_adapter
     inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
-    frames = inputs["multiview"] / "frames"
+    pictures = _pictures(context)
     return AdapterTask(
         backbone=absolute_location(backbone_location(context.config.backbone, inputs)),
         encoders=loading_options(context.config.backbone),
         rows=plan,
-        picture=PlanPictures(
-            PictureStore(inputs["filter"] / "samples", "sample_id"),
-            PictureStore(frames, "frame_id"),
-        ),
+        picture=pictures,
         resolution=context.config.backbone.resolution,
         drop_text=config.drop_text,
         drop_image=config.drop_image,
@@ -202,7 +102,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         min_snr_gamma=config.min_snr_gamma,
         half=HALVES.get(config.trainer.precision),
         gradient_checkpointing=config.gradient_checkpointing,
-        samples=() if config.sample_every is None else choose_samples(frames, config.sample_prompts),
+        samples=() if config.sample_every is None else choose_samples(pictures.frames, config.sample_prompts),
         sample_every=config.sample_every,
         device="cuda" if config.trainer.use_gpu else "cpu",
     )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.adapter_samples import Sample, column
 from stages.adapter_samples import choose_samples, draw_strip
-from stages.datasets import write_dataset
+from stages.datasets import PictureStore, write_dataset
 from stages.schemas import FRAMES
 from stages.stage import StageError
 
@@ -25,7 +25,7 @@ def _picture(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> by
 
 
 @pytest.fixture
-def frames(tmp_path: Path) -> Path:
+def frames(tmp_path: Path) -> PictureStore:
     found = [("f1", "mug", RED), ("f0", "mug", GREEN), ("f2", "toy car", BLUE)]
     rows = [
         {name: None for name in FRAMES.names}
@@ -33,10 +33,10 @@ def frames(tmp_path: Path) -> Path:
         for key, word, colour in found
     ]
     write_dataset(tmp_path / "frames", pa.Table.from_pylist(rows, schema=FRAMES), FRAMES)
-    return tmp_path / "frames"
+    return PictureStore(tmp_path / "frames", "frame_id")
 
 
-def test_categories_take_turns(frames: Path) -> None:
+def test_categories_take_turns(frames: PictureStore) -> None:
     samples = choose_samples(frames, ["a {word} here", "a {word} there", "one {word}"])
     assert [(sample.word, sample.prompt) for sample in samples] == [
         ("mug", "a mug here"),
@@ -46,7 +46,7 @@ def test_categories_take_turns(frames: Path) -> None:
     assert [sample.reference for sample in samples] == [_picture(GREEN), _picture(BLUE), _picture(GREEN)]
 
 
-def test_prompts_that_do_not_name_the_subject_are_refused(frames: Path) -> None:
+def test_prompts_that_do_not_name_the_subject_are_refused(frames: PictureStore) -> None:
     with pytest.raises(StageError, match=r"^train_adapter\.sample_prompts: 'a dog' lacks {word}, the subject's place"):
         choose_samples(frames, ["a {word}", "a dog"])
     with pytest.raises(StageError, match=r"^train_adapter\.sample_prompts is empty: give one, or set"):

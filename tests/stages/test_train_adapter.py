@@ -2,107 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from helpers import make_context
 from PIL import Image
 from random_backbone import write_random_backbone
+from tiny_plan import STEPS, write_tiny_plan
 
 from model.adapter import RealCustomPlusAdapter
 from model.realcustom_adapter import RealCustomAdapter
-from stages.datasets import PictureStore, write_dataset, write_part
-from stages.schemas import FRAMES, PLAN, SAMPLES
 from stages.stage import StageError
-from stages.train_adapter import PlanPictures, PlanReader, adapter_task, plot_training, run
-
-STEPS, BATCH = 6, 4
-
-
-def _picture(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _rows(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
-    defaults = {pa.string(): "x", pa.int32(): 64, pa.binary(): b""}
-    filled = [{field.name: defaults.get(field.type) for field in schema} | row for row in rows]
-    return pa.Table.from_pylist(filled, schema=schema)
-
-
-def _plan_row(step: int, slot: int) -> dict[str, Any]:
-    multiview = (step + slot) % 2 == 0
-    return {
-        "step": step,
-        "slot": slot,
-        "source": "multiview" if multiview else "image_text",
-        "reference_id": f"frame-{slot}" if multiview else f"sample-{slot}",
-        "target_id": f"frame-{slot + 1}" if multiview else f"sample-{slot}",
-        "caption": "a photo of a mug",
-        "crop_ratio": 1.0 + 0.3 * slot,
-        **{name: 0.5 for name in ("crop_x", "crop_y", "target_crop_x", "target_crop_y")},
-    }
+from stages.train_adapter import adapter_task, plot_training, run
+from stages.training_plan import PlanReader
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     folder = tmp_path_factory.mktemp("inputs")
-    samples = [{"sample_id": f"sample-{n}", "picture": _picture(n)} for n in range(BATCH)]
-    frames = [
-        {"frame_id": f"frame-{n}", "picture": _picture(100 + n), "rotation": [1.0, 0, 0, 0], "translation": [0.0, 0, 0]}
-        for n in range(BATCH + 1)
-    ]
-    plan = [_plan_row(step, slot) for step in range(STEPS) for slot in range(BATCH)]
-    write_dataset(folder / "filter" / "samples", _rows(SAMPLES, samples), SAMPLES)
-    write_dataset(folder / "multiview" / "frames", _rows(FRAMES, frames), FRAMES)
-    write_dataset(folder / "curriculum" / "plan", _rows(PLAN, plan), PLAN, order=("step", "slot"))
+    write_tiny_plan(folder)
     write_random_backbone(folder / "base" / "backbone")
     return {name: folder / name for name in ("filter", "multiview", "curriculum", "base")}
-
-
-def test_plan_reader_gives_the_rows_of_a_step(inputs: Mapping[str, Path]) -> None:
-    plan = PlanReader(inputs["curriculum"] / "plan")
-    assert plan.steps == STEPS
-    assert plan.batch_sizes() == {BATCH}
-    for step in range(STEPS):
-        expected = [_plan_row(step, slot) for slot in range(BATCH)]
-        assert [row.target_id for row in plan(step)] == [row["target_id"] for row in expected]
-        assert [row.slot for row in plan(step)] == list(range(BATCH))
-
-
-def test_plan_reader_starts_anywhere_in_a_plan_of_several_parts(tmp_path: Path) -> None:
-    for number, steps in enumerate([range(0, 4), range(4, 8), range(8, 9)]):
-        rows = [_plan_row(step, slot) for step in steps for slot in range(BATCH)]
-        write_part(tmp_path / "plan", number, _rows(PLAN, rows), PLAN)
-    for step in (8, 3, 4, 7, 0):
-        plan = pickle.loads(pickle.dumps(PlanReader(tmp_path / "plan")))
-        assert [row.target_id for row in plan(step)] == [_plan_row(step, slot)["target_id"] for slot in range(BATCH)]
-        assert [row.slot for row in plan(8 - step)] == list(range(BATCH))
-        assert plan.steps == 9
-    assert plan.batch_sizes() == {BATCH}
-    rows = [_plan_row(9, slot) | {"reference_id": "a", "target_id": "a"} for slot in range(BATCH)]
-    write_part(tmp_path / "own", 0, _rows(PLAN, rows), PLAN)
-    assert PlanReader(tmp_path / "own").references_are_targets
-    assert not PlanReader(tmp_path / "plan").references_are_targets
-
-
-def test_an_unknown_picture_of_the_plan_is_named(inputs: Mapping[str, Path]) -> None:
-    samples = PictureStore(inputs["filter"] / "samples", "sample_id")
-    frames = PictureStore(inputs["multiview"] / "frames", "frame_id")
-    pictures = PlanPictures(samples, frames)
-    assert pictures("sample-1") == _picture(1)
-    assert pictures("frame-2") == _picture(102)
-    with pytest.raises(ValueError, match=r"picture sample-99 of the plan is neither in .*/samples nor in .*/frames"):
-        pictures("sample-99")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(inputs: Mapping[str, Path], tmp_path: Path) -> None:
