@@ -25,7 +25,7 @@ from model.adapter import RealCustomPlusAdapter
 from model.adapter_loss import AdapterModule, FrozenModels
 from model.adapter_samples import Sample, column, paint_samples
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
-from model.backbone import load_backbone
+from model.backbone import BackboneError, load_backbone
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.precision import halve_products
@@ -117,6 +117,11 @@ class AdapterTask:
         """The frozen models; loaded once a process."""
         if self._frozen is None:
             backbone = load_backbone(self.backbone, device=self.device)
+            if self.resolution % backbone.latent_scale:
+                raise BackboneError(
+                    f"pictures of {self.resolution} x {self.resolution} pixels: the backbone's VAE wants multiples of "
+                    f"{backbone.latent_scale}."
+                )
             if self.half is not None:
                 halve_products(backbone.unet, self.half)
             if self.gradient_checkpointing:

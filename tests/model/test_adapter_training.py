@@ -15,6 +15,7 @@ from torch import Tensor
 from model.adapter import RealCustomPlusAdapter
 from model.adapter_training import GAIN_EVERY, Method
 from model.adaptive_scoring import ScoreFusion
+from model.backbone import BackboneError
 from model.load_adapter import load_adapter
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.realcustom_adapter import RealCustomAdapter
@@ -56,6 +57,13 @@ def test_references_and_targets_are_cut_as_the_plan_says(sd_folder: Path) -> Non
 def test_a_picture_that_is_none_is_named(sd_folder: Path) -> None:
     task = make_task(sd_folder, rows=lambda step: [rows(step)[0]._replace(reference_id="broken")])
     with pytest.raises(PictureError, match=r"^picture broken of the plan: "):
+        task.batch(0, 0, 1)
+
+
+def test_pictures_that_latents_do_not_divide_are_refused(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    task.resolution = 33
+    with pytest.raises(BackboneError, match=r"^pictures of 33 x 33 pixels: the backbone's VAE wants multiples of 2\.$"):
         task.batch(0, 0, 1)
 
 
