@@ -74,7 +74,8 @@ class AdapterTask:
             `CrossLayerCrossScaleProjector`.
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
         min_snr_gamma: Of the loss weights; see `AdapterModule`.
-        half: Of the UNet's products, when its weights are to be kept as autocast would make them in every pass.
+        half: Dtype that the weights of the UNet's products are kept in, as autocast would make them anew in every pass;
+            None: as they were loaded.
         gradient_checkpointing: Whether the UNet's activations are computed anew in the backward pass, not kept: less
             memory, more time, the same gradients.
         samples: What `sample` paints.

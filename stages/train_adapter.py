@@ -64,6 +64,12 @@ def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
             "RealCustom learns from pictures that are their own references, but this plan has pairs of views: set "
             "curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
         )
+    dropped = config.drop_text, config.drop_image, config.drop_both
+    if min(dropped) < 0 or sum(dropped) > 1:
+        raise StageError(
+            "train_adapter.drop_text, drop_image and drop_both are shares of the examples: none may be below 0, and "
+            f"together they may be 1 at most; they are {', '.join(f'{share:g}' for share in dropped)}."
+        )
     if config.min_snr_gamma is not None and config.min_snr_gamma <= 0:
         raise StageError(f"train_adapter.min_snr_gamma is {config.min_snr_gamma}: set it above 0, or to null for none.")
     if config.sample_every is not None and config.sample_every < 1:

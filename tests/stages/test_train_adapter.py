@@ -62,6 +62,14 @@ def test_the_configuration_chooses_the_weights_of_the_loss(inputs: Mapping[str, 
         run(make_context(tmp_path, inputs, train_adapter={"min_snr_gamma": 0}))
 
 
+@pytest.mark.parametrize("dropped", [{"drop_text": -0.1}, {"drop_text": 0.5, "drop_image": 0.5}])
+def test_shares_of_dropped_conditions_that_make_no_sense_are_refused(
+    dropped: dict[str, float], inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match=r"^train_adapter\.drop_text, drop_image and drop_both are shares .* 0\.05\.$"):
+        run(make_context(tmp_path, inputs, train_adapter=dropped))
+
+
 def test_the_configuration_chooses_the_sample_pictures(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     plan = PlanReader(inputs["curriculum"] / "plan")
     chosen = {"sample_every": 50, "sample_prompts": ["a {word} in the snow"]}
