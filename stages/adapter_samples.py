@@ -29,14 +29,10 @@ def choose_samples(frames: PictureStore, prompts: Sequence[str]) -> list[Sample]
         StageError: There is no prompt, or one lacks {word}.
     """
     if not prompts:
-        raise StageError(
-            "train_adapter.sample_prompts is empty: give a prompt, or set train_adapter.sample_every=null."
-        )
+        raise StageError("train_adapter.sample_prompts is empty: give one, or set train_adapter.sample_every=null.")
     for prompt in prompts:
         if "{word}" not in prompt:
-            raise StageError(
-                f"train_adapter.sample_prompts: {prompt!r} lacks {{word}}, the place of the subject's word."
-            )
+            raise StageError(f"train_adapter.sample_prompts: {prompt!r} lacks {{word}}, the subject's place.")
     table = read_dataset(frames.folder, FRAMES, ["frame_id", "category"])
     first = table.group_by("category").aggregate([("frame_id", "min")]).sort_by("frame_id_min").to_pylist()
     return [
