@@ -79,7 +79,7 @@ def test_the_configuration_chooses_the_sample_pictures(inputs: Mapping[str, Path
     assert (without.sample_every, without.samples) == (None, ())
     for settings, match in (
         ({"sample_every": 0}, r"^train_adapter\.sample_every is 0: set it above 0"),
-        ({"trainer": {"zero_stage": 3}}, r"^sample pictures need an adapter that is whole .* sample_every=null"),
+        ({"trainer": {"zero_stage": 3}}, r"^sample pictures need an adapter that is whole .*sample_every=null"),
     ):
         with pytest.raises(StageError, match=match):
             run(make_context(tmp_path, inputs, train_adapter=settings))
