@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import make_context
 from PIL import Image
 from random_backbone import write_random_backbone
 from tiny_plan import STEPS, write_tiny_plan
+from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
+from model.adapter_training import AdapterTask
+from model.load_adapter import load_adapter
 from model.realcustom_adapter import RealCustomAdapter
+from stages.config import TrainerConfig
 from stages.stage import StageError
 from stages.train_adapter import adapter_task, plot_training, run
+from stages.trainer import fit
 from stages.training_plan import PlanReader
 
 
@@ -112,3 +120,59 @@ def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path
     assert json.loads((tmp_path / "output/adapter/config.json").read_text())["token_width"] == 128
     assert {"event": "picture", "key": "curves", "path": str(tmp_path / "output/curves.png")} in events
     assert [e["step"] for e in events if e.get("key") == "adapter/loss"] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
+def test_steps_on_one_worker_are_bare_pytorch_steps(
+    method: str, ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """In the first step the visual values move, in the next ones everything, and every gradient is clipped."""
+    steps, settings = 3, {"workers": 1, "warmup_steps": 1, "gradient_clip": 0.01}
+    changes = {"method": method, "trainer": settings, "sample_every": None}
+    context = make_context(tmp_path, inputs, train_adapter=changes, run={"cpus": 1})
+    config, seed = context.config.train_adapter.trainer, 5
+    task = adapter_task(context, PlanReader(inputs["curriculum"] / "plan"))
+    weights, curves = fit(
+        task, steps=steps, config=config, context=context, name="adapter", seed=seed, batch_setting="a.b"
+    )
+    found = load_adapter(weights).state_dict()
+    with one_thread():  # as the worker: sums in the same order
+        expected, losses, norms = bare_steps(task, config, steps, seed)
+    assert min(norms) > config.gradient_clip
+    assert [value for _, value in curves["loss"]] == pytest.approx(losses, abs=1e-6)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def bare_steps(
+    task: AdapterTask, config: TrainerConfig, steps: int, seed: int
+) -> tuple[dict[str, Tensor], list[float], list[float]]:
+    """The adapter's weights after some steps, their losses, and the gradients' norms."""
+    torch.manual_seed(seed)
+    module = task.module()
+    optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+    losses, norms = [], []
+    for step in range(steps):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = config.learning_rate * (
+            config.final_share + (1 - config.final_share) * cosine
+        )
+        optimizer.zero_grad()
+        loss = module(task.batch(step, 0, 1))["loss"]
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clip)))
+        optimizer.step()
+        losses.append(loss.item())
+    return module.adapter.state_dict(), losses, norms
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
