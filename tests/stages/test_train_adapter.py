@@ -111,7 +111,7 @@ def test_related_curves_share_a_panel(measured: list[str], tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
     events: list[Mapping[str, Any]] = []
-    result = run(make_context(tmp_path, inputs, events))
+    result = run(make_context(tmp_path, inputs, events, train_adapter={"sample_every": 3}))
     adapter = RealCustomPlusAdapter.from_pretrained(tmp_path / "output" / "adapter")
     values = [linear.weight for linear in adapter.to_v_vision.values()]
     assert all(value.abs().max() > 0 for value in values), "the visual values have not left zero"
@@ -120,6 +120,11 @@ def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path
     assert json.loads((tmp_path / "output/adapter/config.json").read_text())["token_width"] == 128
     assert {"event": "picture", "key": "curves", "path": str(tmp_path / "output/curves.png")} in events
     assert [e["step"] for e in events if e.get("key") == "adapter/loss"] == list(range(1, STEPS + 1))
+    assert {"event": "picture", "key": "samples", "path": str(tmp_path / "output/samples.png")} in events
+    assert [look.name for look in sorted((tmp_path / "scratch/train/adapter-samples").iterdir())] == [
+        "0000003.png",
+        "0000006.png",
+    ]
 
 
 @pytest.mark.slow
