@@ -127,7 +127,7 @@ def plot_training(curves: Curves, file: Path) -> None:
         "learning rate": ["learning_rate"],
         "samples a second": ["samples_per_second"],
     }
-    for axes, (title, keys) in zip(figure.subplots(2, 4).flat, panels.items(), strict=True):
+    for axes, (title, keys) in zip(figure.subplots(2, 4, squeeze=False).flat, panels.items(), strict=True):
         for key in keys:
             if key in curves:
                 steps, values = zip(*curves[key], strict=True)

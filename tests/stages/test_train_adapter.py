@@ -85,10 +85,11 @@ def test_the_configuration_chooses_the_sample_pictures(inputs: Mapping[str, Path
     assert (task.sample_every, [sample.prompt for sample in task.samples]) == (50, ["a x in the snow"])
     without = adapter_task(make_context(tmp_path, inputs, train_adapter={"sample_every": None}), plan)
     assert (without.sample_every, without.samples) == (None, ())
-    for settings, match in (
-        ({"sample_every": 0}, r"^train_adapter\.sample_every is 0: set it above 0"),
-        ({"trainer": {"zero_stage": 3}}, r"^sample pictures need an adapter that is whole .*sample_every=null"),
-    ):
+    refused: dict[str, dict[str, Any]] = {
+        r"^train_adapter\.sample_every is 0: set it above 0": {"sample_every": 0},
+        r"^sample pictures need an adapter that is whole .*sample_every=null": {"trainer": {"zero_stage": 3}},
+    }
+    for match, settings in refused.items():
         with pytest.raises(StageError, match=match):
             run(make_context(tmp_path, inputs, train_adapter=settings))
 
@@ -103,7 +104,7 @@ def test_realcustom_refuses_a_plan_with_pairs_of_views(inputs: Mapping[str, Path
 def test_related_curves_share_a_panel(measured: list[str], tmp_path: Path) -> None:
     plot_training({name: [(step, 1 / step) for step in range(1, 200)] for name in measured}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
+        colours = set(picture.convert("RGB").getdata())
     assert (31, 119, 180) in colours  # of the first line in a panel
     assert ((255, 127, 14) in colours) == ("loss/multiview" in measured)  # of the second
 
