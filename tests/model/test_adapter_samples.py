@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from adapter_tasks import make_task, picture, randomise_values
@@ -51,7 +52,7 @@ def test_a_look_shows_what_the_saved_adapter_paints(method: Method, sd_folder: P
         ["a cat in wide", "a cat in b"], list(map(load_picture, REFERENCES)), "cat", seeds=[0, 1]
     ).images
     for number, one in enumerate(expected):
-        assert list(painted.crop((0, 32 * number, 32, 32 * number + 32)).getdata()) == list(one.getdata())
+        assert painted.crop((0, 32 * number, 32, 32 * number + 32)).tobytes() == one.tobytes()
 
 
 @methods
@@ -81,7 +82,7 @@ def test_looks_in_half_precision(sd_folder: Path, tmp_path: Path) -> None:
     task, module = in_training(sd_folder, half=torch.bfloat16)
     task.sample(module, 1, tmp_path)
     with Image.open(tmp_path / "0000001.png") as look:
-        assert len(set(look.convert("RGB").getdata())) > 100
+        assert np.asarray(look.convert("RGB"), dtype=np.float32).std() > 10  # a picture, neither black nor empty
 
 
 def test_a_look_that_fails_is_left_out(sd_folder: Path, tmp_path: Path) -> None:
