@@ -89,6 +89,7 @@ def test_a_look_that_fails_is_left_out(sd_folder: Path, tmp_path: Path) -> None:
     task, module = in_training(sd_folder)
     with torch.no_grad():
         for linear in module.adapter.to_v_vision.values():
+            assert isinstance(linear, torch.nn.Linear)
             linear.weight.fill_(torch.nan)
     with pytest.warns(UserWarning, match=r"^no sample pictures of step 7: the latents became NaN or infinite"):
         task.sample(module, 7, tmp_path)
