@@ -9,6 +9,7 @@ Legend of shapes: B batch, S side of the reference, h, w latent grid, n_t text t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -20,29 +21,32 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from model.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapter import RealCustomPlusAdapter
+from model.adapter_loss import AdapterModule, FrozenModels
+from model.adapter_samples import Sample, column, paint_samples
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
-from model.backbone import Backbone, PromptEmbedding, load_backbone
+from model.backbone import BackboneError, load_backbone
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.precision import halve_products
 from model.projector import Combination
 from model.realcustom_adapter import RealCustomAdapter
 from model.seeding import generator_of
-from model.visual_attention import VisualCondition
+from model.subjects import GenerationError
 
 Method = Literal["realcustom++", "realcustom"]
 
 #: The gain over the base without adapter is measured this often; it costs a forward pass.
 GAIN_EVERY = 20
-#: Latents and text states are each kept up to so many bytes.
-_CACHE_BYTES = 512 * 2**20
+#: Pictures of a step that are named when it goes wrong.
+_DESCRIBED = 16
 
 
 class PlanRow(NamedTuple):
     """One training example; the columns of the plan that matter here."""
 
     slot: int
+    source: str  # "image_text" or "multiview"
     reference_id: str
     target_id: str
     caption: str
@@ -53,98 +57,9 @@ class PlanRow(NamedTuple):
     target_crop_y: float
 
 
-class Cache:
-    """Tuples of tensors by key. What comes first stays, up to a number of bytes; the rest is made again each time."""
-
-    def __init__(self, capacity: int = _CACHE_BYTES) -> None:
-        self._left = capacity
-        self._kept: dict[str, tuple[Tensor, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, keys: Sequence[str], make: Callable[[list[str]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Batches with one row a key. Rows that are not kept are made in one call, each distinct key once."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
-        made = dict(zip(missing, zip(*make(missing), strict=True), strict=True)) if missing else {}
-        rows = [made[key] if key in made else self._kept[key] for key in keys]
-        for key, tensors in made.items():
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            if size <= self._left:
-                self._kept[key] = tuple(tensor.clone() for tensor in tensors)  # not a view of the whole batch
-                self._left -= size
-        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-
-@dataclass
-class FrozenModels:
-    """The models that do not learn, with what they have computed before."""
-
-    backbone: Backbone
-    encoders: ImageEncoders
-    latents: Cache = field(default_factory=Cache)
-    texts: Cache = field(default_factory=Cache)
-
-
-class AdapterModule(nn.Module):
-    """The adapter with its diffusion loss. The frozen models are no submodules: no engine copies or saves them."""
-
-    def __init__(self, adapter: VisualAdapter, frozen: FrozenModels) -> None:
-        super().__init__()
-        self.adapter = adapter
-        self.frozen = frozen
-        adapter.attach(frozen.backbone.unet)
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """|| target - eps_theta(z_t, t, f_ct, f_ci) ||^2, where the target is eps, or v if the scheduler says so.
-
-        Args:
-            batch: as made by `AdapterTask.batch`.
-
-        Returns:
-            loss; on some steps also "gain": the loss of the base without adapter minus the loss.
-        """
-        backbone = self.frozen.backbone
-        noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], batch["timesteps"])
-        added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
-        prompt = PromptEmbedding(batch["hidden"], added)
-        target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], batch["timesteps"])
-        condition = self._condition(batch, noisy)
-        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
-        loss = F.mse_loss(predicted.float(), target)
-        if not batch["measure_gain"].any():
-            return {"loss": loss}
-        with torch.no_grad():
-            alone = F.mse_loss(backbone.predict(noisy, batch["timesteps"], prompt).float(), target)
-        return {"loss": loss, "gain": alone - loss.detach()}
-
-    def _condition(self, batch: dict[str, Tensor], noisy: Tensor) -> VisualCondition:
-        """Of the references, or of a black picture where the image is dropped; z_t `noisy` (B, 4, h, w)."""
-        encoders, reference, keep = self.frozen.encoders, batch["reference"], batch["keep_image"]
-        black = encoders.black(len(noisy))
-        condition: VisualCondition
-        if isinstance(self.adapter, RealCustomAdapter):
-            tokens = encoders.tokens(reference).where(keep[:, None, None], black.deep)
-            alpha_bar = self.frozen.backbone.scheduler.alphas_cumprod.to(noisy.device)[batch["timesteps"]]
-            condition = self.adapter(tokens, batch["hidden"], noisy, alpha_bar, batch["gamma_num"].item())
-        else:
-            condition = self.adapter(encoders.features(reference).where(keep, black))
-        return condition
-
-
-def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the UNet is to predict: eps (Ho et al. 2020) or v (Salimans & Ho 2022), as the scheduler says."""
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    raise ValueError(f"the scheduler's prediction type {kind!r} is neither 'epsilon' nor 'v_prediction'.")
-
-
 @dataclass(kw_only=True)
 class AdapterTask:
-    """`TrainingTask` of the adapter.
+    """`SamplingTask` of the adapter. Fields that change nothing but time and memory are not compared.
 
     Attributes:
         backbone: Folder or hub id of the frozen base.
@@ -158,7 +73,13 @@ class AdapterTask:
         cross_layer: How f_shallow' joins in RealCustom++'s CCP, likewise `cross_scale` f_high'; see
             `CrossLayerCrossScaleProjector`.
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
-        half: Whether the UNet's weights are kept in bf16, as autocast would make them in every pass.
+        min_snr_gamma: Of the loss weights; see `AdapterModule`.
+        half: Dtype that the weights of the UNet's products are kept in, as autocast would make them anew in every pass;
+            None: as they were loaded.
+        gradient_checkpointing: Whether the UNet's activations are computed anew in the backward pass, not kept: less
+            memory, more time, the same gradients.
+        samples: What `sample` paints.
+        sample_every: See `SamplingTask`.
         device: Where the frozen models are.
     """
 
@@ -175,8 +96,12 @@ class AdapterTask:
     cross_layer: Combination | None = "concat"
     cross_scale: Combination | None = "add"
     score_fusion: ScoreFusion | None = "scheduled"
-    half: bool = False
-    device: str = "cpu"
+    min_snr_gamma: float | None = None
+    half: torch.dtype | None = None
+    gradient_checkpointing: bool = field(default=False, compare=False)
+    samples: Sequence[Sample] = field(default=(), compare=False)
+    sample_every: int | None = field(default=None, compare=False)
+    device: str = field(default="cpu", compare=False)
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
     _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
 
@@ -185,16 +110,23 @@ class AdapterTask:
         frozen = self.load()
         shapes = frozen.backbone.unet, frozen.encoders.width
         if self.method == "realcustom":
-            return AdapterModule(RealCustomAdapter.from_unet(*shapes, self.score_fusion), frozen)
+            return AdapterModule(RealCustomAdapter.from_unet(*shapes, self.score_fusion), frozen, self.min_snr_gamma)
         combinations = {"cross_layer": self.cross_layer, "cross_scale": self.cross_scale}
-        return AdapterModule(RealCustomPlusAdapter.from_unet(*shapes, **combinations), frozen)
+        return AdapterModule(RealCustomPlusAdapter.from_unet(*shapes, **combinations), frozen, self.min_snr_gamma)
 
     def load(self) -> FrozenModels:
         """The frozen models; loaded once a process."""
         if self._frozen is None:
             backbone = load_backbone(self.backbone, device=self.device)
-            if self.half:
-                halve_products(backbone.unet)
+            if self.resolution % backbone.latent_scale:
+                raise BackboneError(
+                    f"pictures of {self.resolution} x {self.resolution} pixels: the backbone's VAE wants multiples of "
+                    f"{backbone.latent_scale}."
+                )
+            if self.half is not None:
+                halve_products(backbone.unet, self.half)
+            if self.gradient_checkpointing:
+                backbone.unet.enable_gradient_checkpointing()
             options = dict(self.encoders)
             names = options.pop("image_encoders")
             encoders = ImageEncoders.from_pretrained(names, self.backbone, **options, device=self.device)
@@ -206,8 +138,8 @@ class AdapterTask:
 
         Returns:
             latents, noise (B, 4, h, w); timesteps (B,); hidden (B, n_t, c_t), for SDXL text_embeds and time_ids;
-            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; measure_gain (1,) bool; gamma_num (1,) of Eq. 10,
-            the same for all ranks.
+            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; multiview (B,) bool; crop_ratio (B,); measure_gain
+            (1,) bool; gamma_num (1,) of Eq. 10, the same for all ranks.
         """
         rows = self.rows(step)
         if len(rows) % world:
@@ -227,9 +159,17 @@ class AdapterTask:
             **self._texts(captions),
             "reference": self._references(rows),
             "keep_image": keep_image,
+            "multiview": torch.tensor([row.source == "multiview" for row in rows]),
+            "crop_ratio": torch.tensor([row.crop_ratio for row in rows]),
             "measure_gain": torch.tensor([step % GAIN_EVERY == 0]),
             "gamma_num": torch.tensor([sample_gamma_num(self.seed, step)]),
         }
+
+    def describe(self, step: int) -> str:
+        """The pictures that a step learns from, by their ids in the plan; of many the first ones."""
+        ids = list(dict.fromkeys(row.target_id for row in self.rows(step)))
+        more = f" and {len(ids) - _DESCRIBED} more" if len(ids) > _DESCRIBED else ""
+        return f"pictures {', '.join(ids[:_DESCRIBED])}{more}"
 
     def after_step(self, module: nn.Module, step: int) -> None:
         """Nothing to do."""
@@ -238,6 +178,16 @@ class AdapterTask:
         """Write the adapter as diffusers does."""
         assert isinstance(module, AdapterModule)
         module.adapter.save_pretrained(folder)
+
+    def sample(self, module: nn.Module, step: int, folder: Path) -> None:
+        """Paint `samples` into `folder/<step>.png`, below each other. A look that fails is left out with a warning."""
+        assert isinstance(module, AdapterModule)
+        try:
+            pictures = paint_samples(module, self.samples, self.half)
+        except GenerationError as error:  # of NaN latents, for instance: the training may yet recover
+            warnings.warn(f"no sample pictures of step {step}: {error}", stacklevel=2)
+            return
+        column(pictures).save(folder / f"{step:07d}.png")
 
     def _keep(self, fate: Tensor) -> tuple[Tensor, Tensor]:
         """One uniform number an example decides what it loses: nothing, text, image or both."""

@@ -134,7 +134,9 @@ class Backbone:
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, 4, h, w) -> pictures (B, 3, H, W) in [-1, 1]; values are not clipped."""
-        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        with torch.autocast(self.device.type, enabled=False):  # in fp16 SDXL's decoder overflows
+            return self.vae.decode(scaled).sample
 
     def predict(self, latents: Tensor, timestep: Tensor, prompt: PromptEmbedding, **attention: Any) -> Tensor:
         """The UNet's output; `attention` goes to the attention processors (`visual`, `recorder`)."""
@@ -171,7 +173,7 @@ def load_backbone(
     SDXL's VAE overflows in fp16 and says so in its config; it is then kept in fp32.
 
     Raises:
-        BackboneError: a part is missing, damaged, or of another kind (names it).
+        BackboneError: a part is missing, damaged, of another kind (names it), or does not fit the UNet.
     """
     unet = _load(UNet2DConditionModel, folder_or_hub_id, "unet", torch_dtype=dtype, use_safetensors=True)
     vae = _load(AutoencoderKL, folder_or_hub_id, "vae", torch_dtype=dtype, use_safetensors=True)
@@ -187,6 +189,7 @@ def load_backbone(
     ]
     for module in (unet, vae, *encoders):
         module.eval().requires_grad_(False).to(device)
+    _check_widths(folder_or_hub_id, unet, vae, encoders)
     index = _read_config(DiffusionPipeline, folder_or_hub_id)
     schedule = _read_config(DDIMScheduler, folder_or_hub_id, subfolder="scheduler")
     return Backbone(
@@ -198,6 +201,21 @@ def load_backbone(
         family=family,
         zero_empty_prompt=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def _check_widths(location: str | Path, unet: Any, vae: Any, encoders: Sequence[Any]) -> None:
+    """Refuse parts of different models: nothing but their widths would tell, in the middle of the first pass."""
+    states, wanted = sum(encoder.config.hidden_size for encoder in encoders), unet.config.cross_attention_dim
+    if states != wanted:
+        raise BackboneError(
+            f"backbone {location}: its text encoders give states of width {states}, its UNet reads {wanted}."
+        )
+    channels, wanted = vae.config.latent_channels, unet.config.in_channels
+    if channels != wanted:
+        raise BackboneError(
+            f"backbone {location}: its VAE gives latents of {channels} channels, its UNet reads {wanted}; "
+            "models for inpainting or editing cannot serve as a base."
+        )
 
 
 def _load(kind: Any, location: str | Path, part: str, **options: Any) -> Any:

@@ -9,8 +9,12 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
 
 
-def halve_products(frozen: nn.Module) -> None:
-    """Keep the weights of linear and convolution layers in bf16, as autocast would make them anew in every pass."""
+#: The dtypes of half precision, by the names that configurations have for them.
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def halve_products(frozen: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Keep the weights of linear and convolution layers in a half, as autocast would make them anew in every pass."""
     for layer in frozen.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.to(torch.bfloat16)
+            layer.to(dtype)

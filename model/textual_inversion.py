@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.adapter_training import diffusion_target
 from model.backbone import Backbone, PromptEmbedding
 from model.contextualizer import Contextualizer, FrozenText, draw_masked, embeddings_replaced, mlm_logits, mlm_loss
+from model.diffusion_loss import diffusion_target
 from model.precision import mixed_precision
 from model.seeding import generator_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -26,3 +26,21 @@ class TrainingTask(Protocol):
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the trained weights (safetensors beside a config.json) into `folder`. Called on rank 0 only."""
+
+
+@runtime_checkable
+class SamplingTask(TrainingTask, Protocol):
+    """A training problem that can show how far it is: pictures, or whatever else is worth a look.
+
+    Attributes:
+        sample_every: Steps between two looks; None: no look is wanted.
+    """
+
+    sample_every: int | None
+
+    def sample(self, module: nn.Module, step: int, folder: Path) -> None:
+        """Write into `folder`, which is there, what the module can do after `step` steps.
+
+        Called on rank 0 only, so every parameter must be whole there: not with ZeRO stage 3. What follows in training
+        does not depend on whether it was called.
+        """

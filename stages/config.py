@@ -219,6 +219,18 @@ class TrainAdapterConfig:
     cross_scale: Literal["concat", "add"] | None = "add"
     # RealCustom: how the scores of the image tokens become one (Eq. 8; Table 3); null: no scores, all tokens.
     score_fusion: Literal["scheduled", "textual", "visual", "mean"] | None = "scheduled"
+    sample_every: int | None = 175  # steps between two looks at what the adapter paints; null: none
+    # A picture each, of a subject of the view pairs; {word} is its category.
+    sample_prompts: list[str] = field(
+        default_factory=lambda: [
+            "a photo of a {word} on the beach",
+            "a photo of a {word} in the snow",
+            "a photo of a {word} in the forest",
+            "a photo of a {word} on a wooden floor",
+        ]
+    )
+    gradient_checkpointing: bool = False  # the UNet's activations are computed twice: less memory, more time
+    min_snr_gamma: float | None = None  # weighs the loss by min(SNR, gamma); 5 is usual; null: all timesteps alike
     drop_text: float = 0.05
     drop_image: float = 0.05
     drop_both: float = 0.05

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from model.checksums import file_checksum, folder_checksums
 from model.seeding import seed_of
-from model.training import TrainingTask
+from model.training import SamplingTask, TrainingTask
 from stages.config import TrainerConfig
 
 #: DeepSpeed's name for the one state that a checkpoint folder holds.
@@ -113,12 +113,23 @@ def train(settings: dict[str, Any]) -> None:
             scalars, samples = worker.step(step)
             if recorder is not None:
                 recorder.add(step, samples, scalars)
+            if worker.rank == 0:
+                _look(job, module, step + 1)
             if (step + 1) % job.config.checkpoint_every == 0 and step + 1 < job.steps:
                 _save(engine, step + 1, worker.rank, worker.world)
     with _gathered(module, job.config.zero_stage):
         _reshape(dimensionless, ())
         if worker.rank == 0:
             job.task.export(module, job.weights)
+
+
+def _look(job: TrainingJob, module: nn.Module, done: int) -> None:
+    """Let the task show what the module can do after so many steps, when it wants to. On rank 0."""
+    task = job.task
+    if isinstance(task, SamplingTask) and task.sample_every is not None and done % task.sample_every == 0:
+        folder = job.weights.with_name(job.weights.name.removesuffix("-weights") + "-samples")
+        folder.mkdir(exist_ok=True)
+        task.sample(module, done, folder)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,18 @@ _METRIC_TEXTS = {
     "of white. The mask is there to keep it low.",
 }
 _PLOTS = (
-    ("train_adapter", "curves.png", "The adapter's training", "Loss of the diffusion objective over the steps."),
+    (
+        "train_adapter",
+        "curves.png",
+        "The adapter's training",
+        "The diffusion loss over the steps, also by the source of the examples and by quarters of the noise schedule.",
+    ),
+    (
+        "train_adapter",
+        "samples.png",
+        "What the adapter painted on the way",
+        "The same subjects, prompts and noise at every look; the subjects are of the training data.",
+    ),
     (
         "curriculum",
         "plan.png",
@@ -211,12 +222,13 @@ def _describe_concept(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _plots(inputs: Mapping[str, Path]) -> list[dict[str, str]]:
+def _plots(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     found = []
     for stage, name, title, text in _PLOTS:
         if stage in inputs and (inputs[stage] / name).is_file():
             encoded = base64.b64encode((inputs[stage] / name).read_bytes()).decode()
-            found.append({"title": title, "text": text, "uri": f"data:image/png;base64,{encoded}"})
+            uri, wide = f"data:image/png;base64,{encoded}", stage == "train_adapter"
+            found.append({"title": title, "text": text, "uri": uri, "wide": wide})
     return found
 
 

@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from tiny_models import ENCODERS, RESOLUTION
+from adapter_tasks import BATCH, example, make_task, picture, randomise_values, rows
+from tiny_models import RESOLUTION
 from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
-from model.adapter_training import GAIN_EVERY, AdapterModule, AdapterTask, Cache, Method, PlanRow, diffusion_target
+from model.adapter_training import GAIN_EVERY, Method
 from model.adaptive_scoring import ScoreFusion
+from model.backbone import BackboneError
 from model.load_adapter import load_adapter
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.realcustom_adapter import RealCustomAdapter
 
-BATCH = 4
 methods = pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
-
-
-def picture(picture_id: str) -> bytes:
-    """A picture that depends on its id; ids that begin with "wide" are not square."""
-    width = 48 if picture_id.startswith("wide") else RESOLUTION
-    pixels = np.random.default_rng(list(picture_id.encode())).integers(0, 255, (RESOLUTION, width, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return b"no picture" if picture_id == "broken" else stream.getvalue()
-
-
-def rows(step: int) -> list[PlanRow]:
-    names = ("a", "b", "wide", "c")
-    return [
-        PlanRow(slot, f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, 0.2, 0.7, 0.01 * step, 0.9)
-        for slot in range(BATCH)
-    ]
-
-
-def make_task(folder: Path, **changes: Any) -> AdapterTask:
-    settings = {"drop_text": 0.05, "drop_image": 0.05, "drop_both": 0.05, "half": False, "rows": rows, **changes}
-    return AdapterTask(
-        backbone=str(folder), encoders=ENCODERS, picture=picture, resolution=RESOLUTION, seed=1, **settings
-    )
-
-
-def randomise_values(module: AdapterModule) -> None:
-    """A fresh adapter's visual values are zero: it would say nothing."""
-    for linear in module.adapter.to_v_vision.values():
-        assert isinstance(linear, torch.nn.Linear)
-        torch.nn.init.normal_(linear.weight)
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -66,7 +32,7 @@ def test_a_batch_does_not_depend_on_the_number_of_workers(sd_folder: Path) -> No
     whole = task.batch(3, 0, 1)
     halves = [task.batch(3, rank, 2) for rank in range(2)]
     assert all(torch.equal(half["gamma_num"], whole["gamma_num"]) for half in halves)
-    for name in ("latents", "noise", "timesteps", "hidden", "keep_image"):
+    for name in ("latents", "noise", "timesteps", "hidden", "keep_image", "multiview", "crop_ratio"):
         torch.testing.assert_close(torch.cat([half[name] for half in halves]), whole[name])
     assert equal(pickle.loads(pickle.dumps(make_task(sd_folder))).batch(3, 0, 1), whole)
     assert not torch.equal(task.batch(4, 0, 1)["noise"], whole["noise"])
@@ -94,6 +60,13 @@ def test_a_picture_that_is_none_is_named(sd_folder: Path) -> None:
         task.batch(0, 0, 1)
 
 
+def test_pictures_that_latents_do_not_divide_are_refused(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    task.resolution = 33
+    with pytest.raises(BackboneError, match=r"^pictures of 33 x 33 pixels: the backbone's VAE wants multiples of 2\.$"):
+        task.batch(0, 0, 1)
+
+
 def test_conditions_are_dropped_at_their_rates(sd_folder: Path) -> None:
     task = make_task(sd_folder, drop_text=0.1, drop_image=0.2, drop_both=0.3)
     fate = torch.linspace(0, 0.999, 1000)
@@ -101,6 +74,12 @@ def test_conditions_are_dropped_at_their_rates(sd_folder: Path) -> None:
     assert ((~keep_text & keep_image).float().mean()).item() == pytest.approx(0.1, abs=0.01)
     assert ((keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.2, abs=0.01)
     assert ((~keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_step_is_described_by_its_pictures(sd_folder: Path) -> None:
+    assert make_task(sd_folder).describe(3) == "pictures a, b, wide, c"
+    many = make_task(sd_folder, rows=lambda step: [rows(0)[0]._replace(target_id=str(n)) for n in range(20)])
+    assert many.describe(0) == f"pictures {', '.join(map(str, range(16)))} and 4 more"
 
 
 @methods
@@ -171,20 +150,52 @@ def test_the_reference_of_realcustom_is_the_target(sd_folder: Path) -> None:
         torch.testing.assert_close(references[slot], to_tensor(part))
 
 
-def test_velocity_is_the_derivative_of_the_noisy_latents(sd_folder: Path) -> None:
-    """v = d z_t / d phi where sqrt(abar) = cos phi (Salimans & Ho 2022, App. D)."""
-    scheduler = make_task(sd_folder).load().backbone.scheduler
-    scheduler.register_to_config(prediction_type="v_prediction")
-    latents, noise, steps = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([10, 500, 900])
-    phi = torch.arccos(scheduler.alphas_cumprod[steps].double().sqrt()).view(-1, 1, 1, 1)
-    small = 1e-6
-    later, sooner = (torch.cos(p) * latents + torch.sin(p) * noise for p in (phi + small, phi - small))
-    velocity = diffusion_target(scheduler, latents, noise, steps)
-    torch.testing.assert_close(velocity.double(), (later - sooner) / (2 * small), rtol=1e-3, atol=1e-3)
+def test_curves_tell_where_the_loss_comes_from(sd_folder: Path) -> None:
+    """By source and quarter of the schedule, each example's error taken alone; what the batch lacks has no curve."""
+    task = make_task(sd_folder)
+    module, batch = task.module(), task.batch(1, 0, 1)
+    batch["timesteps"] = torch.tensor([10, 249, 250, 999])
+    with torch.no_grad():
+        randomise_values(module)
+        scalars = module(batch)
+        errors = [module(example(batch, row))["loss"].item() for row in range(BATCH)]
+    assert errors[0] != pytest.approx(errors[1], rel=1e-3)
+    expected = {
+        "loss": sum(errors) / 4,
+        "loss/multiview": (errors[0] + errors[3]) / 2,
+        "loss/image_text": (errors[1] + errors[2]) / 2,
+        "loss/t_0_250": (errors[0] + errors[1]) / 2,
+        "loss/t_250_500": errors[2],
+        "loss/t_750_1000": errors[3],
+        "multiview_share": 0.5,
+        "crop_ratio": (1 + 1.5 + 2 + 2.5) / 4,
+    }
+    assert {name: value.item() for name, value in scalars.items()} == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        alone = module(example(batch, 3))
+    assert alone.keys() == {"loss", "loss/multiview", "loss/t_750_1000", "multiview_share", "crop_ratio"}
+
+
+def test_the_loss_is_weighted_and_its_curves_are_not(sd_folder: Path) -> None:
+    plain, weighted = make_task(sd_folder).module(), make_task(sd_folder, min_snr_gamma=5.0).module()
+    weighted.load_state_dict(plain.state_dict())
+    batch = make_task(sd_folder).batch(1, 0, 1)
+    batch["timesteps"] = torch.tensor([3, 50, 400, 900])
+    with torch.no_grad():
+        found, expected = weighted(batch), plain(batch)
+        errors = [plain(example(batch, row))["loss"].item() for row in range(BATCH)]
+    ratios = plain.frozen.backbone.scheduler.alphas_cumprod[batch["timesteps"]].tolist()
+    weights = [min(abar / (1 - abar), 5.0) * (1 - abar) / abar for abar in ratios]
+    assert weights[0] < 0.1
+    assert found["loss"].item() == pytest.approx(
+        sum(weight * error for weight, error in zip(weights, errors, strict=True)) / BATCH, rel=1e-4
+    )
+    for name in expected.keys() - {"loss"}:
+        torch.testing.assert_close(found[name], expected[name])
 
 
 def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -> None:
-    task = make_task(sd_folder, half=True)
+    task = make_task(sd_folder, half=torch.bfloat16)
     module = task.module()
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"adapter"}
     optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
@@ -217,7 +228,7 @@ def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_
 def test_an_ablation_of_the_scores_is_trained_and_saved(
     score_fusion: ScoreFusion | None, sd_folder: Path, tmp_path: Path
 ) -> None:
-    task = make_task(sd_folder, method="realcustom", score_fusion=score_fusion, half=True)
+    task = make_task(sd_folder, method="realcustom", score_fusion=score_fusion, half=torch.bfloat16)
     module = task.module()
     with torch.no_grad():
         randomise_values(module)
@@ -229,33 +240,3 @@ def test_an_ablation_of_the_scores_is_trained_and_saved(
     assert isinstance(loaded, RealCustomAdapter)
     assert loaded.config["score_fusion"] == score_fusion
     assert all(torch.equal(tensor, module.adapter.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-
-
-@methods
-def test_training_lowers_the_loss_of_one_batch(method: Method, sd_folder: Path) -> None:
-    task = make_task(sd_folder, method=method)
-    module = task.module()
-    batch = task.batch(1, 0, 1)
-    optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
-    losses = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        loss = module(batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-
-
-def test_a_full_cache_still_answers() -> None:
-    made: list[list[str]] = []
-
-    def make(keys: list[str]) -> tuple[Tensor, ...]:
-        made.append(keys)
-        return (torch.tensor([[float(len(key))] * 4 for key in keys]),)
-
-    cache = Cache(capacity=2 * 4 * 4)  # two rows of four float32
-    assert cache.get(["a", "bb", "a", "ccc"], make)[0][:, 0].tolist() == [1, 2, 1, 3]
-    assert cache.get(["ccc", "a", "bb"], make)[0][:, 0].tolist() == [3, 1, 2]
-    assert made == [["a", "bb", "ccc"], ["ccc"]]
-    assert len(cache) == 2

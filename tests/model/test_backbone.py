@@ -116,6 +116,32 @@ def test_half_precision_keeps_a_vae_that_overflows_in_fp32(sdxl_folder: Path, tm
     assert loaded.decode_latents(torch.zeros(1, 4, 4, 4, dtype=torch.float16)).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "match"),
+    [
+        ("text_encoder", "hidden_size", r"its text encoders give states of width 8, its UNet reads 16\.$"),
+        (
+            "vae",
+            "latent_channels",
+            r"its VAE gives latents of 8 channels, its UNet reads 4; models for inpainting",
+        ),
+    ],
+)
+def test_parts_of_different_models(part: str, key: str, match: str, sd_folder: Path, tmp_path: Path) -> None:
+    """A text encoder or a VAE of another width, whole in itself."""
+    copy = tmp_path / "copy"
+    shutil.copytree(sd_folder, copy)
+    found = load_backbone(sd_folder)
+    old = found.text_encoders[0] if part == "text_encoder" else found.vae
+    config = old.config.to_dict() if part == "text_encoder" else dict(old.config)
+    config[key] = 8
+    other = type(old)(type(old.config)(**config)) if part == "text_encoder" else type(old).from_config(config)
+    shutil.rmtree(copy / part)
+    other.save_pretrained(copy / part)
+    with pytest.raises(BackboneError, match=match):
+        load_backbone(copy)
+
+
 def test_missing_and_damaged_parts(sd_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="unet cannot be loaded"):
         load_backbone(tmp_path / "nothing")

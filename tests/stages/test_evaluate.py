@@ -194,7 +194,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("inputs")
     backbone = write_random_backbone(root / "base" / "backbone")
     write_random_adapter(root / "train_adapter" / "adapter", backbone)
-    Image.new("RGB", (40, 30)).save(root / "train_adapter" / "curves.png")
+    for name in ("curves", "samples"):
+        Image.new("RGB", (40, 30)).save(root / "train_adapter" / f"{name}.png")
     words = {"test-mug-1": "mug", "test-bear-2": "toy", "test-car-3": "car"}
     folder = write_subjects(root / "microworld" / "subjects", words)
     write_pairs(folder, [("test-mug-1", "test-bear-2"), ("test-car-3", "test-mug-1")])
