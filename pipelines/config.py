@@ -29,6 +29,7 @@ PATHS = (
     "run.folder",
     "backbone.weights",
     "ingest.metadata",
+    "filter.pictures_folder",
     "filter.scoring.similarity_clip",
     "filter.scoring.aesthetic_clip",
     "filter.scoring.aesthetic_head",
@@ -39,7 +40,11 @@ PATHS = (
 
 
 #: Those of them that may also be a hub id ("owner/name") or another name.
-HUB_IDS = ("backbone.weights", "filter.scoring.similarity_clip", "filter.scoring.aesthetic_clip")
+HUB_IDS = (
+    "backbone.weights",
+    "filter.scoring.similarity_clip",
+    "filter.scoring.aesthetic_clip",
+)
 
 
 def profile_names() -> list[str]:

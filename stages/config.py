@@ -119,6 +119,8 @@ class ScoringConfig:
 class FilterConfig:
     """Rules for captions and pictures, and thresholds on LAION's scores."""
 
+    # What img2dataset wrote earlier (webdataset or Parquet), or a Hugging Face dataset on disk; None: ingest's output.
+    pictures_folder: str | None = None
     min_aesthetic: float | None = 5.0
     min_similarity: float | None = 0.26
     max_unsafe: float | None = 0.5

@@ -6,6 +6,7 @@ score from one of its own: neither is computed here.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -82,11 +83,12 @@ class Scorer:
         for group in batch["group"].to_pylist():
             place = FileGroup(**group).verdicts(self.folder)
             verdicts = pq.read_table(place).to_pylist()
-            pending = {verdict["sample_id"]: verdict for verdict in verdicts if verdict["is_pending"]}
-            rows = (row for rows in read_rows(group["files"]) for row in rows if row["sample_id"] in pending)
-            for some in in_batches(rows, self.settings.scoring.batch_size):
-                for row, scores in zip(some, self.score(some), strict=True):
-                    pending[row["sample_id"]] |= scores | threshold(row, scores, self.settings)
+            rows = itertools.chain.from_iterable(read_rows(group["files"]))
+            pending = ((row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if verdict["is_pending"])
+            for some in in_batches(pending, self.settings.scoring.batch_size):
+                found = self.score([row for row, _ in some])
+                for (row, verdict), scores in zip(some, found, strict=True):
+                    verdict |= scores | threshold(row, scores, self.settings)
             unfinished = place.with_suffix(f".{os.getpid()}")
             pq.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS), unfinished)
             unfinished.replace(place)
@@ -119,11 +121,12 @@ class ScoreModels:
         self.device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
         self.scores = scores
         names = {"similarity": settings.similarity_clip, "aesthetic": settings.aesthetic_clip}
+        names = {score: name for score, name in names.items() if score in scores}
         loaded: dict[str, ClipScorer] = {}
-        for name in {names[score] for score in scores}:
+        for name in set(names.values()):
             assert name is not None
             loaded[name] = load_clip(name).to(self.device)
-        self.clips = {score: loaded[str(names[score])] for score in scores}
+        self.clips = {score: loaded[str(name)] for score, name in names.items()}
         if "aesthetic" in scores:
             assert settings.aesthetic_head is not None
             self.head = load_head(settings.aesthetic_head, self.clips["aesthetic"]).to(self.device)

@@ -114,7 +114,8 @@ def test_a_picture_is_decoded_only_when_the_metadata_lets_it_pass() -> None:
 
 
 def test_every_reason_has_its_words_and_its_setting() -> None:
-    assert set(SETTING_OF) == set(REASONS) - {"undecodable"}
+    always = {"no_picture", "no_caption", "unreadable", "undecodable", "duplicate_id"}
+    assert set(SETTING_OF) == set(REASONS) - always
     assert all(hasattr(FilterConfig(), setting) for setting in SETTING_OF.values())
 
 
@@ -166,6 +167,10 @@ def test_a_threshold_on_a_score_that_nobody_has_names_column_and_setting(tmp_pat
     check_settings(tmp_path, FilterConfig(min_aesthetic=None))
     with pytest.raises(StageError, match=r"'LANGUAGE'.*--set filter.languages=null"):
         check_settings(tmp_path, FilterConfig(min_aesthetic=None, languages=["en"]))
+    with pytest.raises(
+        StageError, match=r"filter.min_aesthetic .* name a model for it in filter.scoring.aesthetic_head,"
+    ):
+        check_settings(tmp_path, FilterConfig())
     without_clip = FilterConfig(min_aesthetic=None, scoring=ScoringConfig(similarity_clip=None))
     with pytest.raises(StageError, match=r"'similarity'.*--set filter.min_similarity=null"):
         check_settings(tmp_path, without_clip)
