@@ -33,6 +33,7 @@ PATHS = (
     "filter.scoring.similarity_clip",
     "filter.scoring.aesthetic_clip",
     "filter.scoring.aesthetic_head",
+    "filter.scoring.safety_checker",
     "multiview.folders",
     "customize.subject",
     "evaluate.subjects_folder",
@@ -44,6 +45,7 @@ HUB_IDS = (
     "backbone.weights",
     "filter.scoring.similarity_clip",
     "filter.scoring.aesthetic_clip",
+    "filter.scoring.safety_checker",
 )
 
 

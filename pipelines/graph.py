@@ -152,6 +152,7 @@ STAGES = (
             config.filter.scoring.similarity_clip,
             config.filter.scoring.aesthetic_clip,
             config.filter.scoring.aesthetic_head,
+            config.filter.scoring.safety_checker,
         ],
         data=("model/micro_sd/weights/clip/*", "model/micro_sd/weights/tokenizer/*"),
     ),

@@ -186,7 +186,7 @@ SETTING_OF = {rule.name: rule.setting for rule in (*METADATA_RULES, *PICTURE_RUL
 
 
 #: The scores that there are models for (`stages/filter/scoring.py`), and the key of `filter.scoring` that names each.
-COMPUTABLE = {"similarity": "similarity_clip", "aesthetic": "aesthetic_head"}
+COMPUTABLE = {"similarity": "similarity_clip", "aesthetic": "aesthetic_head", "unsafe": "safety_checker"}
 
 
 def computed_scores(settings: FilterConfig) -> set[str]:
@@ -197,6 +197,8 @@ def computed_scores(settings: FilterConfig) -> set[str]:
         scores.add("similarity")
     if models.aesthetic_clip is not None and models.aesthetic_head is not None and settings.min_aesthetic is not None:
         scores.add("aesthetic")
+    if models.safety_checker is not None and settings.max_unsafe is not None:
+        scores.add("unsafe")
     return scores
 
 

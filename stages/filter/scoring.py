@@ -1,7 +1,8 @@
-"""Scores that the metadata lacks and a threshold needs, computed by actors: CLIP's similarity, LAION's aesthetic score.
+"""Scores that the metadata lacks and a threshold needs, computed by actors.
 
-Only samples that all other rules let pass are looked at. LAION's safety score comes from a Keras model, its watermark
-score from one of its own: neither is computed here.
+The similarity is CLIP's, the aesthetic score that of LAION's head, the safety score the margin of Stable Diffusion's
+safety checker (`model/safety.py`): 0.5 is its threshold, as of LAION's own score, which comes from a Keras model. The
+watermark score is LAION's alone. Only samples that all other rules let pass are looked at.
 """
 
 from __future__ import annotations
@@ -130,6 +131,9 @@ class ScoreModels:
         if "aesthetic" in scores:
             assert settings.aesthetic_head is not None
             self.head = load_head(settings.aesthetic_head, self.clips["aesthetic"]).to(self.device)
+        if "unsafe" in scores:
+            assert settings.safety_checker is not None
+            self.safety = load_safety(settings.safety_checker).to(self.device)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
         """Every score of every row, by the score's name."""
@@ -149,6 +153,9 @@ class ScoreModels:
             else:
                 values = self.head(pictures_of)
             found[score] = values.cpu().tolist()
+        if "unsafe" in self.scores:
+            views = torch.cat([self.safety.picture_input(picture) for picture in pictures])
+            found["unsafe"] = self.safety(views).cpu().tolist()
         return found
 
 
@@ -167,6 +174,20 @@ def load_clip(name: str) -> Any:
         return ClipScorer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise StageError(f"filter.scoring: the CLIP {name!r} cannot be loaded: {error}") from error
+
+
+def load_safety(name: str) -> Any:
+    """A `SafetyScorer`.
+
+    Raises:
+        StageError: There is no such safety checker.
+    """
+    from model.safety import SafetyCheckerError, SafetyScorer
+
+    try:
+        return SafetyScorer.from_pretrained(name)
+    except SafetyCheckerError as error:
+        raise StageError(f"filter.scoring.safety_checker: {error}") from error
 
 
 def load_head(path: str, clip: Any) -> Any:

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from helpers import make_context
 from hypothesis import given
 from hypothesis import strategies as st
 from picture_files import encode, png, scene
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from stages import filter as filter_stage
@@ -231,6 +232,27 @@ def test_scores_of_real_models_against_their_definitions(tmp_path: Path) -> None
         for weight, bias in zip(tensors[::2], tensors[1::2], strict=True):
             value = weight @ value + bias
         assert found["aesthetic"][number] == pytest.approx(float(value), rel=1e-4)
+
+
+def test_the_safety_score_is_that_of_the_safety_checker(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(vision_config=vision | {"image_size": 64, "patch_size": 16}, projection_dim=12)
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(config).eval()
+    with torch.no_grad():
+        checker.concept_embeds.normal_()
+        checker.concept_embeds_weights.fill_(0.3)
+    checker.save_pretrained(tmp_path / "safety_checker")
+    rows = [sample(number, picture=png(scene(number))) for number in range(4)]
+    found = ScoreModels(ScoringConfig(safety_checker=str(tmp_path)), {"unsafe"})(rows)
+    prepare = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    for row, score in zip(rows, found["unsafe"], strict=True):
+        views = prepare([Image.open(io.BytesIO(row["picture"]))], return_tensors="pt")["pixel_values"]
+        picture = checker.visual_projection(checker.vision_model(views)[1])
+        nearest = F.cosine_similarity(picture, checker.concept_embeds).max() - 0.3
+        assert score == pytest.approx(float(torch.sigmoid(100 * nearest)), abs=1e-3)
+    with pytest.raises(StageError, match=r"filter.scoring.safety_checker: the safety checker of /no/such cannot"):
+        ScoreModels(ScoringConfig(safety_checker="/no/such"), {"unsafe"})
 
 
 def test_models_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
