@@ -29,9 +29,11 @@ PATHS = (
     "run.folder",
     "backbone.weights",
     "ingest.metadata",
+    "filter.pictures_folder",
     "filter.scoring.similarity_clip",
     "filter.scoring.aesthetic_clip",
     "filter.scoring.aesthetic_head",
+    "filter.scoring.safety_checker",
     "multiview.folders",
     "customize.subject",
     "evaluate.subjects_folder",
@@ -39,7 +41,12 @@ PATHS = (
 
 
 #: Those of them that may also be a hub id ("owner/name") or another name.
-HUB_IDS = ("backbone.weights", "filter.scoring.similarity_clip", "filter.scoring.aesthetic_clip")
+HUB_IDS = (
+    "backbone.weights",
+    "filter.scoring.similarity_clip",
+    "filter.scoring.aesthetic_clip",
+    "filter.scoring.safety_checker",
+)
 
 
 def profile_names() -> list[str]:

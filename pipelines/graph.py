@@ -131,6 +131,10 @@ def _base(config: Config) -> list[str]:
     return _unless(config.backbone.weights, "base")
 
 
+def _ingest(config: Config) -> list[str]:
+    return _unless(config.filter.pictures_folder, "ingest")
+
+
 STAGES = (
     Stage(name="microworld", sections=("microworld",)),
     Stage(
@@ -141,12 +145,14 @@ STAGES = (
     ),
     Stage(
         name="filter",
-        inputs=lambda config: ["ingest"],
+        inputs=_ingest,
         sections=("filter",),
         files=lambda config: [
+            config.filter.pictures_folder,
             config.filter.scoring.similarity_clip,
             config.filter.scoring.aesthetic_clip,
             config.filter.scoring.aesthetic_head,
+            config.filter.scoring.safety_checker,
         ],
         data=("model/micro_sd/weights/clip/*", "model/micro_sd/weights/tokenizer/*"),
     ),
@@ -195,7 +201,7 @@ STAGES = (
             "customize",
             *_base(config),
             *_unless(config.evaluate.subjects_folder, "microworld"),
-            *("ingest", "filter", "curriculum", "prompts"),  # the report tells of them
+            *(*_ingest(config), "filter", "curriculum", "prompts"),  # the report tells of them
         ],
         sections=("evaluate", "customize", "backbone", "inference"),
         files=lambda config: [config.evaluate.subjects_folder, config.backbone.weights],

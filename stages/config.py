@@ -110,6 +110,7 @@ class ScoringConfig:
     similarity_clip: str | None = "micro"
     aesthetic_clip: str | None = None  # LAION's heads read openai/clip-vit-large-patch14
     aesthetic_head: str | None = None  # file of LAION's aesthetic predictor (V1 or V2), .safetensors or .pth
+    safety_checker: str | None = None  # a Stable Diffusion with one (hub id or folder); 0.5 is its threshold
     actors: int = 1
     gpus_per_actor: float = 0.0  # a share of a GPU, such as 0.25; 0: on the CPU
     batch_size: int = 64
@@ -119,6 +120,8 @@ class ScoringConfig:
 class FilterConfig:
     """Rules for captions and pictures, and thresholds on LAION's scores."""
 
+    # What img2dataset wrote earlier (webdataset or Parquet), or a Hugging Face dataset on disk; None: ingest's output.
+    pictures_folder: str | None = None
     min_aesthetic: float | None = 5.0
     min_similarity: float | None = 0.26
     max_unsafe: float | None = 0.5

@@ -7,9 +7,9 @@ small, so that one picture can be fetched without reading a whole file.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from stages.stage import StageError
 
 ROWS_PER_FILE = 20_000
 ROWS_PER_GROUP = 128  # where there are pictures
+_WAITING_BYTES = 64_000_000
 
 
 def write_dataset(folder: Path, table: pa.Table, schema: pa.Schema, order: Sequence[str] = ()) -> int:
@@ -29,10 +30,24 @@ def write_dataset(folder: Path, table: pa.Table, schema: pa.Schema, order: Seque
     Raises:
         ValueError: A column is missing, cannot be cast, or holds a null that the schema forbids.
     """
-    table = table.sort_by([(name, "ascending") for name in (order or schema.names[:1])])
-    for number, start in enumerate(range(0, max(table.num_rows, 1), ROWS_PER_FILE)):
-        write_part(folder, number, table.slice(start, ROWS_PER_FILE), schema)
-    return int(table.num_rows)
+    ordered = table.sort_by([(name, "ascending") for name in (order or schema.names[:1])])
+    return write_in_order(folder, [ordered], schema)
+
+
+def write_in_order(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write tables, whose rows come in the dataset's order, as `write_dataset` does one; returns the number of rows.
+
+    Of these, the rows of a file are held in memory.
+    """
+    waiting, number, rows = None, 0, 0
+    for table in tables:
+        waiting, rows = table if waiting is None else pa.concat_tables([waiting, table]), rows + table.num_rows
+        while waiting.num_rows >= ROWS_PER_FILE:
+            write_part(folder, number, waiting.slice(0, ROWS_PER_FILE), schema)
+            waiting, number = waiting.slice(ROWS_PER_FILE), number + 1
+    if waiting is None or waiting.num_rows or not number:
+        write_part(folder, number, schema.empty_table() if waiting is None else waiting, schema)
+    return rows
 
 
 def write_part(folder: Path, number: int, table: pa.Table, schema: pa.Schema) -> None:
@@ -41,22 +56,57 @@ def write_part(folder: Path, number: int, table: pa.Table, schema: pa.Schema) ->
     Raises:
         ValueError: As `write_dataset`.
     """
-    missing = [name for name in schema.names if name not in table.column_names]
-    if missing:
-        raise ValueError(f"dataset {folder.name}: no column {', '.join(missing)}; columns are {table.column_names}")
-    for field in schema:
-        if not field.nullable and table.column(field.name).null_count:
-            raise ValueError(f"dataset {folder.name}: column {field.name} must not hold nulls")
-    folder.mkdir(parents=True, exist_ok=True)
-    # Pictures are compressed already.
-    compression = {_leaf(field): "NONE" if pa.types.is_binary(field.type) else "ZSTD" for field in schema}
-    pq.write_table(
-        table.select(schema.names).cast(schema),
-        folder / f"part-{number:05d}.parquet",
-        row_group_size=ROWS_PER_GROUP if "NONE" in compression.values() else ROWS_PER_FILE,
-        compression=compression,
-        use_dictionary=False,
-    )
+    with PartWriter(folder, number, schema) as part:
+        part.write(table)
+
+
+class PartWriter:
+    """One file of a dataset, written some rows at a time. They wait in memory until they fill a row group, or 64 MB."""
+
+    def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Pictures are compressed already.
+        compression = {_leaf(field): "NONE" if pa.types.is_binary(field.type) else "ZSTD" for field in schema}
+        self.name, self.schema = folder.name, schema
+        self._group = ROWS_PER_GROUP if "NONE" in compression.values() else ROWS_PER_FILE
+        self._waiting = schema.empty_table()
+        self._file = pq.ParquetWriter(
+            folder / f"part-{number:05d}.parquet", schema, compression=compression, use_dictionary=False
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of a table; columns that the schema does not have are left out.
+
+        Raises:
+            ValueError: As `write_dataset`.
+        """
+        missing = [name for name in self.schema.names if name not in table.column_names]
+        if missing:
+            raise ValueError(f"dataset {self.name}: no column {', '.join(missing)}; columns are {table.column_names}")
+        for field in self.schema:
+            if not field.nullable and table.column(field.name).null_count:
+                raise ValueError(f"dataset {self.name}: column {field.name} must not hold nulls")
+        self._waiting = pa.concat_tables([self._waiting, table.select(self.schema.names).cast(self.schema)])
+        whole = self._waiting.num_rows // self._group * self._group
+        self._flush(self._waiting.num_rows if self._waiting.nbytes > _WAITING_BYTES else whole)
+
+    def _flush(self, rows: int) -> None:
+        if rows:
+            self._file.write_table(self._waiting.slice(0, rows), row_group_size=self._group)
+            self._waiting = self._waiting.slice(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush(self._waiting.num_rows)
+        self._file.close()
+
+
+def dataset_rows(folder: Path) -> int:
+    """Rows of a dataset, from its files' footers; raises StageError when there is no such dataset."""
+    return sum(int(pq.read_metadata(file).num_rows) for file in dataset_files(folder))
 
 
 def _leaf(field: pa.Field) -> str:

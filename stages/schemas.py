@@ -17,6 +17,19 @@ LAION_SCORES = {
     "AESTHETIC_SCORE": "aesthetic",
 }
 
+#: What a row's fate may depend on, and how LAION-400M, LAION-5B, Re-LAION, DataComp and COYO spell it, in lower case.
+SPELLINGS = {
+    "url": ("url", "image_url", "img_url"),
+    "caption": ("text", "caption", "alt_text", "alt"),
+    "similarity": ("similarity", "clip_similarity_vitb32", "clip_b32_similarity_score"),
+    "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
+    "watermark": ("pwatermark", "watermark_score"),
+    "aesthetic": ("aesthetic_score", "aesthetic", "aesthetic_score_laion_v2"),
+    "width": ("width", "original_width"),
+    "height": ("height", "original_height"),
+    "language": ("language", "lang"),
+}
+
 #: `ingest/samples` and `filter/samples`: one picture with its caption.
 SAMPLES = pa.schema(
     [

@@ -4,8 +4,10 @@
    written to `context.scratch`.
 2. Scores that the metadata lacks are computed for what is left, where a model for them is configured.
 3. Duplicates are found among what passes, in the order of the ids, so that the outcome does not depend on how the work
-   was divided.
-4. Every sample is copied to `samples/` or to `rejected/`.
+   was divided. Of rows with the same id the first stays: an id is a sample's name from here on.
+4. Every sample is copied to `samples/` or to `rejected/`; the rows must add up.
+
+With `filter.pictures_folder` the samples come from a folder that another tool has written, not from `ingest`.
 
 No picture comes to the driver but the few of the plot `waterfall.png`; the search for duplicates needs about 100 bytes
 there for a sample that passes.
@@ -13,6 +15,7 @@ there for a sample that passes.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +23,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 
 from stages.config import FilterConfig
-from stages.datasets import dataset_files, read_dataset
+from stages.datasets import dataset_files, dataset_rows, read_dataset
+from stages.filter.adoption import adopt
 from stages.filter.copying import Outcome, copy_group, join_outcomes
 from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
-from stages.filter.rules import SCORE_RULES, SETTING_OF, computed_scores
+from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
 from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
 from stages.filter.waterfall import plot_waterfall
@@ -34,16 +39,17 @@ from stages.schemas import SAMPLES
 from stages.stage import Reporter, StageContext, StageError, StageResult
 
 _ROWS_PER_TASK = 1024
-_NO_DUPLICATES = pa.schema([("sample_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())]).empty_table()
+_NO_DUPLICATES = pa.schema([("row", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]).empty_table()
 
 
 def run(context: StageContext) -> StageResult:
     """Write `samples/`, `rejected/` and `waterfall.png`."""
-    settings, folder = context.config.filter, context.inputs["ingest"] / "samples"
+    settings, output = context.config.filter, context.output.resolve()
+    folder, refused = _source(context)
     groups = group_files(dataset_files(folder), _ROWS_PER_TASK)
-    total = sum(group.rows for group in groups)
-    if not total:
-        raise StageError("the stage ingest has kept no sample, so there is nothing to filter; see its rejected rows.")
+    total = sum(group.rows for group in groups) + refused.total()
+    if total == refused.total():
+        raise StageError(nothing_came(context.config.filter.pictures_folder, refused))
     check_settings(folder, settings)
     verdicts = context.scratch.resolve() / "verdicts"
     verdicts.mkdir(exist_ok=True)
@@ -52,8 +58,11 @@ def run(context: StageContext) -> StageResult:
         waiting = sum(pending.values())
         context.report.warning(_who_computes(waiting, settings))
         compute_scores([group for group in groups if pending[group.number]], verdicts, settings, context.report)
-    duplicates = duplicates_by_group(groups, verdicts) if settings.drop_duplicates else [_NO_DUPLICATES for _ in groups]
-    outcome = _copy(groups, verdicts, duplicates, context.output.resolve(), settings)
+    duplicates = duplicates_by_group(groups, verdicts, settings.drop_duplicates)
+    outcome = _copy(groups, verdicts, duplicates, output, settings)
+    _copy_refused(folder.parent / "rejected", output / "rejected", refused)
+    outcome = join_outcomes([outcome, Outcome(reasons=refused)])
+    check_sum(total, dataset_rows(output / "samples"), dataset_rows(output / "rejected"))
     if not outcome.kept:
         raise StageError(nothing_left(total, outcome.reasons))
     plot_waterfall(outcome, context.output / "waterfall.png")
@@ -65,6 +74,34 @@ def run(context: StageContext) -> StageResult:
             **({"scored": float(sum(pending.values()))} if pending else {}),
         },
     )
+
+
+def _source(context: StageContext) -> tuple[Path, Counter[str]]:
+    """The folder of the samples; and why rows of another tool's folder are none, which lie in `rejected` beside it."""
+    source = context.config.filter.pictures_folder
+    if source is None:
+        return context.inputs["ingest"] / "samples", Counter()
+    adopted = context.scratch.resolve() / "adopted"
+    adopt(Path(source), adopted, context.report)
+    reasons = (pq.read_table(file, columns=["reason"])["reason"] for file in dataset_files(adopted / "rejected"))
+    return adopted / "samples", sum((Counter(column.to_pylist()) for column in reasons), Counter[str]())
+
+
+def _copy_refused(folder: Path, rejected: Path, refused: Counter[str]) -> None:
+    """Append what was refused before the rules to the rejected rows."""
+    if refused:
+        parts = len(dataset_files(rejected))
+        for number, file in enumerate(dataset_files(folder), start=parts):
+            shutil.copyfile(file, rejected / f"part-{number:05d}.parquet")
+
+
+def check_sum(rows: int, kept: int, rejected: int) -> None:
+    """Refuse to commit when rows are missing or too many; raises StageError."""
+    if rows != kept + rejected:
+        raise StageError(
+            f"the rows do not add up: {rows} came, but {kept} are kept and {rejected} rejected; this is a defect of "
+            "the stage filter, and nothing was committed."
+        )
 
 
 def check_settings(folder: Path, settings: FilterConfig) -> None:
@@ -86,9 +123,10 @@ def check_settings(folder: Path, settings: FilterConfig) -> None:
     for score, (column, setting) in needed.items():
         assert rows is not None
         if rows.column(score).null_count == rows.num_rows:
+            model = f"name a model for it in filter.scoring.{COMPUTABLE[score]}, " if score in COMPUTABLE else ""
             raise StageError(
                 f"{setting} needs {score!r}, which no sample has: the metadata lacks LAION's column {column!r}; add "
-                f"it, or go without by --set {setting}=null."
+                f"it, {model}or go without by --set {setting}=null."
             )
 
 
@@ -108,43 +146,57 @@ def judge(groups: list[FileGroup], folder: Path, settings: FilterConfig, report:
 
 
 def _who_computes(samples: int, settings: FilterConfig) -> str:
-    models = {"similarity": settings.scoring.similarity_clip, "aesthetic": settings.scoring.aesthetic_head}
+    models = {score: getattr(settings.scoring, key) for score, key in COMPUTABLE.items()}
     named = ", ".join(f"{score} by {models[score]}" for score in sorted(computed_scores(settings)))
     note = "; the micro CLIP knows the micro world only" if MICRO in models.values() else ""
     return f"{samples} samples lack a score in the metadata, which is computed: {named}{note}."
 
 
-def duplicates_by_group(groups: list[FileGroup], folder: Path) -> list[pa.Table]:
-    """For each group the samples that are duplicates: columns sample_id, reason, detail."""
+def duplicates_by_group(groups: list[FileGroup], folder: Path, drop_duplicates: bool) -> list[pa.Table]:
+    """For each group the samples that are duplicates: columns row (place in the group), reason, detail."""
     passing = read_verdicts(groups, folder, ["sample_id", "digest", "bits"])
     if not passing.num_rows:
         return [_NO_DUPLICATES for _ in groups]
-    order = pc.sort_indices(passing["sample_id"]).to_numpy()
+    ids = passing["sample_id"].combine_chunks()
+    order = pc.sort_indices(ids).to_numpy()  # stable: of equal ids the first row stays first
+    ordered = ids.take(pa.array(order))
+    is_repeated = np.concatenate([[False], pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)])
+    late, order = order[is_repeated], order[~is_repeated]
+    told = [("duplicate_id", f"{name} has come before") for name in ids.take(pa.array(late)).to_pylist()]
+    if drop_duplicates:
+        colours = _colours(groups, folder, passing.num_rows)
+        copies, alike = _alike(passing.select(["digest", "bits"]), colours, ids, order)
+        late, told = np.concatenate([late, copies]), told + alike
+    columns = {
+        "row": passing["row"].to_numpy()[late],
+        "reason": [reason for reason, _ in told],
+        "detail": [detail for _, detail in told],
+    }
+    table = pa.table(columns, schema=_NO_DUPLICATES.schema)
+    ends = np.cumsum([read_verdicts([group], folder, ["bits"]).num_rows for group in groups])
+    group_of = np.searchsorted(ends, late, side="right")
+    return [table.filter(pa.array(group_of == number)) for number in range(len(groups))]
+
+
+def _alike(
+    signatures: pa.Table, colours: np.ndarray, ids: pa.Array, order: np.ndarray
+) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """Which rows show the picture of one before them in `order`, and for each reason and detail."""
     found = find_duplicates(
         Signatures(
-            digests=_bytes_of(passing["digest"], np.uint64)[order],
-            bits=passing["bits"].to_numpy()[order],
-            colours=_colours(groups, folder, passing.num_rows),
+            digests=_bytes_of(signatures["digest"], np.uint64)[order],
+            bits=signatures["bits"].to_numpy()[order],
+            colours=colours,
             rows=order.astype(np.int64),
         )
     )
     is_copy = found.original >= 0
-    ids = passing["sample_id"].take(pa.array(order[is_copy])).to_pylist()
-    originals = passing["sample_id"].take(pa.array(order[found.original[is_copy]])).to_pylist()
-    is_exact = found.is_exact[is_copy].tolist()
-    words = ["same pixels as" if exact else "much like" for exact in is_exact]
-    reasons = ["duplicate" if exact else "near_duplicate" for exact in is_exact]
-    details = [f"{told} {other}" for told, other in zip(words, originals, strict=True)]
-    table = pa.table(
-        {
-            "sample_id": pa.array(ids, pa.string()),
-            "reason": pa.array(reasons, pa.string()),
-            "detail": pa.array(details, pa.string()),
-        }
-    )
-    ends = np.cumsum([read_verdicts([group], folder, ["bits"]).num_rows for group in groups])
-    group_of = np.searchsorted(ends, order[is_copy], side="right")
-    return [table.filter(pa.array(group_of == number)) for number in range(len(groups))]
+    originals = ids.take(pa.array(order[found.original[is_copy]])).to_pylist()
+    told = [
+        ("duplicate", f"same pixels as {other}") if exact else ("near_duplicate", f"much like {other}")
+        for exact, other in zip(found.is_exact[is_copy].tolist(), originals, strict=True)
+    ]
+    return order[is_copy], told
 
 
 def _bytes_of(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
@@ -176,6 +228,14 @@ def _copy(
         copy.remote(group, verdicts, late, output, settings) for group, late in zip(groups, duplicates, strict=True)
     ]
     return join_outcomes(ray.get(tasks))
+
+
+def nothing_came(source: str | None, refused: Counter[str]) -> str:
+    """What to tell a user when there is no sample to filter."""
+    if source is None:
+        return "the stage ingest has kept no sample, so there is nothing to filter; see its rejected rows."
+    counts = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "there are none"
+    return f"filter.pictures_folder: of the rows of {source} none is a picture with a caption ({counts})."
 
 
 def nothing_left(total: int, reasons: Mapping[str, int]) -> str:

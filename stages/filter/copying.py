@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.config import FilterConfig
-from stages.datasets import write_part
-from stages.filter.rules import computed_scores
-from stages.filter.verdicts import FileGroup
+from stages.datasets import PartWriter
+from stages.filter.rules import COMPUTABLE, computed_scores
+from stages.filter.verdicts import FileGroup, read_batches
 from stages.pictures import UndecodableError, decode
 from stages.schemas import REJECTED, SAMPLES
 
@@ -50,30 +50,46 @@ def copy_group(group: FileGroup, verdicts: Path, duplicates: pa.Table, output: P
     Args:
         group: Whose files are copied.
         verdicts: The folder of verdicts.
-        duplicates: Columns sample_id, reason, detail: what else is rejected in this group.
+        duplicates: Columns row (place in the group), reason, detail: what else is rejected in this group.
         output: The stage's output folder.
         settings: Tells which scores were computed where the metadata had none.
     """
-    columns = ["sample_id", "reason", "detail", "similarity", "aesthetic"]
-    judged = pq.read_table(group.verdicts(verdicts), columns=columns)
-    late = {row["sample_id"]: row for row in duplicates.to_pylist()}
+    judged = _final_verdicts(group.verdicts(verdicts), duplicates)
     kept, reasons, examples = 0, Counter[str](), defaultdict[str, list[Example]](list)
     start = 0
     for number, file in enumerate(group.files, start=group.first):
-        rows = pq.read_table(file)
-        mine = judged.slice(start, rows.num_rows)
-        start += rows.num_rows
-        told = [late.get(row["sample_id"], row) for row in mine.select(["sample_id", "reason", "detail"]).to_pylist()]
-        reason = pa.array([row["reason"] for row in told], pa.string())
-        detail = pa.array([row["detail"] for row in told], pa.string())
-        samples = _with_scores(rows, mine, computed_scores(settings)).filter(reason.is_null())
-        write_part(output / "samples", number, samples, SAMPLES)
-        rejected = rows.append_column("reason", reason).append_column("detail", detail).filter(reason.is_valid())
-        write_part(output / "rejected", number, rejected, REJECTED)
-        kept += samples.num_rows
-        reasons.update(rejected["reason"].to_pylist())
-        _collect(examples, rejected)
+        with (
+            PartWriter(output / "samples", number, SAMPLES) as samples_part,
+            PartWriter(output / "rejected", number, REJECTED) as rejected_part,
+        ):
+            for batch in read_batches(file):
+                mine = judged.slice(start, batch.num_rows)
+                start += batch.num_rows
+                samples, rejected = _divide(pa.Table.from_batches([batch]), mine, computed_scores(settings))
+                samples_part.write(samples)
+                rejected_part.write(rejected)
+                kept += samples.num_rows
+                reasons.update(rejected["reason"].to_pylist())
+                _collect(examples, rejected)
     return Outcome(kept=kept, reasons=reasons, examples=dict(examples))
+
+
+def _final_verdicts(file: Path, duplicates: pa.Table) -> pa.Table:
+    """Reason, detail and computed scores of the group's samples, with what was found about duplicates."""
+    columns = ["reason", "detail", *COMPUTABLE]
+    judged = pq.read_table(file, columns=columns).select(columns)
+    late = {row["row"]: row for row in duplicates.to_pylist()}
+    for place, name in enumerate(("reason", "detail")):
+        words = [late[row][name] if row in late else word for row, word in enumerate(judged[name].to_pylist())]
+        judged = judged.set_column(place, name, pa.array(words, pa.string()))
+    return judged
+
+
+def _divide(rows: pa.Table, verdicts: pa.Table, scores: set[str]) -> tuple[pa.Table, pa.Table]:
+    """The rows that are kept, and those that are rejected, with reason and detail."""
+    reason, detail = verdicts["reason"], verdicts["detail"]
+    rejected = rows.append_column("reason", reason).append_column("detail", detail)
+    return _with_scores(rows, verdicts, scores).filter(reason.is_null()), rejected.filter(reason.is_valid())
 
 
 def _with_scores(rows: pa.Table, verdicts: pa.Table, scores: set[str]) -> pa.Table:

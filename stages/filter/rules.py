@@ -1,7 +1,8 @@
 """The rules, cheapest first: a sample's reason is the name of the first that takes it.
 
 First what the metadata says, then what the picture shows, which must be decoded for it. Scores that a model has to
-compute (`stages/filter/scoring.py`) come after these, duplicates (`stages/filter/duplicates.py`) last.
+compute (`stages/filter/scoring.py`) come after these, duplicates (`stages/filter/duplicates.py`) last. Rows of another
+tool's folder that are no samples (`stages/filter/adoption.py`) come before all.
 """
 
 from __future__ import annotations
@@ -161,16 +162,31 @@ PICTURE_RULES: tuple[Rule, ...] = (
     Rule(name="single_colour", text="one colour all over", setting="min_contrast", test=_single_colour),
 )
 
-#: What `stages/filter/duplicates.py` finds; here for its place in the order and its words.
-DUPLICATE_RULES = {"duplicate": "the same pixels as another", "near_duplicate": "much like another"}
+#: What is found elsewhere; here for its place in the order and its words.
+_ADOPTION_REASONS = {
+    "no_picture": "the row has no picture",
+    "no_caption": "the row has no caption",
+    "unreadable": "the rest of a damaged file, as one row",
+}
+_ID_REASONS = {"duplicate_id": "the id of another"}
+_DUPLICATE_REASONS = {"duplicate": "the same pixels as another", "near_duplicate": "much like another"}
 
 #: Every reason in the order in which it is asked, with its words.
-REASONS = {rule.name: rule.text for rule in (*METADATA_RULES, *PICTURE_RULES)} | DUPLICATE_RULES
+REASONS = (
+    _ADOPTION_REASONS
+    | {rule.name: rule.text for rule in (*METADATA_RULES, *PICTURE_RULES)}
+    | _ID_REASONS
+    | _DUPLICATE_REASONS
+)
 
 #: The setting behind each reason that has one.
 SETTING_OF = {rule.name: rule.setting for rule in (*METADATA_RULES, *PICTURE_RULES) if rule.setting} | dict.fromkeys(
-    DUPLICATE_RULES, "drop_duplicates"
+    _DUPLICATE_REASONS, "drop_duplicates"
 )
+
+
+#: The scores that there are models for (`stages/filter/scoring.py`), and the key of `filter.scoring` that names each.
+COMPUTABLE = {"similarity": "similarity_clip", "aesthetic": "aesthetic_head", "unsafe": "safety_checker"}
 
 
 def computed_scores(settings: FilterConfig) -> set[str]:
@@ -181,6 +197,8 @@ def computed_scores(settings: FilterConfig) -> set[str]:
         scores.add("similarity")
     if models.aesthetic_clip is not None and models.aesthetic_head is not None and settings.min_aesthetic is not None:
         scores.add("aesthetic")
+    if models.safety_checker is not None and settings.max_unsafe is not None:
+        scores.add("unsafe")
     return scores
 
 

@@ -1,11 +1,13 @@
-"""Scores that the metadata lacks and a threshold needs, computed by actors: CLIP's similarity, LAION's aesthetic score.
+"""Scores that the metadata lacks and a threshold needs, computed by actors.
 
-Only samples that all other rules let pass are looked at. LAION's safety score comes from a Keras model, its watermark
-score from one of its own: neither is computed here.
+The similarity is CLIP's, the aesthetic score that of LAION's head, the safety score the margin of Stable Diffusion's
+safety checker (`model/safety.py`): 0.5 is its threshold, as of LAION's own score, which comes from a Keras model. The
+watermark score is LAION's alone. Only samples that all other rules let pass are looked at.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -82,11 +84,12 @@ class Scorer:
         for group in batch["group"].to_pylist():
             place = FileGroup(**group).verdicts(self.folder)
             verdicts = pq.read_table(place).to_pylist()
-            pending = {verdict["sample_id"]: verdict for verdict in verdicts if verdict["is_pending"]}
-            rows = (row for rows in read_rows(group["files"]) for row in rows if row["sample_id"] in pending)
-            for some in in_batches(rows, self.settings.scoring.batch_size):
-                for row, scores in zip(some, self.score(some), strict=True):
-                    pending[row["sample_id"]] |= scores | threshold(row, scores, self.settings)
+            rows = itertools.chain.from_iterable(read_rows(group["files"]))
+            pending = ((row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if verdict["is_pending"])
+            for some in in_batches(pending, self.settings.scoring.batch_size):
+                found = self.score([row for row, _ in some])
+                for (row, verdict), scores in zip(some, found, strict=True):
+                    verdict |= scores | threshold(row, scores, self.settings)
             unfinished = place.with_suffix(f".{os.getpid()}")
             pq.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS), unfinished)
             unfinished.replace(place)
@@ -119,14 +122,18 @@ class ScoreModels:
         self.device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
         self.scores = scores
         names = {"similarity": settings.similarity_clip, "aesthetic": settings.aesthetic_clip}
+        names = {score: name for score, name in names.items() if score in scores}
         loaded: dict[str, ClipScorer] = {}
-        for name in {names[score] for score in scores}:
+        for name in set(names.values()):
             assert name is not None
             loaded[name] = load_clip(name).to(self.device)
-        self.clips = {score: loaded[str(names[score])] for score in scores}
+        self.clips = {score: loaded[str(name)] for score, name in names.items()}
         if "aesthetic" in scores:
             assert settings.aesthetic_head is not None
             self.head = load_head(settings.aesthetic_head, self.clips["aesthetic"]).to(self.device)
+        if "unsafe" in scores:
+            assert settings.safety_checker is not None
+            self.safety = load_safety(settings.safety_checker).to(self.device)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
         """Every score of every row, by the score's name."""
@@ -146,6 +153,9 @@ class ScoreModels:
             else:
                 values = self.head(pictures_of)
             found[score] = values.cpu().tolist()
+        if "unsafe" in self.scores:
+            views = torch.cat([self.safety.picture_input(picture) for picture in pictures])
+            found["unsafe"] = self.safety(views).cpu().tolist()
         return found
 
 
@@ -164,6 +174,20 @@ def load_clip(name: str) -> Any:
         return ClipScorer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise StageError(f"filter.scoring: the CLIP {name!r} cannot be loaded: {error}") from error
+
+
+def load_safety(name: str) -> Any:
+    """A `SafetyScorer`.
+
+    Raises:
+        StageError: There is no such safety checker.
+    """
+    from model.safety import SafetyCheckerError, SafetyScorer
+
+    try:
+        return SafetyScorer.from_pretrained(name)
+    except SafetyCheckerError as error:
+        raise StageError(f"filter.scoring.safety_checker: {error}") from error
 
 
 def load_head(path: str, clip: Any) -> Any:

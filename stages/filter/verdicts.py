@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from stages.config import FilterConfig
 from stages.filter.candidate import Candidate
 from stages.filter.duplicates import COLOUR_BYTES, DIGEST_BYTES, signature
-from stages.filter.rules import computed_scores, rejection, score_of
+from stages.filter.rules import COMPUTABLE, computed_scores, rejection, score_of
 
 ROWS_PER_BATCH = 256
+Row = TypeVar("Row")
 
 VERDICTS = pa.schema(
     [
@@ -28,8 +29,7 @@ VERDICTS = pa.schema(
         ("reason", pa.string()),  # null: the sample passes
         ("detail", pa.string()),
         ("is_pending", pa.bool_()),  # a score has to be computed before it passes
-        ("similarity", pa.float32()),  # as computed; null: not computed
-        ("aesthetic", pa.float32()),
+        *((score, pa.float32()) for score in COMPUTABLE),  # as computed; null: not computed
         ("digest", pa.binary(DIGEST_BYTES)),  # the picture's signature; null: the sample is rejected
         ("bits", pa.uint64()),
         ("colours", pa.binary(COLOUR_BYTES)),
@@ -65,11 +65,15 @@ def group_files(files: Sequence[Path], rows: int) -> list[FileGroup]:
     return groups
 
 
+def read_batches(file: str) -> Iterator[pa.RecordBatch]:
+    """The rows of a file of samples, some at a time."""
+    # A buffer made before would keep what has been read.
+    return pq.ParquetFile(file, pre_buffer=False).iter_batches(ROWS_PER_BATCH)
+
+
 def read_rows(files: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
     """The rows of some files of samples, some at a time."""
-    for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_BATCH):
-            yield batch.to_pylist()
+    return (batch.to_pylist() for file in files for batch in read_batches(file))
 
 
 def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[pa.Table]:
@@ -108,13 +112,16 @@ def tally(group: int, verdicts: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def read_verdicts(groups: Sequence[FileGroup], folder: Path, columns: list[str]) -> pa.Table:
-    """Some columns of the verdicts on the samples that pass, of all groups."""
-    tables = [pq.read_table(group.verdicts(folder), columns=[*columns, "reason"], memory_map=True) for group in groups]
-    table = pa.concat_tables(tables)
-    return table.filter(table["reason"].is_null()).select(columns)
+    """Some columns of the verdicts on the samples that pass, of all groups; `row` is the place within the group."""
+    tables = []
+    for group in groups:
+        table = pq.read_table(group.verdicts(folder), columns=[*columns, "reason"], memory_map=True)
+        table = table.append_column("row", pa.array(range(table.num_rows), pa.int32()))
+        tables.append(table.filter(table["reason"].is_null()).select([*columns, "row"]))
+    return pa.concat_tables(tables)
 
 
-def in_batches(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def in_batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     """Lists of `size` rows; the last may be shorter."""
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, size)):

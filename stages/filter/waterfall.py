@@ -42,7 +42,7 @@ def _draw_bars(axes: Axes, taken: Sequence[tuple[str, int]], total: int, kept: i
         axes.text(left + count, row, f" {count} ({count / total:.1%})", va="center", fontsize=8)
     axes.barh(len(taken) + 1, kept, color="tab:blue")
     axes.text(kept, len(taken) + 1, f" {kept} ({kept / total:.1%})", va="center", fontsize=8)
-    names = ["from ingest", *(textwrap.fill(f"{reason}: {REASONS[reason]}", 40) for reason, _ in taken), "kept"]
+    names = ["all samples", *(textwrap.fill(f"{reason}: {REASONS[reason]}", 40) for reason, _ in taken), "kept"]
     axes.set_yticks(np.arange(len(names)), names, fontsize=8)
     axes.set(xlabel="samples", xlim=(0, total * 1.22), ylim=(len(names) - 0.5, -0.5))
 

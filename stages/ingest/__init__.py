@@ -3,11 +3,12 @@
 Every row of the metadata ends in exactly one of three datasets: `samples`, `rejected` (we do not want it) or `failed`
 (it could not be had this time), the last two with a reason from `stages.ingest.outcomes`. The list of URLs is sorted by
 sample id and cut into shards, so that a shard is a range of ids and the output, written shard by shard, is in order.
-Half-done work lies in `context.scratch`. The list itself is held in memory; the pictures are not.
+Half-done work lies in `context.scratch`. Neither the list nor the pictures need fit in memory.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from collections import Counter
@@ -20,10 +21,11 @@ import pyarrow.parquet as pq
 import ray
 
 from stages.config import IngestConfig
-from stages.datasets import dataset_files, read_dataset, write_dataset
+from stages.datasets import dataset_files, dataset_rows, write_in_order
 from stages.ingest.download import download_shards, run_tasks, shard_sizes
-from stages.ingest.metadata import metadata_files, read_url_list
+from stages.ingest.metadata import metadata_files, write_url_list
 from stages.ingest.outcomes import check_sum, outcome_table, refuse_failures
+from stages.ingest.partitions import keys_of_ids
 from stages.ingest.shards import ShardSummary, convert_shard
 from stages.loopback import serve_folder
 from stages.schemas import REJECTED
@@ -39,20 +41,23 @@ def run(context: StageContext) -> StageResult:
     settings, scratch, output = context.config.ingest, context.scratch.resolve(), context.output.resolve()
     earlier = _earlier_output(context) if settings.retry else None
     source = settings.metadata or str(context.inputs["microworld"] / "metadata")
-    urls = read_url_list(metadata_files(source), settings)
-    _write_list(scratch, urls.rows, settings)
+    urls = write_url_list(metadata_files(source), settings, scratch / "list")
+    _use_list(urls.file, scratch)
     with _microworld_served(context):
         download_shards(scratch / "urls.parquet", scratch / "shards", settings, earlier, context.report)
-    context.report.progress(urls.rows.num_rows, urls.rows.num_rows, "sorting what came back")
+    context.report.progress(urls.wanted, urls.wanted, "sorting what came back")
     summaries = _convert_shards(scratch, output, earlier, settings)
-    _join(scratch / "rejected", output / "rejected", urls.rejected)
-    _join(scratch / "failed", output / "failed", REJECTED.empty_table())
+    for part in _parts(scratch / "rejected"):
+        urls.rejected_rows.add(part, keys_of_ids(part["sample_id"].to_pylist()))
+    ordered = (rows.sort_by("sample_id") for rows in urls.rejected_rows.tables())
+    write_in_order(output / "rejected", ordered, REJECTED)
+    write_in_order(output / "failed", _parts(scratch / "failed"), REJECTED)
     (output / _RULES_FILE).write_text(json.dumps(_picture_rules(settings)) + "\n")
-    rejected = sum((summary.rejected for summary in summaries), urls.rejected_by_reason)
+    rejected = sum((summary.rejected for summary in summaries), urls.rejected)
     failed = sum((summary.failed for summary in summaries), Counter[str]())
-    kept = _written(output / "samples")
+    kept, *others = (dataset_rows(output / name) for name in ("samples", "rejected", "failed"))
     check_sum(urls.total, kept, rejected, failed)
-    check_sum(urls.total, kept, Counter(all=_written(output / "rejected")), Counter(all=_written(output / "failed")))
+    check_sum(urls.total, kept, *(Counter(all=rows) for rows in others))
     context.report.table(("outcome", "reason", "rows", "share"), outcome_table(kept, rejected, failed))
     try:
         refuse_failures(urls.total, kept, rejected, failed, settings.max_failed_share)
@@ -96,12 +101,12 @@ def _picture_rules(settings: IngestConfig) -> dict[str, float]:
     return {key: getattr(settings, key) for key in _PICTURE_RULES}
 
 
-def _write_list(scratch: Path, rows: pa.Table, settings: IngestConfig) -> None:
-    """Write the list that is cut into shards; what was downloaded for another list is of no use."""
+def _use_list(new: Path, scratch: Path) -> None:
+    """Make it the list that is cut into shards; what was downloaded for another list is of no use."""
     file = scratch / "urls.parquet"
-    if file.exists() and not pq.read_table(file).equals(rows):
+    if file.exists() and not filecmp.cmp(file, new, shallow=False):
         shutil.rmtree(scratch / "shards", ignore_errors=True)
-    pq.write_table(rows, file, row_group_size=settings.samples_per_shard)
+    new.replace(file)
 
 
 @contextmanager
@@ -131,11 +136,6 @@ def _convert_shards(scratch: Path, output: Path, earlier: Path | None, settings:
     return [summaries[number] for number in sorted(summaries)]
 
 
-def _join(parts: Path, folder: Path, more: pa.Table) -> None:
-    """Write the rows of `parts`, and some more, as one dataset in the order of their ids."""
-    write_dataset(folder, pa.concat_tables([read_dataset(parts, REJECTED), more]), REJECTED)
-
-
-def _written(dataset: Path) -> int:
-    """Rows of a dataset, from its files."""
-    return sum(int(pq.read_metadata(file).num_rows) for file in dataset_files(dataset))
+def _parts(folder: Path) -> Iterator[pa.Table]:
+    """The files of a dataset of rejected rows, which one shard has each: in the order of their ids."""
+    return (pq.read_table(file) for file in dataset_files(folder))

@@ -30,7 +30,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from stages.config import IngestConfig
 from stages.ingest.outcomes import TRANSIENT, reason_of_status
-from stages.ingest.pictures import SIGNATURE_BYTES, picture_format
+from stages.pictures import SIGNATURE_BYTES, picture_format
 
 ROBOT = "realword"
 USER_AGENT = f"Mozilla/5.0 (compatible; {ROBOT}; collects captioned pictures; obeys X-Robots-Tag)"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stages.config import IngestConfig
-from stages.schemas import LAION_SCORES, REJECTED, content_id
+from stages.ingest.partitions import Partitions, keys_of_ids, keys_of_texts
+from stages.schemas import LAION_SCORES, REJECTED, SPELLINGS, content_id
 from stages.stage import StageError
 
 #: The list that img2dataset works on.
@@ -24,18 +28,9 @@ URLS = pa.schema(
     + [("language", pa.string())]
 )
 
-#: What a row's fate may depend on, and how LAION-400M, LAION-5B, Re-LAION, DataComp and COYO spell it, in lower case.
-SPELLINGS = {
-    "url": ("url", "image_url", "img_url"),
-    "caption": ("text", "caption", "alt_text", "alt"),
-    "similarity": ("similarity", "clip_similarity_vitb32", "clip_b32_similarity_score"),
-    "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
-    "watermark": ("pwatermark", "watermark_score"),
-    "aesthetic": ("aesthetic_score", "aesthetic", "aesthetic_score_laion_v2"),
-    "width": ("width", "original_width"),
-    "height": ("height", "original_height"),
-    "language": ("language", "lang"),
-}
+_METADATA = pa.schema([field for field in URLS if field.name != "sample_id"])
+_ROWS_AT_ONCE = 65_536
+#: Of our columns that hold no score.
 _TYPES = {"url": pa.string(), "caption": pa.string(), "language": pa.string(), "width": pa.float64()}
 _TYPES["height"] = pa.float64()
 
@@ -46,22 +41,21 @@ _KEPT_OF_A_LONG_CAPTION = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class UrlList:
-    """What the metadata asks for.
+    """What the metadata asks for; it lies on disk.
 
     Attributes:
-        rows: One for each URL that is wanted (schema `URLS`), sorted by sample id.
-        rejected: All other rows (schema `REJECTED`), each with the first reason that is true of it.
+        file: Parquet: a row for each URL that is wanted (schema `URLS`), sorted by sample id, a row group a shard.
+        wanted: Rows of `file`.
+        rejected_rows: All other rows (schema `REJECTED`) by sample id, each with the first reason that is true of it.
+        rejected: How many rows are rejected for what.
         total: Rows of the metadata, as the files' footers count them.
     """
 
-    rows: pa.Table
-    rejected: pa.Table
+    file: Path
+    wanted: int
+    rejected_rows: Partitions
+    rejected: Counter[str]
     total: int
-
-    @property
-    def rejected_by_reason(self) -> Counter[str]:
-        """How many rows are rejected for what."""
-        return Counter(self.rejected.column("reason").to_pylist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,37 +102,66 @@ def _file_system(source: str) -> tuple[pafs.FileSystem, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path
 
 
-def read_url_list(files: MetadataFiles, settings: IngestConfig) -> UrlList:
-    """Read the metadata, and reject the rows that nobody should ask the web for.
+def write_url_list(files: MetadataFiles, settings: IngestConfig, folder: Path) -> UrlList:
+    """Read the metadata, reject the rows that nobody should ask the web for, and write the others to `folder`.
 
-    Score columns that the metadata does not have become nulls. Of rows with the same URL the first counts.
+    Score columns that the metadata does not have become nulls. Of rows with the same URL the first counts. Rows are
+    held in memory some 100,000 at a time: they are shared out to files by a hash of their URL, in which repeated URLs
+    are found, and from there by their ids, which sorts them.
 
     Raises:
         StageError: A file is not Parquet or lacks a column; a column has a wrong type; no row is of use.
     """
-    wanted, rejected, total = [], [REJECTED.empty_table()], 0
-    rules = metadata_rules(settings)
-    for path in files.paths:
-        table = _read_file(files.system, path, settings)
-        total += table.num_rows
-        for rule in rules:
-            rejected.append(_rejected(table.filter(~rule.keep), rule))
-            table = table.filter(rule.keep)
-        wanted.append(table.select([name for name in URLS.names if name != "sample_id"]))
+    total = sum(_rows(files.system, path) for path in files.paths)
     if not total:
         raise StageError(f"ingest.metadata: {files.paths[0]} {_and_others(files)}holds no rows.")
-    rows = pa.concat_tables(wanted)
-    is_first = _is_first(rows["url"])
-    rejected.append(_rejected(rows.filter(pc.invert(is_first)), _DUPLICATE))
-    rows = rows.filter(is_first)
-    rows = rows.append_column("sample_id", _sample_ids(rows)).select(URLS.names).cast(URLS).sort_by("sample_id")
-    urls = UrlList(rows=rows, rejected=pa.concat_tables(rejected), total=total)
-    if not rows.num_rows:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in urls.rejected_by_reason.most_common(3))
+    rejected_rows = Partitions(folder / "rejected_rows", REJECTED, total)
+    by_url, by_id = Partitions(folder / "by_url", _METADATA, total), Partitions(folder / "by_id", URLS, total)
+    rejected = Counter[str]()
+
+    def drop(table: pa.Table, rule: MetadataRule, keep: pc.Expression | pa.Array) -> pa.Table:
+        dropped = table.filter(~keep if isinstance(keep, pc.Expression) else pc.invert(keep))
+        if dropped.num_rows:
+            rows = _rejected(dropped, rule)
+            rejected_rows.add(rows, keys_of_ids(rows["sample_id"].to_pylist()))
+            rejected[rule.reason] += dropped.num_rows
+        return table.filter(keep)
+
+    rules = metadata_rules(settings)
+    for table in itertools.chain.from_iterable(_read_file(files.system, path, settings) for path in files.paths):
+        for rule in rules:
+            table = drop(table, rule, rule.keep)
+        by_url.add(table, keys_of_texts(table["url"].to_pylist()))
+    for table in by_url.tables():
+        table = drop(table, _SAME_URL, _is_first(table["url"]))
+        ids = _sample_ids(table)
+        by_id.add(table.append_column("sample_id", ids), keys_of_ids(ids.to_pylist()))
+    ordered = (table.sort_by("sample_id") for table in by_id.tables())
+    unique = (drop(table, _SAME_ID, _is_first(table["sample_id"])) for table in ordered)
+    wanted = _write_shards(folder / "urls.parquet", unique, settings.samples_per_shard)
+    if not wanted:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common(3))
         raise StageError(
             f"ingest.metadata: of the {total} rows of {files.paths[0]} {_and_others(files)}none is wanted ({reasons})."
         )
-    return urls
+    return UrlList(
+        file=folder / "urls.parquet", wanted=wanted, rejected_rows=rejected_rows, rejected=rejected, total=total
+    )
+
+
+def _write_shards(file: Path, tables: Iterable[pa.Table], rows_per_shard: int) -> int:
+    """Write tables of schema URLS as one Parquet file, a row group a shard; returns the number of rows."""
+    waiting, rows = URLS.empty_table(), 0
+    with pq.ParquetWriter(file, URLS) as writer:
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table]).combine_chunks()
+            whole = waiting.num_rows // rows_per_shard * rows_per_shard
+            if whole:
+                writer.write_table(waiting.slice(0, whole), row_group_size=rows_per_shard)
+            waiting, rows = waiting.slice(whole), rows + table.num_rows
+        if waiting.num_rows:
+            writer.write_table(waiting, row_group_size=rows_per_shard)
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +174,9 @@ class MetadataRule:
     text: str = ""
 
 
-_DUPLICATE = MetadataRule(reason="duplicate_url", keep=pc.scalar(True), text="an earlier row has this URL")
+_SAME_URL = MetadataRule(reason="duplicate_url", keep=pc.scalar(True), text="an earlier row has this URL")
+#: URL and caption are hashed with a line break between them, which a URL may have in it.
+_SAME_ID = MetadataRule(reason="duplicate_id", keep=pc.scalar(True), text="another row has this id")
 
 
 def metadata_rules(settings: IngestConfig) -> list[MetadataRule]:
@@ -191,19 +216,30 @@ def _filled(column: str) -> pc.Expression:
     return pc.is_valid(text) & (pc.utf8_length(pc.utf8_trim_whitespace(text)) > 0)
 
 
-def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> pa.Table:
-    """The columns that matter, under our names and types; those that are not there are null."""
+@contextmanager
+def _opened(system: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
     try:
         with system.open_input_file(path) as source:
-            file = pq.ParquetFile(source)
-            columns = _columns(path, file.schema_arrow.names, settings)
-            table = file.read(columns=list(columns.values()))
+            yield pq.ParquetFile(source, pre_buffer=False)  # which would keep what has been read
     except (pa.ArrowInvalid, OSError) as error:
         raise StageError(f"ingest.metadata: {path} is not a Parquet file ({str(error).splitlines()[0]})") from error
-    read = {ours: _cast(table[theirs], ours, path, theirs) for ours, theirs in columns.items()}
-    for ours in SPELLINGS:
-        read.setdefault(ours, pa.nulls(table.num_rows, _TYPES.get(ours, pa.float32())))
-    return pa.table(read)
+
+
+def _rows(system: pafs.FileSystem, path: str) -> int:
+    with _opened(system, path) as file:
+        return int(file.metadata.num_rows)
+
+
+def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> Iterator[pa.Table]:
+    """The columns that matter, under our names and types, some rows at a time; those that are not there are null."""
+    with _opened(system, path) as file:
+        columns = _columns(path, file.schema_arrow.names, settings)
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(columns.values())):
+            table = pa.Table.from_batches([batch])
+            read = {ours: _cast(table[theirs], ours, path, theirs) for ours, theirs in columns.items()}
+            for ours in SPELLINGS:
+                read.setdefault(ours, pa.nulls(table.num_rows, _TYPES.get(ours, pa.float32())))
+            yield pa.table(read)
 
 
 def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, str]:
@@ -252,12 +288,12 @@ def _sample_ids(table: pa.Table) -> pa.Array:
     return pa.array([content_id(url or "", caption or "") for url, caption in pairs], pa.string())
 
 
-def _is_first(urls: pa.ChunkedArray) -> pa.Array:
-    """Whether no row above has the same URL."""
+def _is_first(texts: pa.ChunkedArray) -> pa.Array:
+    """Whether no row above has the same."""
     first: dict[str, int] = {}
-    for position, url in enumerate(urls.to_pylist()):
-        first.setdefault(url, position)
-    mask = np.zeros(len(urls), bool)
+    for position, text in enumerate(texts.to_pylist()):
+        first.setdefault(text, position)
+    mask = np.zeros(len(texts), bool)
     mask[list(first.values())] = True
     return pa.array(mask)
 

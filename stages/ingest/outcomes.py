@@ -24,6 +24,7 @@ REJECTED_UNSEEN = (
     "aesthetic",
     "language",
     "duplicate_url",
+    "duplicate_id",
 )
 #: Seen when the picture was asked for.
 REJECTED_SEEN = (

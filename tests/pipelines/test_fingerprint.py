@@ -7,8 +7,9 @@ import pytest
 from toy_pipeline import SOURCES, toy_graph
 
 from pipelines import fingerprint
+from pipelines.config import load_config
 from pipelines.fingerprint import code_version, config_slice, file_digest, ingredients_of, reachable_modules
-from pipelines.graph import REPOSITORY, Graph
+from pipelines.graph import REPOSITORY, Graph, pipeline_graph
 
 
 def fingerprints(graph: Graph) -> dict[str, str]:
@@ -63,6 +64,17 @@ def test_a_file_from_outside_counts(tmp_path: Path) -> None:
     metadata.write_bytes(b"other")
     after = fingerprints(toy_graph(tmp_path, f"ingest.metadata={metadata}"))
     assert changed(before, after) == {"ingest", "filter", "curriculum"}
+
+
+def test_another_tools_folder_counts_for_the_filter(tmp_path: Path) -> None:
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / "00000.tar").write_bytes(b"one")
+    config = load_config("micro", [f"filter.pictures_folder={folder}"])
+    before = ingredients_of(pipeline_graph(config))["filter"]
+    assert list(before.inputs) == []
+    (folder / "00001.tar").write_bytes(b"two")
+    assert ingredients_of(pipeline_graph(config))["filter"].fingerprint != before.fingerprint
 
 
 def test_file_digest_sees_names_sizes_and_times(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ def test_own_pictures_replace_the_microworld_edge_by_edge() -> None:
     assert graph.inputs["multiview"] == ["microworld"]
 
 
+def test_a_folder_that_another_tool_wrote_replaces_ingest() -> None:
+    graph = pipeline_graph(load_config("micro", ["filter.pictures_folder=/data/downloaded"]))
+    assert "ingest" not in graph.order
+    assert graph.inputs["filter"] == []
+    assert graph.stage("filter").files(graph.config)[0] == "/data/downloaded"
+
+
 def test_downstream_of_filter() -> None:
     assert MICRO.downstream("filter") == {"filter", "curriculum", "train_adapter", "evaluate", "register"}
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import make_context
+from hostile_samples import SETTINGS
 from hostile_web import CAPTIONS, LIMITS, hostile_rows, hostile_server
 from PIL import Image
 
@@ -214,6 +215,10 @@ def test_of_a_hostile_web_no_row_is_lost(count: int, tmp_path: Path, ray_cluster
     assert set(failed["reason"].to_pylist()) <= set(FAILED)
     assert result.metrics["metadata_rows"] == count == samples.num_rows + rejected.num_rows + failed.num_rows
     assert set(samples["caption"].to_pylist()) == set(CAPTIONS)
+    filtered = make_context(tmp_path / "filter", inputs={"ingest": context.output}, filter=SETTINGS)
+    rows = filter_stage.run(filtered).rows
+    assert rows["samples"] > 0
+    assert rows["samples"] + rows["rejected"] == samples.num_rows
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.config import IngestConfig
-from stages.ingest.metadata import UrlList, metadata_files, read_url_list
+from stages.ingest import metadata, partitions
+from stages.ingest.download import shard_sizes
+from stages.ingest.metadata import metadata_files, write_url_list
 from stages.ingest.outcomes import FAILED, REJECTED_UNSEEN
-from stages.schemas import content_id
+from stages.schemas import REJECTED, content_id
 from stages.stage import StageError
 
 
@@ -25,8 +30,30 @@ def write_metadata(file: Path, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def read(source: Path, **changes: Any) -> UrlList:
-    return read_url_list(metadata_files(str(source)), dataclasses.replace(IngestConfig(), **changes))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A list of URLs, read back."""
+
+    rows: pa.Table
+    rejected: pa.Table
+    total: int
+    shards: list[int]
+
+
+def read(source: Path | str, **changes: Any) -> Listed:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = dataclasses.replace(IngestConfig(), **changes)
+        urls = write_url_list(metadata_files(str(source)), settings, Path(folder))
+        found = Listed(
+            rows=pq.read_table(urls.file),
+            rejected=pa.concat_tables([REJECTED.empty_table(), *urls.rejected_rows.tables()]),
+            total=urls.total,
+            shards=shard_sizes(urls.file),
+        )
+    assert found.rows.num_rows == urls.wanted
+    assert Counter(found.rejected["reason"].to_pylist()) == urls.rejected
+    assert found.total == urls.wanted + urls.rejected.total()
+    return found
 
 
 cells = st.none() | st.sampled_from(["", " ", "http://h/1.jpg", "http://h/2.jpg", "ünïcode"])
@@ -75,6 +102,63 @@ def test_of_repeated_rows_the_first_counts_and_absent_scores_are_null(tmp_path: 
     row = urls.rows.to_pylist()[0]
     assert (row["caption"], row["aesthetic"], row["similarity"]) == ("t", 5.0, None)
     assert [(row["caption"], row["reason"]) for row in urls.rejected.to_pylist()] == [("other", "duplicate_url")]
+
+
+def write_many(folder: Path, rows: int, files: int) -> None:
+    """Metadata in which every fifth row repeats the URL of an earlier one, and every seventh has no caption."""
+    folder.mkdir()
+    for number in range(files):
+        numbers = range(number, rows, files)
+        urls = [f"http://host/{row - row % 5 if row % 5 == 4 else row}.jpg" for row in numbers]
+        texts = [None if row % 7 == 3 else f"a picture of thing number {row} of very many" for row in numbers]
+        pq.write_table(pa.table({"URL": urls, "TEXT": texts}), folder / f"{number}.parquet", row_group_size=500)
+
+
+def test_many_partitions_give_the_list_that_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_many(tmp_path / "m", 3000, files=3)
+    whole = read(tmp_path / "m", samples_per_shard=100)
+    monkeypatch.setattr(partitions, "ROWS_PER_PARTITION", 200)
+    monkeypatch.setattr(metadata, "_ROWS_AT_ONCE", 70)
+    pieces = read(tmp_path / "m", samples_per_shard=100)
+    assert pieces.rows == whole.rows
+    assert pieces.shards == whole.shards
+    assert set(pieces.shards[:-1]) == {100}
+    ids = pieces.rows["sample_id"].to_pylist()
+    assert ids == sorted(set(ids))
+
+    def places(listed: Listed) -> list[tuple[str, ...]]:
+        return sorted(tuple(row.values()) for row in listed.rejected.to_pylist() if row["caption"])
+
+    assert places(pieces) == places(whole)
+    assert pieces.rejected["reason"].value_counts().to_pylist() == whole.rejected["reason"].value_counts().to_pylist()
+
+
+def test_memory_does_not_grow_with_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow's and Python's peaks; of a list held in memory they are eight times as high for eight times the rows."""
+    monkeypatch.setattr(partitions, "ROWS_PER_PARTITION", 500)
+    monkeypatch.setattr(metadata, "_ROWS_AT_ONCE", 500)
+    peaks = []
+    for rows in (4_000, 32_000):
+        write_many(tmp_path / str(rows), rows, files=2)
+        before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+        pa.set_memory_pool(pool)
+        tracemalloc.start()
+        try:
+            folder = tmp_path / f"list{rows}"
+            write_url_list(metadata_files(str(tmp_path / str(rows))), IngestConfig(samples_per_shard=100), folder)
+            peaks.append(pool.max_memory() + tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+            pa.set_memory_pool(before)
+    assert peaks[1] < 2 * peaks[0]
+
+
+def test_an_id_that_two_urls_share_is_one_rows_only(tmp_path: Path) -> None:
+    rows = [{"URL": "http://h/a\nb", "TEXT": "c"}, {"URL": "http://h/a", "TEXT": "b\nc"}]
+    urls = read(write_metadata(tmp_path / "m.parquet", rows))
+    assert urls.rows["url"].to_pylist() == ["http://h/a\nb"] or urls.rows["url"].to_pylist() == ["http://h/a"]
+    assert urls.rejected["reason"].to_pylist() == ["duplicate_id"]
+    assert urls.rejected["sample_id"].to_pylist() == urls.rows["sample_id"].to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +224,7 @@ def test_any_number_of_files_on_any_file_system(tmp_path: Path) -> None:
         memory.pipe(f"/laion/{file.name}", file.read_bytes())
     (tmp_path / "_SUCCESS.parquet").write_text("no data")
     for source in (str(tmp_path), tmp_path.as_uri(), "memory://laion"):
-        urls = read_url_list(metadata_files(source), IngestConfig())
+        urls = read(source)
         assert sorted(urls.rows["url"].to_pylist()) == ["http://h/0", "http://h/1"], source
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from stages.ingest.pictures import CheckedResizer, PictureError, Resized, declared_size, exif_orientation, upright_rgb
+from stages.ingest.pictures import CheckedResizer, Resized
+from stages.pictures import UndecodableError, declared_size, exif_orientation, upright_jpeg
 
 BODIES = bodies()
 
@@ -81,7 +82,7 @@ def test_a_header_with_a_flipped_byte_has_a_size_or_a_reason(body: bytes, place:
     damaged[int(place * (min(len(damaged), 64) - 1))] ^= bits
     try:
         said = f"size: {min(declared_size(bytes(damaged)))}"
-    except PictureError as error:
+    except UndecodableError as error:
         said = str(error)
     assert said.split(":")[0] in ("size", "wrong_type", "decode", "too_many_pixels")
 
@@ -104,7 +105,7 @@ def test_rotations_are_those_of_the_exif_standard(orientation: int) -> None:
     assert exif_orientation(tagged) == orientation
     with Image.open(io.BytesIO(tagged)) as picture:
         expected = np.asarray(ImageOps.exif_transpose(picture), np.float64)
-    data, size = upright_rgb(encode(pixels, quality=95), orientation)
+    data, size = upright_jpeg(encode(pixels, quality=95), orientation)
     with Image.open(io.BytesIO(data)) as fixed:
         assert fixed.size == size == expected.shape[1::-1]
         assert np.abs(np.asarray(fixed, np.float64) - expected).mean() < 3
@@ -112,6 +113,6 @@ def test_rotations_are_those_of_the_exif_standard(orientation: int) -> None:
 
 def test_upright_colour_pictures_are_left_alone_and_grey_ones_get_colours() -> None:
     colour, grey = encode(Image.new("RGB", (9, 8), "red")), encode(Image.new("L", (9, 8), 77))
-    assert upright_rgb(colour, 1) == (colour, (9, 8))
-    with Image.open(io.BytesIO(upright_rgb(grey, 1)[0])) as picture:
+    assert upright_jpeg(colour, 1) == (colour, (9, 8))
+    with Image.open(io.BytesIO(upright_jpeg(grey, 1)[0])) as picture:
         assert picture.mode == "RGB"

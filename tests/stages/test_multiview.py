@@ -223,7 +223,7 @@ def test_a_frame_whose_mask_shows_no_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UndecodableError, match=r"covers 0.00%"):
         check_foreground(masks, "002.jpg", 0.02)
     (masks / "003.png").write_bytes(b"text")
-    with pytest.raises(UndecodableError, match="cannot identify"):
+    with pytest.raises(UndecodableError, match="wrong_type"):
         check_foreground(masks, "003.jpg", 0.02)
 
 

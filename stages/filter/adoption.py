@@ -1,0 +1,131 @@
+"""Samples from a folder that another tool has written, in place of the stage `ingest`.
+
+Every file becomes a part of a dataset `samples` and one of `rejected`, as `ingest` would have written them: pictures
+are upright RGB JPEGs, ids are content hashes. A row that is no sample is rejected with its reason. So is what is left
+of a damaged file, as one row.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from stages.datasets import PartWriter
+from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
+from stages.filter.verdicts import in_batches
+from stages.pictures import UndecodableError, exif_orientation, upright_jpeg
+from stages.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
+from stages.stage import Reporter
+
+_ROWS_AT_ONCE = 64
+_LARGEST_SIDE = 2**31 - 1
+_LARGEST_SCORE = 1e30
+
+
+def adopt(source: Path, folder: Path, report: Reporter) -> None:
+    """Write `samples/` and `rejected/` into `folder`, a part of each for every file of `source`.
+
+    Raises:
+        StageError: `source` is no folder of captioned pictures.
+    """
+    layout = find_layout(source)
+    shutil.rmtree(folder, ignore_errors=True)  # an interrupted call's
+    items = [{"number": number} for number in range(len(layout.files))]
+    adopted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _adopt_files,
+        fn_kwargs={"layout": layout, "source": source, "folder": folder},
+        batch_format="pyarrow",
+        batch_size=None,
+    )
+    done = 0
+    for batch in adopted.iter_batches(batch_format="pyarrow", batch_size=None):
+        done += batch.num_rows
+        report.progress(done, len(items), "taking over pictures")
+
+
+def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: Path, folder: Path) -> Iterator[pa.Table]:
+    for number in batch["number"].to_pylist():
+        adopt_file(layout, number, source, folder)
+        yield pa.table({"number": [number]})
+
+
+def adopt_file(layout: ForeignFolder, number: int, source: Path, folder: Path) -> None:
+    """Write part `number` of `folder/samples` and `folder/rejected`, from the file with this number."""
+    file = layout.files[number]
+    name = os.fsencode(file.relative_to(source)).decode("utf-8", "replace")
+    with (
+        PartWriter(folder / "samples", number, SAMPLES) as samples,
+        PartWriter(folder / "rejected", number, REJECTED) as rejected,
+    ):
+        for rows in in_batches(_rows_of(layout, file, name), _ROWS_AT_ONCE):
+            samples.write(pa.Table.from_pylist([row for row in rows if "reason" not in row], schema=SAMPLES))
+            rejected.write(pa.Table.from_pylist([row for row in rows if "reason" in row], schema=REJECTED))
+
+
+def _rows_of(layout: ForeignFolder, file: Path, name: str) -> Iterator[dict[str, Any]]:
+    """A sample (schema SAMPLES) or a rejected row (schema REJECTED) for each row of a file."""
+    done = 0
+    try:
+        for row in layout.read(file, name):
+            yield adopt_row(row)
+            done += 1
+    except DamagedFileError as error:
+        rest = ForeignRow(origin=f"{name}#{done}", picture=None, fields={})
+        yield _rejection(rest, "unreadable", f"after {done} rows: {error}")
+
+
+def adopt_row(row: ForeignRow) -> dict[str, Any]:
+    """The row as a sample, or as a rejected row."""
+    if row.picture is None:
+        told = (_text(row, name) for name in ("status", "error_message"))
+        return _rejection(row, "no_picture", ": ".join(part for part in told if part) or "null")
+    if not (_caption(row) or "").strip():
+        return _rejection(row, "no_caption", "null" if _caption(row) is None else "blank")
+    try:
+        picture, (width, height) = upright_jpeg(row.picture, exif_orientation(row.picture))
+    except UndecodableError as error:
+        return _rejection(row, "undecodable", str(error))
+    sizes = {"width": width, "height": height}
+    originals = {f"original_{name}": _side(row, f"original_{name}") or size for name, size in sizes.items()}
+    scores = {ours: _number(row, SPELLINGS[ours]) for ours in LAION_SCORES.values()}
+    language = _first_text(row, SPELLINGS["language"])
+    return _head(row) | {"picture": picture} | sizes | originals | scores | {"language": language}
+
+
+def _head(row: ForeignRow) -> dict[str, Any]:
+    """A row without a URL is known by its file and its place there."""
+    url, caption = _first_text(row, SPELLINGS["url"]) or row.origin, _caption(row)
+    return {"sample_id": content_id(url, caption or ""), "url": url, "caption": caption}
+
+
+def _rejection(row: ForeignRow, reason: str, detail: str) -> dict[str, Any]:
+    return _head(row) | {"reason": reason, "detail": " ".join(detail.split())[:200]}
+
+
+def _caption(row: ForeignRow) -> str | None:
+    return _first_text(row, CAPTION_NAMES)
+
+
+def _first_text(row: ForeignRow, names: Iterable[str]) -> str | None:
+    return next((text for name in names if (text := _text(row, name)) is not None), None)
+
+
+def _text(row: ForeignRow, name: str) -> str | None:
+    value = row.fields.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _number(row: ForeignRow, names: Iterable[str]) -> float | None:
+    values = (row.fields.get(name) for name in names)
+    return next((float(v) for v in values if isinstance(v, int | float) and abs(v) <= _LARGEST_SCORE), None)
+
+
+def _side(row: ForeignRow, name: str) -> int | None:
+    value = row.fields.get(name)
+    return int(value) if isinstance(value, int | float) and 1 <= value <= _LARGEST_SIDE else None
