@@ -26,6 +26,7 @@ from model.guidance_branch import GuidanceRecorder, run_guidance_branch
 from model.mask_guidance import Grid, grid_at
 from model.mask_recipe import MaskRecipe
 from model.step_schedule import MaskSchedule
+from model.visual_attention import VisualCondition
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
@@ -51,8 +52,7 @@ class ActingSubjects:
     latent: Grid
     placed: PlacedMasks | None = None  # the latest masks
     made: list[Tensor] = field(default_factory=list)  # M_hat (B, S, G, G') of every step that made new ones
-    _guided: Tensor | None = None  # M (B, N, S) of the last guided step
-    _own: list[GuidanceRecorder] = field(default_factory=list)  # of the generation branch then, and one step before
+    _guided: list[Tensor] = field(default_factory=list)  # M (B, N, S) of the last two guided steps
 
     @classmethod
     def of(
@@ -82,28 +82,23 @@ class ActingSubjects:
     def find(self, recorder: GuidanceRecorder) -> None:
         """New masks, from what the guidance branch has recorded."""
         assert self.recipe is not None
-        self._guided, self._own = recorder.maps(), []
-        self.place(self.recipe.masks(self._guided))
+        self._guided = [*self._guided[-1:], recorder.maps()]
+        self.place(self.recipe.masks(self._guided[-1]))
 
-    def move(self, step: DenoisingStep) -> None:
+    def extrapolate(self, step: int) -> None:
         """New masks without the guidance branch, where the schedule wants them.
 
-        M moves by as much as the generation branch's own maps have moved from the guided step to the last one. They
-        themselves would serve less well: the references have changed where the words' attention goes.
+        M goes on from the last guided step the way it came there from the one before, at half the speed: it settles.
         """
-        if self.schedule.moves(step.number):
+        if self.schedule.extrapolates(step):
             assert self.recipe is not None
-            assert self._guided is not None
-            then, now = self._own
-            self.place(self.recipe.masks((self._guided + now.maps() - then.maps()).clamp(min=0)))
+            before, last = self._guided
+            maps = last + 0.5 * self.schedule.since_guided(step) * (last - before)
+            self.place(self.recipe.masks(maps.clamp(min=0)))
 
-    def attention(self, step: DenoisingStep) -> dict[str, Any]:
-        """What the attention layers are told in the generation branch."""
-        told: dict[str, Any] = {"visual": self.branch.conditions(step, self.placed)}
-        if self.schedule.records(step.number):
-            told["recorder"] = self.recorder(ends_pass=False)
-            self._own = [*self._own[:1], told["recorder"]]
-        return told
+    def conditions(self, step: DenoisingStep) -> list[VisualCondition]:
+        """What the UNet's cross-attention takes as `visual` in the generation branch."""
+        return self.branch.conditions(step, self.placed)
 
 
 @dataclass
@@ -146,13 +141,13 @@ def _text_to_image(backbone: Backbone, run: Run, step: DenoisingStep) -> Tensor:
 def _realcustom_plus(backbone: Backbone, run: Run, subjects: ActingSubjects, step: DenoisingStep) -> Tensor:
     """RealCustom++ Eq. 15."""
     now = time.perf_counter()
-    subjects.move(step)
+    subjects.extrapolate(step.number)
     if step.number in subjects.schedule.guided:
         recorder = subjects.recorder(ends_pass=True)
         run_guidance_branch(backbone, step.latents, step.timestep, run.text, recorder)
         subjects.find(recorder)
     now = run.clock("guidance", now)
-    unconditional, generation = _pass(backbone, step, run.empty, run.text, **subjects.attention(step))
+    unconditional, generation = _pass(backbone, step, run.empty, run.text, visual=subjects.conditions(step))
     run.clock("generation", now)
     return guide(unconditional, generation, run.guidance_scale)
 
@@ -160,16 +155,16 @@ def _realcustom_plus(backbone: Backbone, run: Run, subjects: ActingSubjects, ste
 def _realcustom(backbone: Backbone, run: Run, subjects: ActingSubjects, step: DenoisingStep) -> Tensor:
     """RealCustom Eq. 13."""
     now = time.perf_counter()
-    subjects.move(step)
+    subjects.extrapolate(step.number)
     if step.number in subjects.schedule.guided:
         recorder = subjects.recorder(ends_pass=False)
         unconditional, text = _pass(backbone, step, run.empty, run.text, recorder=recorder)
         subjects.find(recorder)
         now = run.clock("guidance", now)
-        (text_and_image,) = _pass(backbone, step, run.text, **subjects.attention(step))
+        (text_and_image,) = _pass(backbone, step, run.text, visual=subjects.conditions(step))
     else:
         rows = run.empty, run.text, run.text
-        unconditional, text, text_and_image = _pass(backbone, step, *rows, **subjects.attention(step))
+        unconditional, text, text_and_image = _pass(backbone, step, *rows, visual=subjects.conditions(step))
     run.clock("generation", now)
     return guide_by_text_and_image(unconditional, text, text_and_image, run.guidance_scale, run.image_guidance_scale)
 

@@ -166,10 +166,8 @@ class RealCustomPipeline:
             use_mask: False lets the subjects act on the whole picture.
             mask_scope: gamma_scope, the share of positions that a subject may take.
             mask_steps: T_stop; masks are found in the first so many steps. RealCustom finds them in all.
-            mask_every: 1 is exact. With k > 1 the guidance branch runs in every k-th of these steps and in the last one
-                only; between them its maps move as those of the generation branch do (`model.denoising`). 6 is a good
-                choice: on the micro backbone, 28 unseen subjects in two prompts each, the masks' mean IoU with the
-                exact ones was 0.957 over the 12 steps that find masks and 0.972 over all 25.
+            mask_every: 1 is exact. With k > 1 the guidance branch runs in every k-th of these steps only; between them
+                its maps are extrapolated (`model.denoising`). 3 is a good choice (`model.benchmarks.fast_masks`).
             mask_cross_downscales: which cross-attention layers make the mask (see `model.guidance_branch`), as
                 downscales of the largest attention grid.
             mask_self_downscales: which self-attention layers make it more exact, likewise; () none.

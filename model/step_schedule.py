@@ -22,16 +22,16 @@ def acting_steps(steps: int, start: float, end: float) -> range:
 class MaskSchedule:
     """Steps in which masks are found; later steps keep the last ones (early stop).
 
-    Exact masks come from the guidance branch. The fast ones between them need no pass of the UNet: the guidance
-    branch's last maps move as the generation branch's own maps, which are recorded on the way, have moved since.
+    Exact masks come from the guidance branch. The fast ones between them cost no pass of the UNet: they are
+    extrapolated from its last two maps. Until there are two, the first masks are kept.
     """
 
     steps: range = range(0)
-    guided: frozenset[int] = frozenset()  # those of them in which the guidance branch runs
+    guided: range = range(0)  # those of them in which the guidance branch runs
 
     @classmethod
     def of(cls, acting: range, mask_steps: int, every: int) -> "MaskSchedule":
-        """Masks until T_stop, exact in every k-th step and in the last one.
+        """Masks until T_stop, exact in every k-th step.
 
         Subjects that begin to act later than T_stop get their masks in their first step.
 
@@ -45,12 +45,12 @@ class MaskSchedule:
         if every < 1:
             raise GenerationError(f"mask_every is {every}: it must be at least 1.")
         steps = acting[: max(1, mask_steps - acting.start)]
-        return cls(steps, frozenset({*steps[::every], steps[-1]}))
+        return cls(steps, steps[::every])
 
-    def moves(self, step: int) -> bool:
-        """Whether the masks of a step are the fast ones. Right after a guided step nothing has moved yet."""
-        return step in self.steps and not self.guided & {step, step - 1}
+    def extrapolates(self, step: int) -> bool:
+        """Whether the masks of a step are the fast ones."""
+        return step in self.steps and step not in self.guided and step > self.steps.start + self.guided.step
 
-    def records(self, step: int) -> bool:
-        """Whether the generation branch's own maps are needed of a step: of the last one, and of the guided one."""
-        return self.moves(step + 1) or (step in self.guided and self.moves(step + 2))
+    def since_guided(self, step: int) -> float:
+        """The share that a step has gone of the way from the last guided step to the next, in [0, 1)."""
+        return (step - self.steps.start) % self.guided.step / self.guided.step

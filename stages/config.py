@@ -47,7 +47,7 @@ class InferenceConfig:
     gamma_num: float = 0.8  # the share of the image tokens that RealCustom keeps
     mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
     mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
-    mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them and the last, faster; 6 is a good choice
+    mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them, faster; 3 is a good choice
     # Attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
     mask_cross_downscales: list[int] = field(default_factory=lambda: [1, 2])
     mask_self_downscales: list[int] = field(default_factory=lambda: [1])

@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="side of the pictures, pixels")
     parser.add_argument("--batch", type=int, help="pictures at once")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--mask-every", type=int, default=6, help="of the fast mode")
+    parser.add_argument("--mask-every", type=int, default=3, help="of the fast mode")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--memory", action="store_true", help="measure the mask's extraction at SDXL's shape instead")

@@ -58,10 +58,7 @@ def recorder(unet: UNet2DConditionModel, *, ends_pass: bool) -> GuidanceRecorder
 KINDS: dict[str, Callable[[UNet2DConditionModel], dict[str, Any]]] = {
     "the base model": lambda unet: {},
     "generation branch": lambda unet: {"visual": conditions(unet)},
-    "generation branch, recorded": lambda unet: {
-        "visual": conditions(unet),
-        "recorder": recorder(unet, ends_pass=False),
-    },
+    "T2I branch of RealCustom": lambda unet: {"recorder": recorder(unet, ends_pass=False)},
     "guidance branch": lambda unet: {"recorder": recorder(unet, ends_pass=True)},
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -90,14 +91,14 @@ def straightforward(
     name: str,
     given: list[list[Subject]],
     guided: Sequence[int],
-    moves: Sequence[int] = (),
+    extrapolated: Mapping[int, float] = MappingProxyType({}),
     acting: Sequence[int] = range(4),
     steps: int = 4,
 ) -> Tensor:
     """Sec. 3.3, one whole pass after the other: T2I branch with its matrices, scores, TI2I branch, Eq. 13.
 
-    In the steps `moves` the last guided maps move as those of the TI2I branch have moved since. One2Many's subjects
-    share a reference, which is scored inside both masks.
+    In the steps `extrapolated` the last guided maps go on by so many times what they differ from the guided ones
+    before. One2Many's subjects share a reference, which is scored inside both masks.
     """
     backbone, adapter, encoders, largest = pipeline.backbone, pipeline.adapter, pipeline.image_encoders, LARGEST[name]
     assert adapter is not None
@@ -112,15 +113,14 @@ def straightforward(
     scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
     scheduler.set_timesteps(steps)
     z = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
-    maps = guided_maps = own_then = own_now = masks = torch.zeros(2, grid[0] * grid[1], count)
+    before = last = masks = torch.zeros(2, grid[0] * grid[1], count)
     for step, timestep in enumerate(scheduler.timesteps):
         eps_0, eps_t = backbone.predict(z, timestep, empty), backbone.predict(z, timestep, text)
         eps_ti = eps_t
         if step in guided:
-            maps = guided_maps = naive_maps(backbone, z, timestep, text, positions, crosses, [], largest)
-        if step in moves:
-            maps = (guided_maps + own_now - own_then).clamp(min=0)
-        if step in guided or step in moves:
+            before, last = last, naive_maps(backbone, z, timestep, text, positions, crosses, [], largest)
+        if step in guided or step in extrapolated:
+            maps = (last + extrapolated.get(step, 0) * (last - before)).clamp(min=0)
             for row, of_prompt in enumerate(given):
                 selected = printed_loop(maps[row], [int((one.scope or 0) * len(maps[row])) for one in of_prompt])
                 masks[row] = selected / selected.max(0).values
@@ -147,8 +147,6 @@ def straightforward(
                 scales = torch.tensor([of_prompt[j].scale or 1.0 for of_prompt in given])[:, None, None]
                 visual.append(VisualCondition(condition.keys_values, regions, scales))
             eps_ti = backbone.predict(z, timestep, text, visual=visual)
-            own_now = naive_maps(backbone, z, timestep, text, positions, crosses, [], largest, visual=visual)
-            own_then = own_now if step in guided else own_then
         noise = eps_0 + 3.0 * (eps_t - eps_0) + 4.0 * (eps_ti - eps_t)
         z = scheduler.step(noise, timestep, z).prev_sample
     return z
@@ -177,8 +175,9 @@ def test_several_subjects_are_those_of_the_straightforward_loop(name: str, pipel
 def test_early_stop_fast_masks_and_delay_are_those_of_the_straightforward_loop(
     pipeline: RealCustomPipeline,
 ) -> None:
-    expected = straightforward(pipeline, "sd", one_each(), guided=[0, 3], moves=[2], acting=range(5), steps=6)
-    changes = options("sd", steps=6, mask_steps=4, mask_every=3, visual_guidance_end=0.84)
+    guided, by_hand = [0, 2, 4], {3: 0.5 / 2}
+    expected = straightforward(pipeline, "sd", one_each(), guided, by_hand, acting=range(5), steps=6)
+    changes = options("sd", steps=6, mask_steps=5, mask_every=2, visual_guidance_end=0.84)
     got = final_latents(pipeline, PROMPTS, subjects(), ["cat", "toy"], **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,11 @@ def straightforward(
     guided: list[int],
     acting: range,
     steps: int = 4,
-    moves: Sequence[int] = (),
+    extrapolated: Mapping[int, float] = MappingProxyType({}),
 ) -> Tensor:
     """Secs. III-D and III-E, one whole pass after the other, every subject on its own: guidance branch with its
-    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. In the steps `moves` the last
-    guided maps move as those of the generation branch have moved since."""
+    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. In the steps `extrapolated` the
+    last guided maps go on by so many times what they differ from the guided ones before."""
     backbone, largest = pipeline.backbone, {"sd": 1, "sdxl": 2}[name]
     assert pipeline.image_encoders is not None
     assert pipeline.adapter is not None
@@ -104,13 +105,12 @@ def straightforward(
     scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
     scheduler.set_timesteps(steps)
     latents = torch.stack([torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 6)])
-    maps = guided_maps = own_then = own_now = masks = torch.zeros(2, grid[0] * grid[1], count)
+    before = last = masks = torch.zeros(2, grid[0] * grid[1], count)
     for step, timestep in enumerate(scheduler.timesteps):
         if step in guided:
-            maps = guided_maps = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest)
-        if step in moves:
-            maps = (guided_maps + own_now - own_then).clamp(min=0)
-        if step in guided or step in moves:
+            before, last = last, naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest)
+        if step in guided or step in extrapolated:
+            maps = (last + extrapolated.get(step, 0) * (last - before)).clamp(min=0)
             for row in range(2):
                 selected = printed_loop(maps[row], counts[row])
                 masks[row] = selected / selected.max(0).values
@@ -124,8 +124,6 @@ def straightforward(
         unconditional = backbone.predict(latents, timestep, empty)
         attention: dict[str, Any] = {"visual": visual} if step in acting else {}
         conditional = backbone.predict(latents, timestep, text, **attention)
-        own_now = naive_maps(backbone, latents, timestep, text, positions, [4], [largest], largest, **attention)
-        own_then = own_now if step in guided else own_then
         noise_pred = unconditional + 3.0 * (conditional - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     return latents
@@ -158,8 +156,9 @@ def sharpened(pipeline: RealCustomPipeline) -> RealCustomPipeline:
 @torch.no_grad()
 def test_fast_and_delayed_masks_are_those_of_the_straightforward_loop(sd_folder: Path) -> None:
     pipeline = sharpened(build(sd_folder))
-    expected = straightforward(pipeline, "sd", on_their_own(0.25, 1.0), [1, 5, 6], range(1, 7), 8, [3, 4])
-    changes = options("sd", steps=8, mask_steps=7, mask_every=4, visual_guidance_start=0.1, visual_guidance_end=0.99)
+    by_hand = {5: 0.5 / 3, 6: 0.5 * 2 / 3}
+    expected = straightforward(pipeline, "sd", on_their_own(0.25, 1.0), [1, 4], range(1, 7), 8, by_hand)
+    changes = options("sd", steps=8, mask_steps=7, mask_every=3, visual_guidance_start=0.1, visual_guidance_end=0.99)
     got = final_latents(pipeline, PROMPTS, subjects(), WORDS, seeds=[5, 6], **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 

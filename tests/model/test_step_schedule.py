@@ -19,28 +19,22 @@ def test_intervals_without_a_step(interval: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("acting", "mask_steps", "every", "steps", "guided", "moved", "recorded"),
+    ("acting", "mask_steps", "every", "steps", "guided", "extrapolated"),
     [
-        (range(25), 12, 1, range(12), set(range(12)), [], []),
-        (range(25), 8, 2, range(8), {0, 2, 4, 6, 7}, [], []),
-        (range(25), 12, 3, range(12), {0, 3, 6, 9, 11}, [2, 5, 8], [0, 1, 3, 4, 6, 7]),
-        (range(5, 25), 12, 4, range(5, 12), {5, 9, 11}, [7, 8], [5, 6, 7]),
-        (range(15, 25), 12, 1, range(15, 16), {15}, [], []),
+        (range(25), 12, 1, range(12), set(range(12)), {}),
+        (range(25), 8, 2, range(8), {0, 2, 4, 6}, {3: 1 / 2, 5: 1 / 2, 7: 1 / 2}),
+        (range(5, 25), 12, 3, range(5, 12), {5, 8, 11}, {9: 1 / 3, 10: 2 / 3}),
+        (range(25), 5, 6, range(5), {0}, {}),
+        (range(15, 25), 12, 1, range(15, 16), {15}, {}),
     ],
 )
 def test_mask_schedule(
-    acting: range,
-    mask_steps: int,
-    every: int,
-    steps: range,
-    guided: set[int],
-    moved: list[int],
-    recorded: list[int],
+    acting: range, mask_steps: int, every: int, steps: range, guided: set[int], extrapolated: dict[int, float]
 ) -> None:
     schedule = MaskSchedule.of(acting, mask_steps, every)
     assert (schedule.steps, set(schedule.guided)) == (steps, guided)
-    assert [step for step in range(30) if schedule.moves(step)] == moved
-    assert [step for step in range(30) if schedule.records(step)] == recorded
+    found = {step: schedule.since_guided(step) for step in range(30) if schedule.extrapolates(step)}
+    assert found == pytest.approx(extrapolated)
 
 
 def test_schedules_without_a_step() -> None:

@@ -47,7 +47,7 @@ def test_modes(sd_folder: Path) -> None:
     hook.remove()
     warm_up = [2, 1, 2, 1, 2, 1, 2]
     plain, whole, stopped = [2] * 8, [1, 2] * 8, [1, 2] * 4 + [2] * 4
-    fast = [1, 2, 2, 1, 2, 1, 2, 2, 2, 2, 2]  # steps 0, 2 and 3
+    fast = [1, 2, 2, 1, 2, 2, 2, 2, 2, 2]  # steps 0 and 2
     assert rows == warm_up + plain + whole + stopped + fast + fast + stopped + whole + plain
     assert all(len(mode.processor) == len(mode.wall) == 2 for mode in modes)
     assert all(min(mode.processor + mode.wall) > 0 for mode in modes)
