@@ -196,7 +196,9 @@ class TrainerConfig:
     beta2: float = 0.99  # AdamW's; 0.999 forgets too slowly for runs of some hundred steps
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
+    ema_decay: float | None = None  # the exponential moving average of the weights is exported instead; null: off
     checkpoint_every: int = 100
+    keep_checkpoints: int = 2  # so many of the last ones, and the one with the lowest loss
     max_failures: int = 1
 
 
