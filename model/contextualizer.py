@@ -200,7 +200,7 @@ class ContextualizerTask:
     layers: int
     mask_rate: float
     seed: int
-    device: str = "cpu"
+    device: str = field(default="cpu", compare=False)
     _text: FrozenText | None = field(default=None, init=False, repr=False)
     _ids: Tensor | None = field(default=None, init=False, repr=False)
 

@@ -13,16 +13,21 @@ class TrainingTask(Protocol):
 
     A task is a picklable dataclass of configurations and paths; it loads what it needs in `module`, once a worker.
     Everything random in it is a function of (step, rank, world): a resumed run repeats no sample and skips none.
+    A checkpoint remembers its plain fields and is refused to a task with others; `field(compare=False)` is not looked
+    at.
     """
 
     def module(self) -> nn.Module:
-        """The module to train. Its `forward(batch)` returns scalars by name: "loss", and whatever is worth a curve."""
+        """The module to train. Its `forward(batch)` returns scalars by name: "loss", and whatever is worth a curve.
+
+        The loss is a mean over the examples, so that a batch can be cut into micro batches.
+        """
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """This rank's share of the batch of `step` (counted from 0)."""
+        """This rank's share of the batch of `step` (counted from 0); the first tensor has a row for every example."""
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Called after the optimiser's step, for a moving average for instance."""
+        """Called after the optimiser's step, for a moving average for instance; not after one that was skipped."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the trained weights (safetensors beside a config.json) into `folder`. Called on rank 0 only."""
@@ -44,3 +49,11 @@ class SamplingTask(TrainingTask, Protocol):
         Called on rank 0 only, so every parameter must be whole there: not with ZeRO stage 3. What follows in training
         does not depend on whether it was called.
         """
+
+
+@runtime_checkable
+class DescribedTask(Protocol):
+    """A task that can say what a step was made of, for the message about a loss that is not finite."""
+
+    def describe(self, step: int) -> str:
+        """The samples of `step` over all ranks, such as "pictures 3f2a, 90bc"."""

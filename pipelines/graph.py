@@ -22,6 +22,9 @@ from stages.config import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+#: Read by everything that is trained.
+_DEEPSPEED = "infra/deepspeed/*.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -167,13 +170,14 @@ STAGES = (
     Stage(
         name="base",
         sections=("base",),
-        data=("model/micro_sd/weights/**/*",),
+        data=("model/micro_sd/weights/**/*", _DEEPSPEED),
     ),
     Stage(
         name="train_adapter",
         inputs=lambda config: ["filter", "multiview", "curriculum", *_base(config)],
         sections=("train_adapter", "backbone"),
         files=lambda config: [config.backbone.weights],
+        data=(_DEEPSPEED,),
         cpus=lambda config: config.train_adapter.trainer.workers,
     ),
     Stage(
@@ -181,6 +185,7 @@ STAGES = (
         inputs=lambda config: ["prompts", *_base(config)],
         sections=("contextualizer", "backbone"),
         files=lambda config: [config.backbone.weights],
+        data=(_DEEPSPEED,),
         cpus=lambda config: config.contextualizer.trainer.workers,
     ),
     Stage(

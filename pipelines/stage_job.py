@@ -23,8 +23,11 @@ from pipelines.plan import Step
 from pipelines.store import Output, Store
 from stages.stage import StageResult
 
-#: A stage's process that has delivered its result, or has been told to stop, has so many seconds to go.
+#: A stage's process that has delivered its result has so many seconds to go.
 GRACE_SECONDS = 10
+
+#: One that has been told to stop has so many: a training ends its step and writes a checkpoint.
+STOP_SECONDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ class StageJob:
         if self._process is not None:
             _signal_group(self._process, signal.SIGTERM)
             try:
-                self._process.wait(GRACE_SECONDS)
+                self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 _signal_group(self._process, signal.SIGKILL)
 

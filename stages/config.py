@@ -189,15 +189,19 @@ class TrainerConfig:
 
     workers: int = 2
     use_gpu: bool = False
-    zero_stage: int = 1
-    precision: str = "fp32"  # of the forward pass; "bf16", by autocast, for GPUs; the weights stay fp32
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass, by autocast; the weights stay fp32
+    accumulation: int = 1  # a step's batch is cut into so many micro batches, one after the other: less memory
     learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
     warmup_steps: int = 20
     final_share: float = 0.02  # of the learning rate is left at the end of the cosine
     beta2: float = 0.99  # AdamW's; 0.999 forgets too slowly for runs of some hundred steps
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
+    ema_decay: float | None = None  # the exponential moving average of the weights is exported instead; null: off
     checkpoint_every: int = 100
+    keep_checkpoints: int = 2  # so many of the last ones, and the one with the lowest loss
     max_failures: int = 1
 
 

@@ -5,19 +5,21 @@ A stage calls `fit`. The loop itself is in `stages/training_loop.py`.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from model.training import TrainingTask
+from stages.checkpoints import difference
 from stages.config import TrainerConfig
 from stages.stage import Reporter, StageContext, StageError
-from stages.training_loop import TrainingJob, check_files, read_state, train
+from stages.training_loop import TrainingJob, train
+from stages.training_record import BOOKKEEPING, progress_note, read_lines
 
 #: Points of a curve by its name: (step, value).
 Curves = dict[str, list[tuple[int, float]]]
@@ -38,29 +40,33 @@ def fit(
     """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
 
     While it trains, progress and curves go to `context.report` (keys `name/loss`, ...). Checkpoints lie in
-    `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one. A worker that
-    dies is replaced `config.max_failures` times. `batch_setting` is the configuration's key to lower when a batch does
-    not fit into memory.
+    `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one, also with
+    another number of workers. A worker that dies is replaced `config.max_failures` times. SIGTERM ends the training
+    with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does not fit into memory.
 
     Raises:
-        StageError: The last checkpoint is damaged or of another number of workers, a worker failed too often, or
-            memory is too little for a batch.
+        StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
+            or of another configuration; a worker failed too often; memory is too little for a batch; too many steps
+            had no finite gradient; SIGTERM came.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    storage = (context.scratch / "train").resolve()
-    storage.mkdir(parents=True, exist_ok=True)
-    _check_resume(storage / name, config.workers, context.report)
+    _check_config(config)
+    _check_resources(config)
+    folder = (context.scratch / "train").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     job = TrainingJob(
         task=task,
         steps=steps,
         config=config,
         seed=seed,
         cores=context.config.run.cpus or os.cpu_count() or 1,
-        record=storage / f"{name}.jsonl",
-        weights=storage / f"{name}-weights",
+        folder=folder,
+        name=name,
     )
+    check_resume(job)
+    job.stop_request.unlink(missing_ok=True)
     trainer = TorchTrainer(
         train,
         train_loop_config={"job": job},
@@ -68,44 +74,86 @@ def fit(
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         run_config=RunConfig(
             name=name,
-            storage_path=str(storage),
+            storage_path=str(folder),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     context.report.progress(0, steps, f"{name}: starting {config.workers} workers")
-    with _following(job.record, steps, name, context.report):
+    with _following(job, context.report), _stopped_by_sigterm(job):
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise StageError(_sentence(name, error, batch_setting)) from error
+    if job.ending.exists():
+        raise StageError(job.ending.read_text())
     return job.weights, read_curves(job.record)
 
 
-def _check_resume(run: Path, workers: int, report: Reporter) -> None:
-    """Look at the checkpoint that Ray Train would go on from, before it starts any worker."""
-    from ray.train import Result
+def _check_config(config: TrainerConfig) -> None:
+    """What no single type can say."""
+    if config.precision == "fp16" and not config.use_gpu:
+        raise StageError("fp16 needs GPUs: set the trainer's precision to fp32 or bf16, or use_gpu to true.")
+    if config.ema_decay is not None and config.zero_stage == 3:
+        raise StageError(
+            "ema_decay needs whole weights on every worker, which zero_stage=3 does not leave there: set zero_stage to "
+            "at most 2, or ema_decay to null."
+        )
+    if config.ema_decay is not None and config.ema_decay >= 1:
+        raise StageError(f"the trainer's ema_decay must be less than 1, such as 0.999; it is {config.ema_decay}.")
+    for key in ("workers", "accumulation", "checkpoint_every", "keep_checkpoints"):
+        if getattr(config, key) < 1:
+            raise StageError(f"the trainer's {key} must be at least 1, not {getattr(config, key)}.")
 
-    snapshot = run / "checkpoint_manager_snapshot.json"
-    if not snapshot.is_file():
-        return
-    try:
-        json.loads(snapshot.read_text())
-    except json.JSONDecodeError:  # Ray does not write it atomically; a kill at that moment leaves half of it
-        report.warning(f"{snapshot} was cut off by a kill; training starts from its beginning.")
-        shutil.rmtree(run)
-        return
-    checkpoint = Result.from_path(str(run)).checkpoint
+
+def _check_resources(config: TrainerConfig) -> None:
+    """Ray would wait for a worker's place for ever."""
+    import ray
+
+    kind = "GPU" if config.use_gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if config.workers > there:
+        remedy = f"set workers to at most {there}" if there else "set use_gpu to false"
+        raise StageError(
+            f"{config.workers} workers need {config.workers} {kind}s, but Ray has {there}: {remedy}, or run it on a "
+            "larger cluster."
+        )
+
+
+def check_resume(job: TrainingJob) -> None:
+    """Look at the checkpoint that the workers would go on from, before there are any.
+
+    Raises:
+        StageError: It is damaged, or of another configuration; names the difference.
+    """
+    checkpoint = job.checkpoints.latest()
     if checkpoint is None:
         return
-    remedy = f"delete {run} to train from the beginning"
+    remedy = f"delete {checkpoint.folder.parent} to train from the beginning"
     try:
-        check_files(Path(checkpoint.path))
+        checkpoint.check()
     except ValueError as error:
         raise StageError(f"{error}; {remedy}.") from error
-    world = read_state(Path(checkpoint.path))["world"]
-    if world != workers:
-        raise StageError(f"{checkpoint.path} was written by {world} workers, not {workers}: use {world}, or {remedy}.")
+    if found := difference(checkpoint.state()["config"], job.identity()):
+        raise StageError(f"{checkpoint.folder} is of another configuration ({found}): set it back, or {remedy}.")
+
+
+@contextmanager
+def _stopped_by_sigterm(job: TrainingJob) -> Iterator[None]:
+    """Have the first SIGTERM ask the workers for a checkpoint; the second one does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        job.stop_request.touch()
+
+    signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sentence(name: str, error: Exception, batch_setting: str) -> str:
@@ -140,17 +188,17 @@ def absolute_location(location: str) -> str:
 
 
 @contextmanager
-def _following(record: Path, steps: int, name: str, report: Reporter) -> Iterator[None]:
-    """Pass on to `report`, in a thread, what rank 0 appends to `record`, from its first line on."""
+def _following(job: TrainingJob, report: Reporter) -> Iterator[None]:
+    """Pass on to `report`, in a thread, what rank 0 appends to the record, from its first line on."""
     ended = threading.Event()
 
     def follow() -> None:
         last = 0
         while True:
             over = ended.wait(_POLL_SECONDS)
-            for line in _records(record, after=last):
+            for line in read_lines(job.record, after=last):
                 last = line["step"]
-                _emit(line, steps, name, report)
+                _emit(line, job, report)
             if over:
                 return
 
@@ -163,33 +211,19 @@ def _following(record: Path, steps: int, name: str, report: Reporter) -> Iterato
         thread.join()
 
 
-def _emit(line: dict[str, Any], steps: int, name: str, report: Reporter) -> None:
-    step = line["step"]
+def _emit(line: dict[str, Any], job: TrainingJob, report: Reporter) -> None:
     for key, value in line.items():
-        if key != "step":
-            report.metric(f"{name}/{key}", value, step)
-    report.progress(step, steps, f"{name}: loss {line['loss']:.4f}, {line['samples_per_second']:.0f} samples/s")
-
-
-def _records(record: Path, after: int = 0) -> Iterator[dict[str, Any]]:
-    """The lines of a run's record with rising steps; what a resumed run wrote a second time is left out."""
-    if not record.is_file():
-        return
-    for text in record.read_text().splitlines(keepends=True):
-        if not text.endswith("}\n"):  # blank, cut off by a kill, or being written
-            continue
-        line = json.loads(text)
-        if line["step"] > after:
-            after = line["step"]
-            yield line
+        if key not in BOOKKEEPING:
+            report.metric(f"{job.name}/{key}", value, line["step"])
+    report.progress(line["step"], job.steps, progress_note(job.name, line))
 
 
 def read_curves(record: Path) -> Curves:
     """All curves of a run's record."""
     curves: Curves = {}
-    for line in _records(record):
+    for line in read_lines(record):
         for key, value in line.items():
-            if key != "step":
+            if key not in BOOKKEEPING:
                 curves.setdefault(key, []).append((line["step"], float(value)))
     return curves
 

@@ -1,39 +1,42 @@
-"""What each Ray Train worker does: a DeepSpeed engine around a `TrainingTask`, checkpoints, a record of losses.
+"""What each worker does: steps of a `TrainingTask` on a DeepSpeed engine, checkpoints, a record of losses.
 
-`stages/trainer.py` starts the workers. Nothing here depends on what is trained: a step is a pure function of
-(seed, step, rank, world) and of the weights, so a run that was cut off and went on ends where an undisturbed one ends.
-
-Covers ZeRO stages 0 to 3 on gloo and nccl with the same number of workers throughout. Does not cover: gradient
-accumulation, and a resume with another number of workers (ZeRO cuts the optimizer's state by rank; `stages/trainer.py`
-refuses it).
+`stages/trainer.py` starts the workers on Ray Train. Nothing here depends on Ray or on what is trained. A step is a pure
+function of (seed, step, rank, world) and of the weights, so a run that was cut off and went on ends where an
+undisturbed one ends: exactly with the same workers and ZeRO stage, to rounding with others, where the task's batch does
+not depend on how many share it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-import math
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.checksums import file_checksum, folder_checksums
+from model.moving_average import MovingAverage
 from model.seeding import seed_of
-from model.training import SamplingTask, TrainingTask
+from model.training import DescribedTask, SamplingTask, TrainingTask
+from stages.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.config import TrainerConfig
+from stages.engine import Engine, LossScale, learning_rate, micro_batches
+from stages.training_record import Recorder, open_recorder
+from stages.training_state import gather_state, gathered, restore_average, restore_moments, restore_weights
 
-#: DeepSpeed's name for the one state that a checkpoint folder holds.
-_TAG = "deepspeed"
-_STATE_FILE = "training.json"
-#: A run writes about this many points of every curve.
-_CURVE_POINTS = 200
+#: So many steps in a row without a finite gradient end a training.
+MOST_SKIPPED_STEPS = 5
+
+#: Other values of these change no result beyond rounding: a checkpoint does not ask for them.
+_FREE = ("workers", "use_gpu", "zero_stage", "accumulation", "checkpoint_every", "keep_checkpoints", "max_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,8 @@ class TrainingJob:
         config: How it is trained.
         seed: Of the initial weights and of every random number drawn while training.
         cores: Cores of a machine, shared by the workers on it.
-        record: JSON lines file for the losses; rank 0 appends to it.
-        weights: Folder that rank 0 exports the trained weights into.
+        folder: Where everything about the run is kept; all workers see it.
+        name: The run's.
     """
 
     task: TrainingTask
@@ -55,40 +58,77 @@ class TrainingJob:
     config: TrainerConfig
     seed: int
     cores: int
-    record: Path
-    weights: Path
+    folder: Path
+    name: str
+
+    @property
+    def record(self) -> Path:
+        """JSON lines file of the curves."""
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """Folder that rank 0 exports the trained weights into."""
+        return self.folder / f"{self.name}-weights"
+
+    @property
+    def samples(self) -> Path:
+        """Folder for what a `SamplingTask` shows of its progress."""
+        return self.folder / f"{self.name}-samples"
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """Where checkpoints are kept."""
+        return CheckpointFolder(self.folder / f"{self.name}-checkpoints", self.config.keep_checkpoints)
+
+    @property
+    def stop_request(self) -> Path:
+        """A file whose existence asks the workers to write a checkpoint and stop."""
+        return self.folder / f"{self.name}.stop"
+
+    @property
+    def ending(self) -> Path:
+        """Why the workers have stopped before the last step: one sentence, by rank 0."""
+        return self.folder / f"{self.name}.ending"
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, as plain values by key."""
+        trainer = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in _FREE}
+        task = {f"task.{key}": value for key, value in _plain_fields(self.task).items()}
+        kind = type(self.task).__name__
+        plain: dict[str, Any] = json.loads(
+            json.dumps({"steps": self.steps, "seed": self.seed, **trainer, "task": kind, **task})
+        )
+        return {key: _short(value) for key, value in plain.items()}
 
 
-class _Autocast(nn.Module):
-    """Runs a module's forward pass in bf16 where autocast allows it; the weights stay as they are."""
-
-    def __init__(self, inner: nn.Module, device_type: str, enabled: bool) -> None:
-        super().__init__()
-        self.inner = inner
-        self.device_type = device_type
-        self.enabled = enabled
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.enabled):
-            return self.inner(batch)
-
-
-def learning_rate(step: int, steps: int, config: TrainerConfig) -> float:
-    """Linear warm-up times half a cosine that ends at `final_share`. `step` counts from 0."""
-    warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return config.learning_rate * warm_up * (config.final_share + (1 - config.final_share) * cosine)
+def _plain_fields(task: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are plain values. A place on a disk is none: a run folder may be moved."""
+    if not dataclasses.is_dataclass(task):
+        return {}
+    found = {}
+    for entry in dataclasses.fields(task):
+        value = getattr(task, entry.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        path = isinstance(value, str) and Path(value).is_absolute()
+        if entry.init and entry.compare and not path and _is_plain(value):
+            found[entry.name] = value
+    return found
 
 
-def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration. Autocast is ours and not DeepSpeed's, which would average the gradients in bf16."""
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # a step's batch is the task's affair; DeepSpeed only counts with it
-        "gradient_clipping": config.gradient_clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,  # torch's AdamW; DeepSpeed's own would be compiled on first use
-        "steps_per_print": 2**31,
-    }
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _short(value: Any) -> Any:
+    """A long value's checksum in its place."""
+    text = json.dumps(value, sort_keys=True)
+    return value if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def train(settings: dict[str, Any]) -> None:
@@ -98,80 +138,197 @@ def train(settings: dict[str, Any]) -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's affair
     job: TrainingJob = settings["job"]
-    place = ray.train.get_context()
-    torch.set_num_threads(max(1, job.cores // place.get_local_world_size()))
-    torch.manual_seed(job.seed)
+    torch.set_num_threads(max(1, job.cores // ray.train.get_context().get_local_world_size()))
     device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where torch.distributed sends Python objects
+    run_worker(job, device)
+
+
+def run_worker(job: TrainingJob, device: torch.device) -> None:
+    """Train on this worker of torch's process group; rank 0 exports the weights, or writes why it has ended early."""
+    rank = dist.get_rank()
+    if rank == 0:
+        job.ending.unlink(missing_ok=True)
+    torch.manual_seed(job.seed)
     module = job.task.module()
     dimensionless = [parameter for parameter in module.parameters() if parameter.dim() == 0]
     _reshape(dimensionless, (1,))  # DeepSpeed cannot broadcast those, such as CLIP's logit scale
-    engine = _engine(module, job.config, device)
-    worker = _Worker(job, engine, module, device, place.get_world_rank(), place.get_world_size())
-    start = _restore(engine)
-    with _recorder(job, worker.rank, worker.world) as recorder:
-        for step in range(start, job.steps):
-            scalars, samples = worker.step(step)
-            if recorder is not None:
-                recorder.add(step, samples, scalars)
-            if worker.rank == 0:
-                _look(job, module, step + 1)
-            if (step + 1) % job.config.checkpoint_every == 0 and step + 1 < job.steps:
-                _save(engine, step + 1, worker.rank, worker.world)
-    with _gathered(module, job.config.zero_stage):
-        _reshape(dimensionless, ())
-        if worker.rank == 0:
-            job.task.export(module, job.weights)
+    checkpoint = _latest(job.checkpoints)
+    tensors = dict(checkpoint.tensors()) if checkpoint else {}
+    if checkpoint:
+        restore_weights(module, tensors)
+    engine = Engine(module, job.config, device)
+    average = MovingAverage(engine.trained, job.config.ema_decay) if job.config.ema_decay is not None else None
+    progress = _Progress()
+    if checkpoint:
+        progress = _Progress.read(checkpoint, engine)
+        restore_moments(engine, tensors, progress.updates)
+        if average:
+            restore_average(average, tensors)
+        tensors.clear()
+    with open_recorder(job.record, job.steps, device) as recorder:
+        ending = _Worker(job, engine, average, device, recorder, progress).run()
+    if ending is None:
+        with _whole(module, dimensionless, average):
+            if rank == 0:
+                job.task.export(module, job.weights)
+    elif rank == 0:
+        job.ending.write_text(ending)
 
 
-def _look(job: TrainingJob, module: nn.Module, done: int) -> None:
-    """Let the task show what the module can do after so many steps, when it wants to. On rank 0."""
-    task = job.task
-    if isinstance(task, SamplingTask) and task.sample_every is not None and done % task.sample_every == 0:
-        folder = job.weights.with_name(job.weights.name.removesuffix("-weights") + "-samples")
-        folder.mkdir(exist_ok=True)
-        task.sample(module, done, folder)
+@dataclass
+class _Progress:
+    """How far a training is.
+
+    Attributes:
+        step: Steps that are done.
+        updates: Of them, those that have changed the weights.
+        skipped: Those that have not, because a gradient was not finite.
+        skipped_in_a_row: The last so many of them.
+        losses: Of this worker since the last checkpoint.
+    """
+
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, engine: Engine) -> _Progress:
+        state = checkpoint.state()
+        if engine.loss_scale:
+            engine.loss_scale = LossScale(**state["loss_scale"])
+        return cls(**{key: state[key] for key in ("step", "updates", "skipped", "skipped_in_a_row")})
 
 
 @dataclass(frozen=True)
 class _Worker:
     job: TrainingJob
-    engine: Any
-    module: nn.Module
+    engine: Engine
+    average: MovingAverage | None
     device: torch.device
-    rank: int
-    world: int
+    recorder: Recorder
+    progress: _Progress
 
-    def step(self, step: int) -> tuple[dict[str, Tensor], int]:
-        """One step of the optimizer; returns the task's scalars and how many samples this worker has seen."""
-        job = self.job
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    def run(self) -> str | None:
+        """All steps that are left; why the training has ended before the last one."""
+        job, world = self.job, dist.get_world_size()
+        writer = CheckpointWriter(job.checkpoints, self.rank, world)
+        for step in range(self.progress.step, job.steps):
+            self._step(step, world)
+            if self.progress.skipped_in_a_row == MOST_SKIPPED_STEPS:
+                writer.wait()
+                return _divergence(job, step)
+            done = step + 1
+            self._look(done)
+            stopping = self._agree(job.stop_request.exists()) and done < job.steps
+            if stopping or (done % job.config.checkpoint_every == 0 and done < job.steps):
+                self._save(writer)
+            if stopping:
+                writer.wait()
+                return f"training {job.name} was stopped after step {done} of {job.steps}; the same command goes on."
+        writer.wait()
+        return None
+
+    def _step(self, step: int, world: int) -> None:
+        """One step of the optimizer."""
+        job, progress = self.job, self.progress
         torch.manual_seed(seed_of(job.seed, step, self.rank))
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate(step, job.steps, job.config)
-        batch = job.task.batch(step, self.rank, self.world)
+        begun = time.perf_counter()
+        batch = job.task.batch(step, self.rank, world)
+        samples = len(next(iter(batch.values())))
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        scalars = self.engine(batch)
-        self.engine.backward(scalars["loss"])
-        self.engine.step()
-        job.task.after_step(self.module, step)
-        return scalars, len(next(iter(batch.values())))
+        waited = time.perf_counter() - begun
+        scalars = self.engine.backward(micro_batches(batch, job.config.accumulation))
+        rate = learning_rate(step, job.steps, job.config)
+        norm = self.engine.step(rate)
+        progress.step = step + 1
+        if norm is None:
+            progress.skipped += 1
+            progress.skipped_in_a_row += int(self.engine.is_helpless)
+            scalars = {}
+        else:
+            progress.updates += 1
+            progress.skipped_in_a_row = 0
+            progress.losses.append(scalars["loss"])
+            scalars |= {"grad_norm": torch.tensor(norm), "learning_rate": torch.tensor(rate)}
+            if self.average:
+                self.average.update()
+            job.task.after_step(self.engine.module, step)
+        self.recorder.add(step, scalars, samples=samples, waited=waited, skipped=progress.skipped)
+
+    def _look(self, done: int) -> None:
+        """Let the task show what the module can do after so many steps, when it wants to."""
+        task = self.job.task
+        if self.rank or not isinstance(task, SamplingTask) or task.sample_every is None or done % task.sample_every:
+            return
+        self.job.samples.mkdir(exist_ok=True)
+        task.sample(self.engine.module, done, self.job.samples)
+
+    def _save(self, writer: CheckpointWriter) -> None:
+        """Have every worker write its share of the state: every so many-th tensor."""
+        progress, scale = self.progress, self.engine.loss_scale
+        loss = self._mean_loss()
+        mine: dict[str, Tensor] = {}
+        world = dist.get_world_size()
+        for number, (name, tensor) in enumerate(gather_state(self.engine, progress.updates, self.average)):
+            if number % world == self.rank:
+                mine[name] = tensor.to("cpu", copy=True).contiguous()
+        state = {
+            "step": progress.step,
+            "updates": progress.updates,
+            "skipped": progress.skipped,
+            "skipped_in_a_row": progress.skipped_in_a_row,
+            "loss": loss,
+            "loss_scale": dataclasses.asdict(scale) if scale else None,
+            "config": self.job.identity(),
+        }
+        writer.write(progress.step, mine, state if self.rank == 0 else None)
+
+    def _mean_loss(self) -> float | None:
+        """Over all workers since the last checkpoint."""
+        losses = self.progress.losses
+        total = torch.stack(losses).float().sum() if losses else torch.zeros((), device=self.device)
+        both = torch.stack([total, torch.tensor(float(len(losses)), device=self.device)])
+        dist.all_reduce(both)
+        losses.clear()
+        return (both[0] / both[1]).item() if both[1] else None
+
+    def _agree(self, wish: bool) -> bool:
+        """Whether rank 0 wishes it."""
+        flag = torch.tensor([float(wish and self.rank == 0)], device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag)
 
 
-def _engine(module: nn.Module, config: TrainerConfig, device: torch.device) -> Any:
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel("WARNING")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled on first use; needs a compiler
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    betas = (0.9, config.beta2)
-    optimizer = torch.optim.AdamW(trainable, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True)
-    engine, *_ = deepspeed.initialize(
-        model=_Autocast(module, device.type, config.precision == "bf16"),
-        optimizer=optimizer,
-        config=deepspeed_config(config),
-        dist_init_required=False,  # Ray Train has made the process group
+def _divergence(job: TrainingJob, step: int) -> str:
+    samples = f" ({job.task.describe(step)})" if isinstance(job.task, DescribedTask) else ""
+    return (
+        f"training {job.name} was stopped at step {step}{samples}, the {MOST_SKIPPED_STEPS}th in a row whose loss or "
+        "gradient is not finite: look at these samples, or lower the trainer's learning_rate."
     )
-    return engine
+
+
+def _latest(checkpoints: CheckpointFolder) -> Checkpoint | None:
+    """The checkpoint to go on from, the same on all workers; what a kill has left is removed.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    chosen: list[Checkpoint | None] = [None]
+    if dist.get_rank() == 0:
+        checkpoints.remove_incomplete()
+        chosen = [checkpoints.latest()]
+        if chosen[0]:
+            chosen[0].check()
+    dist.broadcast_object_list(chosen)
+    return chosen[0]
 
 
 def _reshape(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> None:
@@ -181,109 +338,10 @@ def _reshape(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> None:
 
 
 @contextmanager
-def _gathered(module: nn.Module, zero_stage: int) -> Iterator[None]:
-    """ZeRO-3 keeps every parameter in pieces: put them together on all workers for the export."""
-    if zero_stage < 3:
+def _whole(module: nn.Module, dimensionless: list[nn.Parameter], average: MovingAverage | None) -> Iterator[None]:
+    """The module as it is to be exported: in one piece, with its averaged weights when there are some."""
+    with gathered(list(module.parameters())):
+        if average:
+            average.apply()
+        _reshape(dimensionless, ())
         yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(module.parameters())):
-        yield
-
-
-# --- checkpoints ---------------------------------------------------------------------------------------------------
-
-
-def _save(engine: Any, step: int, rank: int, world: int) -> None:
-    """Every worker writes its share, and the checksums of its share, into one checkpoint."""
-    import ray.train
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        engine.save_checkpoint(name, tag=_TAG)
-        if rank == 0:
-            (folder / _STATE_FILE).write_text(json.dumps({"step": step, "world": world}))
-        (folder / f"checksums-{rank}.json").write_text(json.dumps(folder_checksums(folder)))
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(name))
-
-
-def _restore(engine: Any) -> int:
-    """Load the run's latest checkpoint, when there is one; returns the number of steps that are done."""
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as name:
-        check_files(Path(name))
-        engine.load_checkpoint(name, tag=_TAG)
-        return int(read_state(Path(name))["step"])
-
-
-def read_state(folder: Path) -> dict[str, int]:
-    """How far the run of a checkpoint was ("step") and by how many workers it was written ("world")."""
-    state: dict[str, int] = json.loads((folder / _STATE_FILE).read_text())
-    return state
-
-
-def check_files(folder: Path) -> None:
-    """Compare every file of a checkpoint with the checksum that was taken when it was written.
-
-    DeepSpeed's files are pickles: nothing of a checkpoint is loaded before this check has passed.
-
-    Raises:
-        ValueError: A file is missing or is not what was written; one sentence that names it.
-    """
-    lists = sorted(folder.glob("checksums-*.json"))
-    for sums in lists:
-        try:
-            recorded = json.loads(sums.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"checkpoint file {sums} is damaged (it is not JSON)") from error
-        for name, expected in recorded.items():
-            file = folder / name
-            if not file.is_file() or file_checksum(file) != expected:
-                raise ValueError(f"checkpoint file {file} is damaged (its checksum is not the one in {sums.name})")
-    if not (folder / _STATE_FILE).is_file() or len(lists) != read_state(folder)["world"]:
-        raise ValueError(f"checkpoint {folder} is incomplete")
-
-
-# --- losses --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class _Recorder:
-    """Averages scalars over a few steps and appends them, as one JSON line, to the run's record."""
-
-    stream: TextIO
-    every: int
-    world: int
-    steps: int
-    _sums: dict[str, list[Tensor]] = field(default_factory=dict)
-    _samples: int = 0
-    _since: float = field(default_factory=time.perf_counter)
-
-    def add(self, step: int, samples: int, scalars: Mapping[str, Tensor]) -> None:
-        for name, value in scalars.items():
-            self._sums.setdefault(name, []).append(value.detach())
-        self._samples += samples * self.world
-        done = step + 1
-        if done % self.every and done != self.steps:
-            return
-        means = {name: float(torch.stack(values).float().mean()) for name, values in self._sums.items()}
-        now = time.perf_counter()
-        line = {"step": done, "samples_per_second": self._samples / (now - self._since), **means}
-        self.stream.write(json.dumps(line) + "\n")
-        self.stream.flush()
-        self._sums, self._samples, self._since = {}, 0, now
-
-
-@contextmanager
-def _recorder(job: TrainingJob, rank: int, world: int) -> Iterator[_Recorder | None]:
-    if rank != 0:
-        yield None
-        return
-    with job.record.open("a") as stream:
-        stream.write("\n")  # ends a line that a kill has cut
-        yield _Recorder(stream=stream, every=max(1, job.steps // _CURVE_POINTS), world=world, steps=job.steps)

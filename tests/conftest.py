@@ -31,3 +31,16 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     with temporary_folder(tmp_path_factory.mktemp("ray")), local_cluster() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process alone, in which an engine may run without Ray."""
+    import torch.distributed as dist
+
+    store = tmp_path_factory.mktemp("process_group") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")  # DeepSpeed asks for it; Ray Train sets it for its workers
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,53 +19,67 @@ class LinearModule(nn.Module):
 
     seen: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, noise: float = 0.1) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
         self.scale = nn.Parameter(torch.tensor(1.5))  # a parameter without dimensions, as CLIP has one
         self.register_buffer("seen", torch.zeros(()))
+        self.noise = noise
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        noisy = batch["x"] + 0.1 * torch.randn_like(batch["x"])
+        noisy = batch["x"] + self.noise * torch.randn_like(batch["x"])
         loss = nn.functional.mse_loss(self.scale * self.layers(noisy).float(), batch["y"])
         return {"loss": loss, "twice": 2 * loss.detach()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearTask:
-    """Fits a fixed function.
+    """Fits a fixed function; a step's examples are shared out among the workers.
 
     Attributes:
-        kill_at: The worker `kill_rank` ends itself with SIGKILL before this step, once (it leaves `marker` behind).
+        kill_at: The worker `bad_rank` ends itself with SIGKILL before this step, once (it leaves `marker` behind).
         fail_at: Every worker raises before this step, always.
         starve_at: Every worker wants more memory than there is for this step.
+        spoil: In these steps the worker `bad_rank` gets an example that is not a number.
+        stop_at: Before this step `marker` is made, once: the request to stop.
     """
 
     batch_size: int = 16
-    seconds_a_step: float = 0.0
-    kill_at: int | None = None
-    kill_rank: int = 1
-    fail_at: int | None = None
-    starve_at: int | None = None
+    noise: float = 0.1
+    seconds_a_step: float = field(default=0.0, compare=False)
+    kill_at: int | None = field(default=None, compare=False)
+    bad_rank: int = field(default=1, compare=False)
+    fail_at: int | None = field(default=None, compare=False)
+    starve_at: int | None = field(default=None, compare=False)
+    spoil: tuple[int, ...] = field(default=(), compare=False)
+    stop_at: int | None = field(default=None, compare=False)
     marker: Path | None = None
 
     def module(self) -> nn.Module:
-        return LinearModule()
+        return LinearModule(self.noise)
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         if self.fail_at is not None and step >= self.fail_at:
             raise ValueError("the picture 'abc' is not a picture")
         if step == self.starve_at:
             torch.empty(2**50)
-        if step == self.kill_at and rank == self.kill_rank and self.marker and not self.marker.exists():
+        if step == self.kill_at and rank == self.bad_rank and self.marker and not self.marker.exists():
             self.marker.write_text(json.dumps({"pid": os.getpid()}))
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.stop_at and self.marker:
+            self.marker.touch()
         time.sleep(self.seconds_a_step)
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(self.batch_size, 8, generator=generator)
         y = torch.sin(x.sum(1, keepdim=True))
         share = self.batch_size // world
-        return {"x": x[rank * share : (rank + 1) * share], "y": y[rank * share : (rank + 1) * share]}
+        mine = {"x": x[rank * share : (rank + 1) * share], "y": y[rank * share : (rank + 1) * share]}
+        if step in self.spoil and rank == self.bad_rank:
+            mine["y"][0] = torch.nan
+        return mine
+
+    def describe(self, step: int) -> str:
+        return f"numbers of seed {step}"
 
     def after_step(self, module: nn.Module, step: int) -> None:
         assert isinstance(module, LinearModule)

@@ -97,3 +97,23 @@ def test_without_a_tracker_the_run_goes_on_and_events_are_kept(tmp_path: Path, s
     assert "\n" not in warnings[0]
     events = [json.loads(line) for line in (store.folder / "logs" / "ingest.events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["metric"] * 4 + ["picture"] * 2
+
+
+def test_a_tracker_that_goes_away_is_a_warning_and_the_run_goes_on(
+    tmp_path: Path, store: Store, plan: list[Step]
+) -> None:
+    warnings: list[str] = []
+    steps = {step.stage.name: step for step in plan}
+    with Tracker(toy_config(tmp_path), store, plan, warnings.append) as tracker:
+        assert tracker.stage_started(steps["ingest"]) is not None
+        tracker.stage_event("ingest", metric(0, 3.0))
+        (store.folder / "mlflow" / "mlflow.db").write_text("gone")
+        tracker.stage_event("ingest", metric(1, 2.0))
+        tracker.stage_failed("ingest", PipelineError("Stage ingest: nothing is left."))
+        assert tracker.stage_started(steps["filter"]) is None
+        tracker.stage_event("filter", metric(0, 1.0))
+        tracker.stage_failed("filter", PipelineError("Stage filter: nothing is left."))
+    assert len(warnings) == 1
+    assert warnings[0].startswith("MLflow does not record this run (")
+    for name, count in (("ingest", 2), ("filter", 1)):
+        assert len((store.folder / "logs" / f"{name}.events.jsonl").read_text().splitlines()) == count
