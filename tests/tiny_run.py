@@ -51,10 +51,8 @@ def run(folder: Path, *words: str, name: str = "run") -> str:
     return found.stdout
 
 
-def kill_in(
-    folder: Path, stage: str, *words: str, done: int, seconds: float = 600, number: signal.Signals = signal.SIGKILL
-) -> None:
-    """Start a run and kill it as soon as `stage` has reported progress of at least `done`; nothing may be left."""
+def kill_in(folder: Path, stage: str, *words: str, done: int, seconds: float = 600) -> None:
+    """Start a run and SIGKILL it as soon as `stage` has reported progress of at least `done`; nothing may be left."""
     printed = folder.with_suffix(".out")
     with printed.open("w") as out:
         runner = subprocess.Popen(command(folder, *words), cwd=REPOSITORY, stdout=out, stderr=out)
@@ -65,7 +63,7 @@ def kill_in(
         assert time.monotonic() < deadline, f"stage {stage} did not get so far: {printed.read_text()}"
         time.sleep(0.05)
     family = psutil.Process(runner.pid).children(recursive=True)
-    os.kill(runner.pid, number)
+    os.kill(runner.pid, signal.SIGKILL)
     runner.wait()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive, f"left behind: {alive}"

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from tiny_run import kill_in, run
-
-from stages.checkpoints import CheckpointFolder
 
 pytestmark = [pytest.mark.slow]
 
@@ -57,15 +52,3 @@ def test_the_adapter_is_there(killed: Path) -> None:
     """That training goes on from its checkpoint and ends where an undisturbed one ends: `test_trainer.py`."""
     (output,) = (killed / "stages" / "train_adapter").iterdir()
     assert list((output / "adapter").glob("*.safetensors"))
-
-
-def test_a_run_that_is_stopped_has_training_write_a_checkpoint_first(killed: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(killed, folder)
-    settings = ["--set=curriculum.steps=300", "--set=train_adapter.trainer.checkpoint_every=1000"]
-    kill_in(folder, "train_adapter", "--stage", "train_adapter", *settings, done=5, number=signal.SIGTERM)
-    said = (folder / "logs" / "train_adapter.log").read_text()
-    found = re.search(r"StageError: training adapter was stopped after step (\d+) of 300", said)
-    assert found, said
-    (checkpoints,) = folder.glob("stages/train_adapter/*/scratch/train/adapter-checkpoints")
-    assert [checkpoint.step for checkpoint in CheckpointFolder(checkpoints).complete()] == [int(found[1])]
