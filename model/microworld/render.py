@@ -74,13 +74,19 @@ def _march(surface: ShapeFunction, rays: _Rays, steps: int) -> tuple[Tensor, Ten
     return closest, closest_depth
 
 
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors (3, R) of length one, as `F.normalize` makes them; its reduction over so short a dimension is slow."""
+    x, y, z = vectors
+    return vectors / (x * x + y * y + z * z).sqrt().clamp(min=1e-12)
+
+
 def _normals(surface: ShapeFunction, p: Points, shape: Tensor, step: float = 0.015) -> Tensor:
     """Outward unit normals (3, R) by tetrahedral differences."""
     total = torch.zeros(3, len(p.x))
     for offset in _NORMAL_OFFSETS:
         moved = Points(p.x + step * offset[0], p.y + step * offset[1], p.z + step * offset[2])
         total += torch.tensor(offset, dtype=torch.float32)[:, None] * _distance(surface, moved, shape)
-    return F.normalize(total, dim=0)
+    return _unit(total)
 
 
 def _patterned(p: Points, pattern: Tensor, frequency: Tensor, phase: Tensor) -> Tensor:
@@ -112,7 +118,7 @@ def _shade(surface: ShapeFunction, p: Points, rays: _Rays, view: Tensor, looks: 
     albedo = looks.palette[view, material]
     to_light = F.normalize(torch.tensor(_LIGHT), dim=0)
     light = torch.einsum("nij,i->jn", rotation, to_light)[:, view]
-    half = F.normalize(light - rays.direction, dim=0)
+    half = _unit(light - rays.direction)
     normal = _normals(surface, p, rays.shape)
     diffuse = (normal * light).sum(0).clamp(min=0)
     specular = (normal * half).sum(0).clamp(min=0) ** 24
@@ -148,6 +154,11 @@ def _pixel_grid(size: int) -> tuple[Tensor, Tensor, Tensor]:
     return right.flatten()[pixel], up.flatten()[pixel], pixel
 
 
+def _rows(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) as (D, R), each coordinate in one piece."""
+    return vectors.reshape(-1, vectors.shape[-1]).T.contiguous()
+
+
 def _render_category(surface: ShapeFunction, looks: _Looks, rotation: Tensor, size: int) -> Tensor:
     """Sprites (N, 4, size, size) of N views of one category; rotation (N, 3, 3) has the camera axes as rows."""
     count = len(rotation)
@@ -157,7 +168,7 @@ def _render_category(surface: ShapeFunction, looks: _Looks, rotation: Tensor, si
     origin = right[:, None] * axes[:, 0] + up[:, None] * axes[:, 1]  # (N, P, 3)
     direction = -axes[:, 2].expand_as(origin)
     reach = (BOUND**2 - right.square() - up.square()).sqrt().repeat(count)
-    rays = _Rays(origin.reshape(-1, 3).T, direction.reshape(-1, 3).T, reach, looks.shape[view].T)
+    rays = _Rays(_rows(origin), _rows(direction), reach, _rows(looks.shape[view]))
     closest, depth = _march(surface, rays, MARCH_STEPS)
     footprint = 2 * HALF_EXTENT / size
     coverage = ((footprint - closest) / (footprint - _CONVERGED)).clamp(0, 1)
