@@ -11,13 +11,13 @@ torch is given one thread, so that they are the time on an idle machine), and th
 to read on a GPU. A ratio is the median over the repetitions of a mode's time over plain text-to-image's in the same
 repetition.
 
-Ratios of CPU seconds on one core of a Xeon, without early stop, in full, fast (with masks of an earlier kind):
+Ratios of CPU seconds on one core of a Xeon, without early stop, in full, fast:
 
-    micro, batch 8                           1.57  1.28  1.16
-    micro, batch 1, masks of 16 x 16 only    1.77  1.41  1.16  (machine shared with other work)
-    SD-1.5's UNet, 256 x 256, batch 1        1.43  1.20  1.12  (one repetition)
+    micro, batch 8 (--repeats 5)                                                1.427  1.185  1.101
+    SD-1.5's UNet, 256 x 256, batch 1 (--backbone sd15 --steps 25 --repeats 2)  1.569  1.228  1.115
 
-By FLOPs the first of these are 1.53, 1.26 and, with today's fast masks, 1.09: a guidance pass is 0.52 of a step.
+By FLOPs the first of these are 1.53, 1.26 and 1.09: a guidance pass is 0.52 of a step. RealCustom++ has 1.70
+without early stop and 1.44 in full.
 
 A single micro picture is so small that half of its pass does not depend on the number of rows: a pass of one row takes
 0.65 of a pass of two. `--memory` gave 1.8 % of the naive maps' bytes in fp32, 1.3 % in bf16.
