@@ -2,7 +2,8 @@
 
 The alias `champion` names the version to serve. It moves to the new version when its score is higher than that of the
 champion: likeness to the subject times obedience to the prompt, of the arm with adapter and mask. Only scores of
-the same evaluation (subjects, prompts, seeds, judge) are compared.
+the same evaluation (subjects, prompts, seeds, judge) are compared. A version's tags name every output that it comes
+from (`lineage.curriculum`, ...), and its artifact `lineage.json` has their configurations, counts and metrics.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from model.checksums import folder_checksums
 from stages.config import Config
 from stages.inference import backbone_location, loading_options, painting_options
 from stages.register import pyfunc_model
+from stages.register.lineage import Lineage, lineage_of
 from stages.stage import StageContext, StageError, StageResult
 
 ALIAS = "champion"
@@ -44,9 +46,11 @@ def run(context: StageContext) -> StageResult:
     client = MlflowClient()
     context.report.progress(0, 2, f"copying the model into the registry as {name}")
     metrics = json.loads((context.inputs["evaluate"] / "metrics.json").read_text())
-    number = _log_model(context, name)
+    lineage = lineage_of(context.inputs)
+    number = _log_model(context, name, lineage)
     score = score_of(metrics)
     tags = {"score": repr(score), "evaluation": metrics["evaluation"], "profile": config.profile}
+    tags |= {f"lineage.{stage}": output["fingerprint"] for stage, output in lineage.items()}
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
     context.report.progress(1, 2, f"comparing with the {ALIAS}")
@@ -71,8 +75,8 @@ def score_of(metrics: dict[str, Any]) -> float:
     return max(0.0, arm["similarity"]["mean"]) * max(0.0, arm["controllability"]["mean"])
 
 
-def _log_model(context: StageContext, name: str) -> str:
-    """Store the model with its weights, code and requirements; the number of the new version."""
+def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
+    """Store the model with its weights, code, requirements and lineage; the number of the new version."""
     config: Config = context.config
     location = backbone_location(config.backbone, context.inputs)
     folders = {"adapter": context.inputs["train_adapter"] / "adapter"}
@@ -85,14 +89,18 @@ def _log_model(context: StageContext, name: str) -> str:
         "painting": painting_options(config.inference),
         "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
     }
-    inference = context.scratch / "inference.json"
-    inference.write_text(json.dumps(settings, indent=2) + "\n")
+    files = {"inference": settings, "lineage": lineage}
+    for key, content in files.items():
+        (context.scratch / f"{key}.json").write_text(json.dumps(content, indent=2) + "\n")
     with mlflow.start_run(run_id=context.tracking_run_id):
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(pyfunc_model.__file__)),
             code_paths=[str(_copy_code(context.scratch))],
-            artifacts={"inference": str(inference), **{key: str(folder) for key, folder in folders.items()}},
+            artifacts={
+                **{key: str(context.scratch / f"{key}.json") for key in files},
+                **{key: str(folder) for key, folder in folders.items()},
+            },
             pip_requirements=_requirements(),
             registered_model_name=name,
         )

@@ -6,7 +6,8 @@ MLflow runs this file by itself, with the copy of the package `model` that was r
     model.predict([{"subject": base64_of_a_picture, "word": "mug", "prompt": "a photo of a mug in the snow"}])
 
 Artifacts: `backbone` and `adapter` (folders; a backbone from the hub is only named), `inference` (inference.json: how
-the parts are put together, the default options, and the checksums of all files).
+the parts are put together, the default options, and the checksums of all files), `lineage` (lineage.json: where they
+come from; nothing here reads it).
 """
 
 from __future__ import annotations

@@ -20,15 +20,19 @@ from PIL import Image
 from random_adapter import write_random_adapter
 from random_backbone import write_random_backbone
 from registered_model import Registry
+from toy_pipeline import commit_stage
 
 from model.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.checksums import DamagedArtifactError, folder_checksums, verify_checksums
 from model.realcustom_adapter import RealCustomAdapter
+from pipelines.fingerprint import Ingredients
+from pipelines.store import Store
 from stages.config import Config
 from stages.inference import loading_options, painting_options
 from stages.register import judge_version, run, score_of
+from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
-from stages.stage import StageError
+from stages.stage import StageError, StageResult
 
 NAME = "realword-micro"
 
@@ -97,6 +101,31 @@ def test_checksums_name_the_file_that_changed(tmp_path: Path) -> None:
         verify_checksums(tmp_path, recorded)
 
 
+# Where a model comes from
+
+
+def test_lineage_goes_back_to_the_first_stage(tmp_path: Path) -> None:
+    def commit(stage: str, fingerprint: str, inputs: dict[str, str]) -> Path:
+        output = commit_stage(store, stage, StageResult(rows={"rows": 3}), ingredients(fingerprint, inputs))
+        return output.folder
+
+    store = Store(tmp_path / "run")
+    store.folder.mkdir()
+    first = commit("ingest", "web", {})
+    plan = commit("curriculum", "plan", {"filter": "0000deleted0", "ingest": first.name})
+    adapter = commit("train_adapter", "adapter", {"curriculum": plan.name, "ingest": first.name})
+    lineage = lineage_of({"train_adapter": adapter})
+    assert list(lineage) == ["curriculum", "filter", "ingest", "train_adapter"]
+    assert lineage["filter"] == {"fingerprint": "0000deleted0"}
+    assert lineage["curriculum"]["fingerprint"] == plan.name
+    assert lineage["ingest"]["config"] == {"setting": "web"}
+    assert lineage["ingest"]["rows"] == {"rows": 3}
+
+
+def ingredients(setting: str, inputs: dict[str, str]) -> Ingredients:
+    return Ingredients(config={"setting": setting}, inputs=inputs, files={}, code="c0de")
+
+
 # The model
 
 
@@ -148,7 +177,9 @@ def test_versions_and_their_champion(registry: Registry) -> None:
     assert not registry.register(0.9, evaluation="with other prompts")[0]["alias_moved"]
     assert registry.client.get_model_version_by_alias(NAME, "champion").version == 3
     assert registry.register(0.1, register={"promote": True})[0]["alias_moved"]
-    assert registry.client.get_model_version_by_alias(NAME, "champion").version == 5
+    champion = registry.client.get_model_version_by_alias(NAME, "champion")
+    assert champion.version == 5
+    assert champion.tags["lineage.train_adapter"] == "train_adapter"  # a folder without a manifest, by its name
 
 
 _ELSEWHERE = """
