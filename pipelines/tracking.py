@@ -7,10 +7,12 @@ goes on with one warning. What a stage reports is also kept in `logs/<stage>.eve
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -82,11 +84,12 @@ class Tracker:
     def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
         """See `Listener`. A step that is reported again after a restart is recorded once."""
         self._files[name].write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
-        if event["event"] == "metric":
-            point = (name, event["key"], event["step"])
-            if point not in self._curves:
-                self._curves.add(point)
-                self._later(lambda records: records.metric(name, event["key"], event["value"], event["step"]))
+        if event["event"] not in ("metric", "sample"):
+            return
+        point = (name, event["key"], event["step"])
+        if point not in self._curves:
+            self._curves.add(point)
+            self._later(lambda records: records.point(name, event))
 
     def stage_finished(self, name: str, output: Output) -> None:
         """See `Listener`."""
@@ -126,13 +129,21 @@ class Tracker:
 
 
 class Records:
-    """The MLflow side: used from one thread."""
+    """The MLflow side: used from one thread.
+
+    While a stage runs, MLflow's monitor adds what this machine does (`system/...`: CPU, memory, network, GPUs) every
+    ten seconds.
+    """
 
     def __init__(self, uri: str, store: Store, config: Config, plan: Sequence[Step]) -> None:
         store.tracking_folder.mkdir(exist_ok=True)
         from mlflow import MlflowClient
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # that a tracker is down is told once, here
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._monitor = partial(SystemMetricsMonitor, tracking_uri=uri)
+        self._monitors: dict[str, SystemMetricsMonitor] = {}
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         self._experiment_id = (
             experiment.experiment_id
@@ -152,14 +163,24 @@ class Records:
         run_id = self._runs[name] = self._create(name, tags)
         for key, value in step.ingredients.config.items():
             self._client.log_param(run_id, key, value)
+        self._monitors[name] = self._monitor(run_id)
+        self._monitors[name].start()
         return run_id
 
-    def metric(self, name: str, key: str, value: float, step: int) -> None:
-        """One point of a curve."""
-        self._client.log_metric(self._runs[name], key, value, step=step, synchronous=False)
+    def point(self, name: str, event: Mapping[str, Any]) -> None:
+        """One point of a curve, or one picture of a series."""
+        run_id, key, step = self._runs[name], event["key"], event["step"]
+        if event["event"] == "metric":
+            self._client.log_metric(run_id, key, event["value"], step=step, synchronous=False)
+        else:
+            from PIL import Image
+
+            with Image.open(event["path"]) as picture:
+                self._client.log_image(run_id, picture.convert("RGB"), key=key, step=step)
 
     def finish(self, name: str, output: Output, pictures: Sequence[Path]) -> None:
         """Record what the stage has made and close its run."""
+        self._monitors.pop(name).finish()
         run_id, manifest = self._runs[name], output.manifest
         numbers = {f"rows.{dataset}": count for dataset, count in manifest.rows.items()} | dict(manifest.metrics)
         for key, value in {**numbers, "seconds": manifest.seconds}.items():
@@ -174,6 +195,7 @@ class Records:
 
     def fail(self, name: str, text: str) -> None:
         """Close the stage's run with what went wrong."""
+        self._monitors.pop(name).finish()
         self._client.set_tag(self._runs[name], "error", text)
         self._client.set_terminated(self._runs[name], "FAILED")
 

@@ -37,6 +37,10 @@ class Reporter:
         """A picture, plot or page worth keeping with the run; the file must lie in the stage's output."""
         self.emit({"event": "picture", "key": key, "path": str(path)})
 
+    def sample(self, key: str, path: Path, step: int) -> None:
+        """A picture of how far a training is, seen while it goes on; the file may lie in scratch."""
+        self.emit({"event": "sample", "key": key, "path": str(path), "step": step})
+
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A small table that the user should see."""
         self.emit({"event": "table", "rows": [list(head), *(list(row) for row in rows)]})

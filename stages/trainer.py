@@ -189,16 +189,21 @@ def absolute_location(location: str) -> str:
 
 @contextmanager
 def _following(job: TrainingJob, report: Reporter) -> Iterator[None]:
-    """Pass on to `report`, in a thread, what rank 0 appends to the record, from its first line on."""
+    """Pass on to `report`, in a thread, what rank 0 appends to the record and paints, from the first line on."""
     ended = threading.Event()
 
     def follow() -> None:
-        last = 0
+        last = shown = 0
         while True:
             over = ended.wait(_POLL_SECONDS)
             for line in read_lines(job.record, after=last):
                 last = line["step"]
                 _emit(line, job, report)
+            whole = last if over else last - 1  # the look of the last step may not be on the disk yet
+            for look in sorted(job.samples.glob("*.png")):
+                if shown < int(look.stem) <= whole:
+                    shown = int(look.stem)
+                    report.sample(f"{job.name}/samples", look, shown)
             if over:
                 return
 

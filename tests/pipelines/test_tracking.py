@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from toy_pipeline import commit_stage, toy_config, toy_graph
 
 from pipelines.errors import PipelineError
@@ -40,6 +42,9 @@ def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:
     for step, value in [(0, 3.0), (1, 2.0), (1, 2.0), (2, 1.0)]:
         tracker.stage_event("ingest", metric(step, value))
     partial = store.begin("ingest", steps["ingest"].ingredients.fingerprint, anew=True) / "output"
+    look = partial.parent / "scratch" / "look.png"
+    Image.new("RGB", (4, 4), "red").save(look)
+    tracker.stage_event("ingest", {"event": "sample", "key": "looks", "path": str(look), "step": 2})
     (partial / "curves.png").write_bytes(b"small")
     (partial / "large.png").write_bytes(b"0" * 6_000_000)
     for name in ("curves.png", "large.png"):
@@ -81,9 +86,24 @@ def test_a_run_is_recorded_with_its_stages(tmp_path: Path, store: Store, plan: l
     run_id = ingest.info.run_id
     curve = client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in curve] == [(0, 3.0), (1, 2.0), (2, 1.0)]
-    assert {item.path for item in client.list_artifacts(run_id)} == {"manifest.json", "curves.png"}
+    assert {item.path for item in client.list_artifacts(run_id)} == {"manifest.json", "curves.png", "images"}
+    assert any("looks+step+2+" in item.path for item in client.list_artifacts(run_id, "images"))
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {"config.yaml"}
     assert filtering.data.tags["error"] == "Stage filter: nothing is left."
+
+
+def test_what_the_machine_does_is_recorded_while_a_stage_runs(
+    tmp_path: Path, store: Store, plan: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with Tracker(toy_config(tmp_path), store, plan, lambda text: None) as tracker:
+        run_id = tracker.stage_started({step.stage.name: step for step in plan}["ingest"])
+        time.sleep(1)
+        tracker.stage_failed("ingest", PipelineError("Stage ingest: nothing is left."))
+    metrics = MlflowClient(tracker.uri).get_run(run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= metrics.keys()
 
 
 def test_without_a_tracker_the_run_goes_on_and_events_are_kept(tmp_path: Path, store: Store, plan: list[Step]) -> None:
@@ -96,7 +116,7 @@ def test_without_a_tracker_the_run_goes_on_and_events_are_kept(tmp_path: Path, s
     assert warnings[0].startswith("MLflow does not record this run (")
     assert "\n" not in warnings[0]
     events = [json.loads(line) for line in (store.folder / "logs" / "ingest.events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["metric"] * 4 + ["picture"] * 2
+    assert [event["event"] for event in events] == ["metric"] * 4 + ["sample"] + ["picture"] * 2
 
 
 def test_a_tracker_that_goes_away_is_a_warning_and_the_run_goes_on(

@@ -123,10 +123,10 @@ def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path
     assert {"event": "picture", "key": "curves", "path": str(tmp_path / "output/curves.png")} in events
     assert [e["step"] for e in events if e.get("key") == "adapter/loss"] == list(range(1, STEPS + 1))
     assert {"event": "picture", "key": "samples", "path": str(tmp_path / "output/samples.png")} in events
-    assert [look.name for look in sorted((tmp_path / "scratch/train/adapter-samples").iterdir())] == [
-        "0000003.png",
-        "0000006.png",
-    ]
+    looks = sorted((tmp_path / "scratch/train/adapter-samples").iterdir())
+    assert [look.name for look in looks] == ["0000003.png", "0000006.png"]
+    told = [(e["step"], e["path"]) for e in events if e["event"] == "sample"]
+    assert told == [(3, str(looks[0].resolve())), (6, str(looks[1].resolve()))]
 
 
 @pytest.mark.slow
