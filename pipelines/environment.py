@@ -34,9 +34,8 @@ _QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE": "1",  # more of them lock each other out of SQLite on a busy machine
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # it tells of every table that it creates
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it tells of every table that it creates, and what goes wrong it raises too
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -27,6 +28,9 @@ EXPERIMENT = "realword"
 #: A nested run's artifacts are small things to look at; datasets and weights stay where they are.
 LARGEST_ARTIFACT_BYTES = 5_000_000
 
+#: So many points of curves are written at once, which is MLflow's most.
+MOST_POINTS = 1000
+
 #: How long the first stage waits for the tracker to be up.
 PATIENCE_SECONDS = 90.0
 
@@ -34,6 +38,17 @@ PATIENCE_SECONDS = 90.0
 def tracking_uri(store: Store) -> str:
     """Where MLflow keeps the records of a run folder."""
     return f"sqlite:///{store.tracking_folder / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a stage's curve, and when it was reported (since 1970)."""
+
+    stage: str
+    key: str
+    value: float
+    step: int
+    milliseconds: int
 
 
 class Tracker:
@@ -48,6 +63,7 @@ class Tracker:
         self._up = threading.Event()
         self._status = "FINISHED"
         self._curves: set[tuple[str, str, int]] = set()
+        self._points: queue.SimpleQueue[Point] = queue.SimpleQueue()  # that are not written yet
         self._files: dict[str, TextIO] = {}
 
     def __enter__(self) -> Tracker:
@@ -86,7 +102,8 @@ class Tracker:
             point = (name, event["key"], event["step"])
             if point not in self._curves:
                 self._curves.add(point)
-                self._later(lambda records: records.metric(name, event["key"], event["value"], event["step"]))
+                self._points.put(Point(name, event["key"], event["value"], event["step"], int(1000 * time.time())))
+                self._later(self._write_points)
 
     def stage_finished(self, name: str, output: Output) -> None:
         """See `Listener`."""
@@ -100,6 +117,15 @@ class Tracker:
         """See `Listener`."""
         self._files.pop(name).close()
         self._later(lambda records: records.fail(name, str(error)))
+
+    def _write_points(self, records: Records) -> None:
+        """Those that have come meanwhile, all at once: a database takes much longer for each by itself."""
+        points: dict[str, list[Point]] = {}
+        for _ in range(min(self._points.qsize(), MOST_POINTS)):
+            point = self._points.get()
+            points.setdefault(point.stage, []).append(point)
+        for stage, some in points.items():
+            records.write(stage, some)
 
     def _open(self) -> None:
         try:
@@ -154,9 +180,12 @@ class Records:
             self._client.log_param(run_id, key, value)
         return run_id
 
-    def metric(self, name: str, key: str, value: float, step: int) -> None:
-        """One point of a curve."""
-        self._client.log_metric(self._runs[name], key, value, step=step, synchronous=False)
+    def write(self, name: str, points: Sequence[Point]) -> None:
+        """Points of a stage's curves."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(point.key, point.value, point.milliseconds, point.step) for point in points]
+        self._client.log_batch(self._runs[name], metrics)
 
     def finish(self, name: str, output: Output, pictures: Sequence[Path]) -> None:
         """Record what the stage has made and close its run."""
