@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,10 @@ def local_cluster() -> Iterator[str]:
     """
     import ray
 
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     context = _start()
+    # Ray has put a handler of its own there, which ends this process without a word.
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield str(context.address_info["gcs_address"])
     finally:

@@ -128,7 +128,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
     set_environment(config.profile)
     if ray_address is not None:
         check_address(ray_address)
-    with ExitStack() as stack, _stopped_by_signals():
+    with store.writable(), ExitStack() as stack, _stopped_by_signals():
         stack.enter_context(temporary_folder(store.folder))
         display = stack.enter_context(Display(plan))
         tracker = stack.enter_context(Tracker(config, store, plan, display.warn))

@@ -34,9 +34,8 @@ _QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE": "1",  # more of them lock each other out of SQLite on a busy machine
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",  # it tells of every table that it creates
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it tells of every table that it creates, and what goes wrong it raises too
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -65,14 +64,15 @@ def set_environment(profile: str) -> None:
 def temporary_folder(run_folder: Path) -> Iterator[Path]:
     """Where Ray and everybody else put temporary files (RAY_TMPDIR, TMPDIR) while the block runs; gone afterwards.
 
-    It lies in the run folder where the path is short enough for Ray's unix sockets, else in the system's own place.
-    With it go all processes that were started in the block, even if this one is killed (see `pipelines.warden`).
+    It lies in the run folder where the path is short enough for Ray's unix sockets, else in the system's own place
+    (TMPDIR), else in /tmp. With it go all processes that were started in the block, even if this one is killed (see
+    `pipelines.warden`).
     """
-    home = run_folder / ".ray"
-    if len(str(home / str(os.getpid()))) > LONGEST_RAY_FOLDER:
-        home = Path(tempfile.gettempdir()) / f"realword-{os.getuid()}"
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = home / str(os.getpid())
+    mine = f"realword-{os.getuid()}"
+    homes = [run_folder / ".ray", Path(tempfile.gettempdir(), mine), Path("/tmp", mine)]
+    folders = [home / str(os.getpid()) for home in homes]
+    folder = next((found for found in folders if len(str(found)) <= LONGEST_RAY_FOLDER), folders[-1])
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / "tmp").mkdir(parents=True)
     before = {name: os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")}
     warden = subprocess.Popen(

@@ -12,6 +12,10 @@ class PipelineError(Exception):
     exit_code = 1
 
 
+class StoppedError(PipelineError):
+    """A stage that was told to stop, as by Ctrl-C."""
+
+
 class UsageError(PipelineError):
     """A command line or a configuration that makes no sense; nothing was started."""
 

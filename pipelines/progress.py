@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, StoppedError
 from pipelines.messages import align
 from pipelines.plan import Action, Step
 from pipelines.store import Output
@@ -120,9 +120,11 @@ class Display:
             self._print(name, f"done in {line.elapsed}" + (f": {rows}" if rows else ""))
 
     def stage_failed(self, name: str, error: PipelineError) -> None:
-        """See `Listener`. The error itself is printed at the end of the run."""
+        """See `Listener`. A failure itself is printed at the end of the run."""
         self._end(self.lines[name], "failed", "")
-        if not self._live:
+        if isinstance(error, StoppedError):
+            self._print(name, str(error))
+        elif not self._live:
             self._print(name, "failed")
 
     def _end(self, line: Line, state: str, note: str) -> None:

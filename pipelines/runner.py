@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 import threading
@@ -12,8 +13,10 @@ from typing import Any, Protocol
 from pipelines.config import config_to_dict
 from pipelines.errors import PipelineError
 from pipelines.plan import Action, Step
-from pipelines.stage_job import StageJob, Workplace
+from pipelines.stage_job import GRACE_SECONDS, StageJob, Workplace
 from pipelines.store import Output
+
+_STOPPING = "it is told to stop; a training writes a checkpoint first, which a second Ctrl-C would prevent"
 
 
 class Listener(Protocol):
@@ -129,15 +132,17 @@ class Runner:
             listener.stage_failed(name, error)
 
     def _stop(self) -> None:
-        """End what still runs: after Ctrl-C, or after a failure of the runner itself."""
-        stoppers = [threading.Thread(target=job.stop) for job in self._running.values()]
+        """End what still runs: after Ctrl-C, or after a failure of the runner itself. A second Ctrl-C ends the wait."""
+        stoppers = [threading.Thread(target=job.stop, daemon=True) for job in self._running.values()]
         for stopper in stoppers:
             stopper.start()
+        for name in self._running:
+            self._hear(name, {"event": "warning", "text": _STOPPING})
         for stopper in stoppers:
             stopper.join()
-        for name in list(self._running):
-            for listener in self.listeners:
-                listener.stage_failed(name, PipelineError(f"Stage {name} was stopped."))
+        with contextlib.suppress(queue.Empty):
+            while self._running:
+                self._messages.get(timeout=2 * GRACE_SECONDS)()
 
     def _note_outputs(self) -> None:
         store = self.workplace.store

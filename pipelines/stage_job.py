@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import config_to_dict
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, StoppedError
 from pipelines.graph import REPOSITORY, Graph
 from pipelines.manifest import describe_output
 from pipelines.plan import Step
@@ -26,8 +26,9 @@ from stages.stage import StageResult
 #: A stage's process that has delivered its result has so many seconds to go.
 GRACE_SECONDS = 10
 
-#: One that has been told to stop has so many: a training ends its step and writes a checkpoint.
-STOP_SECONDS = 30
+#: One that has been told to stop has so many: a training ends its step or its sample pictures, and writes a checkpoint.
+#: A user with less patience stops the run a second time.
+STOP_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class StageJob:
         """Run the stage and commit its output.
 
         Raises:
-            PipelineError: The stage failed, was stopped or died; or an input or the run folder is damaged.
+            StoppedError: The stage was stopped.
+            PipelineError: The stage failed or died; or an input or the run folder is damaged.
         """
         store, name, started = self.workplace.store, self.step.stage.name, time.monotonic()
         with store.writable():
@@ -161,7 +163,8 @@ class StageJob:
         if event.get("event") == "result":
             return StageResult(rows=event["rows"], metrics=event["metrics"], notes=event["notes"])
         if self._stopped.is_set():
-            raise PipelineError(f"Stage {name} was stopped.")
+            how = f": {event['text']}" if event.get("event") == "failed" else "."  # how far a training has come
+            raise StoppedError(f"Stage {name} was stopped{how}")
         if event.get("event") == "failed":
             raise PipelineError(f"Stage {name}: {event['text']}")
         assert self._process is not None

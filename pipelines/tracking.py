@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,9 @@ EXPERIMENT = "realword"
 #: A nested run's artifacts are small things to look at; datasets and weights stay where they are.
 LARGEST_ARTIFACT_BYTES = 5_000_000
 
+#: So many points of curves are written at once, which is MLflow's most.
+MOST_POINTS = 1000
+
 #: How long the first stage waits for the tracker to be up.
 PATIENCE_SECONDS = 90.0
 
@@ -36,6 +40,17 @@ PATIENCE_SECONDS = 90.0
 def tracking_uri(store: Store) -> str:
     """Where MLflow keeps the records of a run folder."""
     return f"sqlite:///{store.tracking_folder / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a stage's curve, and when it was reported (since 1970)."""
+
+    stage: str
+    key: str
+    step: int
+    value: float
+    milliseconds: int
 
 
 class Tracker:
@@ -49,7 +64,8 @@ class Tracker:
         self._records: Records | None = None
         self._up = threading.Event()
         self._status = "FINISHED"
-        self._curves: set[tuple[str, str, int]] = set()
+        self._seen: set[tuple[str, str, int]] = set()
+        self._points: queue.SimpleQueue[Point] = queue.SimpleQueue()  # that are not written yet
         self._files: dict[str, TextIO] = {}
 
     def __enter__(self) -> Tracker:
@@ -86,10 +102,15 @@ class Tracker:
         self._files[name].write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
         if event["event"] not in ("metric", "sample"):
             return
-        point = (name, event["key"], event["step"])
-        if point not in self._curves:
-            self._curves.add(point)
-            self._later(lambda records: records.point(name, event))
+        place = (name, event["key"], event["step"])
+        if place in self._seen:
+            return
+        self._seen.add(place)
+        if event["event"] == "sample":
+            self._later(lambda records: records.show(*place, Path(event["path"])))
+        else:
+            self._points.put(Point(*place, event["value"], int(1000 * time.time())))
+            self._later(self._write_points)
 
     def stage_finished(self, name: str, output: Output) -> None:
         """See `Listener`."""
@@ -103,6 +124,15 @@ class Tracker:
         """See `Listener`."""
         self._files.pop(name).close()
         self._later(lambda records: records.fail(name, str(error)))
+
+    def _write_points(self, records: Records) -> None:
+        """Those that have come meanwhile, all at once: a database takes much longer for each by itself."""
+        points: dict[str, list[Point]] = {}
+        for _ in range(min(self._points.qsize(), MOST_POINTS)):
+            point = self._points.get()
+            points.setdefault(point.stage, []).append(point)
+        for stage, some in points.items():
+            records.write(stage, some)
 
     def _open(self) -> None:
         try:
@@ -167,16 +197,19 @@ class Records:
         self._monitors[name].start()
         return run_id
 
-    def point(self, name: str, event: Mapping[str, Any]) -> None:
-        """One point of a curve, or one picture of a series."""
-        run_id, key, step = self._runs[name], event["key"], event["step"]
-        if event["event"] == "metric":
-            self._client.log_metric(run_id, key, event["value"], step=step, synchronous=False)
-        else:
-            from PIL import Image
+    def write(self, name: str, points: Sequence[Point]) -> None:
+        """Points of a stage's curves."""
+        from mlflow.entities import Metric
 
-            with Image.open(event["path"]) as picture:
-                self._client.log_image(run_id, picture.convert("RGB"), key=key, step=step)
+        metrics = [Metric(point.key, point.value, point.milliseconds, point.step) for point in points]
+        self._client.log_batch(self._runs[name], metrics)
+
+    def show(self, name: str, key: str, step: int, file: Path) -> None:
+        """One picture of a series."""
+        from PIL import Image
+
+        with Image.open(file) as picture:
+            self._client.log_image(self._runs[name], picture.convert("RGB"), key=key, step=step)
 
     def finish(self, name: str, output: Output, pictures: Sequence[Path]) -> None:
         """Record what the stage has made and close its run."""

@@ -163,6 +163,11 @@ class CheckpointWriter:
         self.wait()
         self._pending = self._thread.submit(self._write, step, tensors, state)
 
+    def check(self) -> None:
+        """Raise what went wrong, if that is known already. After every step, for what follows would be lost too."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def wait(self) -> None:
         """Wait until everything is written; raises what went wrong."""
         if self._pending is not None:

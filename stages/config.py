@@ -202,7 +202,7 @@ class TrainerConfig:
     ema_decay: float | None = None  # the exponential moving average of the weights is exported instead; null: off
     checkpoint_every: int = 100
     keep_checkpoints: int = 2  # so many of the last ones, and the one with the lowest loss
-    max_failures: int = 1
+    max_failures: int = 1  # so often training goes on from its last checkpoint after a worker has died
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,8 +139,11 @@ class Engine:
         """Whether a gradient that is not finite is no matter of the loss's scale."""
         return self.loss_scale is None or self.loss_scale.scale == 1.0
 
-    def backward(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Forward and backward pass of all micro batches of a step; the means of what the module returned."""
+    def backward(self, batches: Sequence[dict[str, Tensor]], most_loss: float = math.inf) -> dict[str, Tensor]:
+        """Forward and backward pass of all micro batches of a step; the means of what the module returned.
+
+        A loss above `most_loss` gets a gradient that is not finite, so that no worker takes the step.
+        """
         scalars: dict[str, list[Tensor]] = {}
         self._set_loss_scale()
         for number, batch in enumerate(batches):
@@ -148,7 +151,9 @@ class Engine:
             returned = self.deepspeed(batch)
             # DeepSpeed scales the loss itself, but not in stage 0.
             factor = self.loss_scale.scale if self.loss_scale and self.zero_stage == 0 else 1.0
-            self.deepspeed.backward(returned["loss"] * factor)
+            loss = returned["loss"]
+            exploded = torch.where(loss.detach() > most_loss, torch.nan, 1.0).to(loss.dtype)
+            self.deepspeed.backward(loss * factor * exploded)
             for name, value in returned.items():
                 scalars.setdefault(name, []).append(value.detach())
         return {name: torch.stack(values).mean() for name, values in scalars.items()}

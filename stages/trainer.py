@@ -41,17 +41,16 @@ def fit(
 
     While it trains, progress and curves go to `context.report` (keys `name/loss`, ...). Checkpoints lie in
     `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one, also with
-    another number of workers. A worker that dies is replaced `config.max_failures` times. SIGTERM ends the training
-    with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does not fit into memory.
+    another number of workers. When a worker dies, all go on from the last checkpoint, `config.max_failures` times.
+    SIGTERM ends the training with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does
+    not fit into memory.
 
     Raises:
         StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
-            or of another configuration; a worker failed too often; memory is too little for a batch; too many steps
-            had no finite gradient; SIGTERM came.
+            or of another configuration; a worker found something wrong (a ValueError), or died too often; memory is too
+            little for a batch, or the disk for a checkpoint; the loss exploded, or the gradient was not finite, too
+            often; SIGTERM came.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     _check_config(config)
     _check_resources(config)
     folder = (context.scratch / "train").resolve()
@@ -67,26 +66,36 @@ def fit(
     )
     check_resume(job)
     job.stop_request.unlink(missing_ok=True)
-    trainer = TorchTrainer(
-        train,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.use_gpu),
-        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-        ),
-    )
     context.report.progress(0, steps, f"{name}: starting {config.workers} workers")
     with _following(job, context.report), _stopped_by_sigterm(job):
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise StageError(_sentence(name, error, batch_setting)) from error
+        _run_workers(job, context.report, batch_setting)
     if job.ending.exists():
         raise StageError(job.ending.read_text())
     return job.weights, read_curves(job.record)
+
+
+def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None:
+    """Train on Ray's workers, again when some have died. Ray's own `max_failures` also repeats what must fail again."""
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config = job.config
+    for attempts_left in range(config.max_failures, -1, -1):
+        trainer = TorchTrainer(
+            train,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.use_gpu),
+            torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+            run_config=RunConfig(name=job.name, storage_path=str(job.folder)),
+        )
+        try:
+            trainer.fit()
+            return
+        except TrainingFailedError as error:
+            sentence = _sentence(job.name, error, batch_setting)
+            if not attempts_left or any(isinstance(failure, ValueError) for failure in _failures(error)):
+                raise StageError(sentence) from error
+            report.warning(f"{sentence}; it goes on from its last checkpoint")
 
 
 def _check_config(config: TrainerConfig) -> None:
@@ -158,12 +167,17 @@ def _stopped_by_sigterm(job: TrainingJob) -> Iterator[None]:
 
 def _sentence(name: str, error: Exception, batch_setting: str) -> str:
     """What went wrong in the workers, as one sentence. A dead worker takes the others' connections with it."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    if any(_lacks_memory(failure) for failure in [*failures.values(), error]):
+    failures = _failures(error)
+    if any(_lacks_memory(failure) for failure in [*failures, error]):
         return f"training {name} ran out of memory: lower {batch_setting}, or train on a machine with more memory."
-    causes = [_last_line(failure) for failure in failures.values()] or [_last_line(error)]
+    causes = [_last_line(failure) for failure in failures]
     own = [cause for cause in causes if "gloo" not in cause.lower() and "nccl" not in cause.lower()]
     return f"training {name} failed: {(own or causes)[0]}"
+
+
+def _failures(error: Exception) -> list[Exception]:
+    """What the workers raised, or died of; the error itself when it is Ray's own."""
+    return list(getattr(error, "worker_failures", {}).values()) or [error]
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ from stages.training_state import gather_state, gathered, restore_average, resto
 
 #: So many steps in a row without a finite gradient end a training.
 MOST_SKIPPED_STEPS = 5
+
+#: A loss so many times the mean of the first so many steps has exploded. Less is none: a diffusion model's loss differs
+#: much between timesteps, and clipping bounds what a step does.
+EXPLODED = 100.0
+FIRST_STEPS = 10
 
 #: Other values of these change no result beyond rounding: a checkpoint does not ask for them.
 _FREE = ("workers", "use_gpu", "zero_stage", "accumulation", "checkpoint_every", "keep_checkpoints", "max_failures")
@@ -184,8 +190,9 @@ class _Progress:
     Attributes:
         step: Steps that are done.
         updates: Of them, those that have changed the weights.
-        skipped: Those that have not, because a gradient was not finite.
+        skipped: Those that have not, because a loss had exploded or a gradient was not finite.
         skipped_in_a_row: The last so many of them.
+        first_losses: Of the first steps, over all workers: the measure of an explosion.
         losses: Of this worker since the last checkpoint.
     """
 
@@ -193,14 +200,22 @@ class _Progress:
     updates: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    first_losses: list[float] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
+
+    @property
+    def most_loss(self) -> float:
+        """What is more has exploded."""
+        if len(self.first_losses) < FIRST_STEPS:
+            return math.inf
+        return EXPLODED * sum(abs(loss) for loss in self.first_losses) / FIRST_STEPS
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, engine: Engine) -> _Progress:
         state = checkpoint.state()
         if engine.loss_scale:
             engine.loss_scale = LossScale(**state["loss_scale"])
-        return cls(**{key: state[key] for key in ("step", "updates", "skipped", "skipped_in_a_row")})
+        return cls(**{key: state[key] for key in ("step", "updates", "skipped", "skipped_in_a_row", "first_losses")})
 
 
 @dataclass(frozen=True)
@@ -222,6 +237,7 @@ class _Worker:
         writer = CheckpointWriter(job.checkpoints, self.rank, world)
         for step in range(self.progress.step, job.steps):
             self._step(step, world)
+            writer.check()
             if self.progress.skipped_in_a_row == MOST_SKIPPED_STEPS:
                 writer.wait()
                 return _divergence(job, step)
@@ -245,7 +261,7 @@ class _Worker:
         samples = len(next(iter(batch.values())))
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         waited = time.perf_counter() - begun
-        scalars = self.engine.backward(micro_batches(batch, job.config.accumulation))
+        scalars = self.engine.backward(micro_batches(batch, job.config.accumulation), progress.most_loss)
         rate = learning_rate(step, job.steps, job.config)
         norm = self.engine.step(rate)
         progress.step = step + 1
@@ -257,6 +273,8 @@ class _Worker:
             progress.updates += 1
             progress.skipped_in_a_row = 0
             progress.losses.append(scalars["loss"])
+            if len(progress.first_losses) < FIRST_STEPS:
+                progress.first_losses.append(self._mean([scalars["loss"]]) or 0.0)
             scalars |= {"grad_norm": torch.tensor(norm), "learning_rate": torch.tensor(rate)}
             if self.average:
                 self.average.update()
@@ -274,7 +292,8 @@ class _Worker:
     def _save(self, writer: CheckpointWriter) -> None:
         """Have every worker write its share of the state: every so many-th tensor."""
         progress, scale = self.progress, self.engine.loss_scale
-        loss = self._mean_loss()
+        loss = self._mean(progress.losses)
+        progress.losses.clear()
         mine: dict[str, Tensor] = {}
         world = dist.get_world_size()
         for number, (name, tensor) in enumerate(gather_state(self.engine, progress.updates, self.average)):
@@ -285,19 +304,18 @@ class _Worker:
             "updates": progress.updates,
             "skipped": progress.skipped,
             "skipped_in_a_row": progress.skipped_in_a_row,
+            "first_losses": list(progress.first_losses),  # it is written while the next steps are done
             "loss": loss,
             "loss_scale": dataclasses.asdict(scale) if scale else None,
             "config": self.job.identity(),
         }
         writer.write(progress.step, mine, state if self.rank == 0 else None)
 
-    def _mean_loss(self) -> float | None:
-        """Over all workers since the last checkpoint."""
-        losses = self.progress.losses
+    def _mean(self, losses: list[Tensor]) -> float | None:
+        """Over all workers; None of no losses."""
         total = torch.stack(losses).float().sum() if losses else torch.zeros((), device=self.device)
         both = torch.stack([total, torch.tensor(float(len(losses)), device=self.device)])
         dist.all_reduce(both)
-        losses.clear()
         return (both[0] / both[1]).item() if both[1] else None
 
     def _agree(self, wish: bool) -> bool:
@@ -310,8 +328,8 @@ class _Worker:
 def _divergence(job: TrainingJob, step: int) -> str:
     samples = f" ({job.task.describe(step)})" if isinstance(job.task, DescribedTask) else ""
     return (
-        f"training {job.name} was stopped at step {step}{samples}, the {MOST_SKIPPED_STEPS}th in a row whose loss or "
-        "gradient is not finite: look at these samples, or lower the trainer's learning_rate."
+        f"training {job.name} was stopped at step {step}{samples}, the {MOST_SKIPPED_STEPS}th in a row whose loss has "
+        "exploded or whose gradient is not finite: look at these samples, or lower the trainer's learning_rate."
     )
 
 

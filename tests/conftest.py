@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,12 +25,17 @@ settings.load_profile("realword")
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_cluster() -> Iterator[str]:
     """The address of a local Ray head that this process is connected to; one for the whole session."""
     from pipelines.cluster import local_cluster
     from pipelines.environment import temporary_folder
 
-    with temporary_folder(tmp_path_factory.mktemp("ray")), local_cluster() as address:
+    # A place of its own that is short enough for Ray's sockets: other tests make theirs in the system's.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as home,
+        temporary_folder(Path(home)),
+        local_cluster() as address,
+    ):
         yield address
 
 

@@ -51,22 +51,42 @@ def run(folder: Path, *words: str, name: str = "run") -> str:
     return found.stdout
 
 
-def kill_in(folder: Path, stage: str, *words: str, done: int, seconds: float = 600) -> None:
-    """Start a run and SIGKILL it as soon as `stage` has reported progress of at least `done`; nothing may be left."""
-    printed = folder.with_suffix(".out")
-    with printed.open("w") as out:
-        runner = subprocess.Popen(command(folder, *words), cwd=REPOSITORY, stdout=out, stderr=out)
-    deadline = time.monotonic() + seconds
-    events = folder / "logs" / f"{stage}.events.jsonl"
-    while not _reported(events, done):
-        assert runner.poll() is None, f"the run ended before it was killed: {printed.read_text()}"
-        assert time.monotonic() < deadline, f"stage {stage} did not get so far: {printed.read_text()}"
-        time.sleep(0.05)
-    family = psutil.Process(runner.pid).children(recursive=True)
-    os.kill(runner.pid, signal.SIGKILL)
-    runner.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive, f"left behind: {alive}"
+class StartedRun:
+    """A run at work, to be ended in the middle."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self._folder, self._printed = folder, folder.with_suffix(".out")
+        for events in folder.glob("logs/*.events.jsonl"):  # of an earlier run
+            events.unlink()
+        with self._printed.open("w") as out:
+            self._runner = subprocess.Popen(
+                command(folder, *words),
+                cwd=REPOSITORY,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
+            )
+
+    def wait_for(self, stage: str, done: int, seconds: float = 600) -> None:
+        """Until `stage` has reported progress of at least `done`."""
+        deadline = time.monotonic() + seconds
+        while not _reported(self._folder / "logs" / f"{stage}.events.jsonl", done):
+            assert self._runner.poll() is None, f"the run ended before it was killed: {self._printed.read_text()}"
+            assert time.monotonic() < deadline, f"stage {stage} did not get so far: {self._printed.read_text()}"
+            time.sleep(0.05)
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """By a signal, SIGINT to the whole process group as from a terminal; the exit code and what was printed.
+
+        Nothing may be left.
+        """
+        family = psutil.Process(self._runner.pid).children(recursive=True)
+        (os.killpg if number is signal.SIGINT else os.kill)(self._runner.pid, number)
+        self._runner.wait(timeout=200)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive, f"left behind: {alive}"
+        return self._runner.returncode, self._printed.read_text()
 
 
 def _reported(events: Path, done: int) -> bool:

@@ -38,9 +38,11 @@ class LinearTask:
 
     Attributes:
         kill_at: The worker `bad_rank` ends itself with SIGKILL before this step, once (it leaves `marker` behind).
-        fail_at: Every worker raises before this step, always.
+        fail_at: The workers `failing_ranks` raise before this step, always.
         starve_at: Every worker wants more memory than there is for this step.
         spoil: In these steps the worker `bad_rank` gets an example that is not a number.
+        explode: In these steps it gets one that is a very large number.
+        fill_at: Before this step the disk is full for the file `marker`.
         stop_at: Before this step `marker` is made, once: the request to stop.
     """
 
@@ -50,8 +52,11 @@ class LinearTask:
     kill_at: int | None = field(default=None, compare=False)
     bad_rank: int = field(default=1, compare=False)
     fail_at: int | None = field(default=None, compare=False)
+    failing_ranks: tuple[int, ...] = field(default=(0, 1), compare=False)
     starve_at: int | None = field(default=None, compare=False)
     spoil: tuple[int, ...] = field(default=(), compare=False)
+    explode: tuple[int, ...] = field(default=(), compare=False)
+    fill_at: int | None = field(default=None, compare=False)
     stop_at: int | None = field(default=None, compare=False)
     marker: Path | None = None
 
@@ -59,7 +64,7 @@ class LinearTask:
         return LinearModule(self.noise)
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        if self.fail_at is not None and step >= self.fail_at:
+        if self.fail_at is not None and step >= self.fail_at and rank in self.failing_ranks:
             raise ValueError("the picture 'abc' is not a picture")
         if step == self.starve_at:
             torch.empty(2**50)
@@ -68,6 +73,9 @@ class LinearTask:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == self.stop_at and self.marker:
             self.marker.touch()
+        if step == self.fill_at and self.marker:
+            self.marker.parent.mkdir(parents=True)
+            self.marker.symlink_to("/dev/full")  # every write to it fails as on a full disk
         time.sleep(self.seconds_a_step)
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(self.batch_size, 8, generator=generator)
@@ -76,6 +84,8 @@ class LinearTask:
         mine = {"x": x[rank * share : (rank + 1) * share], "y": y[rank * share : (rank + 1) * share]}
         if step in self.spoil and rank == self.bad_rank:
             mine["y"][0] = torch.nan
+        if step in self.explode and rank == self.bad_rank:
+            mine["y"][0] = 1e4
         return mine
 
     def describe(self, step: int) -> str:

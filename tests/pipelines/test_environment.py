@@ -41,6 +41,15 @@ def test_a_long_path_is_too_long_for_sockets(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # as inside another run
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with temporary_folder(tmp_path / "run") as folder:
+        assert len(str(folder)) <= LONGEST_RAY_FOLDER < len(str(tmp_path))
+        assert tempfile.gettempdir() == str(folder / "tmp")
+    assert not folder.exists()
+
+
 def test_a_killed_run_takes_its_processes_and_its_folder_along() -> None:
     code = (
         "import subprocess, sys, time, pathlib; from pipelines.environment import temporary_folder\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -208,6 +209,7 @@ def run(context):
     with pytest.raises(KeyboardInterrupt):
         carry_out(graph, ear=ear)
     assert ("failed", "filter") in ear.said
+    assert ("filter", "is told to stop") in [(name, event.get("text", "")[3:18]) for name, event in ear.events]
     wait_until(lambda: not any(Path("/proc", str(process)).exists() for process in processes))
     assert would_run(graph)["filter"] == "interrupted; goes on from there"
     outputs, _ = carry_out(graph)
@@ -232,6 +234,35 @@ def run(context):
     runner.wait()
     wait_until(lambda: not any(Path("/proc", process).exists() for process in note.read_text().split()))
     assert would_run(toy_graph(tmp_path))["filter"] == "interrupted; goes on from there"
+
+
+def test_a_second_stop_does_not_wait(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    stubborn = f"""
+import os, pathlib, signal, time
+
+def run(context):
+    note = pathlib.Path({str(note)!r})
+    signal.signal(signal.SIGTERM, lambda *_: note.write_text("told"))
+    note.write_text(str(os.getpid()))
+    time.sleep(600)
+    time.sleep(600)
+"""
+    toy_graph(tmp_path, filter=stubborn)
+    code = "import sys, pathlib, toy_pipeline as t; t.carry_out(t.toy_graph(pathlib.Path(sys.argv[1])))"
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
+    )
+    wait_until(lambda: note.exists() and note.read_text().isdigit())
+    stage = Path("/proc", note.read_text())
+    runner.send_signal(signal.SIGINT)
+    wait_until(lambda: note.read_text() == "told")
+    time.sleep(1)
+    assert stage.exists(), "the first one waits"
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait(timeout=20) != 0
+    wait_until(lambda: not stage.exists(), seconds=20)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

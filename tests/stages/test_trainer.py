@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,19 +33,22 @@ SEED = 3
 RECORD = Path("scratch/train/linear.jsonl")
 
 
-def plain_loop(task: LinearTask, config: TrainerConfig, steps: int, seed: int) -> tuple[dict[str, Tensor], list[float]]:
+def plain_loop(
+    task: LinearTask, config: TrainerConfig, steps: int, seed: int, skipped: Sequence[int] = ()
+) -> tuple[dict[str, Tensor], list[float]]:
     """What `fit` has to compute, on one process: gradients averaged over the workers' shares, clipped, AdamW."""
     torch.manual_seed(seed)
     module = task.module()
     optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay)
-    losses = [0.0] * steps
-    for step in range(steps):
+    losses = []
+    for step in sorted(set(range(steps)) - set(skipped)):
         optimizer.zero_grad()
+        losses.append(0.0)
         for rank in range(config.workers):
             torch.manual_seed(seed_of(seed, step, rank))
             scalars = module(task.batch(step, rank, config.workers))
             (scalars["loss"] / config.workers).backward()
-            losses[step] += scalars["loss"].item() / config.workers
+            losses[-1] += scalars["loss"].item() / config.workers
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clip)
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, config)
         optimizer.step()
@@ -99,6 +103,8 @@ def test_a_killed_worker_changes_nothing(killed_worker: tuple[StageContext, Path
     torch.testing.assert_close([value for _, value in curves["loss"]], losses, rtol=1e-4, atol=1e-5)
     heard = [(e["step"], e["value"]) for e in events if e["event"] == "metric" and e["key"] == "linear/loss"]
     assert heard == curves["loss"]
+    (warning,) = [event["text"] for event in events if event["event"] == "warning"]
+    assert re.fullmatch(r"training linear failed: .*; it goes on from its last checkpoint", warning)
     assert events[0]["event"] == "progress"
     assert (events[-1]["done"], events[-1]["total"]) == (STEPS, STEPS)
 
@@ -120,17 +126,22 @@ def test_another_number_of_workers_can_go_on(
 
 @pytest.mark.slow
 def test_a_step_that_one_worker_spoils_is_skipped_by_all(ray_cluster: str, tmp_path: Path) -> None:
+    """The losses of the other steps are those of weights that no worker has changed in the skipped ones."""
     config = dataclasses.replace(CONFIG, zero_stage=2)
-    weights, curves = fit_linear(LinearTask(spoil=(7, 8)), config, make_context(tmp_path))
+    skipped = (7, 8, 20)
+    weights, curves = fit_linear(LinearTask(spoil=(7, 8), explode=(20,)), config, make_context(tmp_path))
     found = load_file(weights / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in found.values())
-    assert found["seen"] == sum(range(STEPS)) - 7 - 8
-    assert curves["skipped"][-1] == (STEPS, 2)
+    assert found["seen"] == sum(range(STEPS)) - sum(skipped)
+    assert curves["skipped"][-1] == (STEPS, 3)
+    expected, losses = plain_loop(LinearTask(), config, STEPS, SEED, skipped)
+    assert_same(weights, expected)
+    torch.testing.assert_close([value for _, value in curves["loss"]], losses, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_training_that_stays_spoiled_names_the_step_and_the_samples(ray_cluster: str, tmp_path: Path) -> None:
-    told = r"^training linear was stopped at step 9 \(numbers of seed 9\), the 5th in a row whose loss or gradient"
+    told = r"^training linear was stopped at step 9 \(numbers of seed 9\), the 5th in a row whose loss has exploded"
     with pytest.raises(StageError, match=told):
         fit_linear(LinearTask(spoil=tuple(range(5, 40))), CONFIG, make_context(tmp_path))
 
@@ -230,6 +241,10 @@ def test_too_little_memory_names_the_setting_to_lower(ray_cluster: str, tmp_path
 
 @pytest.mark.slow
 def test_a_failing_task_ends_in_its_own_sentence(ray_cluster: str, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, max_failures=0)
+    """At once, for it would fail again; also the worker that waits for the one that has failed."""
+    config = dataclasses.replace(CONFIG, max_failures=3)
+    events: list[Mapping[str, Any]] = []
     with pytest.raises(StageError, match=r"^training linear failed: the picture 'abc' is not a picture$"):
-        fit_linear(LinearTask(fail_at=5), config, make_context(tmp_path))
+        fit_linear(LinearTask(fail_at=5, failing_ranks=(1,)), config, make_context(tmp_path, events=events))
+    assert "warning" not in {event["event"] for event in events}
+    assert steps_of(tmp_path / RECORD) == [1, 2, 3, 4, 5]

@@ -112,12 +112,35 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(process_group: 
     assert [step for step, _ in curves["loss"]] == [1, 2, 4, 5, 6, 7, 9, 10, 11, 12]
 
 
+def test_a_loss_that_explodes_is_skipped_like_one_that_is_not_finite(process_group: None, tmp_path: Path) -> None:
+    """Also after a restart, which knows the first losses from the checkpoint."""
+    weights = []
+    for number, task in enumerate((LinearTask(spoil=(10, 11), bad_rank=0), LinearTask(explode=(10, 11), bad_rank=0))):
+        job = stopped_before_step(make_job(tmp_path / str(number), task), 9)
+        weights.append(trained(job))
+        assert read_curves(job.record)["skipped"][-1] == (STEPS, 2)
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
+
+
+def test_a_full_disk_stops_a_training_which_goes_on_when_there_is_space(process_group: None, tmp_path: Path) -> None:
+    undisturbed = trained(make_job(tmp_path / "a"))
+    job = make_job(tmp_path / "b")
+    file = job.checkpoints.at(8).folder / "training.json"
+    full = dataclasses.replace(job, task=LinearTask(fill_at=6, marker=file, seconds_a_step=0.1))
+    with pytest.raises(ValueError, match=r"^checkpoint .*/step-00000008 cannot be written \(its disk is full\): free "):
+        run_worker(full, torch.device("cpu"))
+    assert read_curves(job.record)["loss"][-1][0] < 12, "it goes no further than the next steps"
+    assert job.checkpoints.latest() == job.checkpoints.at(4)
+    resumed = trained(job)
+    assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+
+
 def test_a_training_that_does_not_get_finite_again_is_stopped(process_group: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, LinearTask(spoil=(1, 4, 5, 6, 7, 8), bad_rank=0))
     run_worker(job, torch.device("cpu"))
     assert job.ending.read_text() == (
-        "training linear was stopped at step 8 (numbers of seed 8), the 5th in a row whose loss or gradient is not "
-        "finite: look at these samples, or lower the trainer's learning_rate."
+        "training linear was stopped at step 8 (numbers of seed 8), the 5th in a row whose loss has exploded or whose "
+        "gradient is not finite: look at these samples, or lower the trainer's learning_rate."
     )
     assert not job.weights.exists()
 
