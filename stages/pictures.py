@@ -43,14 +43,39 @@ def declared_size(data: bytes) -> tuple[int, int]:
     Raises:
         UndecodableError: It is no picture of the formats that are accepted, or its header cannot be read.
     """
+    kind = _accepted_format(data)
+    if kind == "WEBP":  # Pillow makes the canvas when it opens one
+        with _reading_header(kind):
+            return _webp_size(data)
+    with _reading_header(kind), Image.open(io.BytesIO(data), formats=[kind]) as image:
+        return image.size
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The picture before it is decoded; raises UndecodableError for its header."""
+    kind = _accepted_format(data)
+    if kind == "WEBP":
+        check_header(data)
+    with _reading_header(kind):
+        image = Image.open(io.BytesIO(data), formats=[kind])
+    _check_pixels(*image.size, MAX_PIXELS)
+    return image
+
+
+def _accepted_format(data: bytes) -> str:
     kind = picture_format(data)
     if kind is None:
         raise UndecodableError(f"wrong_type: starts with {data[:8]!r}")
+    return kind
+
+
+@contextmanager
+def _reading_header(kind: str) -> Iterator[None]:
+    """What a decoder says of a header, as UndecodableError."""
     try:
-        if kind == "WEBP":  # Pillow makes the canvas when it opens one
-            return _webp_size(data)
-        with _without_bomb_warning(), Image.open(io.BytesIO(data), formats=[kind]) as image:
-            return image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_pixels` is stricter
+            yield
     except Image.DecompressionBombError as error:
         raise UndecodableError(f"too_many_pixels: {error}") from error
     except Exception as error:  # what a hostile file makes of a decoder is not foreseeable
@@ -72,7 +97,10 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse what is no picture, or one of too many pixels; raises UndecodableError."""
-    width, height = declared_size(data)
+    _check_pixels(*declared_size(data), max_pixels)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise UndecodableError(f"too_many_pixels: {width} x {height} > {max_pixels}")
 
@@ -84,13 +112,12 @@ def decoding(data: bytes) -> Iterator[Image.Image]:
     Raises:
         UndecodableError: No JPEG, PNG, WebP or GIF; truncated or damaged; of more than 64 million pixels.
     """
-    check_header(data)
     try:
-        with _without_bomb_warning(), Image.open(io.BytesIO(data), formats=[picture_format(data) or ""]) as image:
+        with _opened(data) as image:
             yield image
     except UndecodableError:
         raise
-    except Exception as error:  # as in `declared_size`
+    except Exception as error:  # as in `_opened`
         raise UndecodableError(f"decode: {_words(error)}") from error
 
 
@@ -142,14 +169,6 @@ def upright_jpeg(data: bytes, orientation: int) -> tuple[bytes, tuple[int, int]]
         buffer = io.BytesIO()
         upright.save(buffer, format="JPEG", quality=JPEG_QUALITY)
         return buffer.getvalue(), upright.size
-
-
-@contextmanager
-def _without_bomb_warning() -> Iterator[None]:
-    """`check_header` is stricter than the warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
 
 
 def _words(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from model.microworld.scenes import draw_specs, render_scenes
 from model.realcustom_pipeline import RealCustomPipeline
 from stages.config import BackboneConfig, InferenceConfig
 from stages.filter.candidate import colour_grid
-from stages.filter.duplicates import Signatures, find_duplicates, signature
+from stages.filter.duplicates import Signatures, find_duplicates, signatures
 from stages.inference import loading_options, painting_options
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,7 +51,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image.Image]:
 
 def _copies(pictures: list[Image.Image]) -> list[int]:
     """The numbers of the pictures that are near duplicates of one before."""
-    found = find_duplicates(Signatures.of([signature(picture, colour_grid(picture)) for picture in pictures]))
+    found = find_duplicates(Signatures.of(signatures((picture, colour_grid(picture)) for picture in pictures)))
     return [number for number, original in enumerate(found.original.tolist()) if original >= 0]
 
 

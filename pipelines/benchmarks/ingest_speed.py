@@ -8,6 +8,10 @@ a shard. Two rates: `overall`, all pictures over the time from the first shard's
 `in a shard`, the median of the shards' own rates, which leaves out what img2dataset loses between shards by starting
 its processes anew after every five (it flatters img2dataset: while one of its processes starts, the other one has
 the machine to itself). Ratios are medians over the repetitions, which alternate who comes first.
+
+Two accounts of CPU seconds, which hold on a busy machine too; both are without the server's: `all CPU`, of all
+processes from the call to its end, the start of img2dataset's included; and `CPU of a shard`: shards fetched by turns
+in one process, once by the stage's task and once by img2dataset's Downloader as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import multiprocessing
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -29,10 +34,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster
 from pipelines.environment import set_environment, temporary_folder
 from stages.config import IngestConfig
-from stages.ingest.download import download_shards
+from stages.ingest.download import download_shards, fetch_shard, make_downloader, shard_sizes
 from stages.loopback import serve_folder
 from stages.stage import Reporter
 
@@ -67,19 +73,21 @@ def write_list(file: Path, base: str, pictures: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Pictures kept a second."""
+    """Pictures kept a second, of the clock and of all processes' CPU time."""
 
     overall: float
     in_a_shard: float
+    all_cpu: float
 
 
-def rates_of(shards: Path) -> Rates:
+def rates_of(shards: Path, cpu_seconds: float) -> Rates:
     """From img2dataset's statistics."""
     found = [json.loads(file.read_text()) for file in shards.glob("*_stats.json")]
     seconds = max(shard["end_time"] for shard in found) - min(shard["start_time"] for shard in found)
     return Rates(
         overall=sum(shard["successes"] for shard in found) / seconds,
         in_a_shard=statistics.median(shard["successes"] / shard["duration"] for shard in found),
+        all_cpu=sum(shard["successes"] for shard in found) / cpu_seconds,
     )
 
 
@@ -113,7 +121,7 @@ def run_img2dataset(urls: Path, shards: Path) -> None:
     )
 
 
-def measure(folder: Path, urls: Path, repetitions: int) -> list[tuple[Rates, Rates]]:
+def measure(folder: Path, urls: Path, repetitions: int, server: int) -> list[tuple[Rates, Rates]]:
     """The rates of the stage and of img2dataset, in alternating order."""
     ways: dict[str, Callable[[Path, Path], None]] = {"stage": run_stage, "img2dataset": run_img2dataset}
     found = []
@@ -122,10 +130,35 @@ def measure(folder: Path, urls: Path, repetitions: int) -> list[tuple[Rates, Rat
         for name in sorted(ways, reverse=repetition % 2 == 0):
             shards = folder / f"{name}{repetition}"
             shards.mkdir()
-            ways[name](urls, shards)
-            rates[name] = rates_of(shards)
+            with TreeMeter(os.getpid(), without=server) as meter:
+                ways[name](urls, shards)
+            rates[name] = rates_of(shards, meter.cpu_seconds)
         found.append((rates["stage"], rates["img2dataset"]))
     return found
+
+
+def measure_shards(folder: Path, urls: Path) -> None:
+    """Fetch the shards by turns with all checks and without, in this process, and print what it took of CPU time."""
+    ours, plain = [], []
+    for number, size in enumerate(shard_sizes(urls)):
+        began = time.process_time()
+        fetch_shard(urls, number, folder, SETTINGS, None)
+        if number:  # the first has imported img2dataset
+            ours.append((time.process_time() - began) / size)
+        file = folder / "plain.arrow"
+        rows = pq.ParquetFile(urls).read_row_group(number, columns=["sample_id", "url"])
+        downloader = make_downloader(folder, SETTINGS)
+        downloader.resizer = downloader.resizer.resize  # img2dataset's own, without the checks around it
+        downloader.retries = SETTINGS.retries
+        began = time.process_time()
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        downloader.download_shard((number, str(file)))
+        plain.append((time.process_time() - began) / size)
+    for mine, theirs in zip(ours, plain[1:], strict=True):
+        print(f"CPU of a shard: stage {1e3 * mine:.2f} ms a picture, img2dataset {1e3 * theirs:.2f}", flush=True)
+    ratio = statistics.median(plain[1:]) / statistics.median(ours)
+    print(f"CPU of a shard: ratio of the medians {ratio:.2f}", flush=True)
 
 
 def main() -> None:
@@ -145,13 +178,23 @@ def main() -> None:
         server = multiprocessing.get_context("spawn").Process(target=serve, args=(site, theirs))
         server.start()
         write_list(urls, ours.recv(), arguments.pictures)
-        found = measure(Path(name), urls, arguments.repetitions)
+        assert server.pid is not None
+        found = measure(Path(name), urls, arguments.repetitions, server.pid)
+        by_turns = Path(name) / "by_turns"
+        by_turns.mkdir()
+        shards = multiprocessing.get_context("spawn").Process(target=measure_shards, args=(by_turns, urls))
+        shards.start()
+        shards.join()
         ours.send("end")
         server.join()
-    for title, field in (("overall", "overall"), ("in a shard", "in_a_shard")):
+    for title, field, unit in (
+        ("overall", "overall", "pictures/s"),
+        ("in a shard", "in_a_shard", "pictures/s"),
+        ("all CPU", "all_cpu", "pictures a CPU second"),
+    ):
         pairs = [(getattr(stage, field), getattr(plain, field)) for stage, plain in found]
         for stage, plain in pairs:
-            print(f"{title}: stage {stage:.0f} pictures/s, img2dataset {plain:.0f}, ratio {stage / plain:.2f}")
+            print(f"{title}: stage {stage:.0f} {unit}, img2dataset {plain:.0f}, ratio {stage / plain:.2f}")
         print(f"{title}: median ratio {statistics.median(stage / plain for stage, plain in pairs):.2f}")
 
 

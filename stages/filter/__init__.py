@@ -34,7 +34,7 @@ from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
 from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
 from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
-from stages.filter.waterfall import plot_waterfall
+from stages.ray_tasks import cluster_cores, run_tasks
 from stages.schemas import SAMPLES
 from stages.stage import Reporter, StageContext, StageError, StageResult
 
@@ -53,18 +53,21 @@ def run(context: StageContext) -> StageResult:
     check_settings(folder, settings)
     verdicts = context.scratch.resolve() / "verdicts"
     verdicts.mkdir(exist_ok=True)
-    pending = judge(groups, verdicts, settings, context.report)
+    cores = context.config.run.cpus or cluster_cores()
+    pending = judge(groups, verdicts, settings, cores, context.report)
     if pending:
         waiting = sum(pending.values())
         context.report.warning(_who_computes(waiting, settings))
         compute_scores([group for group in groups if pending[group.number]], verdicts, settings, context.report)
     duplicates = duplicates_by_group(groups, verdicts, settings.drop_duplicates)
-    outcome = _copy(groups, verdicts, duplicates, output, settings)
+    outcome = _copy(groups, verdicts, duplicates, output, settings, cores, context.report)
     _copy_refused(folder.parent / "rejected", output / "rejected", refused)
     outcome = join_outcomes([outcome, Outcome(reasons=refused)])
     check_sum(total, dataset_rows(output / "samples"), dataset_rows(output / "rejected"))
     if not outcome.kept:
         raise StageError(nothing_left(total, outcome.reasons))
+    from stages.filter.waterfall import plot_waterfall  # here, for the workers need not import matplotlib
+
     plot_waterfall(outcome, context.output / "waterfall.png")
     context.report.picture("waterfall", context.output / "waterfall.png")
     return StageResult(
@@ -130,13 +133,19 @@ def check_settings(folder: Path, settings: FilterConfig) -> None:
             )
 
 
-def judge(groups: list[FileGroup], folder: Path, settings: FilterConfig, report: Reporter) -> Counter[int]:
+def judge(groups: list[FileGroup], folder: Path, settings: FilterConfig, cores: int, report: Reporter) -> Counter[int]:
     """Write the verdicts of all groups; returns how many samples of each wait for a score."""
     total, done = sum(group.rows for group in groups), 0
     pending = Counter[int]()
     inspected = ray.data.from_items(
         [{"group": vars(group)} for group in groups], override_num_blocks=len(groups)
-    ).map_batches(inspect, fn_kwargs={"folder": folder, "settings": settings}, batch_format="pyarrow", batch_size=None)
+    ).map_batches(
+        inspect,
+        fn_kwargs={"folder": folder, "settings": settings},
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ray.data.TaskPoolStrategy(size=cores),
+    )
     for batch in inspected.iter_batches(batch_format="pyarrow", batch_size=None):
         for row in batch.to_pylist():
             done += row["rows"]
@@ -221,13 +230,37 @@ def _colours(groups: list[FileGroup], folder: Path, rows: int) -> np.ndarray:
 
 
 def _copy(
-    groups: list[FileGroup], verdicts: Path, duplicates: list[pa.Table], output: Path, settings: FilterConfig
+    groups: list[FileGroup],
+    verdicts: Path,
+    duplicates: list[pa.Table],
+    output: Path,
+    settings: FilterConfig,
+    cores: int,
+    report: Reporter,
 ) -> Outcome:
+    """Write the samples and the rejected rows of all groups."""
     copy = ray.remote(copy_group)
-    tasks = [
-        copy.remote(group, verdicts, late, output, settings) for group, late in zip(groups, duplicates, strict=True)
-    ]
-    return join_outcomes(ray.get(tasks))
+    waiting: dict[int, Outcome] = {}
+    joined, done, total = Outcome(), 0, sum(group.rows for group in groups)
+    following = 0
+
+    def finished(number: int, outcome: Outcome) -> None:
+        nonlocal joined, done, following
+        waiting[number] = outcome
+        while following in waiting:  # in order, and one by one: each holds the pictures of some examples
+            joined = join_outcomes([joined, waiting.pop(following)])
+            following += 1
+        done += groups[number].rows
+        report.progress(done, total, "writing samples")
+
+    run_tasks(
+        lambda number: copy.remote(groups[number], verdicts, duplicates[number], output, settings),
+        range(len(groups)),
+        cores,
+        finished,
+        "group {} of the samples",
+    )
+    return joined
 
 
 def nothing_came(source: str | None, refused: Counter[str]) -> str:

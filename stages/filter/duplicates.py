@@ -6,7 +6,8 @@ its cosine transform, as in pHash) and its colours on an 8 x 8 grid. Two picture
 not tell objects apart that differ only in colour.
 
 Measured on 190 pictures of the micro world in 12 versions each, of 0.75 to 1.5 times the size and of JPEG quality 75 to
-40: 2,274 of 2,280 versions are recognised; two different pictures are at least 13 bits and 13.6 of 255 apart.
+40: all 2,280 versions are recognised; two different pictures are at least 10 bits and 12.2 of 255 apart. Of 40
+photographs of DreamBench, 256 pixels wide, at 0.6 to 1.31 times the size: all 480; at least 20 bits and 19.4 apart.
 
 The search runs in one process, over the whole dataset. It holds about 100 bytes a picture in memory (the colours stay
 on disk) and compares a picture with those that share 15 of 16 bits of a quarter of the hash: about one in a thousand,
@@ -15,11 +16,11 @@ so that time still grows with the square of the number of pictures. Meant for up
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -53,22 +54,38 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 class Signature:
     """What is remembered of a picture."""
 
-    digest: bytes  # 16 bytes of the SHA-256 of size and pixels
+    digest: bytes  # 16 bytes of a hash of size and pixels
     bits: int  # 64-bit perceptual hash
     colours: bytes  # 8 x 8 x 3
 
 
-def signature(picture: Image.Image, grid: NDArray[np.float64]) -> Signature:
-    """The signature of an RGB picture and its colour grid (32, 32, 3)."""
-    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).digest()[:DIGEST_BYTES]
-    frequencies = _BASIS @ (grid @ _LUMA) @ _BASIS.T
-    bits = int.from_bytes(np.packbits((frequencies > 0).ravel()).tobytes())
-    colours = picture.resize((_CELLS, _CELLS), Image.Resampling.BOX, reducing_gap=8.0)
-    return Signature(
-        digest=digest,
-        bits=bits,
-        colours=colours.tobytes(),
-    )
+def signatures(pictures: Iterable[tuple[Image.Image, Image.Image]]) -> list[Signature]:
+    """The signatures of RGB pictures, each given with its `colour_grid`; only the grids are kept in memory."""
+    parts = [
+        (pixel_digest(picture), grid.reduce(GRID // _CELLS).tobytes(), np.asarray(grid)) for picture, grid in pictures
+    ]
+    if not parts:
+        return []
+    all_bits = perceptual_bits(np.stack([grid for *_, grid in parts])).tolist()  # one by one it takes longer
+    return [
+        Signature(digest=digest, bits=bits, colours=colours)
+        for (digest, colours, _), bits in zip(parts, all_bits, strict=True)
+    ]
+
+
+def pixel_digest(picture: Image.Image) -> bytes:
+    """16 bytes for the size and the pixels of an RGB picture.
+
+    Not a cryptographic hash, which would take as long as all rules together: a collision gains nobody anything.
+    """
+    # RGBX is how Pillow holds RGB, with 255 for X: taking that out costs as much as the hash.
+    return xxhash.xxh3_128_digest(picture.tobytes("raw", "RGBX"), seed=picture.width)
+
+
+def perceptual_bits(grids: NDArray[np.uint8]) -> Bits:
+    """The 64-bit perceptual hash (n,) of each of n colour grids (n, 32, 32, 3)."""
+    frequencies = _BASIS @ (grids @ _LUMA) @ _BASIS.T
+    return np.packbits((frequencies > 0).reshape(-1, 64), axis=1).view(">u8").ravel().astype(np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True)

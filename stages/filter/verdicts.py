@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from stages.config import FilterConfig
 from stages.filter.candidate import Candidate
-from stages.filter.duplicates import COLOUR_BYTES, DIGEST_BYTES, signature
-from stages.filter.rules import COMPUTABLE, computed_scores, rejection, score_of
+from stages.filter.duplicates import COLOUR_BYTES, DIGEST_BYTES, signatures
+from stages.filter.rules import COMPUTABLE, active_rules, computed_scores, rejection, score_of
 
 ROWS_PER_BATCH = 256
 Row = TypeVar("Row")
@@ -83,26 +84,34 @@ def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[p
         unfinished = place.with_suffix(f".{os.getpid()}")
         with pq.ParquetWriter(unfinished, VERDICTS) as writer:
             for rows in read_rows(group["files"]):
-                verdicts = [inspect_row(row, settings) for row in rows]
+                verdicts = inspect_rows(rows, settings)
                 writer.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS))
                 yield tally(group["number"], verdicts)
         unfinished.replace(place)
 
 
-def inspect_row(row: Mapping[str, Any], settings: FilterConfig) -> dict[str, Any]:
-    """The verdict of the rules on one sample; its picture's signature if they let it pass."""
-    candidate = Candidate(row)
-    verdict: dict[str, Any] = {"sample_id": row["sample_id"], "is_pending": False}
-    rejected = rejection(candidate, settings)
-    if rejected is not None:
-        return verdict | {"reason": rejected[0], "detail": rejected[1]}
-    seen = signature(candidate.picture, candidate.grid)
-    return verdict | {
-        "is_pending": any(score_of(candidate, score) is None for score in computed_scores(settings)),
-        "digest": seen.digest,
-        "bits": seen.bits,
-        "colours": seen.colours,
-    }
+def inspect_rows(rows: Sequence[Mapping[str, Any]], settings: FilterConfig) -> list[dict[str, Any]]:
+    """The verdicts of the rules on some samples; the signatures of the pictures that they let pass."""
+    rules, computed = active_rules(settings), computed_scores(settings)
+    verdicts: list[dict[str, Any]] = []
+    passing: list[dict[str, Any]] = []
+
+    def passing_pictures() -> Iterator[tuple[Image.Image, Image.Image]]:
+        for row in rows:
+            candidate = Candidate(row)
+            verdict: dict[str, Any] = {"sample_id": row["sample_id"], "is_pending": False}
+            verdicts.append(verdict)
+            rejected = rejection(candidate, rules)
+            if rejected is not None:
+                verdict["reason"], verdict["detail"] = rejected
+                continue
+            verdict["is_pending"] = any(score_of(candidate, score) is None for score in computed)
+            passing.append(verdict)
+            yield candidate.picture, candidate.grid
+
+    for seen, verdict in zip(signatures(passing_pictures()), passing, strict=True):
+        verdict |= {"digest": seen.digest, "bits": seen.bits, "colours": seen.colours}
+    return verdicts
 
 
 def tally(group: int, verdicts: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -22,12 +22,13 @@ import ray
 
 from stages.config import IngestConfig
 from stages.datasets import dataset_files, dataset_rows, write_in_order
-from stages.ingest.download import download_shards, run_tasks, shard_sizes
+from stages.ingest.download import SHARD, download_shards, shard_sizes
 from stages.ingest.metadata import metadata_files, write_url_list
 from stages.ingest.outcomes import check_sum, outcome_table, refuse_failures
 from stages.ingest.partitions import keys_of_ids
 from stages.ingest.shards import ShardSummary, convert_shard
 from stages.loopback import serve_folder
+from stages.ray_tasks import run_tasks
 from stages.schemas import REJECTED
 from stages.stage import StageContext, StageError, StageResult
 
@@ -130,8 +131,9 @@ def _convert_shards(scratch: Path, output: Path, earlier: Path | None, settings:
     run_tasks(
         lambda number: convert.remote(scratch, number, output / "samples", earlier),
         range(len(shard_sizes(scratch / "urls.parquet"))),
-        settings,
+        settings.processes,
         summaries.__setitem__,
+        SHARD,
     )
     return [summaries[number] for number in sorted(summaries)]
 

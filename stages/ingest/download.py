@@ -9,11 +9,8 @@ refused connections to a loopback server that is no more: those are not marked, 
 
 from __future__ import annotations
 
-import logging
 import urllib.request
 import warnings
-from collections import deque
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +24,11 @@ from stages.config import IngestConfig
 from stages.ingest.fetch import PictureOpener
 from stages.ingest.pictures import CheckedResizer
 from stages.ingest.shards import settled_ids
-from stages.stage import Reporter, StageError
+from stages.ray_tasks import run_tasks
+from stages.stage import Reporter
 
-logger = logging.getLogger(__name__)
-_ATTEMPTS = 2  # of a shard; a dead worker is Ray's to replace, and does not count
+#: What `run_tasks` is to call a shard.
+SHARD = "shard {} of the list"
 
 
 def download_shards(
@@ -56,7 +54,13 @@ def download_shards(
 
     report.progress(done, sum(sizes), "downloading pictures")
     missing = [number for number in range(len(sizes)) if not mark(shards, number).exists()]
-    run_tasks(lambda number: fetch.remote(urls_file, number, shards, settings, earlier), missing, settings, finished)
+    run_tasks(
+        lambda number: fetch.remote(urls_file, number, shards, settings, earlier),
+        missing,
+        settings.processes,
+        finished,
+        SHARD,
+    )
 
 
 def shard_sizes(urls_file: Path) -> list[int]:
@@ -68,42 +72,6 @@ def shard_sizes(urls_file: Path) -> list[int]:
 def mark(shards: Path, number: int) -> Path:
     """The file that says that a shard is whole."""
     return shards / f"{number:05d}.done"
-
-
-def run_tasks(
-    start: Callable[[int], Any],
-    numbers: Sequence[int],
-    settings: IngestConfig,
-    finished: Callable[[int, Any], None],
-) -> None:
-    """Run a Ray task for each number, `ingest.processes` at a time; `finished` hears of each as it ends.
-
-    Raises:
-        StageError: A task has failed again.
-    """
-    waiting = deque(numbers)
-    attempts = dict.fromkeys(numbers, 0)
-    running: dict[Any, int] = {}
-    while waiting or running:
-        while waiting and len(running) < settings.processes:
-            number = waiting.popleft()
-            attempts[number] += 1
-            running[start(number)] = number
-        (reference,), _ = ray.wait(list(running), num_returns=1)
-        number = running.pop(reference)
-        try:
-            result = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            logger.warning("shard %d failed", number, exc_info=error)
-            if attempts[number] >= _ATTEMPTS:
-                raise StageError(
-                    f"shard {number} of the list could not be done ({type(cause).__name__}: "
-                    f"{' '.join(str(cause).split())[:300]}); the same command tries it again, without the others."
-                ) from error
-            waiting.append(number)
-        else:
-            finished(number, result)
 
 
 def fetch_shard(urls_file: Path, number: int, shards: Path, settings: IngestConfig, earlier: Path | None) -> None:
@@ -118,12 +86,12 @@ def fetch_shard(urls_file: Path, number: int, shards: Path, settings: IngestConf
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget is `ingest.max_pixels`
     urllib.request.install_opener(PictureOpener(settings))
     try:
-        _downloader(shards, settings).download_shard((number, str(file)))
+        make_downloader(shards, settings).download_shard((number, str(file)))
     finally:
         urllib.request.install_opener(urllib.request.build_opener())  # Python's own
 
 
-def _downloader(shards: Path, settings: IngestConfig) -> Any:
+def make_downloader(shards: Path, settings: IngestConfig) -> Any:
     """img2dataset's, with our limits. Importing it takes seconds: it brings torch, wandb and albumentations."""
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer

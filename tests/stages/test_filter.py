@@ -30,7 +30,7 @@ from stages.config import FilterConfig, ScoringConfig
 from stages.datasets import read_dataset, write_part
 from stages.filter import check_settings, nothing_left
 from stages.filter.candidate import Candidate
-from stages.filter.rules import REASONS, SETTING_OF, rejection
+from stages.filter.rules import REASONS, SETTING_OF, active_rules, rejection
 from stages.filter.scoring import ScoreModels
 from stages.filter.verdicts import group_files
 from stages.pictures import UndecodableError, decode
@@ -100,7 +100,7 @@ def test_the_first_rule_that_takes_a_sample_is_the_reason(
     changes: dict[str, Any], reason: str | None, detail: str | None
 ) -> None:
     config = FilterConfig(min_pixels=4000, caption_script="LATIN", languages=["en", "DE"])
-    found = rejection(Candidate(sample(1, **changes)), config)
+    found = rejection(Candidate(sample(1, **changes)), active_rules(config))
     if reason is None:
         assert found is None
     else:
@@ -110,7 +110,7 @@ def test_the_first_rule_that_takes_a_sample_is_the_reason(
 
 def test_a_picture_is_decoded_only_when_the_metadata_lets_it_pass() -> None:
     candidate = Candidate(sample(1, aesthetic=1.0, picture=b"text"))
-    assert rejection(candidate, FilterConfig()) == ("aesthetic", "1 < 5")
+    assert rejection(candidate, active_rules(FilterConfig())) == ("aesthetic", "1 < 5")
     assert "picture" not in vars(candidate)
 
 
@@ -157,7 +157,7 @@ def test_thresholds_against_a_plain_statement(
     row = sample(1, aesthetic=score, original_width=side)
     passes_side = smallest is None or min(side, 80) >= smallest
     passes_score = minimum is None or (score is not None and score >= minimum)
-    assert (rejection(Candidate(row), config) is None) == (passes_side and passes_score)
+    assert (rejection(Candidate(row), active_rules(config)) is None) == (passes_side and passes_score)
 
 
 def test_a_threshold_on_a_score_that_nobody_has_names_column_and_setting(tmp_path: Path) -> None:

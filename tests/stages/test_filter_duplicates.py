@@ -15,14 +15,14 @@ from stages.filter.duplicates import (
     Signature,
     Signatures,
     find_duplicates,
-    signature,
+    signatures,
 )
 from stages.pictures import decode
 
 
 def signature_of(data: bytes) -> Signature:
     picture = decode(data)
-    return signature(picture, colour_grid(picture))
+    return signatures([(picture, colour_grid(picture))])[0]
 
 
 def naive_duplicates(parts: list[Signature]) -> list[tuple[int, bool]]:
@@ -88,8 +88,7 @@ def test_copies_are_recognised_and_other_pictures_are_not() -> None:
     red.paste("#d02020", (16, 16, 48, 48))
     blue.paste("#2040d0", (16, 16, 48, 48))
     pictures |= {"93 red": encode(red), "94 blue": encode(blue)}
-    signatures = [signature_of(picture) for picture in pictures.values()]
-    found = find_duplicates(Signatures.of(signatures))
+    found = find_duplicates(Signatures.of([signature_of(picture) for picture in pictures.values()]))
     names = list(pictures)
     assert {names[n]: names[o] for n, o in enumerate(found.original) if o >= 0} == {
         "90 same": "05", "91 resized": "07", "92 compressed": "08",
