@@ -36,13 +36,15 @@ def fit(
     name: str,
     seed: int,
     batch_setting: str,
+    data_workers: int = 0,
 ) -> tuple[Path, Curves]:
     """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
 
     While it trains, progress and curves go to `context.report` (keys `name/loss`, ...). Checkpoints lie in
     `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one, also with
     another number of workers. A worker that dies is replaced `config.max_failures` times. SIGTERM ends the training
-    with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does not fit into memory.
+    with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does not fit into memory. The
+    batches of a `FedTask` are prepared by so many `data_workers` for each worker; 0: by the worker itself.
 
     Raises:
         StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
@@ -64,6 +66,7 @@ def fit(
         cores=context.config.run.cpus or os.cpu_count() or 1,
         folder=folder,
         name=name,
+        data_workers=data_workers,
     )
     check_resume(job)
     job.stop_request.unlink(missing_ok=True)
