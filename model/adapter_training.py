@@ -222,5 +222,5 @@ def _place(row: PlanRow, is_square: bool) -> str:
 
 def _unit_tensor(pictures: NDArray[Any]) -> Tensor:
     """Pictures (B, S, S, 3), of bytes or already in [0, 1] -> (B, 3, S, S) in [0, 1]."""
-    tensor = torch.tensor(pictures).permute(0, 3, 1, 2)  # a copy: what a feeder gives may be read-only
+    tensor = torch.tensor(pictures).permute(0, 3, 1, 2).contiguous()  # a copy: what a feeder gives may be read-only
     return tensor.float() / 255 if pictures.dtype == np.uint8 else tensor

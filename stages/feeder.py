@@ -20,6 +20,8 @@ from model.training import Feed, Prepared
 #: Steps travel in blocks of about so many bytes, for Ray takes some milliseconds for each block whatever its size.
 BLOCK_BYTES = 32 * 2**20
 _MOST_STEPS_A_BLOCK = 16
+#: Ray plans all blocks of a dataset before it makes the first, a millisecond each: a long stream is several datasets.
+_BLOCKS_A_DATASET = 1000
 #: A data worker's share of the object store, in blocks: one that it makes, and those that wait for the training.
 _BLOCKS_A_WORKER = 3
 
@@ -41,10 +43,11 @@ def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> 
         return
     size = sum(array.nbytes for array in first.values())
     length = min(max(1, BLOCK_BYTES // size), _MOST_STEPS_A_BLOCK)
-    blocks = _blocks(feed, steps[1:], rank, world, workers=workers, length=length, memory=length * size)
-    with closing(blocks):
-        for block in blocks:
-            yield from unpack(block)
+    for some in _cut(steps[1:], length * _BLOCKS_A_DATASET):
+        blocks = _blocks(feed, some, rank, world, workers=workers, length=length, memory=length * size)
+        with closing(blocks):
+            for block in blocks:
+                yield from unpack(block)
 
 
 def _blocks(
@@ -52,10 +55,8 @@ def _blocks(
 ) -> Iterator[pa.Table]:
     """Blocks of `length` steps, in order; `memory` is a block's size in bytes."""
     import ray.data
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     tasks = [{"first": some[0], "end": some[-1] + 1} for some in _cut(steps, length)]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _DataWorker,
         fn_constructor_args=(feed, rank, world),
@@ -63,7 +64,7 @@ def _blocks(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=0,  # the workers of the training may have taken all of them: Ray would wait for one without a word
-        scheduling_strategy=here,  # the pictures need not travel
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # nothing need travel
     )
     context = dataset.context
     context.execution_options.preserve_order = True

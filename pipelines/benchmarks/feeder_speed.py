@@ -146,7 +146,7 @@ def measure(batches: Iterator[Any], work: Work) -> Speed:
 
 def _copy(batch: Any) -> None:
     for array in batch.values():
-        np.array(array)
+        np.array(np.asarray(array))
 
 
 def _cpu_seconds() -> float:

@@ -74,17 +74,25 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder, "_MOST_STEPS_A_BLOCK", 2)
 
 
-def data_workers() -> list[str]:
-    actors = list_actors(filters=[("state", "!=", "DEAD")])
+def data_workers(address: str) -> list[str]:
+    """Those that are there, of all streams."""
+    actors = list_actors(address, filters=[("state", "!=", "DEAD")])
     return [actor.class_name for actor in actors if "_DataWorker" in actor.class_name]
 
 
+def assert_none_left(address: str) -> None:
+    deadline = time.monotonic() + 30
+    while data_workers(address) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert data_workers(address) == []
+
+
 @pytest.fixture
-def no_cpus(ray_cluster: str) -> Iterator[None]:
+def no_cpus(ray_cluster: str) -> Iterator[str]:
     """Every CPU is taken, as the workers of a training may have done."""
     group = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     assert group.wait(60)
-    yield
+    yield ray_cluster
     remove_placement_group(group)
 
 
@@ -94,12 +102,12 @@ def no_cpus(ray_cluster: str) -> Iterator[None]:
     [(0, 0, 1, 1, "realcustom++"), (5, 1, 2, 2, "realcustom++"), (3, 3, 4, 1, "realcustom")],
 )
 def test_the_stream_is_what_is_prepared_here(
-    first: int, rank: int, world: int, workers: int, method: str, small_blocks: None, no_cpus: None
+    first: int, rank: int, world: int, workers: int, method: str, small_blocks: None, no_cpus: str
 ) -> None:
     feed, steps = make_feed(method=method), range(first, 20)
     for step, found in zip(steps, stream(feed, steps, rank, world, workers=workers), strict=True):
         assert_same(found, feed.prepare(step, rank, world))
-    assert data_workers() == []
+    assert_none_left(no_cpus)
 
 
 @pytest.mark.slow
@@ -110,7 +118,7 @@ def test_a_broken_picture_is_named_when_its_step_is_due(ray_cluster: str, small_
         assert_same(next(steps), feed.prepare(step, 0, 1))
     with pytest.raises(ValueError, match=r"^picture broken of the plan, step 7: the picture is not a picture in a "):
         next(steps)
-    assert data_workers() == []
+    assert_none_left(ray_cluster)
 
 
 @pytest.mark.slow
@@ -118,12 +126,9 @@ def test_a_stream_that_is_closed_leaves_nothing_behind(ray_cluster: str, small_b
     steps = stream(make_feed(), range(10_000), 0, 1, workers=2)
     for _ in range(4):
         next(steps)
-    assert len(data_workers()) == 2
+    assert len(data_workers(ray_cluster)) == 2
     steps.close()
-    deadline = time.monotonic() + 30
-    while data_workers() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert data_workers() == []
+    assert_none_left(ray_cluster)
 
 
 def test_nothing_is_started_for_a_step_or_none(tmp_path: Path) -> None:
