@@ -7,6 +7,7 @@ steps ahead, as far as the stream's share of Ray's object store goes; nothing el
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -24,6 +25,7 @@ _MOST_STEPS_A_BLOCK = 16
 _BLOCKS_A_DATASET = 1000
 #: A data worker's share of the object store, in blocks: one that it makes, and those that wait for the training.
 _BLOCKS_A_WORKER = 3
+_PAUSE_SECONDS = 0.1
 
 
 def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> Iterator[Prepared]:
@@ -72,6 +74,7 @@ def _blocks(
         object_store_memory=workers * _BLOCKS_A_WORKER * memory
     )
     context.target_max_block_size = None  # a task's steps stay together
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Patience]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
@@ -82,6 +85,25 @@ def _blocks(
 def _cut(steps: range, length: int) -> Iterator[range]:
     for start in range(0, len(steps), length):
         yield steps[start : start + length]
+
+
+class _Patience:
+    """An `ExecutionCallback` of Ray Data that lets its scheduling loop sleep a little in each turn.
+
+    While enough is made ahead the loop has nothing to wait for and turns without a pause: it took two thirds of a core,
+    in the process that trains. A data worker is given its next task before it is done, and does not starve meanwhile.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing to do, likewise after it."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """After each turn."""
+        time.sleep(_PAUSE_SECONDS)
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
 class _DataWorker:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from model.adapter_pictures import PlanRow
+from model.training import Prepared
 
 BATCH = 4
 SIDE = 32
@@ -30,3 +33,14 @@ def rows(step: int) -> list[PlanRow]:
         PlanRow(slot, sources[slot], f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, *places)
         for slot in range(BATCH)
     ]
+
+
+@dataclass(frozen=True)
+class NotedFeed:
+    """Leaves a file for each step that it prepares."""
+
+    folder: Path
+
+    def prepare(self, step: int, rank: int, world: int) -> Prepared:
+        (self.folder / str(step)).touch()
+        return {"step": np.full(1000, step)}

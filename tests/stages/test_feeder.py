@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.state import list_actors
-from tiny_examples import picture, rows
+from tiny_examples import NotedFeed, picture, rows
 
 from model.adapter_pictures import ExamplePictures, PlanRow
 from model.training import Prepared
@@ -122,11 +122,19 @@ def test_a_broken_picture_is_named_when_its_step_is_due(ray_cluster: str, small_
 
 
 @pytest.mark.slow
-def test_a_stream_that_is_closed_leaves_nothing_behind(ray_cluster: str, small_blocks: None) -> None:
-    steps = stream(make_feed(), range(10_000), 0, 1, workers=2)
-    for _ in range(4):
-        next(steps)
-    assert len(data_workers(ray_cluster)) == 2
+def test_a_stream_waits_a_few_steps_ahead_and_leaves_nothing_behind(
+    ray_cluster: str, small_blocks: None, tmp_path: Path
+) -> None:
+    workers, taken = 2, 8
+    steps = stream(NotedFeed(tmp_path), range(300), 0, 1, workers=workers)
+    for step in range(taken):
+        assert next(steps)["step"][0] == step
+    assert len(data_workers(ray_cluster)) == workers
+    time.sleep(2)
+    ahead, begun = len(list(tmp_path.iterdir())) - taken, time.process_time()
+    time.sleep(2)
+    assert time.process_time() - begun < 0.5, "it waits without a pause"
+    assert 0 < len(list(tmp_path.iterdir())) - taken == ahead <= 2 * (3 * workers + 3)
     steps.close()
     assert_none_left(ray_cluster)
 
