@@ -12,29 +12,29 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.adapter import RealCustomPlusAdapter
 from model.adapter_loss import AdapterModule, FrozenModels
+from model.adapter_pictures import ExamplePictures, Method, PlanRow, share_of
 from model.adapter_samples import Sample, column, paint_samples
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
 from model.backbone import BackboneError, load_backbone
 from model.image_encoder import ImageEncoders
-from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.precision import halve_products
 from model.projector import Combination
 from model.realcustom_adapter import RealCustomAdapter
 from model.seeding import generator_of
 from model.subjects import GenerationError
+from model.training import Prepared
 
-Method = Literal["realcustom++", "realcustom"]
+__all__ = ["GAIN_EVERY", "AdapterTask", "Method", "PlanRow"]
 
 #: The gain over the base without adapter is measured this often; it costs a forward pass.
 GAIN_EVERY = 20
@@ -42,24 +42,9 @@ GAIN_EVERY = 20
 _DESCRIBED = 16
 
 
-class PlanRow(NamedTuple):
-    """One training example; the columns of the plan that matter here."""
-
-    slot: int
-    source: str  # "image_text" or "multiview"
-    reference_id: str
-    target_id: str
-    caption: str
-    crop_ratio: float
-    crop_x: float
-    crop_y: float
-    target_crop_x: float
-    target_crop_y: float
-
-
 @dataclass(kw_only=True)
 class AdapterTask:
-    """`SamplingTask` of the adapter. Fields that change nothing but time and memory are not compared.
+    """`FedTask` and `SamplingTask` of the adapter. Fields that change nothing but time and memory are not compared.
 
     Attributes:
         backbone: Folder or hub id of the frozen base.
@@ -68,8 +53,7 @@ class AdapterTask:
         picture: Id of the plan -> encoded picture.
         resolution: Side of the target pictures, pixels.
         drop_text: Share of examples that lose their caption, likewise `drop_image` and `drop_both`; disjoint.
-        method: Whose adapter. RealCustom's reference is the target's own square (Sec. 3.2: the same picture is visual
-            condition and input of the UNet); of the plan's reference only its crop is kept.
+        method: Whose adapter, and so whose references; see `ExamplePictures`.
         cross_layer: How f_shallow' joins in RealCustom++'s CCP, likewise `cross_scale` f_high'; see
             `CrossLayerCrossScaleProjector`.
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
@@ -103,7 +87,6 @@ class AdapterTask:
     sample_every: int | None = field(default=None, compare=False)
     device: str = field(default="cpu", compare=False)
     _frozen: FrozenModels | None = field(default=None, init=False, repr=False)
-    _square: dict[str, bool] = field(default_factory=dict, init=False, repr=False)
 
     def module(self) -> AdapterModule:
         """Load the frozen models and start an adapter that changes nothing yet."""
@@ -133,31 +116,43 @@ class AdapterTask:
             self._frozen = FrozenModels(backbone, encoders)
         return self._frozen
 
+    @property
+    def feed(self) -> ExamplePictures:
+        """The part of a batch that needs none of the models."""
+        return ExamplePictures(
+            rows=self.rows,
+            picture=self.picture,
+            method=self.method,
+            resolution=self.resolution,
+            reference_size=self.encoders["reference_size"],
+            tiles=self.encoders["tiles"],
+        )
+
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """The tensors of this rank's rows of the plan.
+        """The tensors of this rank's rows of the plan; see `encode`."""
+        return self.encode(self.feed.prepare(step, rank, world), step, rank, world)
+
+    def encode(self, prepared: Prepared, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """What `feed` has prepared, with what the frozen models make of it.
 
         Returns:
             latents, noise (B, 4, h, w); timesteps (B,); hidden (B, n_t, c_t), for SDXL text_embeds and time_ids;
             reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; multiview (B,) bool; crop_ratio (B,); measure_gain
             (1,) bool; gamma_num (1,) of Eq. 10, the same for all ranks.
         """
-        rows = self.rows(step)
-        if len(rows) % world:
-            raise ValueError(f"{len(rows)} examples a step cannot be shared out evenly among {world} workers.")
-        share = len(rows) // world
-        rows = rows[rank * share : (rank + 1) * share]
+        rows = share_of(self.rows(step), rank, world)
         generators = [generator_of(self.seed, step, row.slot) for row in rows]
         fate = torch.stack([torch.rand((), generator=generator) for generator in generators])
         keep_text, keep_image = self._keep(fate)
         captions = [row.caption if keep else "" for row, keep in zip(rows, keep_text.tolist(), strict=True)]
-        latents = self._latents(rows)
+        latents = self._latents(rows, prepared)
         steps = self.load().backbone.scheduler.config.num_train_timesteps
         return {
             "latents": latents,
             "noise": torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]),
             "timesteps": torch.cat([torch.randint(steps, (1,), generator=generator) for generator in generators]),
             **self._texts(captions),
-            "reference": self._references(rows),
+            "reference": _unit_tensor(prepared["reference"]),
             "keep_image": keep_image,
             "multiview": torch.tensor([row.source == "multiview" for row in rows]),
             "crop_ratio": torch.tensor([row.crop_ratio for row in rows]),
@@ -207,55 +202,25 @@ class AdapterTask:
         names = ["hidden"] if backbone.family == "sd" else ["hidden", "text_embeds", "time_ids"]
         return dict(zip(names, self.load().texts.get(captions, encode), strict=True))
 
-    def _latents(self, rows: Sequence[PlanRow]) -> Tensor:
+    def _latents(self, rows: Sequence[PlanRow], prepared: Prepared) -> Tensor:
         """Latents (B, 4, h, w) of the target pictures' squares."""
         frozen = self.load()
-        places = {self._place(row): row for row in rows}
+        places = [_place(row, whole) for row, whole in zip(rows, prepared["target_is_square"].tolist(), strict=True)]
+        squares = dict(zip(places, prepared["target"], strict=True))
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
-            squares = [self._target(places[key]) for key in missing]
-            return (frozen.backbone.encode_pictures(to_tensor(squares) * 2 - 1).float().cpu(),)
+            targets = _unit_tensor(np.stack([squares[place] for place in missing]))
+            return (frozen.backbone.encode_pictures(targets * 2 - 1).float().cpu(),)
 
-        return frozen.latents.get([self._place(row) for row in rows], encode)[0]
-
-    def _place(self, row: PlanRow) -> str:
-        """A target's square: the place of the crop matters only where the picture is not square."""
-        if row.target_id not in self._square:
-            with Image.open(BytesIO(self.picture(row.target_id))) as picture:  # the header only
-                self._square[row.target_id] = picture.width == picture.height
-        return (
-            row.target_id if self._square[row.target_id] else f"{row.target_id} {row.target_crop_x} {row.target_crop_y}"
-        )
-
-    def _target(self, row: PlanRow) -> Image.Image:
-        return square_crop(self._open(row.target_id), row.target_crop_x, row.target_crop_y, self.resolution)
-
-    def _references(self, rows: Sequence[PlanRow]) -> Tensor:
-        """Crops (B, 3, S, S) of the reference pictures by Eq. 11, at the tiles' resolution where a picture has it."""
-        crops = [to_tensor(self._reference(row)) for row in rows]
-        size = max(crop.shape[-1] for crop in crops)
-        return torch.stack([_enlarge(crop, size) for crop in crops])
-
-    def _reference(self, row: PlanRow) -> Image.Image:
-        if self.method == "realcustom":
-            target = self._open(row.target_id)
-            picture = square_crop(target, row.target_crop_x, row.target_crop_y, min(target.size))
-        else:
-            picture = self._open(row.reference_id)
-        encoders = self.load().encoders
-        large = encoders.reference_size * encoders.tiles
-        size = large if min(picture.size) >= large else encoders.reference_size
-        return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
-
-    def _open(self, picture_id: str) -> Image.Image:
-        try:
-            return load_picture(self.picture(picture_id))
-        except PictureError as error:
-            raise PictureError(f"picture {picture_id} of the plan: {error}") from error
+        return frozen.latents.get(places, encode)[0]
 
 
-def _enlarge(crop: Tensor, size: int) -> Tensor:
-    """A square (3, S, S) at a larger size, as `ImageEncoders` would do it."""
-    if crop.shape[-1] == size:
-        return crop
-    return F.interpolate(crop[None], (size, size), mode="bicubic", antialias=True).clamp(0, 1)[0]
+def _place(row: PlanRow, is_square: bool) -> str:
+    """A target's square: the place of the crop matters only where the picture is not square."""
+    return row.target_id if is_square else f"{row.target_id} {row.target_crop_x} {row.target_crop_y}"
+
+
+def _unit_tensor(pictures: NDArray[Any]) -> Tensor:
+    """Pictures (B, S, S, 3), of bytes or already in [0, 1] -> (B, 3, S, S) in [0, 1]."""
+    tensor = torch.tensor(pictures).permute(0, 3, 1, 2).contiguous()  # a copy: what a feeder gives may be read-only
+    return tensor.float() / 255 if pictures.dtype == np.uint8 else tensor

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+#: What a `Feed` has prepared, by name. The arrays may be read-only.
+Prepared = Mapping[str, NDArray[Any]]
 
 
 class TrainingTask(Protocol):
@@ -31,6 +36,35 @@ class TrainingTask(Protocol):
 
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the trained weights (safetensors beside a config.json) into `folder`. Called on rank 0 only."""
+
+
+class Feed(Protocol):
+    """The part of a task's batches that needs no model: it reads, decodes and cuts what a step learns from.
+
+    Picklable and light to load: it travels to processes that have no model and no accelerator.
+    """
+
+    def prepare(self, step: int, rank: int, world: int) -> Prepared:
+        """This rank's share of `step`, a function of the arguments alone.
+
+        Raises:
+            ValueError: Something that the step needs is broken; names it and the step, in one sentence.
+        """
+
+
+@runtime_checkable
+class FedTask(TrainingTask, Protocol):
+    """A training problem with a `Feed`: its `batch` is `encode` of what `feed` prepares.
+
+    An engine may so have the feed's part done ahead, in other processes.
+    """
+
+    @property
+    def feed(self) -> Feed:
+        """The part that needs no model."""
+
+    def encode(self, prepared: Prepared, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """The batch, as `TrainingTask.batch` gives it; `prepared` is `feed`'s for the same step, rank and world."""
 
 
 @runtime_checkable

@@ -219,6 +219,7 @@ class TrainAdapterConfig:
     """What an adapter is trained on the plan for: RealCustom (Sec. 3.2) or RealCustom++ (Sec. III-C)."""
 
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=1.5e-3))
+    data_workers: int = 1  # processes that read, decode and cut pictures, for each of the trainer's workers; 0: itself
     method: Literal["realcustom++", "realcustom"] = "realcustom++"
     # RealCustom++: how the shallow and the high-resolution features join the deep ones (Eq. 9; Tables VIII and IX);
     # null: not at all.

@@ -39,6 +39,7 @@ def run(context: StageContext) -> StageResult:
         name="adapter",
         seed=context.config.run.seed,
         batch_setting="curriculum.batch_size",
+        data_workers=config.data_workers,
     )
     shutil.copytree(weights, context.output / "adapter")
     picture = context.output / "curves.png"
@@ -64,6 +65,8 @@ def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
             "RealCustom learns from pictures that are their own references, but this plan has pairs of views: set "
             "curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
         )
+    if config.data_workers < 0:
+        raise StageError(f"train_adapter.data_workers is {config.data_workers}: set it to 0 or more.")
     dropped = config.drop_text, config.drop_image, config.drop_both
     if min(dropped) < 0 or sum(dropped) > 1:
         raise StageError(

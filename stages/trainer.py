@@ -36,6 +36,7 @@ def fit(
     name: str,
     seed: int,
     batch_setting: str,
+    data_workers: int = 0,
 ) -> tuple[Path, Curves]:
     """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
 
@@ -43,7 +44,8 @@ def fit(
     `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one, also with
     another number of workers. When a worker dies, all go on from the last checkpoint, `config.max_failures` times.
     SIGTERM ends the training with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does
-    not fit into memory.
+    not fit into memory. The batches of a `FedTask` are prepared by so many `data_workers` for each worker; 0: by the
+    worker itself.
 
     Raises:
         StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
@@ -63,6 +65,7 @@ def fit(
         cores=context.config.run.cpus or os.cpu_count() or 1,
         folder=folder,
         name=name,
+        data_workers=data_workers,
     )
     check_resume(job)
     job.stop_request.unlink(missing_ok=True)

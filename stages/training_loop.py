@@ -14,11 +14,12 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from model.moving_average import MovingAverage
 from model.seeding import seed_of
-from model.training import DescribedTask, SamplingTask, TrainingTask
+from model.training import DescribedTask, FedTask, Feed, Prepared, SamplingTask, TrainingTask
 from stages.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.config import TrainerConfig
 from stages.engine import Engine, LossScale, learning_rate, micro_batches
@@ -40,6 +41,9 @@ MOST_SKIPPED_STEPS = 5
 #: much between timesteps, and clipping bounds what a step does.
 EXPLODED = 100.0
 FIRST_STEPS = 10
+
+#: Streams what a task's feed prepares for these steps: (feed, steps, rank, world). Closing it frees what it holds.
+Feeder = Callable[[Feed, range, int, int], Generator[Prepared]]
 
 #: Other values of these change no result beyond rounding: a checkpoint does not ask for them.
 _FREE = ("workers", "use_gpu", "zero_stage", "accumulation", "checkpoint_every", "keep_checkpoints", "max_failures")
@@ -55,6 +59,7 @@ class TrainingJob:
         config: How it is trained.
         seed: Of the initial weights and of every random number drawn while training.
         cores: Cores of a machine, shared by the workers on it.
+        data_workers: Processes that prepare the batches of a `FedTask`, for each worker; 0: the worker itself.
         folder: Where everything about the run is kept; all workers see it.
         name: The run's.
     """
@@ -66,6 +71,7 @@ class TrainingJob:
     cores: int
     folder: Path
     name: str
+    data_workers: int = 0
 
     @property
     def record(self) -> Path:
@@ -148,10 +154,21 @@ def train(settings: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # where torch.distributed sends Python objects
-    run_worker(job, device)
+    if job.data_workers:
+        from stages.feeder import stream
+
+        run_worker(job, device, partial(stream, workers=job.data_workers))
+    else:
+        run_worker(job, device)
 
 
-def run_worker(job: TrainingJob, device: torch.device) -> None:
+def prepare_here(feed: Feed, steps: range, rank: int, world: int) -> Generator[Prepared]:
+    """The feeder without processes of its own: each step is prepared when it is due."""
+    for step in steps:
+        yield feed.prepare(step, rank, world)
+
+
+def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_here) -> None:
     """Train on this worker of torch's process group; rank 0 exports the weights, or writes why it has ended early."""
     rank = dist.get_rank()
     if rank == 0:
@@ -174,7 +191,7 @@ def run_worker(job: TrainingJob, device: torch.device) -> None:
             restore_average(average, tensors)
         tensors.clear()
     with open_recorder(job.record, job.steps, device) as recorder:
-        ending = _Worker(job, engine, average, device, recorder, progress).run()
+        ending = _Worker(job, engine, average, device, recorder, progress).run(feeder)
     if ending is None:
         with _whole(module, dimensionless, average):
             if rank == 0:
@@ -218,6 +235,11 @@ class _Progress:
         return cls(**{key: state[key] for key in ("step", "updates", "skipped", "skipped_in_a_row", "first_losses")})
 
 
+class _Batch(NamedTuple):
+    tensors: dict[str, Tensor]
+    waited: float  # for its data, seconds
+
+
 @dataclass(frozen=True)
 class _Worker:
     job: TrainingJob
@@ -231,12 +253,31 @@ class _Worker:
     def rank(self) -> int:
         return dist.get_rank()
 
-    def run(self) -> str | None:
+    def run(self, feeder: Feeder) -> str | None:
         """All steps that are left; why the training has ended before the last one."""
-        job, world = self.job, dist.get_world_size()
-        writer = CheckpointWriter(job.checkpoints, self.rank, world)
+        with closing(self._batches(range(self.progress.step, self.job.steps), feeder)) as batches:
+            return self._run(batches)
+
+    def _batches(self, steps: range, feeder: Feeder) -> Generator[_Batch]:
+        """This worker's batches. What a `FedTask` makes of what it was fed is work, not waiting."""
+        task, rank, world = self.job.task, self.rank, dist.get_world_size()
+        if not isinstance(task, FedTask):
+            for step in steps:
+                begun = time.perf_counter()
+                yield _Batch(task.batch(step, rank, world), time.perf_counter() - begun)
+            return
+        with closing(feeder(task.feed, steps, rank, world)) as stream:
+            for step in steps:
+                begun = time.perf_counter()
+                prepared = next(stream)
+                waited = time.perf_counter() - begun
+                yield _Batch(task.encode(prepared, step, rank, world), waited)
+
+    def _run(self, batches: Iterator[_Batch]) -> str | None:
+        job = self.job
+        writer = CheckpointWriter(job.checkpoints, self.rank, dist.get_world_size())
         for step in range(self.progress.step, job.steps):
-            self._step(step, world)
+            self._step(step, batches)
             writer.check()
             if self.progress.skipped_in_a_row == MOST_SKIPPED_STEPS:
                 writer.wait()
@@ -252,15 +293,13 @@ class _Worker:
         writer.wait()
         return None
 
-    def _step(self, step: int, world: int) -> None:
+    def _step(self, step: int, batches: Iterator[_Batch]) -> None:
         """One step of the optimizer."""
         job, progress = self.job, self.progress
         torch.manual_seed(seed_of(job.seed, step, self.rank))
-        begun = time.perf_counter()
-        batch = job.task.batch(step, self.rank, world)
+        batch, waited = next(batches)
         samples = len(next(iter(batch.values())))
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        waited = time.perf_counter() - begun
         scalars = self.engine.backward(micro_batches(batch, job.config.accumulation), progress.most_loss)
         rate = learning_rate(step, job.steps, job.config)
         norm = self.engine.step(rate)

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.training import Prepared
+
 
 class LinearModule(nn.Module):
     """Least squares; the input noise makes the result depend on the engine's random state."""
@@ -102,3 +104,32 @@ class LinearTask:
             folder / "model.safetensors",
         )
         (folder / "config.json").write_text("{}")
+
+
+@dataclass(frozen=True)
+class LinearFeed:
+    """The batches of a task as its feed."""
+
+    task: LinearTask
+
+    def prepare(self, step: int, rank: int, world: int) -> Prepared:
+        return {name: tensor.numpy() for name, tensor in self.task.batch(step, rank, world).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedLinearTask(LinearTask):
+    """The same with a feed, which takes `seconds_a_step`.
+
+    Attributes:
+        seconds_to_encode: What the rest of a batch takes.
+    """
+
+    seconds_to_encode: float = field(default=0.0, compare=False)
+
+    @property
+    def feed(self) -> LinearFeed:
+        return LinearFeed(self)
+
+    def encode(self, prepared: Prepared, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        time.sleep(self.seconds_to_encode)
+        return {name: torch.tensor(array) for name, array in prepared.items()}

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapter_tasks import make_task, picture, randomise_values
+from adapter_tasks import make_task, randomise_values
 from PIL import Image
+from tiny_examples import picture
 from tiny_models import ENCODERS
 from training_tasks import LinearTask
 

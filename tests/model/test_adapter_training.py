@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from adapter_tasks import BATCH, example, make_task, picture, randomise_values, rows
+from adapter_tasks import example, make_task, randomise_values
+from tiny_examples import BATCH, picture, rows
 from tiny_models import RESOLUTION
 from torch import Tensor
 
@@ -56,7 +57,7 @@ def test_references_and_targets_are_cut_as_the_plan_says(sd_folder: Path) -> Non
 
 def test_a_picture_that_is_none_is_named(sd_folder: Path) -> None:
     task = make_task(sd_folder, rows=lambda step: [rows(step)[0]._replace(reference_id="broken")])
-    with pytest.raises(PictureError, match=r"^picture broken of the plan: "):
+    with pytest.raises(PictureError, match=r"^picture broken of the plan, step 0: "):
         task.batch(0, 0, 1)
 
 

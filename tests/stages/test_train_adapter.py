@@ -15,7 +15,7 @@ import torch
 from helpers import make_context
 from PIL import Image
 from random_backbone import write_random_backbone
-from tiny_plan import STEPS, write_tiny_plan
+from tiny_plan import BATCH, STEPS, encoded_picture, filled, write_tiny_plan
 from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
@@ -23,6 +23,8 @@ from model.adapter_training import AdapterTask
 from model.load_adapter import load_adapter
 from model.realcustom_adapter import RealCustomAdapter
 from stages.config import TrainerConfig
+from stages.datasets import write_dataset
+from stages.schemas import SAMPLES
 from stages.stage import StageError
 from stages.train_adapter import adapter_task, plot_training, run
 from stages.trainer import fit
@@ -159,6 +161,17 @@ def test_steps_on_one_worker_are_bare_pytorch_steps(
 
 def root_mean_square(tensor: Tensor) -> float:
     return float(tensor.square().mean().sqrt())
+
+
+@pytest.mark.slow
+def test_a_broken_picture_of_the_plan_is_named(ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    samples = [{"sample_id": f"sample-{n}", "picture": encoded_picture(n) if n != 3 else b"?"} for n in range(BATCH)]
+    write_dataset(tmp_path / "filter" / "samples", filled(SAMPLES, samples), SAMPLES)
+    settings = {"sample_every": None, "trainer": {"workers": 1, "max_failures": 0}}
+    context = make_context(tmp_path, {**inputs, "filter": tmp_path / "filter"}, train_adapter=settings)
+    told = r"^training adapter failed: picture sample-3 of the plan, step 0: the picture is not a picture in a format"
+    with pytest.raises(StageError, match=told):
+        run(context)
 
 
 def bare_steps(

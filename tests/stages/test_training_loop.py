@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from training_tasks import LinearModule, LinearTask
+from training_tasks import FedLinearTask, LinearModule, LinearTask
 
+from model.training import Feed, Prepared
 from stages.config import TrainerConfig
 from stages.stage import StageError
 from stages.trainer import check_resume, read_curves
-from stages.training_loop import TrainingJob, run_worker
+from stages.training_loop import TrainingJob, prepare_here, run_worker
 
 CONFIG = TrainerConfig(
     workers=1, learning_rate=1e-2, warmup_steps=5, weight_decay=0.1, gradient_clip=0.5, checkpoint_every=4
@@ -162,6 +165,39 @@ def test_the_curves_are_there(process_group: None, tmp_path: Path) -> None:
     left = [json.loads(line)["seconds_left"] for line in job.record.read_text().splitlines() if line]
     assert left[0] > 11 * 0.1
     assert left[-1] == 0
+
+
+def test_a_fed_training_is_the_same_and_asks_for_the_steps_that_are_left(process_group: None, tmp_path: Path) -> None:
+    asked, closed = [], []
+
+    def feeder(feed: Feed, steps: range, rank: int, world: int) -> Generator[Prepared]:
+        asked.append(steps)
+        with closing(prepare_here(feed, steps, rank, world)) as stream:
+            try:
+                yield from stream
+            finally:
+                closed.append(steps)
+
+    expected = trained(make_job(tmp_path / "a"))
+    job = make_job(tmp_path / "b", FedLinearTask())
+    stopping = dataclasses.replace(job, task=FedLinearTask(stop_at=6, marker=job.stop_request))
+    run_worker(stopping, torch.device("cpu"), feeder)
+    assert closed == [range(12)]
+    job.stop_request.unlink()
+    run_worker(job, torch.device("cpu"), feeder)
+    assert asked == closed == [range(12), range(7, 12)]
+    found = load_file(job.weights / "model.safetensors")
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_what_is_waited_for_is_the_feed_alone(process_group: None, tmp_path: Path) -> None:
+    shares = []
+    for task in (FedLinearTask(seconds_a_step=0.06), FedLinearTask(seconds_to_encode=0.06)):
+        job = make_job(tmp_path / str(len(shares)), task)
+        trained(job)
+        shares.append(sorted(value for _, value in read_curves(job.record)["data_wait"])[STEPS // 2])
+    assert shares[0] > 0.3
+    assert shares[1] < 0.1
 
 
 def test_the_last_checkpoints_and_the_best_are_kept(process_group: None, tmp_path: Path) -> None:
