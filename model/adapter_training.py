@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from model.adapter import RealCustomPlusAdapter
 from model.adapter_loss import AdapterModule, FrozenModels
 from model.adapter_samples import Sample, column, paint_samples
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
-from model.backbone import BackboneError, load_backbone
+from model.backbone import Backbone, BackboneError, load_backbone
+from model.encodings import encode_captions, encode_squares, square_key
 from model.image_encoder import ImageEncoders
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.precision import halve_products
@@ -57,6 +58,19 @@ class PlanRow(NamedTuple):
     target_crop_y: float
 
 
+class EncodingCache(Protocol):
+    """Encodings of a plan's examples that were computed before the training (stage `cache_latents`)."""
+
+    def latents(self, rows: Sequence[PlanRow]) -> Tensor:
+        """As `encode_squares` of the rows' target squares."""
+
+    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """As `encode_captions`."""
+
+    def check(self, backbone: Backbone, resolution: int) -> None:
+        """Raises EncodingCacheError: they are of another backbone or resolution."""
+
+
 @dataclass(kw_only=True)
 class AdapterTask:
     """`SamplingTask` of the adapter. Fields that change nothing but time and memory are not compared.
@@ -78,6 +92,8 @@ class AdapterTask:
             None: as they were loaded.
         gradient_checkpointing: Whether the UNet's activations are computed anew in the backward pass, not kept: less
             memory, more time, the same gradients.
+        cache: Where latents and text states are read; None: they are computed, and kept while there is room. With a
+            cache and no `samples` the weights of VAE and text encoders do not stay in memory.
         samples: What `sample` paints.
         sample_every: See `SamplingTask`.
         device: Where the frozen models are.
@@ -99,6 +115,7 @@ class AdapterTask:
     min_snr_gamma: float | None = None
     half: torch.dtype | None = None
     gradient_checkpointing: bool = field(default=False, compare=False)
+    cache: EncodingCache | None = field(default=None, compare=False)
     samples: Sequence[Sample] = field(default=(), compare=False)
     sample_every: int | None = field(default=None, compare=False)
     device: str = field(default="cpu", compare=False)
@@ -123,6 +140,10 @@ class AdapterTask:
                     f"pictures of {self.resolution} x {self.resolution} pixels: the backbone's VAE wants multiples of "
                     f"{backbone.latent_scale}."
                 )
+            if self.cache is not None:
+                self.cache.check(backbone, self.resolution)
+                if not self.samples:
+                    backbone.forget_encoders()
             if self.half is not None:
                 halve_products(backbone.unet, self.half)
             if self.gradient_checkpointing:
@@ -198,34 +219,35 @@ class AdapterTask:
         return keep_text, keep_image
 
     def _texts(self, captions: list[str]) -> dict[str, Tensor]:
+        if self.cache is not None:
+            return self.cache.texts(captions)
         backbone = self.load().backbone
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
-            prompt = backbone.encode_prompt(missing)
-            return (prompt.hidden, *prompt.added_conditions.values())
+            return tuple(encode_captions(backbone, missing).values())
 
         names = ["hidden"] if backbone.family == "sd" else ["hidden", "text_embeds", "time_ids"]
         return dict(zip(names, self.load().texts.get(captions, encode), strict=True))
 
     def _latents(self, rows: Sequence[PlanRow]) -> Tensor:
         """Latents (B, 4, h, w) of the target pictures' squares."""
+        if self.cache is not None:
+            return self.cache.latents(rows)
         frozen = self.load()
         places = {self._place(row): row for row in rows}
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
-            squares = [self._target(places[key]) for key in missing]
-            return (frozen.backbone.encode_pictures(to_tensor(squares) * 2 - 1).float().cpu(),)
+            return (encode_squares(frozen.backbone, [self._target(places[key]) for key in missing]),)
 
         return frozen.latents.get([self._place(row) for row in rows], encode)[0]
 
     def _place(self, row: PlanRow) -> str:
-        """A target's square: the place of the crop matters only where the picture is not square."""
+        """The name of a target's square."""
         if row.target_id not in self._square:
             with Image.open(BytesIO(self.picture(row.target_id))) as picture:  # the header only
                 self._square[row.target_id] = picture.width == picture.height
-        return (
-            row.target_id if self._square[row.target_id] else f"{row.target_id} {row.target_crop_x} {row.target_crop_y}"
-        )
+        place = None if self._square[row.target_id] else (row.target_crop_x, row.target_crop_y)
+        return square_key(row.target_id, place)
 
     def _target(self, row: PlanRow) -> Image.Image:
         return square_crop(self._open(row.target_id), row.target_crop_x, row.target_crop_y, self.resolution)
@@ -248,10 +270,15 @@ class AdapterTask:
         return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
 
     def _open(self, picture_id: str) -> Image.Image:
-        try:
-            return load_picture(self.picture(picture_id))
-        except PictureError as error:
-            raise PictureError(f"picture {picture_id} of the plan: {error}") from error
+        return open_picture(self.picture, picture_id)
+
+
+def open_picture(picture: Callable[[str], bytes], picture_id: str) -> Image.Image:
+    """A picture of the plan, decoded; raises PictureError, which names it."""
+    try:
+        return load_picture(picture(picture_id))
+    except PictureError as error:
+        raise PictureError(f"picture {picture_id} of the plan: {error}") from error
 
 
 def _enlarge(crop: Tensor, size: int) -> Tensor:

@@ -11,13 +11,18 @@ from ray.exceptions import RayError
 
 from model.adapter import AdapterError
 from model.backbone import BackboneError, WordNotInPromptError
+from model.encodings import EncodingCacheError
 from model.image_encoder import ImageEncoderError
+from model.pictures import PictureError
 from model.realcustom_pipeline import GenerationError
 from stages.config import BackboneConfig, InferenceConfig
 from stages.stage import StageError
 
 #: What the model says in one sentence and the user can mend.
-MODEL_ERRORS = (AdapterError, BackboneError, GenerationError, ImageEncoderError, WordNotInPromptError)
+MODEL_ERRORS = (
+    *(AdapterError, BackboneError, EncodingCacheError, GenerationError, ImageEncoderError, PictureError),
+    WordNotInPromptError,
+)
 
 
 def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:
