@@ -59,7 +59,7 @@ class Size:
     batch: int
 
 
-SIZES = {"micro": Size(64, 30, 16), "sd15": Size(128, 4, 2)}
+SIZES = {"micro": Size(64, 20, 16), "sd15": Size(128, 4, 2)}
 
 
 def write_examples_of(folder: Path, size: Size) -> dict[str, Path]:
