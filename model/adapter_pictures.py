@@ -8,7 +8,7 @@ Legend of shapes: B rows of one worker, R resolution of the targets, S side of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -63,6 +63,7 @@ class ExamplePictures:
         resolution: R, pixels.
         reference_size: Side of the references as the image encoders see them, pixels.
         tiles: A picture of at least `tiles` times that side gives a reference of that many pixels.
+        targets: Whether the targets are wanted; their latents may be at hand.
     """
 
     rows: Callable[[int], Sequence[PlanRow]]
@@ -71,49 +72,57 @@ class ExamplePictures:
     resolution: int
     reference_size: int
     tiles: int
+    targets: bool = True
 
     def prepare(self, step: int, rank: int, world: int) -> Prepared:
         """The pictures of this rank's rows.
 
         Returns:
-            target (B, R, R, 3) bytes, squares of the target pictures; target_is_square (B,) bool, whether the square is
-            the whole picture; reference (B, S, S, 3), crops by Eq. 11: bytes, or float32 in [0, 1] where the crops were
-            of two sizes and the smaller ones are enlarged.
+            reference (B, S, S, 3), crops by Eq. 11: bytes, or float32 in [0, 1] where the crops were of two sizes and
+            the smaller ones are enlarged; with `targets`, target (B, R, R, 3) bytes, squares of the target pictures,
+            and target_is_square (B,) bool, whether the square is the whole picture.
 
         Raises:
             PictureError: A picture cannot be decoded; names the picture and the step.
             ValueError: The rows cannot be shared out evenly; or `picture` knows none of that id.
         """
         rows = share_of(self.rows(step), rank, world)
-        targets = [self._open(row.target_id, step) for row in rows]
+        ids = [row.target_id for row in rows] if self.targets else []
+        ids += [row.target_id if self.method == "realcustom" else row.reference_id for row in rows]
+        pictures = {picture_id: self._open(picture_id, step) for picture_id in ids}
+        prepared = {"reference": _of_one_size([self._reference(row, pictures) for row in rows])}
+        if not self.targets:
+            return prepared
+        targets = [pictures[row.target_id] for row in rows]
         squares = [
             square_crop(target, row.target_crop_x, row.target_crop_y, self.resolution)
             for row, target in zip(rows, targets, strict=True)
         ]
-        return {
+        return prepared | {
             "target": np.stack([np.asarray(square) for square in squares]),
             "target_is_square": np.array([target.width == target.height for target in targets]),
-            "reference": _of_one_size(
-                [self._reference(row, target, step) for row, target in zip(rows, targets, strict=True)]
-            ),
         }
 
-    def _reference(self, row: PlanRow, target: Image.Image, step: int) -> Image.Image:
+    def _reference(self, row: PlanRow, pictures: Mapping[str, Image.Image]) -> Image.Image:
         if self.method == "realcustom":
+            target = pictures[row.target_id]
             picture = square_crop(target, row.target_crop_x, row.target_crop_y, min(target.size))
-        elif row.reference_id == row.target_id:
-            picture = target
         else:
-            picture = self._open(row.reference_id, step)
+            picture = pictures[row.reference_id]
         large = self.reference_size * self.tiles
         size = large if min(picture.size) >= large else self.reference_size
         return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
 
     def _open(self, picture_id: str, step: int) -> Image.Image:
-        try:
-            return load_picture(self.picture(picture_id))
-        except PictureError as error:
-            raise PictureError(f"picture {picture_id} of the plan, step {step}: {error}") from error
+        return open_picture(self.picture, picture_id, f"the plan, step {step}")
+
+
+def open_picture(picture: Callable[[str], bytes], picture_id: str, of: str) -> Image.Image:
+    """A picture, decoded; raises PictureError, which names it as `picture_id` "of" something."""
+    try:
+        return load_picture(picture(picture_id))
+    except PictureError as error:
+        raise PictureError(f"picture {picture_id} of {of}: {error}") from error
 
 
 def _of_one_size(crops: Sequence[Image.Image]) -> NDArray[Any]:

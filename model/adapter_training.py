@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from model.adapter_loss import AdapterModule, FrozenModels
 from model.adapter_pictures import ExamplePictures, Method, PlanRow, share_of
 from model.adapter_samples import Sample, column, paint_samples
 from model.adaptive_scoring import ScoreFusion, sample_gamma_num
-from model.backbone import BackboneError, load_backbone
+from model.backbone import Backbone, BackboneError, load_backbone
+from model.encodings import encode_captions, encode_squares, square_key
 from model.image_encoder import ImageEncoders
 from model.precision import halve_products
 from model.projector import Combination
@@ -40,6 +41,19 @@ __all__ = ["GAIN_EVERY", "AdapterTask", "Method", "PlanRow"]
 GAIN_EVERY = 20
 #: Pictures of a step that are named when it goes wrong.
 _DESCRIBED = 16
+
+
+class EncodingCache(Protocol):
+    """Encodings of a plan's examples that were computed before the training (stage `cache_latents`)."""
+
+    def latents(self, rows: Sequence[PlanRow]) -> Tensor:
+        """As `encode_squares` of the rows' target squares."""
+
+    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """As `encode_captions`."""
+
+    def check(self, backbone: Backbone, resolution: int) -> None:
+        """Raises EncodingCacheError: they are of another backbone or resolution."""
 
 
 @dataclass(kw_only=True)
@@ -62,6 +76,8 @@ class AdapterTask:
             None: as they were loaded.
         gradient_checkpointing: Whether the UNet's activations are computed anew in the backward pass, not kept: less
             memory, more time, the same gradients.
+        cache: Where latents and text states are read; None: they are computed, and kept while there is room. With a
+            cache and no `samples` the weights of VAE and text encoders do not stay in memory.
         samples: What `sample` paints.
         sample_every: See `SamplingTask`.
         device: Where the frozen models are.
@@ -83,6 +99,7 @@ class AdapterTask:
     min_snr_gamma: float | None = None
     half: torch.dtype | None = None
     gradient_checkpointing: bool = field(default=False, compare=False)
+    cache: EncodingCache | None = field(default=None, compare=False)
     samples: Sequence[Sample] = field(default=(), compare=False)
     sample_every: int | None = field(default=None, compare=False)
     device: str = field(default="cpu", compare=False)
@@ -106,6 +123,10 @@ class AdapterTask:
                     f"pictures of {self.resolution} x {self.resolution} pixels: the backbone's VAE wants multiples of "
                     f"{backbone.latent_scale}."
                 )
+            if self.cache is not None:
+                self.cache.check(backbone, self.resolution)
+                if not self.samples:
+                    backbone.forget_encoders()
             if self.half is not None:
                 halve_products(backbone.unet, self.half)
             if self.gradient_checkpointing:
@@ -126,6 +147,7 @@ class AdapterTask:
             resolution=self.resolution,
             reference_size=self.encoders["reference_size"],
             tiles=self.encoders["tiles"],
+            targets=self.cache is None,
         )
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
@@ -193,31 +215,34 @@ class AdapterTask:
         return keep_text, keep_image
 
     def _texts(self, captions: list[str]) -> dict[str, Tensor]:
+        if self.cache is not None:
+            return self.cache.texts(captions)
         backbone = self.load().backbone
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
-            prompt = backbone.encode_prompt(missing)
-            return (prompt.hidden, *prompt.added_conditions.values())
+            return tuple(encode_captions(backbone, missing).values())
 
         names = ["hidden"] if backbone.family == "sd" else ["hidden", "text_embeds", "time_ids"]
         return dict(zip(names, self.load().texts.get(captions, encode), strict=True))
 
     def _latents(self, rows: Sequence[PlanRow], prepared: Prepared) -> Tensor:
         """Latents (B, 4, h, w) of the target pictures' squares."""
+        if self.cache is not None:
+            return self.cache.latents(rows)
         frozen = self.load()
         places = [_place(row, whole) for row, whole in zip(rows, prepared["target_is_square"].tolist(), strict=True)]
         squares = dict(zip(places, prepared["target"], strict=True))
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
             targets = _unit_tensor(np.stack([squares[place] for place in missing]))
-            return (frozen.backbone.encode_pictures(targets * 2 - 1).float().cpu(),)
+            return (encode_squares(frozen.backbone, targets),)
 
         return frozen.latents.get(places, encode)[0]
 
 
 def _place(row: PlanRow, is_square: bool) -> str:
-    """A target's square: the place of the crop matters only where the picture is not square."""
-    return row.target_id if is_square else f"{row.target_id} {row.target_crop_x} {row.target_crop_y}"
+    """The name of a target's square."""
+    return square_key(row.target_id, None if is_square else (row.target_crop_x, row.target_crop_y))
 
 
 def _unit_tensor(pictures: NDArray[Any]) -> Tensor:

@@ -46,7 +46,7 @@ class PromptEmbedding:
 
 @dataclass
 class Backbone:
-    """A loaded base model. Everything in it is frozen and in evaluation mode."""
+    """A loaded base model. Everything in it is frozen and in evaluation mode; a part without weights is on "meta"."""
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
@@ -60,7 +60,9 @@ class Backbone:
     def device(self) -> torch.device:
         """Where the UNet runs; with `model.offload` it is there only while it does."""
         hook = getattr(self.unet, "_hf_hook", None)
-        return self.unet.device if hook is None else hook.execution_device
+        if hook is not None:
+            return hook.execution_device
+        return self.vae.device if self.unet.device.type == "meta" else self.unet.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,6 +78,11 @@ class Backbone:
     def resolution(self) -> int:
         """Side of the pictures that the backbone was trained on, pixels."""
         return self.unet.config.sample_size * self.latent_scale
+
+    def forget_encoders(self) -> None:
+        """Give back the memory of the VAE and the text encoders, for a training that reads what they would compute."""
+        for module in (self.vae, *self.text_encoders):
+            module.to("meta")
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> PromptEmbedding:
@@ -166,16 +173,26 @@ class Backbone:
 
 
 def load_backbone(
-    folder_or_hub_id: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder_or_hub_id: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    encoders_only: bool = False,
 ) -> Backbone:
-    """Load a frozen base model in diffusers' layout.
+    """Load a frozen base model in diffusers' layout; with `encoders_only` its UNet, most of it, gets no weights.
 
     SDXL's VAE overflows in fp16 and says so in its config; it is then kept in fp32.
 
     Raises:
         BackboneError: a part is missing, damaged, of another kind (names it), or does not fit the UNet.
     """
-    unet = _load(UNet2DConditionModel, folder_or_hub_id, "unet", torch_dtype=dtype, use_safetensors=True)
+    if encoders_only:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(
+                _read_config(UNet2DConditionModel, folder_or_hub_id, subfolder="unet")
+            )
+    else:
+        unet = _load(UNet2DConditionModel, folder_or_hub_id, "unet", torch_dtype=dtype, use_safetensors=True)
     vae = _load(AutoencoderKL, folder_or_hub_id, "vae", torch_dtype=dtype, use_safetensors=True)
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
@@ -188,7 +205,9 @@ def load_backbone(
         for suffix, kind in parts
     ]
     for module in (unet, vae, *encoders):
-        module.eval().requires_grad_(False).to(device)
+        module.eval().requires_grad_(False)
+    for module in (vae, *encoders) if encoders_only else (unet, vae, *encoders):
+        module.to(device)
     _check_widths(folder_or_hub_id, unet, vae, encoders)
     index = _read_config(DiffusionPipeline, folder_or_hub_id)
     schedule = _read_config(DDIMScheduler, folder_or_hub_id, subfolder="scheduler")

@@ -5,6 +5,7 @@
     base ────────────────────────────────────────────────^─────────────┼─> evaluate ─> register ─> (serve)
     prompts ─> contextualizer ─> customize ────────────────────────────┘
 
+`cache_latents`, between curriculum and train_adapter, is there when `cache_latents.enabled` is set.
 A stage that runs on the user's own data does not read the microworld, and a backbone from elsewhere needs no `base`:
 the edges depend on the configuration. `serve` is a command, not a stage: it makes no output.
 """
@@ -138,6 +139,10 @@ def _ingest(config: Config) -> list[str]:
     return _unless(config.filter.pictures_folder, "ingest")
 
 
+def _cache_latents(config: Config) -> list[str]:
+    return ["cache_latents"] if config.cache_latents.enabled else []
+
+
 STAGES = (
     Stage(name="microworld", sections=("microworld",)),
     Stage(
@@ -173,8 +178,15 @@ STAGES = (
         data=("model/micro_sd/weights/**/*", _DEEPSPEED),
     ),
     Stage(
-        name="train_adapter",
+        name="cache_latents",
         inputs=lambda config: ["filter", "multiview", "curriculum", *_base(config)],
+        sections=("cache_latents", "backbone"),
+        files=lambda config: [config.backbone.weights],
+        cpus=lambda config: config.cache_latents.actors,
+    ),
+    Stage(
+        name="train_adapter",
+        inputs=lambda config: ["filter", "multiview", "curriculum", *_base(config), *_cache_latents(config)],
         sections=("train_adapter", "backbone"),
         files=lambda config: [config.backbone.weights],
         data=(_DEEPSPEED,),

@@ -215,6 +215,17 @@ class BaseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheLatentsConfig:
+    """Latents and text embeddings of the plan's examples, computed once before `train_adapter` and read by it."""
+
+    enabled: bool = False  # False: `train_adapter` computes them itself
+    dtype: Literal["float32", "float16"] = "float32"  # float16: half the storage, for training in half precision
+    actors: int = 1
+    gpus_per_actor: float = 0.0  # a share of a GPU, such as 0.25; 0: on the CPU
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainAdapterConfig:
     """What an adapter is trained on the plan for: RealCustom (Sec. 3.2) or RealCustom++ (Sec. III-C)."""
 
@@ -329,6 +340,7 @@ class Config:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
+    cache_latents: CacheLatentsConfig = field(default_factory=CacheLatentsConfig)
     train_adapter: TrainAdapterConfig = field(default_factory=TrainAdapterConfig)
     contextualizer: ContextualizerConfig = field(default_factory=ContextualizerConfig)
     customize: CustomizeConfig = field(default_factory=CustomizeConfig)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -152,16 +153,17 @@ def check_columns(file: Path, found: pa.Schema, schema: pa.Schema, wanted: Seque
             )
 
 
-class PictureStore:
-    """Random access, by id, to the column `picture` of a dataset.
+class ColumnStore:
+    """Random access, by id, to a column of bytes of a dataset.
 
     Cheap to make and to send to a worker: only the path travels, files are mapped on first use. The index of ids is
-    held in memory (about 150 bytes a row), and so are the last `cached_groups` row groups of pictures.
+    held in memory (about 150 bytes a row), and so are the last `cached_groups` row groups of the column.
     """
 
-    def __init__(self, folder: Path, id_column: str, cached_groups: int = 64) -> None:
+    def __init__(self, folder: Path, id_column: str, column: str, cached_groups: int = 64) -> None:
         self.folder = Path(folder)
         self.id_column = id_column
+        self.column = column
         self.cached_groups = cached_groups
         self._clear()
 
@@ -171,7 +173,8 @@ class PictureStore:
         self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "id_column": self.id_column, "cached_groups": self.cached_groups}
+        names = ("folder", "id_column", "column", "cached_groups")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -180,11 +183,15 @@ class PictureStore:
     def _open(self) -> None:
         if self._files:
             return
-        files = [pq.ParquetFile(file, memory_map=True) for file in dataset_files(self.folder)]
+        files = [
+            pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+            for file in dataset_files(self.folder)
+        ]
         for number, file in enumerate(files):
+            ids = iter(file.read(columns=[self.id_column]).column(0).to_pylist())
             for group in range(file.num_row_groups):
-                ids = file.read_row_group(group, columns=[self.id_column]).column(0).to_pylist()
-                self._places.update({key: (number, group, row) for row, key in enumerate(ids)})
+                rows = file.metadata.row_group(group).num_rows
+                self._places.update({key: (number, group, row) for row, key in enumerate(islice(ids, rows))})
         self._files = files
 
     def __len__(self) -> int:
@@ -200,18 +207,25 @@ class PictureStore:
         return key in self._places
 
     def __getitem__(self, key: str) -> bytes:
-        """The encoded picture (JPEG or PNG) with this id; KeyError when the dataset has no such row."""
+        """The bytes with this id; KeyError when the dataset has no such row."""
         self._open()
         if key not in self._places:
-            raise KeyError(f"{self.folder} has no picture {key!r}")
+            raise KeyError(f"{self.folder} has no {self.column} {key!r}")
         file, group, row = self._places[key]
-        return bytes(self._pictures(file, group)[row].as_py())
+        return bytes(self._values(file, group)[row].as_py())
 
-    def _pictures(self, file: int, group: int) -> pa.ChunkedArray:
+    def _values(self, file: int, group: int) -> pa.ChunkedArray:
         place = (file, group)
         if place not in self._groups:
-            self._groups[place] = self._files[file].read_row_group(group, columns=["picture"]).column(0)
+            self._groups[place] = self._files[file].read_row_group(group, columns=[self.column]).column(0)
             if len(self._groups) > self.cached_groups:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(place)
         return self._groups[place]
+
+
+class PictureStore(ColumnStore):
+    """Random access, by id, to encoded pictures (JPEG or PNG): the column `picture` of a dataset."""
+
+    def __init__(self, folder: Path, id_column: str, cached_groups: int = 64) -> None:
+        super().__init__(folder, id_column, "picture", cached_groups)

@@ -11,13 +11,18 @@ from ray.exceptions import RayError
 
 from model.adapter import AdapterError
 from model.backbone import BackboneError, WordNotInPromptError
+from model.encodings import EncodingCacheError
 from model.image_encoder import ImageEncoderError
+from model.pictures import PictureError
 from model.realcustom_pipeline import GenerationError
 from stages.config import BackboneConfig, InferenceConfig
 from stages.stage import StageError
 
 #: What the model says in one sentence and the user can mend.
-MODEL_ERRORS = (AdapterError, BackboneError, GenerationError, ImageEncoderError, WordNotInPromptError)
+MODEL_ERRORS = (
+    *(AdapterError, BackboneError, EncodingCacheError, GenerationError, ImageEncoderError, PictureError),
+    WordNotInPromptError,
+)
 
 
 def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:
@@ -61,12 +66,10 @@ def model_errors_as_stage_errors() -> Iterator[None]:
     """Turn what the model says in one sentence into a StageError, also when it was said in a Ray worker."""
     try:
         yield
-    except MODEL_ERRORS as error:
-        raise StageError(str(error)) from error
-    except RayError as error:
+    except (RayError, *MODEL_ERRORS) as error:
         told: BaseException | None = error
-        while told is not None and not isinstance(told, MODEL_ERRORS):
+        while told is not None and (isinstance(told, RayError) or not isinstance(told, MODEL_ERRORS)):
             told = getattr(told, "cause", None) or told.__cause__
         if told is None:
             raise
-        raise StageError(str(told)) from error
+        raise StageError(str(told).partition("\n")[0]) from error  # Ray Data appends lines of its own

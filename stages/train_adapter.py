@@ -17,8 +17,8 @@ from model.adapter_training import AdapterTask
 from model.precision import HALVES
 from stages.adapter_samples import choose_samples, draw_strip
 from stages.config import TrainAdapterConfig
-from stages.datasets import PictureStore
-from stages.inference import backbone_location, loading_options
+from stages.encoding_cache import StoredEncodings
+from stages.inference import backbone_location, loading_options, model_errors_as_stage_errors
 from stages.stage import StageContext, StageError, StageResult
 from stages.trainer import Curves, absolute_location, fit
 from stages.training_plan import PlanPictures, PlanReader, check_plan
@@ -29,8 +29,12 @@ def run(context: StageContext) -> StageResult:
     config = context.config.train_adapter
     plan = PlanReader(context.inputs["curriculum"].resolve() / "plan")
     _check(config, plan)
-    check_plan(plan, _pictures(context))
+    pictures = PlanPictures.of(context.inputs)
+    check_plan(plan, pictures)
     task = adapter_task(context, plan)
+    if isinstance(task.cache, StoredEncodings):
+        with model_errors_as_stage_errors():
+            task.cache.check_plan(plan, pictures)
     weights, curves = fit(
         task,
         steps=plan.steps,
@@ -84,16 +88,11 @@ def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
         )
 
 
-def _pictures(context: StageContext) -> PlanPictures:
-    samples, frames = context.inputs["filter"] / "samples", context.inputs["multiview"] / "frames"
-    return PlanPictures(PictureStore(samples.resolve(), "sample_id"), PictureStore(frames.resolve(), "frame_id"))
-
-
 def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
     """The training problem that the configuration describes."""
     config = context.config.train_adapter
     inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
-    pictures = _pictures(context)
+    pictures = PlanPictures.of(context.inputs)
     return AdapterTask(
         backbone=absolute_location(backbone_location(context.config.backbone, inputs)),
         encoders=loading_options(context.config.backbone),
@@ -111,6 +110,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         min_snr_gamma=config.min_snr_gamma,
         half=HALVES.get(config.trainer.precision),
         gradient_checkpointing=config.gradient_checkpointing,
+        cache=StoredEncodings.of(inputs["cache_latents"]) if "cache_latents" in inputs else None,
         samples=() if config.sample_every is None else choose_samples(pictures.frames, config.sample_prompts),
         sample_every=config.sample_every,
         device="cuda" if config.trainer.use_gpu else "cpu",

@@ -6,10 +6,10 @@ What a plan can get wrong is found before anything is trained on it: `check_plan
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -62,23 +62,25 @@ class PlanReader:
         self._open()
         return self._first_steps[-1]
 
+    def parts(self, *columns: str) -> Iterator[pa.Table]:
+        """These columns of the whole plan, a part at a time."""
+        self._open()
+        return (pq.read_table(file, columns=list(columns)) for file in self._files)
+
     @property
     def references_are_targets(self) -> bool:
         """Whether every picture is its own reference."""
-        self._open()
-        tables = (pq.read_table(file, columns=["reference_id", "target_id"]) for file in self._files)
+        tables = self.parts("reference_id", "target_id")
         return all(pc.all(pc.equal(table["reference_id"], table["target_id"])).as_py() for table in tables)
 
     def distinct(self, *columns: str) -> pa.Array:
         """The values, each once, that these columns of the whole plan have."""
-        self._open()
-        tables = (pq.read_table(file, columns=list(columns)) for file in self._files)
+        tables = self.parts(*columns)
         return pc.unique(pa.chunked_array([pc.unique(column) for table in tables for column in table.columns]))
 
     def batch_sizes(self) -> set[int]:
         """How many rows the steps have."""
-        self._open()
-        columns = (pq.read_table(file, columns=["step"])["step"].to_numpy() for file in self._files)
+        columns = (part["step"].to_numpy() for part in self.parts("step"))
         return {int(size) for steps in columns for size in np.unique(steps, return_counts=True)[1]}
 
     def _open(self) -> None:
@@ -116,6 +118,12 @@ class PlanPictures:
 
     samples: PictureStore
     frames: PictureStore
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Path]) -> Self:
+        """Those of a stage's inputs."""
+        samples, frames = inputs["filter"] / "samples", inputs["multiview"] / "frames"
+        return cls(PictureStore(samples.resolve(), "sample_id"), PictureStore(frames.resolve(), "frame_id"))
 
     def __call__(self, picture_id: str) -> bytes:
         """Raises ValueError when neither has it."""

@@ -12,6 +12,7 @@ from pipelines.graph import REPOSITORY, STAGES, pipeline_graph
 from stages.config import Config
 
 MICRO = pipeline_graph(load_config("micro"))
+CACHING = pipeline_graph(load_config("micro", ["cache_latents.enabled=true"]))
 
 
 def test_every_stage_comes_after_its_inputs() -> None:
@@ -56,6 +57,16 @@ def test_a_folder_that_another_tool_wrote_replaces_ingest() -> None:
     assert graph.stage("filter").files(graph.config)[0] == "/data/downloaded"
 
 
+def test_latents_are_cached_when_that_is_asked_for() -> None:
+    assert "cache_latents" not in MICRO.order
+    assert set(CACHING.order) - set(MICRO.order) == {"cache_latents"}
+    changed = {name: inputs for name, inputs in CACHING.inputs.items() if inputs != MICRO.inputs.get(name)}
+    assert changed == {
+        "cache_latents": ["filter", "multiview", "curriculum", "base"],
+        "train_adapter": ["filter", "multiview", "curriculum", "base", "cache_latents"],
+    }
+
+
 def test_downstream_of_filter() -> None:
     assert MICRO.downstream("filter") == {"filter", "curriculum", "train_adapter", "evaluate", "register"}
 
@@ -96,7 +107,7 @@ def _sections_read(file: Path) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_a_stage_reads_only_the_sections_that_its_fingerprint_depends_on(stage: object) -> None:
     name = getattr(stage, "name", "")
-    declared = {section for other in MICRO.upstream([name]) for section in MICRO.stages[other].sections}
+    declared = {section for other in CACHING.upstream([name]) for section in CACHING.stages[other].sections}
     files = reachable_modules(f"stages.{name}", REPOSITORY)
     assert files, f"stages/{name} does not exist"
     for module, file in files.items():
