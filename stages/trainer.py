@@ -18,7 +18,8 @@ from model.training import TrainingTask
 from stages.checkpoints import difference
 from stages.config import TrainerConfig
 from stages.stage import Reporter, StageContext, StageError
-from stages.training_loop import TrainingJob, train
+from stages.training_job import TrainingJob
+from stages.training_loop import train
 from stages.training_record import BOOKKEEPING, progress_note, read_lines
 
 #: Points of a curve by its name: (step, value).

@@ -19,7 +19,8 @@ from model.training import Feed, Prepared
 from stages.config import TrainerConfig
 from stages.stage import StageError
 from stages.trainer import check_resume, read_curves
-from stages.training_loop import TrainingJob, prepare_here, run_worker
+from stages.training_job import TrainingJob
+from stages.training_loop import prepare_here, run_worker
 
 CONFIG = TrainerConfig(
     workers=1, learning_rate=1e-2, warmup_steps=5, weight_decay=0.1, gradient_clip=0.5, checkpoint_every=4
