@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from model.pictures import PictureError, load_picture, mask_picture
+from model.pictures import load_picture, mask_picture
 from model.realcustom_pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.config import with_values
 from pipelines.errors import PipelineError
@@ -62,7 +62,7 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
             seeds=request.seed,
             **options | ({"steps": request.steps} if request.steps is not None else {}),
         )
-    except (*MODEL_ERRORS, PictureError) as error:
+    except MODEL_ERRORS as error:
         raise PipelineError(str(error)) from error
     return _write(painted, request, folder)
 

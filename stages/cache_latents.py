@@ -172,15 +172,16 @@ class Encoder:
         for part in batch.to_pylist():
             file = self.job.folder / part["dataset"] / f"part-{part['number']:05d}.parquet"
             if not self._is_written(file):
-                with pa.memory_map(str(self.job.examples(part["dataset"]))) as examples:
-                    table = pa.ipc.open_file(examples).read_all().slice(part["start"], part["rows"])
-                    try:
-                        write_encodings(file, self.identity, self._encode(part["dataset"], table))
-                    except torch.OutOfMemoryError as error:
-                        raise EncodingCacheError(
-                            "the GPU's memory is too little: lower cache_latents.batch_size."
-                        ) from error
+                self._write(file, part)
             yield pa.table({"rows": [part["rows"]]})
+
+    def _write(self, file: Path, part: dict[str, Any]) -> None:
+        with pa.memory_map(str(self.job.examples(part["dataset"]))) as examples:
+            table = pa.ipc.open_file(examples).read_all().slice(part["start"], part["rows"])
+            try:
+                write_encodings(file, self.identity, self._encode(part["dataset"], table))
+            except torch.OutOfMemoryError as error:
+                raise EncodingCacheError("the GPU's memory is too little: lower cache_latents.batch_size.") from error
 
     def _is_written(self, file: Path) -> bool:
         """Whether the file is there, made with these encoders."""
