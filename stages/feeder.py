@@ -8,7 +8,7 @@ steps ahead, as far as the stream's share of Ray's object store goes; nothing el
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -28,7 +28,7 @@ _BLOCKS_A_WORKER = 3
 _PAUSE_SECONDS = 0.1
 
 
-def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> Iterator[Prepared]:
+def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> Generator[Prepared]:
     """What `feed` prepares for these steps of a worker of the training, by so many data workers.
 
     The first step is prepared here: it tells how large a step is, and the training need not wait for the data workers
@@ -54,7 +54,7 @@ def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> 
 
 def _blocks(
     feed: Feed, steps: range, rank: int, world: int, *, workers: int, length: int, memory: int
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     """Blocks of `length` steps, in order; `memory` is a block's size in bytes."""
     import ray.data
 

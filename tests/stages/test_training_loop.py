@@ -168,7 +168,7 @@ def test_a_fed_training_is_the_same_and_asks_for_the_steps_that_are_left(process
 
 
 def test_what_is_waited_for_is_the_feed_alone(process_group: None, tmp_path: Path) -> None:
-    shares = []
+    shares: list[float] = []
     for task in (FedLinearTask(seconds_a_step=0.06), FedLinearTask(seconds_to_encode=0.06)):
         job = make_job(tmp_path / str(len(shares)), task)
         trained(job)
