@@ -36,6 +36,22 @@ def test_squares_and_crops_are_bytes() -> None:
 
 
 @pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
+def test_targets_are_not_opened_where_they_are_not_wanted(method: Method) -> None:
+    wanted = make_pictures(32, method)
+    opened: list[str] = []
+
+    def open_noted(picture_id: str) -> bytes:
+        opened.append(picture_id)
+        return picture(picture_id)
+
+    without = dataclasses.replace(wanted, targets=False, picture=open_noted)
+    found = without.prepare(2, 0, 1)
+    assert found.keys() == {"reference"}
+    np.testing.assert_array_equal(found["reference"], wanted.prepare(2, 0, 1)["reference"])
+    assert opened == [row.target_id if method == "realcustom" else row.reference_id for row in rows(2)]
+
+
+@pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 def test_a_picture_large_enough_has_a_reference_for_the_tiles(method: Method) -> None:
     assert make_pictures(16, method).prepare(0, 0, 1)["reference"].shape == (4, 32, 32, 3)
 
