@@ -97,7 +97,7 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None
             return
         except TrainingFailedError as error:
             sentence = _sentence(job.name, error, batch_setting)
-            if not attempts_left or any(isinstance(failure, ValueError) for failure in _failures(error)):
+            if not attempts_left or any(_would_fail_again(failure) for failure in _failures(error)):
                 raise StageError(sentence) from error
             report.warning(f"{sentence}; it goes on from its last checkpoint")
 
@@ -174,6 +174,8 @@ def _sentence(name: str, error: Exception, batch_setting: str) -> str:
     failures = _failures(error)
     if any(_lacks_memory(failure) for failure in [*failures, error]):
         return f"training {name} ran out of memory: lower {batch_setting}, or train on a machine with more memory."
+    if any(_lacks_space(failure) for failure in failures):
+        return f"training {name} failed, for its disk is full: free some space, and run again to go on from there."
     causes = [_last_line(failure) for failure in failures]
     own = [cause for cause in causes if "gloo" not in cause.lower() and "nccl" not in cause.lower()]
     return f"training {name} failed: {(own or causes)[0]}"
@@ -189,6 +191,16 @@ def _lacks_memory(error: Exception) -> bool:
     text = f"{type(error).__name__} {error}"
     signs = ("can't allocate memory", "OutOfMemoryError", "out of memory", "_ArrayMemoryError", "running low on memory")
     return any(sign in text for sign in signs)
+
+
+def _lacks_space(error: Exception) -> bool:
+    """Whether a file could not be written for want of space on its disk, by Python or by safetensors."""
+    return "No space left on device" in str(error)
+
+
+def _would_fail_again(error: Exception) -> bool:
+    """Whether another attempt is a waste: the project's own complaints of configuration and data are ValueErrors."""
+    return isinstance(error, ValueError) or _lacks_space(error)
 
 
 def _last_line(error: Exception) -> str:

@@ -240,6 +240,18 @@ def test_too_little_memory_names_the_setting_to_lower(ray_cluster: str, tmp_path
 
 
 @pytest.mark.slow
+def test_a_full_disk_ends_a_training_in_one_sentence(ray_cluster: str, tmp_path: Path) -> None:
+    """When the weights are to be written; of a checkpoint see `test_training_loop.py`."""
+    events: list[Mapping[str, Any]] = []
+    file = tmp_path / "scratch/train/linear-weights/config.json"
+    file.parent.mkdir(parents=True)
+    file.symlink_to("/dev/full")  # every write to it fails as on a full disk
+    with pytest.raises(StageError, match=r"^training linear failed, for its disk is full: free some space, and run"):
+        fit_linear(LinearTask(), dataclasses.replace(CONFIG, workers=1), make_context(tmp_path, events=events))
+    assert "warning" not in {event["event"] for event in events}
+
+
+@pytest.mark.slow
 def test_a_failing_task_ends_in_its_own_sentence(ray_cluster: str, tmp_path: Path) -> None:
     """At once, for it would fail again; also the worker that waits for the one that has failed."""
     config = dataclasses.replace(CONFIG, max_failures=3)
