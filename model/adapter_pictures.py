@@ -51,6 +51,14 @@ def share_of(rows: Sequence[PlanRow], rank: int, world: int) -> Sequence[PlanRow
     return rows[rank * share : (rank + 1) * share]
 
 
+def open_picture(picture: Callable[[str], bytes], picture_id: str) -> Image.Image:
+    """A picture of the plan, decoded; raises PictureError, which names it."""
+    try:
+        return load_picture(picture(picture_id))
+    except PictureError as error:
+        raise PictureError(f"picture {picture_id} of the plan: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExamplePictures:
     """`Feed` of the adapter's training.
@@ -85,7 +93,11 @@ class ExamplePictures:
             ValueError: The rows cannot be shared out evenly; or `picture` knows none of that id.
         """
         rows = share_of(self.rows(step), rank, world)
-        targets = [self._open(row.target_id, step) for row in rows]
+        try:
+            targets = [self._open(row.target_id) for row in rows]
+            references = [self._reference(row, target) for row, target in zip(rows, targets, strict=True)]
+        except PictureError as error:
+            raise PictureError(f"step {step}: {error}") from error
         squares = [
             square_crop(target, row.target_crop_x, row.target_crop_y, self.resolution)
             for row, target in zip(rows, targets, strict=True)
@@ -93,27 +105,20 @@ class ExamplePictures:
         return {
             "target": np.stack([np.asarray(square) for square in squares]),
             "target_is_square": np.array([target.width == target.height for target in targets]),
-            "reference": _of_one_size(
-                [self._reference(row, target, step) for row, target in zip(rows, targets, strict=True)]
-            ),
+            "reference": _of_one_size(references),
         }
 
-    def _reference(self, row: PlanRow, target: Image.Image, step: int) -> Image.Image:
+    def _reference(self, row: PlanRow, target: Image.Image) -> Image.Image:
         if self.method == "realcustom":
             picture = square_crop(target, row.target_crop_x, row.target_crop_y, min(target.size))
-        elif row.reference_id == row.target_id:
-            picture = target
         else:
-            picture = self._open(row.reference_id, step)
+            picture = target if row.reference_id == row.target_id else self._open(row.reference_id)
         large = self.reference_size * self.tiles
         size = large if min(picture.size) >= large else self.reference_size
         return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
 
-    def _open(self, picture_id: str, step: int) -> Image.Image:
-        try:
-            return load_picture(self.picture(picture_id))
-        except PictureError as error:
-            raise PictureError(f"picture {picture_id} of the plan, step {step}: {error}") from error
+    def _open(self, picture_id: str) -> Image.Image:
+        return open_picture(self.picture, picture_id)
 
 
 def _of_one_size(crops: Sequence[Image.Image]) -> NDArray[Any]:
