@@ -51,6 +51,14 @@ def share_of(rows: Sequence[PlanRow], rank: int, world: int) -> Sequence[PlanRow
     return rows[rank * share : (rank + 1) * share]
 
 
+def open_picture(picture: Callable[[str], bytes], picture_id: str) -> Image.Image:
+    """A picture of the plan, decoded; raises PictureError, which names it."""
+    try:
+        return load_picture(picture(picture_id))
+    except PictureError as error:
+        raise PictureError(f"picture {picture_id} of the plan: {error}") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExamplePictures:
     """`Feed` of the adapter's training.
@@ -88,8 +96,11 @@ class ExamplePictures:
         """
         rows = share_of(self.rows(step), rank, world)
         ids = [row.target_id for row in rows] if self.targets else []
-        ids += [row.target_id if self.method == "realcustom" else row.reference_id for row in rows]
-        pictures = {picture_id: self._open(picture_id, step) for picture_id in ids}
+        ids += [self._reference_id(row) for row in rows]
+        try:
+            pictures = {picture_id: open_picture(self.picture, picture_id) for picture_id in dict.fromkeys(ids)}
+        except PictureError as error:
+            raise PictureError(f"step {step}: {error}") from error
         prepared = {"reference": _of_one_size([self._reference(row, pictures) for row in rows])}
         if not self.targets:
             return prepared
@@ -103,26 +114,16 @@ class ExamplePictures:
             "target_is_square": np.array([target.width == target.height for target in targets]),
         }
 
+    def _reference_id(self, row: PlanRow) -> str:
+        return row.target_id if self.method == "realcustom" else row.reference_id
+
     def _reference(self, row: PlanRow, pictures: Mapping[str, Image.Image]) -> Image.Image:
+        picture = pictures[self._reference_id(row)]
         if self.method == "realcustom":
-            target = pictures[row.target_id]
-            picture = square_crop(target, row.target_crop_x, row.target_crop_y, min(target.size))
-        else:
-            picture = pictures[row.reference_id]
+            picture = square_crop(picture, row.target_crop_x, row.target_crop_y, min(picture.size))
         large = self.reference_size * self.tiles
         size = large if min(picture.size) >= large else self.reference_size
         return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
-
-    def _open(self, picture_id: str, step: int) -> Image.Image:
-        return open_picture(self.picture, picture_id, f"the plan, step {step}")
-
-
-def open_picture(picture: Callable[[str], bytes], picture_id: str, of: str) -> Image.Image:
-    """A picture, decoded; raises PictureError, which names it as `picture_id` "of" something."""
-    try:
-        return load_picture(picture(picture_id))
-    except PictureError as error:
-        raise PictureError(f"picture {picture_id} of {of}: {error}") from error
 
 
 def _of_one_size(crops: Sequence[Image.Image]) -> NDArray[Any]:

@@ -7,7 +7,6 @@ goes on with one warning. What a stage reports is also kept in `logs/<stage>.eve
 from __future__ import annotations
 
 import json
-import logging
 import queue
 import threading
 import time
@@ -170,7 +169,6 @@ class Records:
         from mlflow import MlflowClient
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # that a tracker is down is told once, here
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._monitor = partial(SystemMetricsMonitor, tracking_uri=uri)
         self._monitors: dict[str, SystemMetricsMonitor] = {}

@@ -205,5 +205,5 @@ class Encoder:
 
     def _square(self, row: dict[str, Any]) -> Image.Image:
         """The target's square; where it lies does not matter if the picture is square."""
-        picture = open_picture(self.job.pictures, row["target_id"], "the plan")
+        picture = open_picture(self.job.pictures, row["target_id"])
         return square_crop(picture, row["target_crop_x"] or 0.0, row["target_crop_y"] or 0.0, self.job.resolution)

@@ -119,7 +119,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
 
 def plot_training(curves: Curves, file: Path) -> None:
     """Draw the curves, related ones in a panel together, into a PNG. What has not been measured is left out."""
-    figure = Figure(figsize=(18, 6.4), layout="constrained")
+    figure = Figure(figsize=(14, 9.6), layout="constrained")
     panels = {
         "loss": ["loss"],
         "loss by source": ["loss/image_text", "loss/multiview"],
@@ -129,8 +129,9 @@ def plot_training(curves: Curves, file: Path) -> None:
         "gradient norm": ["grad_norm"],
         "learning rate": ["learning_rate"],
         "samples a second": ["samples_per_second"],
+        "share of time spent waiting for data": ["data_wait"],
     }
-    for axes, (title, keys) in zip(figure.subplots(2, 4, squeeze=False).flat, panels.items(), strict=True):
+    for axes, (title, keys) in zip(figure.subplots(3, 3, squeeze=False).flat, panels.items(), strict=True):
         for key in keys:
             if key in curves:
                 steps, values = zip(*curves[key], strict=True)

@@ -57,7 +57,7 @@ def test_references_and_targets_are_cut_as_the_plan_says(sd_folder: Path) -> Non
 
 def test_a_picture_that_is_none_is_named(sd_folder: Path) -> None:
     task = make_task(sd_folder, rows=lambda step: [rows(step)[0]._replace(reference_id="broken")])
-    with pytest.raises(PictureError, match=r"^picture broken of the plan, step 0: "):
+    with pytest.raises(PictureError, match=r"^step 0: picture broken of the plan: "):
         task.batch(0, 0, 1)
 
 

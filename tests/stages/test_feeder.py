@@ -116,7 +116,7 @@ def test_a_broken_picture_is_named_when_its_step_is_due(ray_cluster: str, small_
     steps = stream(feed, range(2, 20), 0, 1, workers=1)
     for step in range(2, 7):
         assert_same(next(steps), feed.prepare(step, 0, 1))
-    with pytest.raises(ValueError, match=r"^picture broken of the plan, step 7: the picture is not a picture in a "):
+    with pytest.raises(ValueError, match=r"^step 7: picture broken of the plan: the picture is not a picture in a "):
         next(steps)
     assert_none_left(ray_cluster)
 
