@@ -127,6 +127,20 @@ def decode(data: bytes) -> Image.Image:
         return as_rgb(image)
 
 
+def decode_small(data: bytes, least: int) -> Image.Image:
+    """The picture at a half, a quarter or an eighth of its size, RGB, but with sides of `least` pixels or more.
+
+    A JPEG is read to its end and all its coefficients are decoded, so that it is damaged here if it is for `decode`;
+    it is the transform of most of them to pixels that is left out. Other formats come in full size.
+
+    Raises:
+        UndecodableError: As `decode`.
+    """
+    with decoding(data) as image:
+        image.draft("RGB", (least, least))
+        return as_rgb(image)
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """All pixels at 8 bits a channel, on white where the picture is transparent."""
     image.load()

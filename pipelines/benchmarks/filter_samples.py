@@ -20,7 +20,7 @@ from stages.stage import Reporter, StageContext, StageError
 SIDE = 256
 ROWS_PER_PART = 1000
 _SHAPES = 12  # colours across: no two pictures are near duplicates
-_GRAIN = 8.0  # standard deviation, of 255: some 25 kB a picture, as LAION's have at this size
+_GRAIN = 2.5  # standard deviation, of 255: some 25 kB a picture, as LAION-400M's have at this size
 
 
 def write_samples(folder: Path, pictures: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.pictures import decode
+from stages.pictures import decode_small
 
 GRID = 32
 
@@ -22,8 +22,8 @@ class Candidate:
 
     @cached_property
     def picture(self) -> Image.Image:
-        """All its pixels, RGB; raises UndecodableError."""
-        return decode(self.row["picture"])
+        """RGB, as small as what is asked of it here allows; raises UndecodableError."""
+        return decode_small(self.row["picture"], 2 * GRID)
 
     @cached_property
     def grid(self) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -33,10 +34,21 @@ from stages.filter.candidate import Candidate
 from stages.filter.rules import REASONS, SETTING_OF, active_rules, rejection
 from stages.filter.scoring import ScoreModels
 from stages.filter.verdicts import group_files
-from stages.pictures import UndecodableError, decode
+from stages.pictures import UndecodableError, decode, decode_small
 from stages.schemas import REJECTED, SAMPLES
 from stages.stage import StageError
 
+
+def grainy(**options: Any) -> bytes:
+    """A JPEG of 256 x 256 with coefficients of all frequencies."""
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(scene(1, 256), dtype=np.int16) + rng.integers(-20, 20, (256, 256, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+GRAINY = {progressive: grainy(progressive=progressive) for progressive in (False, True)}
 CYRILLIC = "\u0444\u043e\u0442\u043e a \u0432\u0430\u0437\u044b"
 
 
@@ -142,6 +154,38 @@ def test_damaged_pictures_are_decoded_or_told(data: bytes, cut: int, flips: list
     for damaged in (data, bytes(whole[: len(whole) - cut])):
         with contextlib.suppress(UndecodableError):
             assert decode(damaged).mode == "RGB"
+
+
+@given(
+    cut=st.integers(0, 3000),
+    flips=st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 255)), max_size=4),
+    progressive=st.booleans(),
+)
+def test_a_jpeg_decoded_small_is_damaged_if_and_only_if_it_is_in_full(
+    cut: int, flips: list[tuple[int, int]], progressive: bool
+) -> None:
+    data = bytearray(GRAINY[progressive])
+    for place, mask in flips:
+        data[place % len(data)] ^= mask
+    damaged = bytes(data[: len(data) - cut])
+    try:
+        whole = decode(damaged).size
+    except UndecodableError as error:
+        with pytest.raises(UndecodableError, match=re.escape(str(error).partition(":")[0])):
+            decode_small(damaged, 64)
+    else:
+        small = decode_small(damaged, 64)
+        assert small.mode == "RGB"
+        assert min(small.size) >= min(64, *whole)
+
+
+def test_a_small_picture_is_the_whole_one_averaged() -> None:
+    whole = Image.open(io.BytesIO(GRAINY[False]))
+    small = np.asarray(decode_small(GRAINY[False], 64), dtype=float)
+    assert small.shape == (64, 64, 3)
+    assert np.abs(small - np.asarray(whole.reduce(4), dtype=float)).mean() < 1.5
+    assert decode_small(encode(scene(1, 100)), 64).size == (100, 100)
+    assert decode_small(png(scene(1, 200)), 64).size == (200, 200)
 
 
 @given(
