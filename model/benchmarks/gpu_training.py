@@ -170,7 +170,7 @@ def count_flops(shape: Shape) -> Flops:
     with FlopCounterMode(display=False) as encoding:
         features = module.frozen.encoders.features(batch["reference"])
     with FlopCounterMode(display=False) as training:
-        added = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
+        added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
         prompt = PromptEmbedding(batch["hidden"], added)
         condition = module.adapter(features)
         predicted = backbone.predict(batch["latents"], batch["timesteps"], prompt, visual=condition)

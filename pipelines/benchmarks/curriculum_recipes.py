@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -201,11 +202,12 @@ def run_all(experiment: Experiment, seeds: list[int]) -> None:
 def process_group() -> Iterator[None]:
     """torch's, of this process alone: an engine runs in it without Ray."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def main() -> None:

@@ -4,9 +4,10 @@
 
 Two processes on gloo train a perceptron in fp32 on the project's engine (`stages/engine.py`, `infra/deepspeed/`). In
 front of it is another one of the same size that is frozen and no part of the module, as the backbone is in front of the
-adapter. Memory is looked at when there is most of it, between the backward pass of the second step and the optimizer:
-the bytes of all living tensors, and the growth of the process (RSS) since before the models were made. The frozen
-weights' bytes are taken off; what is left is divided by the number of trained parameters.
+adapter. Memory is looked at after the first of two micro batches of the second step: stage 1 has whole gradients then,
+and drops them with the last micro batch. It is told twice: the bytes of all living tensors, and the growth of the
+process (RSS) since before the models were made. The frozen weights' bytes are taken off; what is left is divided by the
+number of trained parameters.
 
 The formulas (Rajbhandari et al., "ZeRO", 2020, Sec. 3 and 5), with N workers, in bytes a trained parameter:
 
@@ -15,7 +16,8 @@ The formulas (Rajbhandari et al., "ZeRO", 2020, Sec. 3 and 5), with N workers, i
     DeepSpeed   its estimate for mixed precision, 2 + 18 / N in stage 2 and 18 / N in stage 3, without offloading
                 (`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`).
 
-Neither counts DeepSpeed's buckets, which do not grow with the model: `reduce_bucket_size` is 50 million numbers.
+Neither counts DeepSpeed's buckets, which do not grow with the model: `reduce_bucket_size` is 50 million numbers, and
+stage 3 keeps such a bucket.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import gc
 import multiprocessing
 import os
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,21 +117,23 @@ def work(rank: int, store: str, stage: int, model: Model, pipe: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORKERS)
     import deepspeed  # noqa: F401  (what it takes itself is not the model's)
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's affair
     process = psutil.Process()
     tensors_before, process_before = living_bytes(living_tensors()), process.memory_info().rss
     torch.manual_seed(0)
     frozen = square_layers(model.width, model.frozen_layers).requires_grad_(False)
     module = Perceptron(model.width, model.layers, frozen)
-    engine = Engine(module, TrainerConfig(workers=WORKERS, zero_stage=stage), torch.device("cpu"))  # type: ignore[arg-type]
+    config = TrainerConfig(workers=WORKERS, zero_stage=stage, accumulation=2)  # type: ignore[arg-type]
+    engine = Engine(module, config, torch.device("cpu"))
     batch = {"x": torch.ones(_BATCH, model.width)}
-    engine.backward([batch])
+    engine.backward([batch, batch])
     engine.step(1e-4)
-    engine.backward([batch])
+    engine.deepspeed.set_gradient_accumulation_boundary(False)
+    engine.deepspeed.backward(engine.deepspeed(batch)["loss"])
     measured = Memory(
         tensors=living_bytes(living_tensors()) - tensors_before - model.frozen_bytes,
         process=process.memory_info().rss - process_before - model.frozen_bytes,
     )
-    engine.step(1e-4)
     if rank == 0:
         pipe.send(measured)
     dist.barrier()
