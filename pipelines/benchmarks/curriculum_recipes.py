@@ -168,7 +168,7 @@ def _telling(job: TrainingJob) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(file: Path) -> Iterator[bool]:
+def claimed(file: Path) -> Iterator[bool]:
     """Whether this process is the one that holds the lock `file`; the lock of a process that dies is free."""
     with file.open("w") as lock:
         try:
@@ -185,7 +185,7 @@ def run_all(experiment: Experiment, seeds: list[int]) -> None:
     for seed in seeds:
         for row in TABLE_X:
             result = experiment.result(row, seed)
-            with _claimed(result.with_suffix(".lock")) as mine:
+            with claimed(result.with_suffix(".lock")) as mine:
                 if not mine or result.exists():
                     continue
                 folder = result.with_suffix(".partial")

@@ -7,7 +7,7 @@ front of it is another one of the same size that is frozen and no part of the mo
 adapter. Memory is looked at after the first of two micro batches of the second step: stage 1 has whole gradients then,
 and drops them with the last micro batch. It is told twice: the bytes of all living tensors, and the growth of the
 process (RSS) since before the models were made. The frozen weights' bytes are taken off; what is left is divided by the
-number of trained parameters.
+number of trained parameters. The tensors are exact; the process has buckets, allocators and libraries in it as well.
 
 The formulas (Rajbhandari et al., "ZeRO", 2020, Sec. 3 and 5), with N workers, in bytes a trained parameter:
 
@@ -104,10 +104,11 @@ def living_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def living_tensors() -> list[Tensor]:
-    """All that Python can reach."""
+    """All that Python can reach, and their gradients, which it knows only once they have been asked for."""
     gc.collect()
     # type(), not isinstance: a lazy module would be imported by the question.
-    return [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.device.type == "cpu"]
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.device.type == "cpu"]
+    return found + [tensor.grad for tensor in found if tensor.is_leaf and tensor.grad is not None]
 
 
 def work(rank: int, store: str, stage: int, model: Model, pipe: Any) -> None:
@@ -154,6 +155,8 @@ def measure(stage: int, model: Model) -> Memory:
     if any(worker.exitcode for worker in workers):
         raise RuntimeError(f"ZeRO stage {stage}: a worker has failed")
     memory: Memory = ours.recv()
+    size = memory.tensors / model.parameters
+    print(f"stage {stage}, {model.frozen_layers} frozen layers: {size:.2f} bytes of tensors a parameter", flush=True)
     return memory
 
 
@@ -205,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = Model(width=parsed.width, layers=parsed.layers, frozen_layers=parsed.layers)
     alone = Model(width=parsed.width, layers=parsed.layers, frozen_layers=0)
     found, without_frozen = ({stage: measure(stage, which) for stage in STAGES} for which in (model, alone))
-    print(f"{model.parameters / 1e6:.1f} million trained parameters, {WORKERS} workers; bytes a trained parameter:\n")
+    print(f"\n{model.parameters / 1e6:.1f} million trained parameters, {WORKERS} workers; bytes a trained parameter:\n")
     print(markdown(model, found, without_frozen))
 
 

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.benchmarks.zero_memory import Memory, Model, deepspeed_estimate, formula, living_bytes, markdown
+from pipelines.benchmarks.zero_memory import (
+    Memory,
+    Model,
+    deepspeed_estimate,
+    formula,
+    living_bytes,
+    living_tensors,
+    markdown,
+)
 
 
 def test_the_formula_by_hand() -> None:
@@ -18,6 +26,13 @@ def test_deepspeed_s_estimate() -> None:
 def test_a_storage_is_counted_once() -> None:
     whole = torch.zeros(10, 10)
     assert living_bytes([whole, whole[3:], whole.view(-1), torch.zeros(2, dtype=torch.float64)]) == 400 + 16
+
+
+def test_a_gradient_that_nobody_has_asked_for_is_alive() -> None:
+    before = living_bytes(living_tensors())
+    weight = torch.ones(1000, requires_grad=True)
+    (weight * 2).sum().backward()
+    assert living_bytes(living_tensors()) - before == 2 * 4000
 
 
 def test_the_table_is_in_bytes_a_trained_parameter() -> None:
