@@ -41,7 +41,7 @@ _MODULES = {
     "deep_mlp": "projector_base",
 }
 _SHALLOW = (f"{_PROJECTOR}.min_attention2.", f"{_PROJECTOR}.projector2.")
-_SDXL: dict[str, Any] = {
+SDXL_UNET: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "block_out_channels": (320, 640, 1280),
@@ -132,7 +132,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def sdxl_unet() -> UNet2DConditionModel:
     """A UNet of SDXL's shape without weights: it tells the names that a released file must have."""
     with torch.device("meta"):
-        return UNet2DConditionModel(**_SDXL)
+        return UNet2DConditionModel(**SDXL_UNET)
 
 
 def _image_width(state: Mapping[str, Tensor]) -> int:

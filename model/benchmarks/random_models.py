@@ -24,12 +24,17 @@ _REFERENCE = {"reference_size": 384, "tiles": 2}  # 27 x 27 patches, as SigLIP a
 def random_sd15(device: torch.device, dtype: torch.dtype) -> Backbone:
     """Stable Diffusion 1.5 at 64 x 64 latents; it reads the words that the micro tokenizer knows."""
     torch.manual_seed(0)
-    width = SD15_UNET["cross_attention_dim"]
+    return random_backbone(UNet2DConditionModel(**SD15_UNET), device, dtype)
+
+
+def random_backbone(unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """A UNet with small parts around it. Its text states come from one encoder, also where SDXL has two."""
+    width = unet.config.cross_attention_dim
     text = CLIPTextConfig(
         hidden_size=width,
         intermediate_size=width,
         num_hidden_layers=1,
-        num_attention_heads=12,
+        num_attention_heads=max(1, width // 64),
         max_position_embeddings=TEXT_TOKENS,
     )
     vae = AutoencoderKL(
@@ -39,7 +44,7 @@ def random_sd15(device: torch.device, dtype: torch.dtype) -> Backbone:
         norm_num_groups=1,
         mid_block_add_attention=False,
     )
-    unet, encoder = UNet2DConditionModel(**SD15_UNET), CLIPTextModel(text)
+    encoder = CLIPTextModel(text)
     for module in (unet, vae, encoder):
         module.eval().requires_grad_(False).to(device, dtype)
     return Backbone(
