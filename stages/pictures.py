@@ -43,12 +43,17 @@ def declared_size(data: bytes) -> tuple[int, int]:
     Raises:
         UndecodableError: It is no picture of the formats that are accepted, or its header cannot be read.
     """
+    return _declared(data)[0]
+
+
+def _declared(data: bytes) -> tuple[tuple[int, int], str]:
+    """Size, and Pillow's mode; for a WebP, whose mode is not in the first header, ""."""
     kind = _accepted_format(data)
     if kind == "WEBP":  # Pillow makes the canvas when it opens one
         with _reading_header(kind):
-            return _webp_size(data)
+            return _webp_size(data), ""
     with _reading_header(kind), Image.open(io.BytesIO(data), formats=[kind]) as image:
-        return image.size
+        return image.size, image.mode
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -95,9 +100,15 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse what is no picture, or one of too many pixels; raises UndecodableError."""
-    _check_pixels(*declared_size(data), max_pixels)
+def check_header(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
+    """Refuse what is no picture, or one of too many pixels; returns Pillow's mode, "" for a WebP.
+
+    Raises:
+        UndecodableError: As `declared_size`; or there are too many pixels.
+    """
+    size, mode = _declared(data)
+    _check_pixels(*size, max_pixels)
+    return mode
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

@@ -107,7 +107,7 @@ def main() -> None:
         folder, pictures = Path(name), arguments.pictures
         write_samples(folder / "all", pictures)
         write_samples(folder / "few", pictures // 10)
-        with local_cluster(), multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool, local_cluster():
             pool.map(decode_file, dataset_files(folder / "few" / "samples"))
             first = cost_of(lambda: run_filter(folder / "few", folder / "stage", pictures // 10), pictures // 10)
             print(f"the stage's first run, {first.pictures} pictures: {first.seconds:.1f} s", flush=True)

@@ -262,10 +262,16 @@ class _Bounded:
     def bound(self: Any, patience: float, deadline: float) -> None:
         """Set the limits for what is next."""
         self.patience, self.deadline = patience, deadline
-        remaining = deadline - time.monotonic()
+        self.settimeout(patience)
+        self.heed_deadline()
+
+    def heed_deadline(self: Any) -> None:
+        """Before each operation: wait no longer than until the deadline."""
+        remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("the time for this download is over")
-        self.settimeout(min(patience, remaining))
+        if remaining < self.patience:  # settimeout is a system call
+            self.settimeout(remaining)
 
 
 class BoundedSocket(_Bounded, socket.socket):
@@ -273,7 +279,7 @@ class BoundedSocket(_Bounded, socket.socket):
 
     def recv_into(self, *arguments: Any) -> int:
         """All of http.client's reading comes through here."""
-        self.bound(self.patience, self.deadline)
+        self.heed_deadline()
         return super().recv_into(*arguments)
 
 
@@ -281,7 +287,7 @@ class _BoundedTLSSocket(_Bounded, ssl.SSLSocket):
     """Over TLS."""
 
     def recv_into(self, *arguments: Any) -> int:
-        self.bound(self.patience, self.deadline)
+        self.heed_deadline()
         return super().recv_into(*arguments)
 
 

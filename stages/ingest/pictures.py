@@ -37,12 +37,15 @@ class CheckedResizer:
             return None, None, None, None, None, f"decode: {type(error).__name__}: {error}"
 
     def _checked(self, data: bytes, boxes: Any) -> Resized:
-        check_header(data, self.max_pixels)
+        mode = check_header(data, self.max_pixels)
         orientation = exif_orientation(data)
         plain = as_plain_png(data) if is_unusual(data) else data
-        picture, *_, original_width, original_height, message = self.resize(io.BytesIO(plain), boxes)
+        resized = self.resize(io.BytesIO(plain), boxes)
+        picture, *_, original_width, original_height, message = resized
         if picture is None:
             return None, None, None, None, None, message
+        if mode == "RGB" and orientation == 1 and plain is data:
+            return resized  # img2dataset has made an upright JPEG with three channels of it
         upright, (width, height) = upright_jpeg(picture, orientation)  # img2dataset has dropped the orientation
         if orientation in _TURNED:
             original_width, original_height = original_height, original_width
