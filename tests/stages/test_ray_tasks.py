@@ -1,0 +1,27 @@
+"""Ray tasks by number, on a real Ray."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import ray
+
+from stages.ray_tasks import cluster_cores, run_tasks
+from stages.stage import StageError
+
+
+@pytest.mark.slow
+def test_all_tasks_are_heard_of_or_the_failed_one_is_named(ray_cluster: str) -> None:
+    @ray.remote
+    def square(number: int) -> int:
+        if number == 3:
+            raise ValueError("not this one")
+        return number * number
+
+    assert ray.cluster_resources()["CPU"] > cluster_cores() == os.cpu_count()
+    heard: dict[int, int] = {}
+    run_tasks(square.remote, range(3), 2, heard.__setitem__, "number {}")
+    assert heard == {0: 0, 1: 1, 2: 4}
+    with pytest.raises(StageError, match=r"number 3 could not be done \(ValueError: .*the same command tries it again"):
+        run_tasks(square.remote, range(5), 2, heard.__setitem__, "number {}")
