@@ -10,7 +10,7 @@
 With `filter.pictures_folder` the samples come from a folder that another tool has written, not from `ingest`.
 
 No picture comes to the driver but the few of the plot `waterfall.png`; the search for duplicates needs about 100 bytes
-there for a sample that passes.
+there for a sample that passes, and 0.2 GB besides.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,9 @@ def duplicates_by_group(groups: list[FileGroup], folder: Path, drop_duplicates: 
     table = pa.table(columns, schema=_NO_DUPLICATES.schema)
     ends = np.cumsum([read_verdicts([group], folder, ["bits"]).num_rows for group in groups])
     group_of = np.searchsorted(ends, late, side="right")
-    return [table.filter(pa.array(group_of == number)) for number in range(len(groups))]
+    table = table.take(pa.array(np.argsort(group_of, kind="stable")))
+    bounds = np.cumsum([0, *np.bincount(group_of, minlength=len(groups))])
+    return [table[start:end] for start, end in pairwise(bounds)]
 
 
 def _alike(

@@ -13,8 +13,7 @@ JPEGs come here at a half, a quarter or an eighth of their size (`stages.picture
 or more, and "the same pixels" are those of that size.
 
 The search runs in one process, over the whole dataset. It holds about 100 bytes a picture in memory (the colours stay
-on disk) and compares a picture with those that share 15 of 16 bits of a quarter of the hash: about one in a thousand,
-so that time still grows with the square of the number of pictures. Meant for up to some ten million.
+on disk) and compares a picture with those that share 15 of 16 bits of a quarter of the hash and are about as bright.
 """
 
 from __future__ import annotations
@@ -36,7 +35,10 @@ COLOUR_BYTES = 192
 _CELLS = 8
 _BANDS = 4  # with at most 7 differing bits, at least one of 4 bands of 16 bits differs in at most one of them
 _BAND_BITS = 16
+#: Mean brightness in steps of the greatest difference of colours: those of two near duplicates are at most one apart.
+_LEVELS = 64
 _BLOCK = 1024
+_ROWS_AT_ONCE = 65536
 _MAX_CANDIDATES = 8_000_000  # pairs looked at together: 64 MB an array
 
 Bits = NDArray[np.uint64]
@@ -145,7 +147,8 @@ def _first_with_digest(digests: Bits) -> Index:
 
 def _near_duplicates(bits: Bits, colours: NDArray[np.uint8], rows: Index) -> Index:
     """For each picture the first kept one before it that is near, or -1: (n,)."""
-    bands = [_Band(bits, number) for number in range(_BANDS)]
+    levels = _brightness_levels(colours, rows)
+    bands = [_Band(bits, levels, number) for number in range(_BANDS)]
     original = np.full(len(bits), -1, dtype=np.int64)
     for start in range(0, len(bits), _BLOCK):
         for queries in _affordable(np.arange(start, min(start + _BLOCK, len(bits))), bits, bands):
@@ -157,28 +160,46 @@ def _near_duplicates(bits: Bits, colours: NDArray[np.uint8], rows: Index) -> Ind
     return original
 
 
-class _Band:
-    """The pictures sorted by 16 of the 64 bits of their hash."""
+def _brightness_levels(colours: NDArray[np.uint8], rows: Index) -> Index:
+    """The mean over each picture's colours, in steps of `MAX_COLOUR_DIFFERENCE`: (n,), less than `_LEVELS`."""
+    sums = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        sums[some] = colours[rows[some]].sum(1, dtype=np.int64)
+    levels: Index = sums // int(MAX_COLOUR_DIFFERENCE * COLOUR_BYTES)
+    return levels
 
-    def __init__(self, bits: Bits, number: int) -> None:
+
+class _Band:
+    """The pictures sorted by 16 of the 64 bits of their hash, those with the same bits by their brightness."""
+
+    def __init__(self, bits: Bits, levels: Index, number: int) -> None:
         self.shift = np.uint64(number * _BAND_BITS)
-        keys = self._keys(bits)
+        self.levels = levels
+        keys = self._keys(bits) * _LEVELS + levels
         self.order: Index = np.argsort(keys, kind="stable")
-        self.starts: Index = np.searchsorted(keys[self.order], np.arange(2**_BAND_BITS + 1))
+        counts = np.bincount(keys, minlength=2**_BAND_BITS * _LEVELS)
+        self.starts: Index = np.concatenate([[0], np.cumsum(counts)])
 
     def _keys(self, bits: Bits) -> Index:
         return ((bits >> self.shift) & np.uint64(2**_BAND_BITS - 1)).astype(np.int64)
 
-    def ranges(self, bits: Bits) -> tuple[Index, Index]:
-        """Where in `order` those lie whose band differs in at most one bit: starts and lengths, (17, n)."""
+    def ranges(self, queries: Index, bits: Bits) -> tuple[Index, Index]:
+        """Where in `order` those lie whose band differs in at most one bit and whose brightness in at most one level.
+
+        Returns:
+            Starts and lengths, (17, n).
+        """
         flips = np.array([0, *(1 << bit for bit in range(_BAND_BITS))])
-        keys = self._keys(bits) ^ flips[:, None]
-        return self.starts[keys], self.starts[keys + 1] - self.starts[keys]
+        keys = (self._keys(bits[queries]) ^ flips[:, None]) * _LEVELS
+        levels = self.levels[queries]
+        starts = self.starts[keys + np.maximum(levels - 1, 0)]
+        return starts, self.starts[keys + np.minimum(levels + 1, _LEVELS - 1) + 1] - starts
 
 
 def _affordable(queries: Index, bits: Bits, bands: list[_Band]) -> Iterator[Index]:
     """The queries in order, in pieces that have not too many candidates to hold in memory."""
-    candidates = sum(int(band.ranges(bits[queries])[1].sum()) for band in bands)
+    candidates = sum(int(band.ranges(queries, bits)[1].sum()) for band in bands)
     if candidates <= _MAX_CANDIDATES or len(queries) == 1:
         yield queries
         return
@@ -191,7 +212,7 @@ def _close_pairs(queries: Index, bits: Bits, bands: list[_Band], original: Index
     """Pairs (m, 2) of a query and a picture before it that was not rejected, at most MAX_BITS bits apart, sorted."""
     found = [np.empty((0, 2), dtype=np.int64)]
     for band in bands:
-        starts, lengths = (values.ravel() for values in band.ranges(bits[queries]))
+        starts, lengths = (values.ravel() for values in band.ranges(queries, bits))
         asked = np.repeat(np.tile(queries, _BAND_BITS + 1), lengths)
         before = np.cumsum(lengths) - lengths
         others = band.order[np.repeat(starts - before, lengths) + np.arange(len(asked))]
