@@ -106,8 +106,11 @@ def living_bytes(tensors: Iterable[Tensor]) -> int:
 def living_tensors() -> list[Tensor]:
     """All that Python can reach, and their gradients, which it knows only once they have been asked for."""
     gc.collect()
-    # type(), not isinstance: a lazy module would be imported by the question.
-    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.device.type == "cpu"]
+    # type(), not isinstance: a lazy module would be imported by the question, and other subclasses, such as those that
+    # torch.compile traces with, may have no memory behind them.
+    found = [
+        thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter) and thing.device.type == "cpu"
+    ]
     return found + [tensor.grad for tensor in found if tensor.is_leaf and tensor.grad is not None]
 
 
