@@ -39,7 +39,9 @@ from stages.ray_tasks import cluster_cores, run_tasks
 from stages.schemas import SAMPLES
 from stages.stage import Reporter, StageContext, StageError, StageResult
 
-_ROWS_PER_TASK = 1024
+#: A task is followed by the next one after a fifth of a second: tasks are to be long, but enough for all cores.
+_LEAST_ROWS_PER_TASK, _MOST_ROWS_PER_TASK = 1024, 8192
+_TASKS_PER_CORE = 4
 _NO_DUPLICATES = pa.schema([("row", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]).empty_table()
 
 
@@ -47,14 +49,14 @@ def run(context: StageContext) -> StageResult:
     """Write `samples/`, `rejected/` and `waterfall.png`."""
     settings, output = context.config.filter, context.output.resolve()
     folder, refused = _source(context)
-    groups = group_files(dataset_files(folder), _ROWS_PER_TASK)
+    cores = context.config.run.cpus or cluster_cores()
+    groups = group_files(dataset_files(folder), _rows_per_task(dataset_rows(folder), cores))
     total = sum(group.rows for group in groups) + refused.total()
     if total == refused.total():
         raise StageError(nothing_came(context.config.filter.pictures_folder, refused))
     check_settings(folder, settings)
     verdicts = context.scratch.resolve() / "verdicts"
     verdicts.mkdir(exist_ok=True)
-    cores = context.config.run.cpus or cluster_cores()
     pending = judge(groups, verdicts, settings, cores, context.report)
     if pending:
         waiting = sum(pending.values())
@@ -132,6 +134,10 @@ def check_settings(folder: Path, settings: FilterConfig) -> None:
                 f"{setting} needs {score!r}, which no sample has: the metadata lacks LAION's column {column!r}; add "
                 f"it, {model}or go without by --set {setting}=null."
             )
+
+
+def _rows_per_task(rows: int, cores: int) -> int:
+    return min(max(rows // (_TASKS_PER_CORE * cores), _LEAST_ROWS_PER_TASK), _MOST_ROWS_PER_TASK)
 
 
 def judge(groups: list[FileGroup], folder: Path, settings: FilterConfig, cores: int, report: Reporter) -> Counter[int]:

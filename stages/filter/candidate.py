@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from stages.pictures import decode_small
@@ -26,13 +28,13 @@ class Candidate:
         return decode_small(self.row["picture"], 2 * GRID)
 
     @cached_property
-    def grid(self) -> Image.Image:
+    def grid(self) -> NDArray[np.uint8]:
         """See `colour_grid`."""
         return colour_grid(self.picture)
 
 
-def colour_grid(picture: Image.Image) -> Image.Image:
-    """An RGB picture averaged over a grid: 32 x 32 pixels."""
+def colour_grid(picture: Image.Image) -> NDArray[np.uint8]:
+    """The colours of an RGB picture, averaged over a grid of 32 x 32: (32, 32, 3)."""
     # The gap makes large pictures fast: first whole pixels are averaged, as many as fit into a cell. What is left to do
     # is a smooth filter's: Pillow's BOX gives a pixel to one cell even if it lies in two, which copies do not survive.
-    return picture.resize((GRID, GRID), Image.Resampling.HAMMING, reducing_gap=1.0)
+    return np.asarray(picture.resize((GRID, GRID), Image.Resampling.HAMMING, reducing_gap=1.0))

@@ -64,17 +64,18 @@ class Signature:
     colours: bytes  # 8 x 8 x 3
 
 
-def signatures(pictures: Iterable[tuple[Image.Image, Image.Image]]) -> list[Signature]:
+def signatures(pictures: Iterable[tuple[Image.Image, NDArray[np.uint8]]]) -> list[Signature]:
     """The signatures of RGB pictures, each given with its `colour_grid`; only the grids are kept in memory."""
-    parts = [
-        (pixel_digest(picture), grid.reduce(GRID // _CELLS).tobytes(), np.asarray(grid)) for picture, grid in pictures
-    ]
+    parts = [(pixel_digest(picture), grid) for picture, grid in pictures]
     if not parts:
         return []
-    all_bits = perceptual_bits(np.stack([grid for *_, grid in parts])).tolist()  # one by one it takes longer
+    grids = np.stack([grid for _, grid in parts])  # all at once: one by one it takes longer
+    cells = grids.reshape(-1, _CELLS, GRID // _CELLS, _CELLS, GRID // _CELLS, 3).mean((2, 4))
     return [
-        Signature(digest=digest, bits=bits, colours=colours)
-        for (digest, colours, _), bits in zip(parts, all_bits, strict=True)
+        Signature(digest=digest, bits=bits, colours=colours.tobytes())
+        for (digest, _), bits, colours in zip(
+            parts, perceptual_bits(grids).tolist(), cells.round().astype(np.uint8), strict=True
+        )
     ]
 
 

@@ -95,7 +95,7 @@ def _undecodable(candidate: Candidate, _: Any) -> str | None:
 
 def _single_colour(candidate: Candidate, limit: float) -> str | None:
     """The colours of a 32 x 32 grid hardly differ: the largest standard deviation of a channel, of 255."""
-    colours = np.asarray(candidate.grid, dtype=np.float64).reshape(-1, 3)
+    colours = candidate.grid.reshape(-1, 3).astype(np.float64)
     share = np.full(len(colours), 1 / len(colours))
     variance = share @ colours**2 - (share @ colours) ** 2  # one product is faster than `std` over so few
     contrast = math.sqrt(max(0.0, variance.max()))

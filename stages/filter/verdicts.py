@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from stages.config import FilterConfig
@@ -78,16 +80,18 @@ def read_rows(files: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
 
 
 def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[pa.Table]:
-    """Write the verdicts of the file groups in the column `group`; tell after every some rows what they came to."""
+    """Write the verdicts of the file groups in the column `group`; tell of each what they came to."""
     for group in batch["group"].to_pylist():
         place = FileGroup(**group).verdicts(folder)
         unfinished = place.with_suffix(f".{os.getpid()}")
+        tallies = []
         with pq.ParquetWriter(unfinished, VERDICTS) as writer:
             for rows in read_rows(group["files"]):
                 verdicts = inspect_rows(rows, settings)
                 writer.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS))
-                yield tally(group["number"], verdicts)
+                tallies.append(tally(group["number"], verdicts))
         unfinished.replace(place)
+        yield pa.concat_tables(tallies)
 
 
 def inspect_rows(rows: Sequence[Mapping[str, Any]], settings: FilterConfig) -> list[dict[str, Any]]:
@@ -96,7 +100,7 @@ def inspect_rows(rows: Sequence[Mapping[str, Any]], settings: FilterConfig) -> l
     verdicts: list[dict[str, Any]] = []
     passing: list[dict[str, Any]] = []
 
-    def passing_pictures() -> Iterator[tuple[Image.Image, Image.Image]]:
+    def passing_pictures() -> Iterator[tuple[Image.Image, NDArray[np.uint8]]]:
         for row in rows:
             candidate = Candidate(row)
             verdict: dict[str, Any] = {"sample_id": row["sample_id"], "is_pending": False}
