@@ -24,8 +24,8 @@ _MOST_STEPS_A_BLOCK = 16
 #: Ray plans all blocks of a dataset before it makes the first, a millisecond each: a long stream is several datasets.
 _BLOCKS_A_DATASET = 1000
 #: A data worker's share of the object store, in blocks: one that it makes, and those that wait for the training.
-_BLOCKS_A_WORKER = 6
-_PAUSE_SECONDS = 0.1
+_BLOCKS_A_WORKER = 12
+_PAUSE_SECONDS = 0.03
 
 
 def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> Generator[Prepared]:
@@ -64,7 +64,7 @@ def _blocks(
         fn_constructor_args=(feed, rank, world),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=3),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=4),
         num_cpus=0,  # the workers of the training may have taken all of them: Ray would wait for one without a word
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # nothing need travel
     )

@@ -1,6 +1,6 @@
 """Pictures per second of the stage `filter`, all rules and duplicates on, beside a loop that only decodes them.
 
-    python -m pipelines.benchmarks.filter_speed            # 20,000 pictures of 256 x 256, three repetitions, minutes
+    python -m pipelines.benchmarks.filter_speed            # 48,000 pictures of 256 x 256, three repetitions, minutes
 
 The loop runs in a process a core, which have been started before: each reads files of the dataset and decodes their
 pictures to RGB with Pillow. The stage starts its own workers, so it is run on two datasets, one a tenth of the other:
@@ -96,7 +96,7 @@ def measure(folder: Path, pictures: int, pool: Pool, loop_first: bool) -> dict[s
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
     set_environment("sd15")

@@ -39,7 +39,8 @@ from stages.ray_tasks import cluster_cores, run_tasks
 from stages.schemas import SAMPLES
 from stages.stage import Reporter, StageContext, StageError, StageResult
 
-#: A task is followed by the next one after a fifth of a second: tasks are to be long, but enough for all cores.
+#: A task is followed by the next one after a fifth of a second: tasks are to be long, but enough for all cores, and one
+#: more than there are cores goes on meanwhile.
 _LEAST_ROWS_PER_TASK, _MOST_ROWS_PER_TASK = 1024, 8192
 _TASKS_PER_CORE = 4
 _NO_DUPLICATES = pa.schema([("row", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]).empty_table()
@@ -151,7 +152,7 @@ def judge(groups: list[FileGroup], folder: Path, settings: FilterConfig, cores: 
         fn_kwargs={"folder": folder, "settings": settings},
         batch_format="pyarrow",
         batch_size=None,
-        compute=ray.data.TaskPoolStrategy(size=cores),
+        compute=ray.data.TaskPoolStrategy(size=cores + 1),
     )
     for batch in inspected.iter_batches(batch_format="pyarrow", batch_size=None):
         for row in batch.to_pylist():
