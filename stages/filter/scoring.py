@@ -93,7 +93,7 @@ class Scorer:
             unfinished = place.with_suffix(f".{os.getpid()}")
             pq.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS), unfinished)
             unfinished.replace(place)
-            yield tally(group["number"], verdicts)
+            yield tally(group["number"], len(verdicts), sum(verdict["is_pending"] for verdict in verdicts))
 
     def score(self, rows: list[dict[str, Any]]) -> list[dict[str, float]]:
         """The scores that each row lacks."""

@@ -80,18 +80,19 @@ def read_rows(files: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
 
 
 def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[pa.Table]:
-    """Write the verdicts of the file groups in the column `group`; tell of each what they came to."""
+    """Write the verdicts of the file groups in the column `group`; tell of each its rows, and how many lack a score."""
     for group in batch["group"].to_pylist():
         place = FileGroup(**group).verdicts(folder)
         unfinished = place.with_suffix(f".{os.getpid()}")
-        tallies = []
+        inspected = pending = 0
         with pq.ParquetWriter(unfinished, VERDICTS) as writer:
             for rows in read_rows(group["files"]):
                 verdicts = inspect_rows(rows, settings)
                 writer.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS))
-                tallies.append(tally(group["number"], verdicts))
+                inspected += len(verdicts)
+                pending += sum(verdict["is_pending"] for verdict in verdicts)
         unfinished.replace(place)
-        yield pa.concat_tables(tallies)
+        yield tally(group["number"], inspected, pending)
 
 
 def inspect_rows(rows: Sequence[Mapping[str, Any]], settings: FilterConfig) -> list[dict[str, Any]]:
@@ -118,10 +119,9 @@ def inspect_rows(rows: Sequence[Mapping[str, Any]], settings: FilterConfig) -> l
     return verdicts
 
 
-def tally(group: int, verdicts: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """One row: how many verdicts, and how many of them wait for a score."""
-    pending = sum(verdict["is_pending"] for verdict in verdicts)
-    return pa.table({"group": [group], "rows": [len(verdicts)], "pending": [pending]})
+def tally(group: int, rows: int, pending: int) -> pa.Table:
+    """One row: how many verdicts of the group, and how many of them wait for a score."""
+    return pa.table({"group": [group], "rows": [rows], "pending": [pending]})
 
 
 def read_verdicts(groups: Sequence[FileGroup], folder: Path, columns: list[str]) -> pa.Table:

@@ -134,7 +134,7 @@ def test_a_stream_waits_a_few_steps_ahead_and_leaves_nothing_behind(
     ahead, begun = len(list(tmp_path.iterdir())) - taken, time.process_time()
     time.sleep(2)
     assert time.process_time() - begun < 0.5, "it waits without a pause"
-    assert 0 < len(list(tmp_path.iterdir())) - taken == ahead <= 2 * (6 * workers + 3)
+    assert 0 < len(list(tmp_path.iterdir())) - taken == ahead <= 2 * (feeder._BLOCKS_A_WORKER * workers + 3)
     steps.close()
     assert_none_left(ray_cluster)
 
