@@ -35,8 +35,6 @@ from model.seeding import generator_of
 from model.subjects import GenerationError
 from model.training import Prepared
 
-__all__ = ["GAIN_EVERY", "AdapterTask", "Method", "PlanRow"]
-
 #: The gain over the base without adapter is measured this often; it costs a forward pass.
 GAIN_EVERY = 20
 #: Pictures of a step that are named when it goes wrong.

@@ -70,7 +70,8 @@ class Checkpoint:
         """The state's tensors by name, one after the other, on the CPU."""
         for file in sorted(self.folder.glob("rank-*.safetensors")):
             with safe_open(file, "pt") as share:
-                for name in share.keys():  # noqa: SIM118  (no mapping)
+                names = share.keys()
+                for name in names:
                     yield name, share.get_tensor(name)
 
     def write_share(

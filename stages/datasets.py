@@ -107,7 +107,12 @@ class PartWriter:
 
 def dataset_rows(folder: Path) -> int:
     """Rows of a dataset, from its files' footers; raises StageError when there is no such dataset."""
-    return sum(int(pq.read_metadata(file).num_rows) for file in dataset_files(folder))
+    return sum(row_counts(dataset_files(folder)))
+
+
+def row_counts(files: Sequence[Path]) -> list[int]:
+    """Rows of each Parquet file, from its footer."""
+    return [int(pq.read_metadata(file).num_rows) for file in files]
 
 
 def _leaf(field: pa.Field) -> str:

@@ -71,7 +71,7 @@ def fit(
     check_resume(job)
     job.stop_request.unlink(missing_ok=True)
     context.report.progress(0, steps, f"{name}: starting {config.workers} workers")
-    with _following(job, context.report), _stopped_by_sigterm(job):
+    with following(job, context.report), _stopped_by_sigterm(job):
         _run_workers(job, context.report, batch_setting)
     if job.ending.exists():
         raise StageError(job.ending.read_text())
@@ -218,7 +218,7 @@ def absolute_location(location: str) -> str:
 
 
 @contextmanager
-def _following(job: TrainingJob, report: Reporter) -> Iterator[None]:
+def following(job: TrainingJob, report: Reporter) -> Iterator[None]:
     """Pass on to `report`, in a thread, what rank 0 appends to the record and paints, from the first line on."""
     ended = threading.Event()
 

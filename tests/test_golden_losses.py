@@ -19,7 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from model.adapter_training import AdapterTask, Method, PlanRow
+from model.adapter_pictures import Method, PlanRow
+from model.adapter_training import AdapterTask
 from model.curriculum import Recipe, draw_step
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes

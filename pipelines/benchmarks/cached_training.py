@@ -31,7 +31,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from model.adapter_loss import AdapterModule, FrozenModels
-from model.adapter_training import AdapterTask, PlanRow
+from model.adapter_pictures import PlanRow
+from model.adapter_training import AdapterTask
 from model.backbone import Backbone, load_backbone
 from model.benchmarks.random_models import SD15_UNET, TEXT_TOKENS, random_encoders, random_sd15
 from model.image_encoder import ImageEncoders

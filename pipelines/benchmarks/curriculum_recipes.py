@@ -18,9 +18,8 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +40,13 @@ from stages.evaluate import ADAPTER_ARMS
 from stages.evaluate.cases import load_subjects, make_cases
 from stages.evaluate.painter import Painter, Place, case_table
 from stages.inference import backbone_location
-from stages.stage import StageError
+from stages.stage import Reporter, StageError
 from stages.train_adapter import adapter_task
+from stages.trainer import following
 from stages.training_job import TrainingJob
 from stages.training_loop import run_worker
 from stages.training_plan import PlanReader
-from stages.training_record import progress_note, read_lines
+from stages.training_record import read_lines
 
 _STAGES = ("microworld", "filter", "multiview", "base", "customize")
 _ONE_PROCESS = {"train_adapter.trainer.workers": 1, "train_adapter.sample_every": None}
@@ -119,7 +119,7 @@ class RecipeTrainer:
             folder=folder,
             name="adapter",
         )
-        with _telling(job):
+        with following(job, _printing()):
             run_worker(job, torch.device("cpu"))
         if job.ending.exists():
             raise StageError(job.ending.read_text())
@@ -149,23 +149,17 @@ class RecipeTrainer:
         return [{key: row[key] for key in kept} for row in rows]
 
 
-@contextmanager
-def _telling(job: TrainingJob) -> Iterator[None]:
-    """Print from time to time how far a training is."""
-    ended = threading.Event()
+def _printing() -> Reporter:
+    """Prints from time to time how far a training is."""
+    told = time.monotonic()
 
-    def tell() -> None:
-        while not ended.wait(_SECONDS_BETWEEN_NOTES):
-            for line in list(read_lines(job.record))[-1:]:
-                print(f"  step {line['step']} of {job.steps}, {progress_note(job.name, line)}", flush=True)
+    def emit(event: Mapping[str, Any]) -> None:
+        nonlocal told
+        if event["event"] == "progress" and time.monotonic() - told >= _SECONDS_BETWEEN_NOTES:
+            told = time.monotonic()
+            print(f"  step {event['done']} of {event['total']}, {event['note']}", flush=True)
 
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return Reporter(emit=emit)
 
 
 @contextmanager

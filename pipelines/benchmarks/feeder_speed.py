@@ -25,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from model.adapter_pictures import ExamplePictures
 from model.training import Prepared
+from pipelines.benchmarks.environment import set_benchmark_environment
+from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster
-from pipelines.environment import set_environment, temporary_folder
+from pipelines.environment import temporary_folder
 from stages.datasets import PictureStore, write_dataset
 from stages.feeder import stream
 from stages.schemas import FRAMES, PLAN, SAMPLES
@@ -135,25 +136,17 @@ def measure(batches: Iterator[Any], work: Work) -> Speed:
     """Consume `work.timed` steps after `work.skipped`."""
     for _ in range(work.skipped):
         _copy(next(batches))
-    begun, cpu = time.perf_counter(), _cpu_seconds()
-    for _ in range(work.timed):
-        _copy(next(batches))
-    return Speed(
-        steps_per_second=work.timed / (time.perf_counter() - begun),
-        cpu_seconds_per_step=(_cpu_seconds() - cpu) / work.timed,
-    )
+    with TreeMeter(os.getpid()) as meter:
+        begun = time.perf_counter()
+        for _ in range(work.timed):
+            _copy(next(batches))
+        seconds = time.perf_counter() - begun
+    return Speed(steps_per_second=work.timed / seconds, cpu_seconds_per_step=meter.cpu_seconds / work.timed)
 
 
 def _copy(batch: Any) -> None:
     for array in batch.values():
         np.array(np.asarray(array))
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of all below it that are still there."""
-    mine = psutil.Process()
-    times = [process.cpu_times() for process in [mine, *mine.children(recursive=True)]]
-    return sum(one.user + one.system for one in times)
 
 
 def run_feeder(feed: ExamplePictures, work: Work, workers: int) -> Speed:
@@ -178,9 +171,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     arguments = parser.parse_args()
     work = WORKS[arguments.pictures]
-    set_environment("micro")
-    # Ray's workers yield to everybody else by default; the other side's do not.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
+    set_benchmark_environment("micro")
     ways: dict[str, Callable[[ExamplePictures, Work, int], Speed]] = {"feeder": run_feeder, "loader": run_loader}
     ratios: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)), local_cluster():

@@ -26,10 +26,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines.benchmarks.environment import set_benchmark_environment
 from pipelines.benchmarks.filter_samples import run_filter, write_samples
 from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster
-from pipelines.environment import set_environment, temporary_folder
+from pipelines.environment import temporary_folder
 from stages.datasets import dataset_files
 from stages.filter.verdicts import ROWS_PER_BATCH
 
@@ -99,9 +100,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
-    set_environment("sd15")
-    # Ray's workers yield to everybody else by default; the loop's do not.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
+    set_benchmark_environment("sd15")
     ratios: dict[str, list[float]] = {"steady": [], "steady, CPU": [], "with start-up": []}
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)):
         folder, pictures = Path(name), arguments.pictures

@@ -34,9 +34,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines.benchmarks.environment import set_benchmark_environment
 from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster
-from pipelines.environment import set_environment, temporary_folder
+from pipelines.environment import temporary_folder
 from stages.config import IngestConfig
 from stages.ingest.download import download_shards, fetch_shard, make_downloader, shard_sizes
 from stages.loopback import serve_folder
@@ -167,9 +168,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--repetitions", type=int, default=3)
     arguments = parser.parse_args()
-    set_environment("micro")
-    # Ray's workers yield to everybody else by default; the other side's do not.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
+    set_benchmark_environment("micro")
     ours, theirs = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)), local_cluster():
         site, urls = Path(name) / "site", Path(name) / "urls.parquet"

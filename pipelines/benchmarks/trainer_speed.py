@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -33,10 +32,11 @@ import torch
 from torch import nn
 
 from model.adapter_training import AdapterTask
+from pipelines.benchmarks.environment import set_benchmark_environment
 from pipelines.benchmarks.finished_run import FinishedRun, open_run
 from pipelines.cluster import local_cluster
 from pipelines.config import with_values
-from pipelines.environment import set_environment, temporary_folder
+from pipelines.environment import temporary_folder
 from pipelines.errors import PipelineError
 from stages.config import Config, TrainerConfig
 from stages.engine import learning_rate
@@ -247,9 +247,7 @@ def main() -> None:
         "curriculum.batch_size": arguments.batch_size,
         "train_adapter.sample_every": None,
     }
-    set_environment("micro")
-    # Ray's workers yield to everybody else by default; the other side's do not.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
+    set_benchmark_environment("micro")
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)):
         folder = Path(name)
         try:

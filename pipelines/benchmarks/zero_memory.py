@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import multiprocessing
 import os
 import tempfile
@@ -31,7 +32,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -42,7 +43,8 @@ from pipelines.environment import set_environment
 from stages.config import TrainerConfig
 from stages.engine import Engine
 
-STAGES = (0, 1, 2, 3)
+ZeroStage = Literal[0, 1, 2, 3]
+STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
 WORKERS = 2
 _BATCH = 2
 
@@ -114,12 +116,12 @@ def living_tensors() -> list[Tensor]:
     return found + [tensor.grad for tensor in found if tensor.is_leaf and tensor.grad is not None]
 
 
-def work(rank: int, store: str, stage: int, model: Model, pipe: Any) -> None:
+def work(rank: int, store: str, stage: ZeroStage, model: Model, pipe: Any) -> None:
     """One worker; rank 0 sends what it has measured."""
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(WORKERS))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORKERS)
-    import deepspeed  # noqa: F401  (what it takes itself is not the model's)
+    importlib.import_module("deepspeed")  # now: what it takes itself is not the model's
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's affair
     process = psutil.Process()
@@ -127,7 +129,7 @@ def work(rank: int, store: str, stage: int, model: Model, pipe: Any) -> None:
     torch.manual_seed(0)
     frozen = square_layers(model.width, model.frozen_layers).requires_grad_(False)
     module = Perceptron(model.width, model.layers, frozen)
-    config = TrainerConfig(workers=WORKERS, zero_stage=stage, accumulation=2)  # type: ignore[arg-type]
+    config = TrainerConfig(workers=WORKERS, zero_stage=stage, accumulation=2)
     engine = Engine(module, config, torch.device("cpu"))
     batch = {"x": torch.ones(_BATCH, model.width)}
     engine.backward([batch, batch])
@@ -144,7 +146,7 @@ def work(rank: int, store: str, stage: int, model: Model, pipe: Any) -> None:
     dist.destroy_process_group()
 
 
-def measure(stage: int, model: Model) -> Memory:
+def measure(stage: ZeroStage, model: Model) -> Memory:
     """Memory of the first of the workers, processes of their own."""
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
@@ -185,7 +187,7 @@ def deepspeed_estimate(stage: int, workers: int, parameters: int) -> float | Non
     return None
 
 
-def markdown(model: Model, found: Mapping[int, Memory], without_frozen: Mapping[int, Memory]) -> str:
+def markdown(model: Model, found: Mapping[ZeroStage, Memory], without_frozen: Mapping[ZeroStage, Memory]) -> str:
     """Bytes a trained parameter, a worker."""
     lines = [
         "| ZeRO | formula, fp32 | tensors | tensors, none frozen | process | DeepSpeed's estimate, mixed precision |",

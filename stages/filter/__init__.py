@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import ray
 
 from stages.config import FilterConfig
-from stages.datasets import dataset_files, dataset_rows, read_dataset
+from stages.datasets import dataset_files, dataset_rows, read_dataset, row_counts
 from stages.filter.adoption import adopt
 from stages.filter.copying import Outcome, copy_group, join_outcomes
 from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
@@ -51,7 +51,9 @@ def run(context: StageContext) -> StageResult:
     settings, output = context.config.filter, context.output.resolve()
     folder, refused = _source(context)
     cores = context.config.run.cpus or cluster_cores()
-    groups = group_files(dataset_files(folder), _rows_per_task(dataset_rows(folder), cores))
+    files = dataset_files(folder)
+    counts = row_counts(files)
+    groups = group_files(files, counts, _rows_per_task(sum(counts), cores))
     total = sum(group.rows for group in groups) + refused.total()
     if total == refused.total():
         raise StageError(nothing_came(context.config.filter.pictures_folder, refused))

@@ -54,14 +54,14 @@ class FileGroup:
         return folder / f"verdicts-{self.number:06d}.parquet"
 
 
-def group_files(files: Sequence[Path], rows: int) -> list[FileGroup]:
-    """Consecutive files, at least `rows` rows a group: the start of a worker costs more than the work on a few."""
+def group_files(files: Sequence[Path], counts: Sequence[int], rows: int) -> list[FileGroup]:
+    """Consecutive files of so many rows each, at least `rows` a group: a task's start costs more than a few."""
     groups: list[FileGroup] = []
     taken: list[str] = []
     counted, first = 0, 0
-    for number, file in enumerate(files):
+    for number, (file, count) in enumerate(zip(files, counts, strict=True)):
         taken.append(str(file.resolve()))
-        counted += pq.read_metadata(file).num_rows
+        counted += count
         if counted >= rows or number == len(files) - 1:
             groups.append(FileGroup(number=len(groups), first=first, files=tuple(taken), rows=counted))
             taken, counted, first = [], 0, number + 1

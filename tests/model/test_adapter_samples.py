@@ -14,8 +14,9 @@ from tiny_models import ENCODERS
 from training_tasks import LinearTask
 
 from model.adapter_loss import AdapterModule
+from model.adapter_pictures import Method
 from model.adapter_samples import Sample
-from model.adapter_training import AdapterTask, Method
+from model.adapter_training import AdapterTask
 from model.pictures import load_picture
 from model.realcustom_pipeline import RealCustomPipeline
 from model.training import SamplingTask

@@ -14,7 +14,8 @@ from tiny_models import RESOLUTION
 from torch import Tensor
 
 from model.adapter import RealCustomPlusAdapter
-from model.adapter_training import GAIN_EVERY, Method
+from model.adapter_pictures import Method
+from model.adapter_training import GAIN_EVERY
 from model.adaptive_scoring import ScoreFusion
 from model.backbone import BackboneError
 from model.load_adapter import load_adapter

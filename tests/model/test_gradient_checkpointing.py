@@ -11,7 +11,7 @@ from attention_records import KeepAll
 from torch import Tensor
 
 from model.adapter_loss import AdapterModule
-from model.adapter_training import Method
+from model.adapter_pictures import Method
 from model.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
 from model.mask_guidance import token_indicator
 from model.visual_attention import VisualAttentionProcessor

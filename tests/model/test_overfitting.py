@@ -13,7 +13,8 @@ import torch
 from adapter_tasks import make_task, randomise_values
 from torch import Tensor
 
-from model.adapter_training import AdapterTask, Method
+from model.adapter_pictures import Method
+from model.adapter_training import AdapterTask
 
 STEPS, SIDE, EXAMPLES = 100, 16, 2
 

@@ -28,7 +28,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from stages import filter as filter_stage
 from stages.config import FilterConfig, ScoringConfig
-from stages.datasets import read_dataset, write_part
+from stages.datasets import read_dataset, row_counts, write_part
 from stages.filter import check_settings, nothing_left
 from stages.filter.candidate import Candidate
 from stages.filter.rules import REASONS, SETTING_OF, active_rules, rejection
@@ -233,7 +233,7 @@ def test_files_are_grouped_in_order(sizes: list[int], tmp_path_factory: pytest.T
     table = pa.table({"x": pa.array(range(10), pa.int64())})
     for number, size in enumerate(sizes):
         write_part(folder, number, table.slice(0, size), table.schema)
-    groups = group_files(sorted(folder.iterdir()), 8)
+    groups = group_files(sorted(folder.iterdir()), row_counts(sorted(folder.iterdir())), 8)
     files = [Path(file) for group in groups for file in group.files]
     assert files == sorted(folder.iterdir())
     assert [group.first for group in groups] == [files.index(Path(group.files[0])) for group in groups]

@@ -13,7 +13,7 @@ from hostile_samples import SETTINGS, hostile_samples
 from stages import datasets
 from stages import filter as filter_stage
 from stages.config import FilterConfig
-from stages.datasets import dataset_files, dataset_rows, read_dataset
+from stages.datasets import dataset_files, dataset_rows, read_dataset, row_counts
 from stages.filter import check_sum, duplicates_by_group
 from stages.filter.adoption import adopt_file
 from stages.filter.copying import copy_group
@@ -28,7 +28,8 @@ def filter_here(source: Path, folder: Path) -> Counter[str]:
     settings, layout = FilterConfig(**SETTINGS), find_layout(source)
     for number in range(len(layout.files)):
         adopt_file(layout, number, source, folder / "adopted")
-    groups = group_files(dataset_files(folder / "adopted" / "samples"), 400)
+    files = dataset_files(folder / "adopted" / "samples")
+    groups = group_files(files, row_counts(files), 400)
     (folder / "verdicts").mkdir()
     for group in groups:
         told = list(inspect(pa.table({"group": [vars(group)]}), folder / "verdicts", settings))

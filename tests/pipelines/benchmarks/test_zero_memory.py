@@ -5,6 +5,7 @@ import torch
 from pipelines.benchmarks.zero_memory import (
     Memory,
     Model,
+    ZeroStage,
     deepspeed_estimate,
     formula,
     living_bytes,
@@ -38,6 +39,6 @@ def test_a_gradient_that_nobody_has_asked_for_is_alive() -> None:
 def test_the_table_is_in_bytes_a_trained_parameter() -> None:
     model = Model(width=10, layers=2, frozen_layers=3)
     assert (model.parameters, model.frozen_bytes) == (200, 1200)
-    found = {2: Memory(tensors=2400, process=3000)}
+    found: dict[ZeroStage, Memory] = {2: Memory(tensors=2400, process=3000)}
     row = markdown(model, found, {2: Memory(tensors=2500, process=0)}).splitlines()[-1]
     assert row == "| 2 | 12.0 | 12.00 | 12.50 | 15.00 | 11.0 |"
