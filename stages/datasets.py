@@ -6,14 +6,16 @@ small, so that one picture can be fetched without reading a whole file.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from stages.stage import StageError
 
@@ -161,8 +163,8 @@ def check_columns(file: Path, found: pa.Schema, schema: pa.Schema, wanted: Seque
 class ColumnStore:
     """Random access, by id, to a column of bytes of a dataset.
 
-    Cheap to make and to send to a worker: only the path travels, files are mapped on first use. The index of ids is
-    held in memory (about 150 bytes a row), and so are the last `cached_groups` row groups of the column.
+    Cheap to make and to send to a worker: only the path travels, files are mapped on first use. Held in memory are an
+    index of the ids' hashes, 16 bytes a row, and the last `cached_groups` row groups of the column.
     """
 
     def __init__(self, folder: Path, id_column: str, column: str, cached_groups: int = 64) -> None:
@@ -174,8 +176,11 @@ class ColumnStore:
 
     def _clear(self) -> None:
         self._files: list[pq.ParquetFile] = []
-        self._places: dict[str, tuple[int, int, int]] = {}  # id -> file, row group, row
-        self._groups: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
+        self._places: list[tuple[int, int]] = []  # row group of the dataset -> file, row group of the file
+        self._starts: NDArray[np.int64] = np.empty(0, np.int64)  # row group of the dataset -> its first row
+        self._hashes: NDArray[np.uint64] = np.empty(0, np.uint64)  # of the ids, ascending
+        self._rows: NDArray[np.int64] = np.empty(0, np.int64)  # whose ids they are
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("folder", "id_column", "column", "cached_groups")
@@ -192,41 +197,60 @@ class ColumnStore:
             pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
             for file in dataset_files(self.folder)
         ]
-        for number, file in enumerate(files):
-            ids = iter(file.read(columns=[self.id_column]).column(0).to_pylist())
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                self._places.update({key: (number, group, row) for row, key in enumerate(islice(ids, rows))})
+        self._places = [(number, group) for number, file in enumerate(files) for group in range(file.num_row_groups)]
+        sizes = [files[number].metadata.row_group(group).num_rows for number, group in self._places]
+        self._starts = np.cumsum([0, *sizes])[:-1]
+        hashes = np.concatenate([_hashes_of(self._ids(file)) for file in files])
+        self._rows = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._rows]
         self._files = files
+
+    def _ids(self, file: pq.ParquetFile) -> list[str]:
+        ids: list[str] = file.read(columns=[self.id_column]).column(0).to_pylist()
+        return ids
 
     def __len__(self) -> int:
         self._open()
-        return len(self._places)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[str]:
+        """The ids, in the order of the dataset."""
         self._open()
-        return iter(self._places)
+        return (key for file in self._files for key in self._ids(file))
 
     def __contains__(self, key: str) -> bool:
-        self._open()
-        return key in self._places
+        """Whether some id has this one's hash: in a hundred million rows, wrong for one in 10^11 that are not there."""
+        return len(self._candidates(key)) > 0
 
     def __getitem__(self, key: str) -> bytes:
         """The bytes with this id; KeyError when the dataset has no such row."""
-        self._open()
-        if key not in self._places:
-            raise KeyError(f"{self.folder} has no {self.column} {key!r}")
-        file, group, row = self._places[key]
-        return bytes(self._values(file, group)[row].as_py())
+        for row in self._candidates(key):
+            group = int(np.searchsorted(self._starts, row, side="right")) - 1
+            table, place = self._read(group), int(row - self._starts[group])
+            if table.column(self.id_column)[place].as_py() == key:
+                return bytes(table.column(self.column)[place].as_py())
+        raise KeyError(f"{self.folder} has no {self.column} {key!r}")
 
-    def _values(self, file: int, group: int) -> pa.ChunkedArray:
-        place = (file, group)
-        if place not in self._groups:
-            self._groups[place] = self._files[file].read_row_group(group, columns=[self.column]).column(0)
+    def _candidates(self, key: str) -> NDArray[np.int64]:
+        """Rows whose ids have the hash of `key`: one, as a rule."""
+        self._open()
+        wanted = _hashes_of([key])[0]
+        first, end = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
+        return self._rows[first:end]
+
+    def _read(self, group: int) -> pa.Table:
+        if group not in self._groups:
+            number, place = self._places[group]
+            self._groups[group] = self._files[number].read_row_group(place, columns=[self.id_column, self.column])
             if len(self._groups) > self.cached_groups:
                 self._groups.popitem(last=False)
-        self._groups.move_to_end(place)
-        return self._groups[place]
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+
+def _hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in ids]
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 class PictureStore(ColumnStore):

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -103,3 +104,22 @@ def test_a_store_travels_by_its_path(tmp_path: Path) -> None:
     assert "c" not in store
     with pytest.raises(KeyError, match="has no picture 'c'"):
         store["c"]
+
+
+def test_ids_with_the_same_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "_hashes_of", lambda ids: np.zeros(len(ids), np.uint64))
+    pictures = {f"{number:03d}": bytes([number]) for number in range(200)}
+    write_dataset(tmp_path / "samples", rows(pictures), SCHEMA)
+    store = PictureStore(tmp_path / "samples", "sample_id")
+    assert {key: store[key] for key in store} == pictures
+    with pytest.raises(KeyError, match="has no picture '200'"):
+        store["200"]
+
+
+def test_the_index_of_a_store_takes_sixteen_bytes_a_row(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "samples", rows({f"{number:05d}": b"" for number in range(20_001)}), SCHEMA)
+    store = PictureStore(tmp_path / "samples", "sample_id")
+    assert "00000" in store
+    arrays = [value for value in vars(store).values() if isinstance(value, np.ndarray)]
+    groups = -(-20_000 // 128) + 1
+    assert sum(array.nbytes for array in arrays) == 16 * 20_001 + 8 * groups
