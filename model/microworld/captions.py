@@ -107,6 +107,12 @@ def compose_caption(objects: Sequence[str], pose: str, place: str, template: str
     return sentence if len(sentence.split()) <= MAX_WORDS else body
 
 
+def without_ground(caption: str) -> str:
+    """A caption that says nothing of the ground any more."""
+    phrases = (phrase for phrases in BACKGROUND_PHRASES.values() for phrase in phrases)
+    return next((caption.removesuffix(f" {phrase}") for phrase in phrases if caption.endswith(f" {phrase}")), caption)
+
+
 def write_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:
     """Draws a phrasing."""
     generic, colour, pattern, size, pose, filler, usual = rng.random(7)

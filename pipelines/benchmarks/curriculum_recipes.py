@@ -1,12 +1,13 @@
-"""The six training recipes of RealCustom++'s Table X on the micro backbone, with equal budget and several seeds.
+"""The training recipes of RealCustom++'s Table X on the micro backbone, with equal budget and several seeds.
 
     python -m pipelines.benchmarks.curriculum_recipes --run-folder runs/micro --output runs/recipes
 
 Takes a finished run of the default profile: its samples, view pairs, backbone and held-out subjects serve all recipes.
 Each run plans (`stages/curriculum.py`), trains (`stages/training_loop.py`, one worker without Ray), paints the same
-cases and scores them (`stages/evaluate`). What varies is the share of view pairs and the crops of the reference. A
-finished run is a JSON file in `--output`. The same command goes on after a kill; started several times, the runs are
-shared out among its processes, each with one thread. It prints the tables so far and draws `recipes.png`.
+cases and scores them (`stages/evaluate`). What varies is the share of view pairs and the crops of the reference; a
+seventh recipe, not the paper's, is a control. A finished run is a JSON file in `--output`. The same command goes on
+after a kill; started several times, the runs are shared out among its processes, each with one thread. It prints the
+tables so far and draws `recipes.png`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ import torch
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
+from model.adapter_pictures import PlanRow
 from model.adapter_training import AdapterTask
+from model.microworld.captions import without_ground
 from pipelines.benchmarks.finished_run import FinishedRun, open_run
-from pipelines.benchmarks.recipe_table import METRICS, TABLE_X, TEXT_ONLY, Run, TableXRow, markdown, plot
+from pipelines.benchmarks.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
 from pipelines.config import with_values
 from pipelines.environment import set_environment
 from pipelines.errors import PipelineError
@@ -110,8 +113,10 @@ class RecipeTrainer:
         """The result of one run; `folder` keeps its checkpoints until it is finished."""
         config, began = self.experiment.config_of(row, seed), time.process_time()
         plan = self.experiment.source.write_plan(config, folder)
+        task = self._task_for(config, plan, folder)
+        task.rows = plan if row.captions_name_grounds else _WithoutGrounds(plan)
         job = TrainingJob(
-            task=self._task_for(config, plan, folder),
+            task=task,
             steps=plan.steps,
             config=config.train_adapter.trainer,
             seed=seed,
@@ -124,7 +129,7 @@ class RecipeTrainer:
         if job.ending.exists():
             raise StageError(job.ending.read_text())
         trained = time.process_time()
-        pictures = self._paint(config, job.weights, with_text_only=row is TABLE_X[0])
+        pictures = self._paint(config, job.weights, with_text_only=row is RECIPES[0])
         last = list(read_lines(job.record))[-1]
         seconds = {"training": trained - began, "painting": time.process_time() - trained}
         return {"recipe": row.number, "seed": seed, "loss": last["loss"], "cpu_seconds": seconds, "pictures": pictures}
@@ -132,7 +137,7 @@ class RecipeTrainer:
     def _task_for(self, config: Config, plan: PlanReader, folder: Path) -> AdapterTask:
         if self._task is None:
             self._task = adapter_task(self.experiment.source.context(config, folder), plan)
-        self._task.rows, self._task.seed = plan, config.run.seed
+        self._task.seed = config.run.seed
         return self._task
 
     def _paint(self, config: Config, adapter: Path, *, with_text_only: bool) -> list[dict[str, Any]]:
@@ -147,6 +152,16 @@ class RecipeTrainer:
             rows += painter(cases.slice(start, size)).to_pylist()
         kept = ("arm", "subject", "prompt", "seed", *METRICS)
         return [{key: row[key] for key in kept} for row in rows]
+
+
+@dataclass(frozen=True)
+class _WithoutGrounds:
+    """The rows of a plan, with captions that say nothing of the ground."""
+
+    plan: PlanReader
+
+    def __call__(self, step: int) -> list[PlanRow]:
+        return [row._replace(caption=without_ground(row.caption)) for row in self.plan(step)]
 
 
 def _printing() -> Reporter:
@@ -178,7 +193,7 @@ def run_all(experiment: Experiment, seeds: list[int]) -> None:
     """Every run that is neither finished nor at work in another process."""
     trainer = RecipeTrainer(experiment)
     for seed in seeds:
-        for row in TABLE_X:
+        for row in RECIPES:
             result = experiment.result(row, seed)
             with claimed(result.with_suffix(".lock")) as mine:
                 if not mine or result.exists():

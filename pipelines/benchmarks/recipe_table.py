@@ -28,21 +28,23 @@ TEXT_ONLY = "text_only"
 
 @dataclass(frozen=True, kw_only=True)
 class TableXRow:
-    """A recipe of Table X: how it is configured, and what the paper measured.
+    """A recipe of Table X, or one beside it: how it is configured, and what the paper measured.
 
     Attributes:
         number: Its number in the paper.
         name: In words.
         settings: Of the stage curriculum.
-        text: CLIP-B-T.
-        image: CLIP-B-I.
+        text: CLIP-B-T; None where the paper has none.
+        image: CLIP-B-I; likewise.
+        captions_name_grounds: Whether the captions of generic samples are left as they are.
     """
 
     number: int
     name: str
     settings: Mapping[str, Any]
-    text: float
-    image: float
+    text: float | None = None
+    image: float | None = None
+    captions_name_grounds: bool = True
 
 
 _NO_CROPS = {"max_crop_ratio": 1.0}
@@ -70,8 +72,17 @@ TABLE_X = (
     TableXRow(number=6, name="No. 4 and curriculum crops", settings={}, text=33.43, image=87.32),
 )
 
-#: The full recipe against all others, and what the paper says of the first four: the first minus the second.
-COMPARISONS = ((6, 1), (6, 2), (6, 3), (6, 4), (6, 5), (4, 1), (4, 2), (4, 3))
+#: Generic samples whose captions tell as little as those of view pairs, "a photo of a mug".
+CONTROL = TableXRow(
+    number=7,
+    name="No. 1, captions without grounds",
+    settings={"multiview_probability": 0.0, **_NO_CROPS},
+    captions_name_grounds=False,
+)
+RECIPES = (*TABLE_X, CONTROL)
+
+#: The full recipe against all others, what the paper says of the first four, and the control: first minus second.
+COMPARISONS = ((6, 1), (6, 2), (6, 3), (6, 4), (6, 5), (4, 1), (4, 2), (4, 3), (7, 1), (7, 2))
 
 #: What a run's JSON file holds: {"recipe", "seed", "pictures": [{"arm", "subject", one number a metric}, ..], ..}.
 Run = Mapping[str, Any]
@@ -118,8 +129,10 @@ def interval(scores: Scores, resamples: int = 5000) -> Interval:
     return Interval(mean=float(scores.values.mean()), low=float(low), high=float(high))
 
 
-def verdict(ours: Interval, papers: float) -> str:
+def verdict(ours: Interval, papers: float | None) -> str:
     """How a difference compares with the paper's. It counts when its interval leaves zero out."""
+    if papers is None:
+        return ""
     if ours.low <= 0 <= ours.high:
         return "open"
     if round(papers, 2) == 0:
@@ -143,11 +156,11 @@ def _means_table(runs: Sequence[Run]) -> str:
     head = ["No.", "recipe", "seeds", "paper: CLIP-B-T", "paper: CLIP-B-I"]
     head += [f"{shown}, {arm}" for arm in ARMS.values() for shown, _ in METRICS.values()]
     rows = []
-    for row in TABLE_X:
+    for row in RECIPES:
         own = _of(runs, row.number)
         if own:
             found = [interval(Scores.of(own, arm, metric)) for arm in ARMS for metric in METRICS]
-            papers = [f"{row.text:.2f}", f"{row.image:.2f}"]
+            papers = ["" if value is None else f"{value:.2f}" for value in (row.text, row.image)]
             rows.append([str(row.number), row.name, str(len(own)), *papers, *map(_shown, found)])
     return _table(head, rows)
 
@@ -164,19 +177,29 @@ def _differences_table(runs: Sequence[Run], arm: str) -> str:
     head = ["difference", "paper: CLIP-B-T", "paper: CLIP-B-I"]
     for shown, _ in METRICS.values():
         head += [shown, "direction"]
-    papers = {row.number: row for row in TABLE_X}
     rows = []
     for first, second in COMPARISONS:
         mine, other = _of(runs, first), _of(runs, second)
         if not {run["seed"] for run in mine} & {run["seed"] for run in other}:
             continue
-        told = {name: getattr(papers[first], name) - getattr(papers[second], name) for name in ("text", "image")}
-        cells = [f"No. {first} - No. {second}", f"{told['text']:+.2f}", f"{told['image']:+.2f}"]
+        told = _papers_differences(first, second)
+        cells = [f"No. {first} - No. {second}"]
+        cells += ["" if told[name] is None else f"{told[name]:+.2f}" for name in ("text", "image")]
         for metric, (_, stands_for) in METRICS.items():
             found = interval(Scores.of(mine, arm, metric).minus(Scores.of(other, arm, metric)))
             cells += [_shown(found, sign="+"), verdict(found, told[stands_for])]
         rows.append(cells)
     return _table(head, rows)
+
+
+def _papers_differences(first: int, second: int) -> dict[str, float | None]:
+    """Of CLIP-B-T ("text") and CLIP-B-I ("image"), between two recipes by number."""
+    one, other = ({"text": row.text, "image": row.image} for row in (RECIPES[first - 1], RECIPES[second - 1]))
+    differences: dict[str, float | None] = {}
+    for name, value in one.items():
+        theirs = other[name]
+        differences[name] = None if value is None or theirs is None else value - theirs
+    return differences
 
 
 def _shown(found: Interval, sign: str = "") -> str:
@@ -192,15 +215,15 @@ def plot(runs: Sequence[Run], file: Path) -> None:
     """The paper's two metrics, then ours with intervals, and a dot for every seed."""
     figure = Figure(figsize=(15, 7), layout="constrained")
     panels = figure.subplots(2, 1 + len(ARMS), sharex=True)
-    numbers = [row.number for row in TABLE_X if _of(runs, row.number)]
+    numbers = [row.number for row in RECIPES if _of(runs, row.number)]
     for axes, name in zip(panels[:, 0], ("text", "image"), strict=True):
-        axes.plot(numbers, [getattr(row, name) for row in TABLE_X if row.number in numbers], "ks")
+        axes.plot(numbers, [getattr(RECIPES[number - 1], name) for number in numbers], "ks")
         axes.set(title=f"the paper's CLIP-B-{'T' if name == 'text' else 'I'}")
     for column, (arm, arm_name) in enumerate(ARMS.items(), start=1):
         for axes, metric in zip(panels[:, column], ("controllability", "similarity"), strict=True):
             _plot_scores(axes, [Scores.of(_of(runs, number), arm, metric) for number in numbers], numbers)
             axes.set(title=f"{METRICS[metric][0]}, {arm_name}")
-    names = {row.number: f"{row.number}. {row.name}" for row in TABLE_X}
+    names = {row.number: f"{row.number}. {row.name}" for row in RECIPES}
     for axes in panels.flat:
         axes.set_xticks(numbers, [names[number] for number in numbers], rotation=30, ha="right")
         axes.grid(alpha=0.3)

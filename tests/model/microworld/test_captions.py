@@ -1,7 +1,14 @@
 from collections import Counter
 
 from model.micro_sd.architectures import MAX_TOKENS, build_tokenizer
-from model.microworld.captions import GENERIC_NOUN, MAX_WORDS, VOCABULARY, plain_caption
+from model.microworld.captions import (
+    BACKGROUND_PHRASES,
+    GENERIC_NOUN,
+    MAX_WORDS,
+    VOCABULARY,
+    plain_caption,
+    without_ground,
+)
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.scenes import SceneShares, draw_specs
 
@@ -53,3 +60,11 @@ def test_plain_captions_read_as_english() -> None:
     assert plain_caption("mug", "snow", colour="orange") == "a photo of an orange mug in the snow"
     assert plain_caption("robot", "beach", neighbour="mug") == "a photo of a robot and a mug on the beach"
     assert len(plain_caption("robot", "brick", colour="red", neighbour="mug").split()) <= MAX_WORDS
+
+
+def test_a_caption_without_ground_keeps_all_the_rest() -> None:
+    assert without_ground("there is a nice mug on a sandy beach") == "there is a nice mug"
+    assert without_ground("a photo of a mug") == "a photo of a mug"
+    for spec in draw_specs("train", 200, seed=3):
+        text = without_ground(spec.caption.text)
+        assert spec.caption.text.removeprefix(f"{text} ") in BACKGROUND_PHRASES[spec.ground.name]

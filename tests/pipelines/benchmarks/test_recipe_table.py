@@ -107,3 +107,14 @@ def test_the_tables(tmp_path: Path) -> None:
     plot(runs, tmp_path / "recipes.png")
     with Image.open(tmp_path / "recipes.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+
+
+def test_the_control_has_no_numbers_of_the_papers(tmp_path: Path) -> None:
+    runs = [result(1, 0, [0.2] * 4, 0.9), result(7, 0, [0.5] * 4, 0.4)]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown(runs).splitlines()]
+    control = next(row for row in rows if row[:1] == ["7"])
+    assert control[3:5] == ["", ""]
+    difference = next(row for row in rows if row[:1] == ["No. 7 - No. 1"])
+    assert difference[1:5] == ["", "", "-0.500 (-0.500 to -0.500)", ""]
+    plot(runs, tmp_path / "recipes.png")
+    assert (tmp_path / "recipes.png").stat().st_size
