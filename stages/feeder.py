@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.training import Feed, Prepared
+from stages.stage import StageError
 
 #: Steps travel in blocks of about so many bytes, for Ray takes some milliseconds for each block whatever its size.
 BLOCK_BYTES = 32 * 2**20
@@ -119,7 +120,7 @@ class _DataWorker:
         for step in range(first, end):
             try:
                 found.append(self.feed.prepare(step, self.rank, self.world))
-            except ValueError as error:
+            except (ValueError, StageError) as error:
                 return pack(found, str(error))
         return pack(found)
 

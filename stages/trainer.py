@@ -26,6 +26,8 @@ from stages.training_record import BOOKKEEPING, progress_note, read_lines
 Curves = dict[str, list[tuple[int, float]]]
 
 _POLL_SECONDS = 0.5
+#: The project's own complaints of configuration and data: whole sentences, and another attempt is a waste.
+_COMPLAINTS = (ValueError, StageError)
 
 
 def fit(
@@ -50,9 +52,9 @@ def fit(
 
     Raises:
         StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
-            or of another configuration; a worker found something wrong (a ValueError), or died too often; memory is too
-            little for a batch, or the disk for a checkpoint; the loss exploded, or the gradient was not finite, too
-            often; SIGTERM came.
+            or of another configuration; a worker found something wrong (a ValueError or StageError), or died too
+            often; memory is too little for a batch, or the disk for a checkpoint; the loss exploded, or the gradient
+            was not finite, too often; SIGTERM came.
     """
     _check_config(config)
     _check_resources(config)
@@ -199,12 +201,12 @@ def _lacks_space(error: Exception) -> bool:
 
 
 def _would_fail_again(error: Exception) -> bool:
-    """Whether another attempt is a waste: the project's own complaints of configuration and data are ValueErrors."""
-    return isinstance(error, ValueError) or _lacks_space(error)
+    """Whether another attempt is a waste."""
+    return isinstance(error, _COMPLAINTS) or _lacks_space(error)
 
 
 def _last_line(error: Exception) -> str:
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, _COMPLAINTS) else f"{type(error).__name__}: "
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return kind + (lines[-1] if lines else "no message")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from hypothesis import given
@@ -22,7 +23,8 @@ from tiny_examples import NotedFeed, picture, rows
 from model.adapter_pictures import ExamplePictures, PlanRow
 from model.training import Prepared
 from stages import feeder
-from stages.feeder import pack, stream, unpack
+from stages.feeder import _DataWorker, pack, stream, unpack
+from stages.stage import StageError
 
 ARRAYS = st.sampled_from([np.uint8, np.bool_, np.float32, np.int64]).flatmap(
     lambda dtype: npst.arrays(dtype, npst.array_shapes(max_dims=4, max_side=5))
@@ -66,6 +68,20 @@ def test_data_workers_load_no_model_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def picture_unless_broken(picture_id: str) -> bytes:
+    if picture_id == "broken":
+        raise StageError("frames is not a dataset; run the stage that writes it again.")
+    return picture(picture_id)
+
+
+def test_what_a_data_worker_complains_of_travels_as_a_sentence() -> None:
+    feed = make_feed(rows=rows_with_a_broken_picture, picture=picture_unless_broken)
+    steps = unpack(_DataWorker(feed, 0, 1)(pa.table({"first": [6], "end": [9]})))
+    assert_same(next(steps), feed.prepare(6, 0, 1))
+    with pytest.raises(ValueError, match=r"^frames is not a dataset; run the stage that writes it again\.$"):
+        next(steps)
 
 
 @pytest.fixture
