@@ -15,7 +15,6 @@ from typing import Any
 import ray
 import torch
 from PIL import Image
-from ray.exceptions import RayTaskError
 
 from model.backbone import load_backbone
 from model.contextualizer import Contextualizer
@@ -32,6 +31,7 @@ from model.textual_inversion import (
 )
 from stages.config import CustomizeConfig
 from stages.inference import backbone_location
+from stages.ray_tasks import complaints_as_stage_errors
 from stages.stage import StageContext, StageError, StageResult
 from stages.trainer import Curves, absolute_location, plot_curves
 
@@ -155,16 +155,12 @@ def _learn_on_ray(job: LearningJob, context: StageContext) -> tuple[dict[str, to
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(learn_concept)
     curves: Curves = {"diffusion": [], "mlm": []}
     context.report.progress(0, job.settings.steps, "customize: loading the models")
-    try:
+    with complaints_as_stage_errors(ValueError):
         for reference in task.remote(job):
             told = ray.get(reference)
             if isinstance(told, dict):
                 return told, curves
             _tell(told, job.settings.steps, curves, context)
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise StageError(str(error.cause)) from error
-        raise
     raise RuntimeError("the learning ended without a result")
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-from ray.exceptions import RayError
 
 from model.adapter import AdapterError
 from model.backbone import BackboneError, WordNotInPromptError
@@ -16,7 +14,7 @@ from model.image_encoder import ImageEncoderError
 from model.pictures import PictureError
 from model.realcustom_pipeline import GenerationError
 from stages.config import BackboneConfig, InferenceConfig
-from stages.stage import StageError
+from stages.ray_tasks import complaints_as_stage_errors
 
 #: What the model says in one sentence and the user can mend.
 MODEL_ERRORS = (
@@ -61,15 +59,6 @@ def painting_options(config: InferenceConfig) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def model_errors_as_stage_errors() -> Iterator[None]:
-    """Turn what the model says in one sentence into a StageError, also when it was said in a Ray worker."""
-    try:
-        yield
-    except (RayError, *MODEL_ERRORS) as error:
-        told: BaseException | None = error
-        while told is not None and (isinstance(told, RayError) or not isinstance(told, MODEL_ERRORS)):
-            told = getattr(told, "cause", None) or told.__cause__
-        if told is None:
-            raise
-        raise StageError(str(told).partition("\n")[0]) from error  # Ray Data appends lines of its own
+def model_errors_as_stage_errors() -> AbstractContextManager[None]:
+    """Turns what the model says in one sentence into a StageError, also when it was said in a Ray worker."""
+    return complaints_as_stage_errors(*MODEL_ERRORS)

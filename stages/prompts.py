@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayTaskError
 
 from prompts.client import Endpoint, PromptError, PromptWriter
 from prompts.grammar import WRITER, grammar_prompts
 from prompts.schema import RichPrompt, RichPrompts
 from stages.config import PromptsConfig
 from stages.datasets import write_dataset
+from stages.ray_tasks import complaints_as_stage_errors
 from stages.schemas import PROMPTS, content_id
 from stages.stage import StageContext, StageError, StageResult
 
@@ -83,12 +83,9 @@ def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> It
             running[write.remote(endpoint, concept, settings.prompts_per_concept, kept)] = concept
         (finished,), _ = ray.wait(list(running), num_returns=1)
         concept = running.pop(finished)
-        try:
-            yield concept, [RichPrompt(**prompt) for prompt in ray.get(finished)]
-        except RayTaskError as error:
-            if isinstance(error.cause, PromptError):
-                raise StageError(str(error.cause)) from error
-            raise
+        with complaints_as_stage_errors(PromptError):
+            prompts = ray.get(finished)
+        yield concept, [RichPrompt(**prompt) for prompt in prompts]
 
 
 def write_concept(endpoint: Endpoint, concept: str, count: int, kept: Path) -> list[dict[str, str]]:

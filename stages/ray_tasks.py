@@ -1,14 +1,17 @@
-"""Ray tasks by number: so many at a time, and an error is an error."""
+"""Work on Ray: tasks by number, so many at a time; and what a worker complains of."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.data
+from ray.exceptions import RayError
 
 from stages.stage import StageError
 
@@ -25,6 +28,30 @@ def cluster_cores() -> int:
     here = ray.get_runtime_context().get_node_id()
     nodes = [(node["NodeID"], int(node["Resources"].get("CPU", 0))) for node in ray.nodes() if node["Alive"]]
     return max(1, sum(min(cpus, os.cpu_count() or 1) if node == here else cpus for node, cpus in nodes))
+
+
+def set_data_context() -> None:
+    """For the Ray Data of a stage: blocks come in order, and errors of a map's function as they were raised."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
+
+
+@contextmanager
+def complaints_as_stage_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds, which say what is wrong in one sentence, into StageErrors.
+
+    Also those that a Ray worker has raised, whatever Ray has wrapped around them; other errors pass.
+    """
+    try:
+        yield
+    except (RayError, *kinds) as error:
+        told: BaseException | None = error
+        while told is not None and (isinstance(told, RayError) or not isinstance(told, kinds)):
+            told = getattr(told, "cause", None) or told.__cause__
+        if told is None:
+            raise
+        raise StageError(str(told).partition("\n")[0]) from error  # Ray Data appends lines of its own
 
 
 def run_tasks(
@@ -58,7 +85,7 @@ def run_tasks(
         number = running.pop(reference)
         try:
             result = ray.get(reference)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             cause = getattr(error, "cause", None) or error
             logger.warning("%s failed", name.format(number), exc_info=error)
             if attempts[number] >= _ATTEMPTS:

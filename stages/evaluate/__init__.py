@@ -32,6 +32,7 @@ from stages.evaluate.several import SeveralPainter, pair_table
 from stages.evaluate.several_summary import Further
 from stages.evaluate.summary import Row, summarise
 from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.ray_tasks import set_data_context
 from stages.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
 from stages.stage import StageContext, StageError, StageResult
 
@@ -128,7 +129,7 @@ def _paint(
     if not tables:
         return []
     context.report.progress(0, len(tables), f"{what}: starting painters")
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    set_data_context()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     painted = ray.data.from_arrow(list(tables)).map_batches(
         worker,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.exceptions import RayError
 
 from stages.config import FilterConfig, ScoringConfig
 from stages.filter.candidate import Candidate
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
 from stages.pictures import decode
+from stages.ray_tasks import complaints_as_stage_errors
 from stages.stage import Reporter, StageError
 
 MICRO = "micro"
@@ -46,24 +45,10 @@ def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig
         num_gpus=models.gpus_per_actor or None,
     )
     done = 0
-    with _errors_of_actors():
+    with complaints_as_stage_errors(StageError):
         for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
             done += sum(batch["rows"].to_pylist())
             report.progress(done, total, "computing scores that the metadata lacks")
-
-
-@contextmanager
-def _errors_of_actors() -> Iterator[None]:
-    """Raise a StageError that was raised in an actor, not what Ray has wrapped around it."""
-    try:
-        yield
-    except RayError as error:
-        told: BaseException | None = error
-        while told is not None and type(told) is not StageError:
-            told = getattr(told, "cause", None) or told.__cause__
-        if told is None:
-            raise
-        raise StageError(str(told)) from error
 
 
 class Scorer:

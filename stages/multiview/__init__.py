@@ -32,6 +32,7 @@ from stages.config import MultiviewConfig
 from stages.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.multiview.frames import Instance, find_instances, read_instances
 from stages.multiview.pairs import DRAWN, View, balance, view_pairs
+from stages.ray_tasks import set_data_context
 from stages.schemas import FRAMES, PAIRS
 from stages.stage import StageContext, StageError, StageResult
 
@@ -106,7 +107,7 @@ def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float
 
 def _read(instances: list[Instance], settings: MultiviewConfig) -> Iterator[pa.Table]:
     """Batches of frames (schema `READ`) in the instances' order; rows without an id tell what could not be read."""
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    set_data_context()
     found = ray.data.from_items(
         [asdict(instance) for instance in instances],
         override_num_blocks=math.ceil(len(instances) / _INSTANCES_PER_TASK),

@@ -286,6 +286,18 @@ def test_the_stage_paints_every_case_in_every_arm(
 
 
 @pytest.mark.slow
+def test_what_the_model_complains_of_ends_the_stage_in_its_sentence(
+    tmp_path: Path, inputs: dict[str, Path], concept: Path, ray_cluster: str
+) -> None:
+    from stages.evaluate import run
+
+    inference = {**SMALL["inference"], "mask_cross_downscales": [7]}
+    context = make_context(tmp_path, inputs={**inputs, "customize": concept}, **{**SMALL, "inference": inference})
+    with pytest.raises(StageError, match=r"^mask_cross_downscales \[7\]: this base has cross-attention at "):
+        run(context)
+
+
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(
     inputs: dict[str, Path], concept: Path, tmp_path: Path
 ) -> None:
