@@ -226,9 +226,9 @@ def main() -> None:
     parser.add_argument("--run-folder", type=Path, required=True, help="of a finished run of the default profile")
     parser.add_argument("--output", type=Path, required=True, help="where results are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=520)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--subjects", type=int, default=24)
+    parser.add_argument("--subjects", type=int, default=64)
     parser.add_argument("--painting-steps", type=int, default=12)
     arguments = parser.parse_args()
     budget = {
