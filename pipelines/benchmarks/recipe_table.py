@@ -215,6 +215,9 @@ def plot(runs: Sequence[Run], file: Path) -> None:
     """The paper's two metrics, then ours with intervals, and a dot for every seed."""
     figure = Figure(figsize=(15, 7), layout="constrained")
     panels = figure.subplots(2, 1 + len(ARMS), sharex=True)
+    for row in panels[:, 1:]:
+        for other in row[1:]:
+            other.sharey(row[0])
     numbers = [row.number for row in RECIPES if _of(runs, row.number)]
     for axes, name in zip(panels[:, 0], ("text", "image"), strict=True):
         axes.plot(numbers, [getattr(RECIPES[number - 1], name) for number in numbers], "ks")
