@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -208,6 +207,7 @@ def steps_of(record: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_from_the_last_checkpoint(ray_cluster: str, tmp_path: Path) -> None:
+    """Of one that is told to stop see `tests/end_to_end/test_kill_and_resume.py`."""
     config = dataclasses.replace(CONFIG, zero_stage=2)
     driver = driver_at_step(ray_cluster, tmp_path, config, 25)
     driver.kill()
@@ -215,20 +215,6 @@ def test_a_killed_driver_goes_on_from_the_last_checkpoint(ray_cluster: str, tmp_
     weights, _ = fit_linear(LinearTask(), config, make_context(tmp_path))
     assert_same(weights, plain_loop(LinearTask(), config, STEPS, SEED)[0])
     assert steps_of(tmp_path / RECORD).count(20) == 1, "the second driver did not begin at a checkpoint"
-
-
-@pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_first(ray_cluster: str, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, checkpoint_every=1000)
-    driver = driver_at_step(ray_cluster, tmp_path, config, 12)
-    driver.send_signal(signal.SIGTERM)
-    said = driver.communicate(timeout=60)[1]
-    (checkpoint,) = (tmp_path / "scratch" / "train" / "linear-checkpoints").iterdir()
-    done = int(checkpoint.name.removeprefix("step-"))
-    assert f"StageError: training linear was stopped after step {done} of {STEPS}; the same command goes on." in said
-    weights, _ = fit_linear(LinearTask(), config, make_context(tmp_path))
-    assert_same(weights, plain_loop(LinearTask(), config, STEPS, SEED)[0])
-    assert steps_of(tmp_path / RECORD) == list(range(1, STEPS + 1)), "no step was lost"
 
 
 @pytest.mark.slow
