@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-import ray.data
 from ray.exceptions import RayError
 
 from stages.stage import StageError
@@ -32,6 +31,8 @@ def cluster_cores() -> int:
 
 def set_data_context() -> None:
     """For the Ray Data of a stage: blocks come in order, and errors of a map's function as they were raised."""
+    import ray.data  # not needed by all who need the rest
+
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
@@ -41,7 +42,8 @@ def set_data_context() -> None:
 def complaints_as_stage_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors of these kinds, which say what is wrong in one sentence, into StageErrors.
 
-    Also those that a Ray worker has raised, whatever Ray has wrapped around them; other errors pass.
+    Also those that a Ray worker has raised, below what Ray has wrapped around them; other errors pass. Ray Data keeps
+    no more than the text of what a function has raised, unless it is a generator or `set_data_context` was called.
     """
     try:
         yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -128,7 +129,7 @@ class PlanPictures:
     def __call__(self, picture_id: str) -> bytes:
         """Raises ValueError when neither has it."""
         for store in (self.samples, self.frames):
-            if picture_id in store:
+            with suppress(KeyError):
                 return store[picture_id]
         raise ValueError(
             f"picture {picture_id} of the plan is neither in {self.samples.folder} nor in {self.frames.folder}; "

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipelines.environment import set_environment
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
 # Ray's workers and the processes that tests start import the project from here, whether it is installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 
-from pipelines.environment import set_environment  # noqa: E402  (before anything imports Ray or MLflow)
-
-set_environment("micro")
+set_environment("micro")  # before anything imports Ray or MLflow
 # A first example that imports something, or a busy machine, is no failure.
 settings.register_profile("realword", deadline=None)
 settings.load_profile("realword")

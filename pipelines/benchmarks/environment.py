@@ -10,4 +10,4 @@ from pipelines.environment import set_environment
 def set_benchmark_environment(profile: str) -> None:
     """As a run's, but that Ray's workers do not yield to everybody else: the other side's do not either."""
     set_environment(profile)
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's spelling)
+    os.environ.update(RAY_worker_niceness="0")

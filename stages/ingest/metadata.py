@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,11 +262,14 @@ def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, s
 def _cast(column: pa.ChunkedArray, ours: str, path: str, theirs: str) -> pa.ChunkedArray:
     wanted = _TYPES.get(ours, pa.float32())
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if is_text == pa.types.is_string(wanted) or pa.types.is_null(column.type):
-        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):  # told below
-            return _unicode(column).cast(wanted, safe=False) if is_text else column.cast(wanted, safe=False)
     kind = "text" if pa.types.is_string(wanted) else "numbers"
-    raise StageError(f"ingest.metadata: the column {theirs!r} of {path} must hold {kind}, not {column.type}.")
+    sentence = f"ingest.metadata: the column {theirs!r} of {path} must hold {kind}, not {column.type}."
+    if is_text != pa.types.is_string(wanted) and not pa.types.is_null(column.type):
+        raise StageError(sentence)
+    try:
+        return _unicode(column).cast(wanted, safe=False) if is_text else column.cast(wanted, safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise StageError(sentence) from error
 
 
 def _unicode(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -51,8 +51,8 @@ def pipeline(name: str, request: pytest.FixtureRequest) -> RealCustomPipeline:
     pipeline = build(request.getfixturevalue(f"{name}_folder"), method=RealCustomAdapter)
     assert pipeline.adapter is not None
     with torch.no_grad():
-        for linear in pipeline.adapter.to_v_vision.values():
-            linear.weight.mul_(0.1)  # type: ignore[operator]
+        for weight in pipeline.adapter.to_v_vision.parameters():
+            weight.mul_(0.1)
         for parameter_name, parameter in pipeline.backbone.unet.named_parameters():
             if parameter_name.endswith("to_q.weight"):
                 parameter.mul_(16)
