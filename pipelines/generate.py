@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from model.pictures import load_picture, mask_picture
-from model.realcustom_pipeline import RealCustomOutput, RealCustomPipeline
+from model.pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.config import with_values
 from pipelines.errors import PipelineError
 from pipelines.store import Output, Store

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from model.adapter_samples import Sample
 from model.pictures import load_picture, square_crop
+from model.training.adapter_previews import Sample
 from stages.datasets import PictureStore, read_dataset
 from stages.schemas import FRAMES
 from stages.stage import StageError

@@ -30,7 +30,7 @@ from model.micro_sd.weights import (
     verify_weights,
 )
 from model.microworld.pool import build_pool
-from model.training import TrainingTask
+from model.training.task import TrainingTask
 from stages.config import BaseConfig, TrainerConfig
 from stages.stage import StageContext, StageError, StageResult
 from stages.trainer import fit

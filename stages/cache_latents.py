@@ -18,10 +18,10 @@ import ray
 import torch
 from PIL import Image
 
-from model.adapter_pictures import open_picture
 from model.backbone import Backbone, BackboneError, load_backbone
-from model.encodings import EncodingCacheError, encode_captions, encode_squares, encoder_identity
 from model.pictures import square_crop, to_tensor
+from model.training.adapter_examples import open_picture
+from model.training.encodings import EncodingCacheError, encode_captions, encode_squares, encoder_identity
 from stages.config import CacheLatentsConfig
 from stages.encoding_cache import (
     distinct_captions,

@@ -10,7 +10,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.contextualizer import Contextualizer, ContextualizerTask, FrozenText, MaskedAccuracy, masked_accuracy
+from model.concepts.contextualizer import (
+    Contextualizer,
+    ContextualizerTask,
+    FrozenText,
+    MaskedAccuracy,
+    masked_accuracy,
+)
 from stages.config import ContextualizerConfig
 from stages.datasets import read_dataset
 from stages.inference import backbone_location

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 from matplotlib.figure import Figure
 
-from model.curriculum import Recipe, draw_step
+from model.training.curriculum import Recipe, draw_step
 from stages.config import CurriculumConfig
 from stages.datasets import check_columns, dataset_files, write_part
 from stages.schemas import PAIRS, PLAN, SAMPLES
@@ -54,7 +54,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def recipe_of(settings: CurriculumConfig) -> Recipe:
-    """The configuration in the words of `model.curriculum`.
+    """The configuration in the words of `model.training.task.curriculum`.
 
     Raises:
         StageError: A value makes no sense.

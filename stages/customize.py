@@ -17,11 +17,8 @@ import torch
 from PIL import Image
 
 from model.backbone import load_backbone
-from model.contextualizer import Contextualizer
-from model.pictures import PictureError, load_picture, square_crop, to_tensor
-from model.precision import halve_products
-from model.realcustom_pipeline import RealCustomPipeline
-from model.textual_inversion import (
+from model.concepts.contextualizer import Contextualizer
+from model.concepts.textual_inversion import (
     InversionSettings,
     InversionStep,
     TextualInversion,
@@ -29,6 +26,9 @@ from model.textual_inversion import (
     load_concept,
     save_concept,
 )
+from model.pictures import PictureError, load_picture, square_crop, to_tensor
+from model.pipeline import RealCustomPipeline
+from model.training.precision import halve_products
 from stages.config import CustomizeConfig
 from stages.inference import backbone_location
 from stages.ray_tasks import complaints_as_stage_errors

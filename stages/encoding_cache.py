@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.adapter_pictures import PlanRow
 from model.backbone import Backbone
-from model.encodings import EncodingCacheError, check_identity, encoder_identity, square_key
+from model.training.adapter_examples import PlanRow
+from model.training.encodings import EncodingCacheError, check_identity, encoder_identity, square_key
 from stages.datasets import ColumnStore, dataset_files, read_dataset
 from stages.schemas import ENCODINGS, FRAMES, SAMPLES
 from stages.training_plan import PlanPictures, PlanReader

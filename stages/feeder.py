@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.training import Feed, Prepared
+from model.training.task import Feed, Prepared
 from stages.stage import StageError
 
 #: Steps travel in blocks of about so many bytes, for Ray takes some milliseconds for each block whatever its size.

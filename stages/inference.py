@@ -1,4 +1,4 @@
-"""The configuration in the words of `model.realcustom_pipeline`: shared by evaluate, register, generate and serve."""
+"""The configuration in the words of `model.pipeline`: shared by evaluate, register, generate and serve."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from model.adapter import AdapterError
+from model.adapters.adapter import AdapterError
+from model.adapters.image_encoder import ImageEncoderError
 from model.backbone import BackboneError, WordNotInPromptError
-from model.encodings import EncodingCacheError
-from model.image_encoder import ImageEncoderError
 from model.pictures import PictureError
-from model.realcustom_pipeline import GenerationError
+from model.pipeline import GenerationError
+from model.training.encodings import EncodingCacheError
 from stages.config import BackboneConfig, InferenceConfig
 from stages.ray_tasks import complaints_as_stage_errors
 

@@ -106,7 +106,9 @@ PLAN = pa.schema(
 #: `cache_latents/latents` and `cache_latents/texts`: what the backbone's encoders make of the plan's examples.
 ENCODINGS = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),  # `model.encodings.square_key` of a target square, or the caption
+        pa.field(
+            "key", pa.string(), nullable=False
+        ),  # `model.training.encodings.square_key` of a target square, or the caption
         # safetensors: latent (4, h, w); or hidden (n_t, c_t), for SDXL also text_embeds (c_p) and time_ids (6)
         pa.field("tensors", pa.binary(), nullable=False),
     ]

@@ -1,6 +1,6 @@
 """Stage `train_adapter`: the adapter's training on the plan (RealCustom, RealCustom++); writes `adapter/`.
 
-The examples are made in `model/adapter_training.py`, the steps in `stages/trainer.py`.
+The examples are made in `model/training/adapter_task.py`, the steps in `stages/trainer.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from model.adapter_training import AdapterTask
-from model.precision import HALVES
+from model.training.adapter_task import AdapterTask
+from model.training.precision import HALVES
 from stages.adapter_samples import choose_samples, draw_strip
 from stages.config import TrainAdapterConfig
 from stages.encoding_cache import StoredEncodings

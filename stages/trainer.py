@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from model.training import TrainingTask
+from model.training.task import TrainingTask
 from stages.checkpoints import difference
 from stages.config import TrainerConfig
 from stages.stage import Reporter, StageContext, StageError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.training import TrainingTask
+from model.training.task import TrainingTask
 from stages.checkpoints import CheckpointFolder
 from stages.config import TrainerConfig
 

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.moving_average import MovingAverage
 from model.seeding import seed_of
-from model.training import DescribedTask, FedTask, Feed, Prepared, SamplingTask
+from model.training.moving_average import MovingAverage
+from model.training.task import DescribedTask, FedTask, Feed, Prepared, SamplingTask
 from stages.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.engine import Engine, LossScale, learning_rate, micro_batches
 from stages.training_job import TrainingJob

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.adapter_pictures import PlanRow
+from model.training.adapter_examples import PlanRow
 from stages.datasets import PictureStore, check_columns, dataset_files, read_dataset
 from stages.schemas import FRAMES, PLAN, SAMPLES
 from stages.stage import StageError

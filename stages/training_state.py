@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.moving_average import MovingAverage
+from model.training.moving_average import MovingAverage
 from stages.engine import Engine
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -10,8 +10,8 @@ from tiny_examples import SIDE, picture, rows
 from tiny_models import ENCODERS
 from torch import Tensor
 
-from model.adapter_loss import AdapterModule
-from model.adapter_training import AdapterTask
+from model.training.adapter_loss import AdapterModule
+from model.training.adapter_task import AdapterTask
 
 
 def make_task(folder: Path, **changes: Any) -> AdapterTask:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.adapter import layer_downscale
+from model.adapters.adapter import layer_downscale
 from model.backbone import Backbone, PromptEmbedding
 
 

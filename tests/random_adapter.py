@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from model.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.image_encoder import ImageEncoders
 from model.backbone import load_backbone
-from model.image_encoder import ImageEncoders
 from stages.config import BackboneConfig
 from stages.inference import loading_options
 

@@ -19,12 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
-from model.adapter_pictures import Method, PlanRow
-from model.adapter_training import AdapterTask
-from model.curriculum import Recipe, draw_step
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes
 from model.pictures import to_png
+from model.training.adapter_examples import Method, PlanRow
+from model.training.adapter_task import AdapterTask
+from model.training.curriculum import Recipe, draw_step
 from stages.config import Config
 from stages.inference import loading_options
 

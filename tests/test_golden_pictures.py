@@ -19,7 +19,7 @@ from random_adapter import write_random_adapter
 
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import draw_specs, render_scenes
-from model.realcustom_pipeline import RealCustomPipeline
+from model.pipeline import RealCustomPipeline
 from stages.config import BackboneConfig, InferenceConfig
 from stages.filter.candidate import colour_grid
 from stages.filter.duplicates import Signatures, find_duplicates, signatures

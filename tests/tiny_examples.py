@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from model.adapter_pictures import PlanRow
-from model.training import Prepared
+from model.training.adapter_examples import PlanRow
+from model.training.task import Prepared
 
 BATCH = 4
 SIDE = 32

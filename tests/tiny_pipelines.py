@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from tiny_models import ENCODERS
 
-from model.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.image_encoder import ImageEncoders
 from model.backbone import load_backbone
-from model.image_encoder import ImageEncoders
-from model.realcustom_pipeline import RealCustomPipeline
+from model.pipeline import RealCustomPipeline
 
 PROMPTS = ["a cat in a hat", "a toy in a cat"]
 CROSS = {"sd": [4], "sdxl": [2]}  # 4 x 4 maps in both: the papers' 16 x 16 and 32 x 32

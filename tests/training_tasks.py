@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.training import Prepared
+from model.training.task import Prepared
 
 
 class LinearModule(nn.Module):

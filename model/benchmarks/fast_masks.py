@@ -39,14 +39,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.metrics import Interval, JudgeScorer, bootstrap_interval, mask_iou
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import plain_caption
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes
 from model.microworld.shapes import TRAINED_CATEGORIES
 from model.pictures import to_tensor
-from model.realcustom_pipeline import RealCustomPipeline
+from model.pipeline import RealCustomPipeline
+from model.scoring.metrics import Interval, JudgeScorer, bootstrap_interval, mask_iou
 
 _STEPS, _MASK_STEPS = 25, 12
 _BATCH = 8

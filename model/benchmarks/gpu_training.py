@@ -31,13 +31,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from model.adapter import RealCustomPlusAdapter
-from model.adapter_loss import AdapterModule, FrozenModels
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.image_encoder import ImageEncoders, VisionTower
+from model.adapters.released_weights import SDXL_UNET
 from model.backbone import PromptEmbedding
 from model.benchmarks.random_models import SD15_UNET, TEXT_TOKENS, random_backbone
-from model.image_encoder import ImageEncoders, VisionTower
-from model.precision import halve_products
-from model.released_weights import SDXL_UNET
+from model.training.adapter_loss import AdapterModule, FrozenModels
+from model.training.precision import halve_products
 
 #: Dense bf16 FLOP/s of the tensor cores, by a part of the device's name (NVIDIA's data sheets).
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}

@@ -38,17 +38,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from model.adapter import RealCustomPlusAdapter
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.image_encoder import ImageEncoders
+from model.adapters.released_weights import sdxl_unet
+from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import load_backbone
 from model.benchmarks.memory import peak_extra_bytes
 from model.benchmarks.random_models import TEXT_TOKENS, random_encoders, random_sd15
-from model.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
-from model.image_encoder import ImageEncoders
-from model.mask_guidance import grid_at
+from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
+from model.guidance.masks import grid_at
 from model.micro_sd.weights import WEIGHTS_FOLDER
-from model.realcustom_pipeline import RealCustomPipeline
-from model.released_weights import sdxl_unet
-from model.visual_attention import VisualAttentionProcessor
+from model.pipeline import RealCustomPipeline
 
 _PROMPT, _WORD = "a photo of a mug in the snow", "mug"
 _SDXL_LATENT = 128
@@ -102,7 +102,7 @@ class Setting:
     """What is measured by default."""
 
     build: Callable[[torch.device, torch.dtype], RealCustomPipeline]
-    cross_downscales: Sequence[int]  # low-resolution cross-attention, see `model.guidance_branch`
+    cross_downscales: Sequence[int]  # low-resolution cross-attention, see `model.guidance.guidance_branch`
     steps: int
     batch: int
     side: int  # of the pictures, pixels

@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
+from model.adapters.image_encoder import ImageEncoders, VisionTower
 from model.backbone import Backbone
-from model.image_encoder import ImageEncoders, VisionTower
 from model.micro_sd.weights import WEIGHTS_FOLDER
 
 SD15_UNET: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}

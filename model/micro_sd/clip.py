@@ -23,7 +23,7 @@ from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import GENERIC_NOUN, plain_caption
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
-from model.precision import mixed_precision
+from model.training.precision import mixed_precision
 
 _MAX_LOGIT_SCALE = 50.0
 

@@ -19,7 +19,7 @@ from model.micro_sd.architectures import IMAGE_SIZE, PATCH_SIZE, build_dino
 from model.micro_sd.contrastive import instance_loss, object_features
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
 from model.micro_sd.recipe import PartRecipe
-from model.precision import mixed_precision
+from model.training.precision import mixed_precision
 
 _NOISE = 0.05  # standard deviation at most; pictures lie in [-1, 1]
 

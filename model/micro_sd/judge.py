@@ -21,7 +21,7 @@ from model.micro_sd.recipe import PartRecipe
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
-from model.precision import mixed_precision
+from model.training.precision import mixed_precision
 
 _IGNORED = -100
 

@@ -17,7 +17,7 @@ from model.micro_sd.architectures import build_scheduler, build_unet
 from model.micro_sd.clip import tokenize
 from model.micro_sd.data import draw_indices, images_at, open_pool, seeded_generator
 from model.micro_sd.recipe import PartRecipe, UNetTraining
-from model.precision import mixed_precision
+from model.training.precision import mixed_precision
 
 _CHUNK = 256
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.micro_sd.architectures import build_vae
 from model.micro_sd.data import draw_indices, images_at, open_pool, seeded_generator
 from model.micro_sd.recipe import PartRecipe, VaeLoss
-from model.precision import mixed_precision
+from model.training.precision import mixed_precision
 
 _WHITENING_SCENES = 512
 

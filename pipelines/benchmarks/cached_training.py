@@ -30,14 +30,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from model.adapter_loss import AdapterModule, FrozenModels
-from model.adapter_pictures import PlanRow
-from model.adapter_training import AdapterTask
+from model.adapters.image_encoder import ImageEncoders
 from model.backbone import Backbone, load_backbone
 from model.benchmarks.random_models import SD15_UNET, TEXT_TOKENS, random_encoders, random_sd15
-from model.image_encoder import ImageEncoders
 from model.micro_sd.weights import WEIGHTS_FOLDER
-from model.tensor_cache import Cache
+from model.training.adapter_examples import PlanRow
+from model.training.adapter_loss import AdapterModule, FrozenModels
+from model.training.adapter_task import AdapterTask
+from model.training.tensor_cache import Cache
 from stages.cache_latents import DATASETS, Encoder, EncodingJob, parts_of, write_examples
 from stages.config import BackboneConfig, CacheLatentsConfig
 from stages.datasets import write_dataset

@@ -30,9 +30,9 @@ import torch
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from model.adapter_pictures import PlanRow
-from model.adapter_training import AdapterTask
 from model.microworld.captions import without_ground
+from model.training.adapter_examples import PlanRow
+from model.training.adapter_task import AdapterTask
 from pipelines.benchmarks.finished_run import FinishedRun, open_run
 from pipelines.benchmarks.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
 from pipelines.config import with_values

@@ -29,8 +29,8 @@ import pyarrow as pa
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from model.adapter_pictures import ExamplePictures
-from model.training import Prepared
+from model.training.adapter_examples import ExamplePictures
+from model.training.task import Prepared
 from pipelines.benchmarks.environment import set_benchmark_environment
 from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster

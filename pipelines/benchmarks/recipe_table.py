@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from model.metrics import Interval
+from model.scoring.metrics import Interval
 
 #: Of the stage evaluate, with the name that is shown and the paper's metric that it stands for.
 METRICS = {

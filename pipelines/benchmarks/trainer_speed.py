@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.adapter_training import AdapterTask
+from model.training.adapter_task import AdapterTask
 from pipelines.benchmarks.environment import set_benchmark_environment
 from pipelines.benchmarks.finished_run import FinishedRun, open_run
 from pipelines.cluster import local_cluster

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
-from model.mask_guidance import grid_at
-from model.metrics import JudgeScorer, largest_iou, mask_iou
+from model.guidance.masks import grid_at
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
-from model.realcustom_pipeline import RealCustomOutput
-from model.visual_attention import VisualAttentionProcessor
+from model.pipeline import RealCustomOutput
+from model.scoring.metrics import JudgeScorer, largest_iou, mask_iou
 from stages.config import Config, InferenceConfig
 from stages.evaluate.cases import Case
 from stages.evaluate.painter import MASK_SIDE, Place, load_pipeline

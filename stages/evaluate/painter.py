@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from model.backbone import load_backbone
+from model.concepts.textual_inversion import load_concept
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
-from model.realcustom_pipeline import RealCustomOutput, RealCustomPipeline
-from model.textual_inversion import load_concept
+from model.pipeline import RealCustomOutput, RealCustomPipeline
 from stages.config import Config
 from stages.evaluate.cases import Case
 from stages.evaluate.scorer import Scorer

@@ -14,7 +14,7 @@ import jinja2
 import pyarrow.parquet as pq
 from PIL import Image
 
-from model.metrics import Interval
+from model.scoring.metrics import Interval
 from stages.config import Config
 from stages.datasets import dataset_files, read_dataset
 from stages.evaluate.cases import Subject

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.metrics import Interval
+from model.scoring.metrics import Interval
 from stages.evaluate.grids import data_uri, picture_grid
 from stages.evaluate.mask_quality import RECIPES
 from stages.evaluate.several_summary import TASKS, MaskSummary, SceneMaskSummary, SeveralSummary

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from model.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
-from model.mask_guidance import Grid, grid_at
-from model.mask_recipe import MaskRecipe
-from model.metrics import largest_iou, mask_iou
+from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
+from model.guidance.mask_recipe import MaskRecipe
+from model.guidance.masks import Grid, grid_at
+from model.guidance.subjects import Subject
 from model.microworld.captions import CaptionShares
 from model.microworld.scenes import SceneBatch, SceneShares, draw_specs, render_scenes
 from model.microworld.shapes import TRAINED_CATEGORIES
-from model.subjects import Subject
+from model.scoring.metrics import largest_iou, mask_iou
 from stages.config import Config
 from stages.evaluate.mask_quality import attention_grids, attention_processors, grids_of, recipe_downscales
 from stages.evaluate.painter import Place, load_pipeline

@@ -10,8 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.metrics import ClipScorer, DinoScorer, JudgeScorer, SubjectEmbedder, ground_change, subject_similarity
 from model.pictures import load_picture, square_crop, to_tensor
+from model.scoring.metrics import (
+    ClipScorer,
+    DinoScorer,
+    JudgeScorer,
+    SubjectEmbedder,
+    ground_change,
+    subject_similarity,
+)
 from stages.config import EvaluateConfig
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from model.guidance.subjects import Subject
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
-from model.realcustom_pipeline import RealCustomOutput
-from model.subjects import Subject
+from model.pipeline import RealCustomOutput
 from stages.config import Config
 from stages.evaluate.painter import MASK_SIDE, Place, device_of, load_pipeline
 from stages.evaluate.pairs import PairCase

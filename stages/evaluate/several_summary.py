@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from model.metrics import Interval, bootstrap_interval
+from model.scoring.metrics import Interval, bootstrap_interval
 from stages.evaluate.mask_quality import RECIPES
 from stages.evaluate.summary import Row, clusters
 

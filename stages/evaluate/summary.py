@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from model.metrics import Interval, bootstrap_interval
+from model.scoring.metrics import Interval, bootstrap_interval
 
 #: The arms in the order in which they are shown.
 ARMS = ("text_only", "adapter", "adapter_mask", "concept")

@@ -1,8 +1,8 @@
 """Scores that the metadata lacks and a threshold needs, computed by actors.
 
 The similarity is CLIP's, the aesthetic score that of LAION's head, the safety score the margin of Stable Diffusion's
-safety checker (`model/safety.py`): 0.5 is its threshold, as of LAION's own score, which comes from a Keras model. The
-watermark score is LAION's alone. Only samples that all other rules let pass are looked at.
+safety checker (`model/scoring/safety.py`): 0.5 is its threshold, as of LAION's own score, which comes from a Keras
+model. The watermark score is LAION's alone. Only samples that all other rules let pass are looked at.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ScoreModels:
     def __init__(self, settings: ScoringConfig, scores: set[str]) -> None:
         import torch
 
-        from model.metrics import ClipScorer
+        from model.scoring.metrics import ClipScorer
 
         self.device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
         self.scores = scores
@@ -150,8 +150,8 @@ def load_clip(name: str) -> Any:
     Raises:
         StageError: There is no such model.
     """
-    from model.metrics import ClipScorer
     from model.micro_sd.weights import WEIGHTS_FOLDER
+    from model.scoring.metrics import ClipScorer
 
     try:
         if name == MICRO:
@@ -167,7 +167,7 @@ def load_safety(name: str) -> Any:
     Raises:
         StageError: There is no such safety checker.
     """
-    from model.safety import SafetyCheckerError, SafetyScorer
+    from model.scoring.safety import SafetyCheckerError, SafetyScorer
 
     try:
         return SafetyScorer.from_pretrained(name)
@@ -181,7 +181,7 @@ def load_head(path: str, clip: Any) -> Any:
     Raises:
         StageError: It is none, or reads embeddings of another width.
     """
-    from model.aesthetic import AestheticHead, AestheticHeadError
+    from model.scoring.aesthetic import AestheticHead, AestheticHeadError
 
     try:
         head = AestheticHead.from_pretrained(path)

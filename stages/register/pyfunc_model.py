@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
 from model.pictures import load_picture, mask_picture, to_png
-from model.realcustom_pipeline import GenerationError, RealCustomPipeline
+from model.pipeline import GenerationError, RealCustomPipeline
 
 _MASK_SIDE = 256
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from model.adapter import RealCustomPlusAdapter
-from model.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
-from model.mask_guidance import layer_regions, token_indicator
-from model.visual_attention import VisualCondition
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.visual_attention import VisualCondition
+from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
+from model.guidance.masks import layer_regions, token_indicator
 
 LATENT = (8, 8)
 

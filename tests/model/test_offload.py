@@ -11,8 +11,8 @@ import torch
 from tiny_pipelines import CROSS, PROMPTS, build, subjects
 from torch import nn
 
+from model.adapters.realcustom import RealCustomAdapter
 from model.offload import OffloadError, accelerator, offload
-from model.realcustom_adapter import RealCustomAdapter
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tiny_pipelines import CROSS, PROMPTS, build, subjects
 
-from model.adapter import RealCustomPlusAdapter
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.image_encoder import ImageEncoders
 from model.backbone import Backbone, WordNotInPromptError
-from model.image_encoder import ImageEncoders
-from model.realcustom_pipeline import GenerationError, RealCustomPipeline
-from model.subjects import Subject
+from model.guidance.subjects import Subject
+from model.pipeline import GenerationError, RealCustomPipeline
 
 
 @pytest.fixture(scope="module")

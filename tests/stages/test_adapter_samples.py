@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.adapter_samples import Sample, column
+from model.training.adapter_previews import Sample, column
 from stages.adapter_samples import choose_samples, draw_strip
 from stages.datasets import PictureStore, write_dataset
 from stages.schemas import FRAMES

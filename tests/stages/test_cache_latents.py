@@ -21,9 +21,9 @@ from tiny_models import RESOLUTION, write_sdxl
 from tiny_plan import BATCH, STEPS, encoded_picture, filled, plan_row, write_tiny_plan
 from torch import Tensor
 
-from model.adapter_training import AdapterTask
 from model.backbone import load_backbone
-from model.encodings import EncodingCacheError, encode_captions
+from model.training.adapter_task import AdapterTask
+from model.training.encodings import EncodingCacheError, encode_captions
 from stages import cache_latents
 from stages.cache_latents import Encoder, make_job, parts_of, run, write_examples
 from stages.datasets import dataset_files, write_dataset

@@ -15,7 +15,7 @@ from PIL import Image
 from random_backbone import write_random_backbone
 from safetensors.torch import load_file
 
-from model.contextualizer import Contextualizer
+from model.concepts.contextualizer import Contextualizer
 from stages import contextualizer, customize
 from stages.config import CustomizeConfig
 from stages.datasets import write_dataset

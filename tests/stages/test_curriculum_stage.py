@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from helpers import make_context
 
-from model.curriculum import draw_step
+from model.training.curriculum import draw_step
 from stages import curriculum
 from stages.config import CurriculumConfig
 from stages.curriculum import plan_steps, recipe_of, summarize

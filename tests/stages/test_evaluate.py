@@ -18,7 +18,7 @@ from random_adapter import write_random_adapter
 from random_backbone import write_random_backbone
 from subject_folder import png, write_pairs, write_subjects
 
-from model.metrics import bootstrap_interval
+from model.scoring.metrics import bootstrap_interval
 from stages.config import Config, EvaluateConfig
 from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
@@ -206,7 +206,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def concept(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of `customize` for the subject test-mug-1, not learned: it means what "mug" means, but louder."""
     from model.backbone import load_backbone
-    from model.textual_inversion import save_concept
+    from model.concepts.textual_inversion import save_concept
 
     width = load_backbone(inputs["base"] / "backbone").text_encoders[0].config.hidden_size
     folder = tmp_path_factory.mktemp("customize")

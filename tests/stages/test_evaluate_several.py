@@ -16,8 +16,8 @@ from random_adapter import write_random_adapter
 from random_backbone import write_random_backbone
 from subject_folder import png, write_pairs, write_subjects
 
-from model.metrics import bootstrap_interval
 from model.microworld.captions import MAX_WORDS, VOCABULARY
+from model.scoring.metrics import bootstrap_interval
 from stages.config import Config, EvaluateConfig, InferenceConfig
 from stages.evaluate.cases import load_subjects, make_cases
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table, recipe_downscales

@@ -20,8 +20,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.state import list_actors
 from tiny_examples import NotedFeed, picture, rows
 
-from model.adapter_pictures import ExamplePictures, PlanRow
-from model.training import Prepared
+from model.training.adapter_examples import ExamplePictures, PlanRow
+from model.training.task import Prepared
 from stages import feeder
 from stages.feeder import _DataWorker, pack, stream, unpack
 from stages.stage import StageError

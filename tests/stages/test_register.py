@@ -22,9 +22,9 @@ from random_backbone import write_random_backbone
 from registered_model import Registry
 from toy_pipeline import commit_stage
 
-from model.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.realcustom import RealCustomAdapter
 from model.checksums import DamagedArtifactError, folder_checksums, verify_checksums
-from model.realcustom_adapter import RealCustomAdapter
 from pipelines.fingerprint import Ingredients
 from pipelines.store import Store
 from stages.config import Config

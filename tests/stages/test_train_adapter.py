@@ -18,10 +18,10 @@ from random_backbone import write_random_backbone
 from tiny_plan import BATCH, STEPS, encoded_picture, filled, write_tiny_plan
 from torch import Tensor
 
-from model.adapter import RealCustomPlusAdapter
-from model.adapter_training import AdapterTask
-from model.load_adapter import load_adapter
-from model.realcustom_adapter import RealCustomAdapter
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.loading import load_adapter
+from model.adapters.realcustom import RealCustomAdapter
+from model.training.adapter_task import AdapterTask
 from stages.config import TrainerConfig
 from stages.datasets import write_dataset
 from stages.schemas import SAMPLES

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_tasks import FedLinearTask, LinearModule, LinearTask
 
-from model.training import Feed, Prepared
+from model.training.task import Feed, Prepared
 from stages.config import TrainerConfig
 from stages.stage import StageError
 from stages.trainer import check_resume, read_curves

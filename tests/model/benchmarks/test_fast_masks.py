@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.adapter import RealCustomPlusAdapter
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.image_encoder import ImageEncoders
 from model.backbone import load_backbone
 from model.benchmarks.fast_masks import Painted, compare, draw_cases, main
-from model.image_encoder import ImageEncoders
 from model.micro_sd.weights import WEIGHTS_FOLDER
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_models import ENCODERS, RESOLUTION
 
-from model.adapter import RealCustomPlusAdapter
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.image_encoder import ImageEncoders
 from model.backbone import load_backbone
 from model.benchmarks.guidance_cost import Mode, measure, modes_of, naive_bytes, report, sdxl_layers
 from model.benchmarks.memory import peak_extra_bytes
-from model.image_encoder import ImageEncoders
-from model.realcustom_pipeline import RealCustomPipeline
+from model.pipeline import RealCustomPipeline
 
 
 def test_sdxl_has_these_layers() -> None:

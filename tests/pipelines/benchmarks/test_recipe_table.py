@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.curriculum import Recipe
-from model.metrics import Interval, bootstrap_interval
+from model.scoring.metrics import Interval, bootstrap_interval
+from model.training.curriculum import Recipe
 from pipelines.benchmarks.recipe_table import ARMS, TABLE_X, Scores, interval, markdown, plot, verdict
 from pipelines.config import load_config, with_values
 from stages.curriculum import recipe_of
@@ -30,7 +30,7 @@ def result(recipe: int, seed: int, similarity: Sequence[float], controllability:
 
 
 def test_the_recipes_are_those_of_the_paper() -> None:
-    """As in `model.curriculum.Recipe`'s table."""
+    """As in `model.training.curriculum.Recipe`'s table."""
     config = load_config("micro", ["curriculum.steps=10", "curriculum.batch_size=2"])
     recipes = [
         recipe_of(with_values(config, {f"curriculum.{key}": value for key, value in row.settings.items()}).curriculum)

@@ -1,0 +1,1 @@
+"""Concepts learned from a few pictures, and the contextualizer that regularizes them."""

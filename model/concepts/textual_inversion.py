@@ -1,0 +1,232 @@
+"""Textual Inversion of one concept with the MLM loss (Contextualizer, Algorithm 2; Gal et al. 2022).
+
+The one thing that learns is the concept's token embedding:
+
+    L = L_diff(context-simple prompt, the subject's pictures) + lambda L_MLM(context-rich prompt)
+
+with the UNet, the text encoder, psi and p_mask frozen. (Line 11 of Algorithm 2 omits psi: a slip.) Of SDXL's two text
+encoders each gets an embedding of its own; the MLM loss acts on the first, whose contextualizer it is.
+
+Legend of shapes: B batch, n tokens of a padded prompt, c width of a text encoder, h, w latent grid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.backbone import Backbone, PromptEmbedding
+from model.concepts.contextualizer import (
+    Contextualizer,
+    FrozenText,
+    draw_masked,
+    embeddings_replaced,
+    mlm_logits,
+    mlm_loss,
+)
+from model.seeding import generator_of
+from model.training.diffusion_loss import diffusion_target
+from model.training.precision import mixed_precision
+
+#: Context-simple prompts; {} is the concept.
+SIMPLE_PROMPTS = ("a photo of a {}", "a picture of a {}", "a close photo of a {}", "a photo of the {}")
+
+_WEIGHTS, _DESCRIPTION = "learned_embeds.safetensors", "concept.json"  # the first is diffusers' name
+_SDXL_KEYS = ("clip_l", "clip_g")  # diffusers' names for the embeddings of SDXL's encoders
+
+
+class ConceptError(ValueError):
+    """The concept cannot be learned or loaded; one sentence for the user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionSettings:
+    """How a concept is learned.
+
+    Attributes:
+        placeholder: The new token V*.
+        word: The class word that it starts from and is named with.
+        mlm_weight: lambda.
+        mask_rate: Share of the context-rich prompts' tokens that are masked.
+    """
+
+    placeholder: str
+    word: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    mlm_weight: float
+    mask_rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class InversionStep:
+    """What one step of the optimizer has seen."""
+
+    step: int  # from 1
+    diffusion: float  # L_diff
+    mlm: float  # L_MLM, not yet times lambda
+
+
+def add_token(text: FrozenText, placeholder: str, word: str) -> int:
+    """Give a tokenizer and its encoder the token `placeholder`, embedded like `word`; returns its id.
+
+    Raises:
+        ConceptError: The tokenizer knows the placeholder already, or does not know the word.
+    """
+    tokenizer, encoder = text.tokenizer, text.encoder
+    like = tokenizer(word, add_special_tokens=False).input_ids
+    if not like or tokenizer.unk_token_id in like:
+        raise ConceptError(f"the class word {word!r} is not in the text encoder's vocabulary; choose a common noun.")
+    if tokenizer.add_tokens([placeholder]) != 1:
+        raise ConceptError(f"the placeholder {placeholder!r} is a token already; choose another.")
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    table: Tensor = encoder.get_input_embeddings().weight
+    concept = int(tokenizer.convert_tokens_to_ids(placeholder))
+    with torch.no_grad():
+        table[concept] = table[like].mean(0)
+    table.requires_grad_(False)
+    return concept
+
+
+class TextualInversion(nn.Module):
+    """The concept's embedding, one a text encoder, with the frozen models around it.
+
+    Args:
+        backbone: Its tokenizers and text encoders get the placeholder.
+        contextualizer: psi and p_mask for the first text encoder.
+        latents: (N, 4, h, w) of the subject's pictures.
+        rich_prompts: Context-rich prompts that contain the placeholder.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        contextualizer: Contextualizer,
+        latents: Tensor,
+        rich_prompts: Sequence[str],
+        settings: InversionSettings,
+    ) -> None:
+        super().__init__()
+        self.frozen = (backbone, contextualizer.eval().requires_grad_(False))  # a tuple: no submodules
+        self.texts = [FrozenText(*pair) for pair in zip(backbone.tokenizers, backbone.text_encoders, strict=True)]
+        self.concepts = [add_token(text, settings.placeholder, settings.word) for text in self.texts]
+        rows = [
+            text.encoder.get_input_embeddings().weight[i] for text, i in zip(self.texts, self.concepts, strict=True)
+        ]
+        self.embeddings = nn.ParameterList([nn.Parameter(row.detach().float().clone()) for row in rows])
+        self.latents, self.settings = latents, settings
+        name = f"{settings.placeholder} {settings.word}"
+        self.simple = [prompt.format(name) for prompt in SIMPLE_PROMPTS]
+        self.rich_ids = self.texts[0].ids(rich_prompts)
+        self.device = backbone.device
+
+    def forward(self, step: int) -> tuple[Tensor, Tensor]:
+        """L_diff and L_MLM of one step; what they see depends on (seed, step)."""
+        generator = generator_of(self.settings.seed, step)
+        with mixed_precision(self.device), self._concept_in_place():
+            return self._diffusion_loss(generator), self._mlm_loss(generator)
+
+    def state(self) -> dict[str, Tensor]:
+        """The learned embeddings as diffusers names them."""
+        keys = _SDXL_KEYS if len(self.embeddings) > 1 else (self.settings.placeholder,)
+        return {key: embedding.detach().cpu().clone() for key, embedding in zip(keys, self.embeddings, strict=True)}
+
+    @contextmanager
+    def _concept_in_place(self) -> Iterator[None]:
+        """The text encoders read the learned embeddings; their token tables are not touched."""
+
+        def replacing(concept: int, embedding: Tensor) -> Any:
+            return lambda ids, read: torch.where((ids == concept)[..., None], embedding.to(read.dtype), read)
+
+        with ExitStack() as stack:
+            for text, concept, embedding in zip(self.texts, self.concepts, self.embeddings, strict=True):
+                stack.enter_context(embeddings_replaced(text.encoder, replacing(concept, embedding)))
+            yield
+
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(count, (self.settings.batch_size,), generator=generator)
+
+    def _diffusion_loss(self, generator: torch.Generator) -> Tensor:
+        backbone, _ = self.frozen
+        latents = self.latents[self._draw(len(self.latents), generator)]
+        prompts = [self.simple[i] for i in self._draw(len(self.simple), generator).tolist()]
+        timesteps = self._draw(backbone.scheduler.config.num_train_timesteps, generator).to(self.device)
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
+        noisy = backbone.scheduler.add_noise(latents, noise, timesteps)
+        predicted = backbone.predict(noisy, timesteps, self._encode(prompts))
+        return F.mse_loss(predicted.float(), diffusion_target(backbone.scheduler, latents, noise, timesteps))
+
+    def _encode(self, prompts: list[str]) -> PromptEmbedding:
+        """As `Backbone.encode_prompt`, with gradients into the text states."""
+        backbone, _ = self.frozen
+        if backbone.family == "sd":
+            text = self.texts[0]
+            return PromptEmbedding(text.encoder(input_ids=text.ids(prompts).to(self.device)).last_hidden_state)
+        outputs = [
+            text.encoder(input_ids=text.ids(prompts).to(self.device), output_hidden_states=True) for text in self.texts
+        ]
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return PromptEmbedding(hidden, backbone.encode_prompt(prompts).added_conditions)
+
+    def _mlm_loss(self, generator: torch.Generator) -> Tensor:
+        _, contextualizer = self.frozen
+        text, settings = self.texts[0], self.settings
+        ids = self.rich_ids[self._draw(len(self.rich_ids), generator)]
+        never = [*text.special, self.concepts[0]]
+        masked = draw_masked(ids, never, settings.mask_rate, [generator] * len(ids)).to(self.device)
+        ids = ids.to(self.device)
+        return mlm_loss(mlm_logits(contextualizer, text.encoder, ids, masked, text.end), ids, masked)
+
+
+def learn(inversion: TextualInversion) -> Iterator[InversionStep]:
+    """Learn the concept, a step an item; AdamW at a constant rate, without weight decay (Gal et al. 2022)."""
+    settings = inversion.settings
+    optimizer = torch.optim.AdamW(inversion.embeddings.parameters(), settings.learning_rate, weight_decay=0.0)
+    for step in range(settings.steps):
+        diffusion, mlm = inversion(step)
+        optimizer.zero_grad()
+        (diffusion + settings.mlm_weight * mlm).backward()
+        optimizer.step()
+        yield InversionStep(step + 1, diffusion.item(), mlm.item())
+
+
+def save_concept(folder: Path, state: dict[str, Tensor], placeholder: str, word: str, subject: str) -> None:
+    """Write the embedding as `load_textual_inversion` of diffusers reads it, and what it stands for beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / _WEIGHTS)
+    description = {"placeholder": placeholder, "word": word, "subject": subject}
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def load_concept(backbone: Backbone, folder: Path) -> str:
+    """Teach a backbone a concept that `save_concept` has written; returns its placeholder.
+
+    Raises:
+        ConceptError: The folder holds no concept, or one for another text encoder.
+    """
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text())
+        state = load_file(folder / _WEIGHTS)
+    except OSError as error:
+        raise ConceptError(f"{folder} holds no concept: {error.strerror} ({error.filename}).") from error
+    placeholder: str = description["placeholder"]
+    keys = _SDXL_KEYS if backbone.family == "sdxl" else (placeholder,)
+    for key, tokenizer, encoder in zip(keys, backbone.tokenizers, backbone.text_encoders, strict=True):
+        width = encoder.get_input_embeddings().weight.shape[1]
+        if key not in state or state[key].shape[-1] != width:
+            raise ConceptError(f"the concept {folder} was learned on another text encoder than this backbone's.")
+        concept = add_token(FrozenText(tokenizer, encoder), placeholder, description["word"])
+        with torch.no_grad():
+            encoder.get_input_embeddings().weight[concept] = state[key]
+    return placeholder

@@ -1,0 +1,165 @@
+"""The guidance masks of the subjects (RealCustom++ Secs. III-D and III-E, Eqs. 12-13, 16), as pure functions.
+
+No N x N matrix and no full probability tensor is materialised: Softmax(Q K^T) m is attention with the value m.
+
+Legend of shapes: B batch, S subjects of a picture, H heads, d head width, h x w the layer's grid with N = h * w, n
+keys, n_t text tokens, G x G' the largest attention grid.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.adapters.visual_attention import Region
+
+Grid = tuple[int, int]
+
+
+def grid_at(latent: Grid, downscale: int) -> Grid:
+    """Grid of a layer; each halving of the UNet rounds up."""
+    return math.ceil(latent[0] / downscale), math.ceil(latent[1] / downscale)
+
+
+def token_indicator(positions: Sequence[Sequence[Sequence[int]]], tokens: int) -> Tensor:
+    """Positions of the target words' tokens, a list a subject of a picture -> (B, n_t, S), 1 there, 0 elsewhere.
+
+    A picture with fewer subjects than another is filled up with zeros.
+    """
+    indicator = torch.zeros(len(positions), tokens, max(len(subjects) for subjects in positions))
+    for row, subjects in zip(indicator, positions, strict=True):
+        for subject, places in enumerate(subjects):
+            row[list(places), subject] = 1
+    return indicator
+
+
+def attend(query: Tensor, key: Tensor, vectors: Tensor) -> Tensor:
+    """Mean over heads of Softmax(Q K^T / sqrt(d)) m, in linear memory, for S vectors m at once.
+
+    Args:
+        query: (B, H, N, d)
+        key: (B, H, n, d)
+        vectors: (B, n, S)
+
+    Returns:
+        (B, N, S) in fp32
+    """
+    width = query.shape[-1]
+    parts = []
+    for part in vectors.to(query.dtype).split(width, dim=-1):
+        # Flash kernels want the value as wide as the head; another width would fall back to the full matrix.
+        value = F.pad(part, (0, width - part.shape[-1]))[:, None].expand(-1, query.shape[1], -1, -1)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        parts.append(attended[..., : part.shape[-1]].float().mean(1))
+    return torch.cat(parts, dim=-1)
+
+
+def resize(maps: Tensor, grid: Grid, to: Grid) -> Tensor:
+    """Maps on a grid, (B, N, S), to a finer one, bilinear, or to a coarser one, by area."""
+    if grid == to:
+        return maps
+    spread = maps.transpose(1, 2).unflatten(2, grid)
+    finer = to[0] > grid[0] or to[1] > grid[1]
+    resized = F.interpolate(spread, to, mode="bilinear") if finer else F.interpolate(spread, to, mode="area")
+    return resized.flatten(2).transpose(1, 2)
+
+
+def top_count(scope: float, positions: int) -> int:
+    """How many of so many positions the subject may take: floor(scope * positions).
+
+    Raises:
+        ValueError: the scope lies outside (0, 1] or keeps no position at all.
+    """
+    count = math.floor(scope * positions + 1e-6)  # 0.29 * 100 is 28.999999999999996
+    if not 0 < scope <= 1 or count < 1:
+        raise ValueError(
+            f"mask scope {scope} keeps {count} of {positions} positions; it must keep from 1 to all of them."
+        )
+    return count
+
+
+def select_top(maps: Tensor, counts: Sequence[Sequence[int]], free: Tensor | None = None) -> Tensor:
+    """M_bar: Multi-Subject Top-K selection (RealCustom++ Algorithm 1); with one subject, its highest entries.
+
+    The subjects of a picture take turns; in its turn a subject takes its best position that none of them owns yet,
+    until it has as many as it may. What the printed loop finds by a search of the whole map each turn, sorting each map
+    once finds as well.
+
+    Args:
+        maps: M (B, N, S).
+        counts: of each picture, for each of its subjects, how many positions it takes.
+        free: (B, N), the positions that may be taken; None: all.
+
+    Returns:
+        (B, N, S), the selected entries, zeros elsewhere.
+
+    Raises:
+        ValueError: fewer positions are free than the subjects of a picture are to take.
+    """
+    if maps.shape[2] == 1 and free is None:
+        return _select_of_one(maps, [count for (count,) in counts])
+    owners = torch.full(maps.shape[:2], -1)
+    taken = torch.zeros(maps.shape[:2], dtype=torch.bool) if free is None else ~free.cpu()
+    orders = maps.transpose(1, 2).cpu().argsort(dim=2, descending=True, stable=True).tolist()
+    for row, order in enumerate(orders):
+        owners[row] = torch.tensor(_take_turns(order, list(counts[row]), taken[row].tolist()))
+    chosen = owners[..., None] == torch.arange(maps.shape[2])
+    return maps.where(chosen.to(maps.device), 0)
+
+
+def _select_of_one(maps: Tensor, counts: Sequence[int]) -> Tensor:
+    """The same for one subject a picture, (B, N, 1), without leaving the device."""
+    if max(counts) > maps.shape[1]:
+        raise _too_few(max(counts), maps.shape[1])
+    order = maps.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(maps.shape[1], device=maps.device)[:, None]
+    best = ranks < torch.tensor(counts, device=maps.device)[:, None, None]
+    return maps.where(torch.zeros_like(best).scatter(1, order, best), 0)
+
+
+def _take_turns(orders: Sequence[Sequence[int]], counts: list[int], taken: list[bool]) -> list[int]:
+    """Each subject's positions from its best to its worst -> the owner of each position, -1 where it has none."""
+    if sum(counts) > taken.count(False):
+        raise _too_few(sum(counts), taken.count(False))
+    owners, best = [-1] * len(taken), [iter(order) for order in orders]
+    while any(counts):
+        for subject, count in enumerate(counts):
+            if count:
+                place = next(place for place in best[subject] if not taken[place])
+                owners[place], taken[place] = subject, True
+                counts[subject] -= 1
+    return owners
+
+
+def _too_few(wanted: int, free: int) -> ValueError:
+    return ValueError(
+        f"the subjects of a picture are to take {wanted} positions of its mask, but {free} are free; give them smaller "
+        "scopes."
+    )
+
+
+def normalise_by_maximum(maps: Tensor) -> Tensor:
+    """M_hat = M_bar / max(M_bar) of each subject (RealCustom++ Eqs. 13, 16). (B, N, S) -> (B, N, S) in [0, 1]."""
+    return maps / maps.amax(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def layer_regions(masks: Tensor, latent: Grid, downscales: Collection[int]) -> dict[int, Region]:
+    """A mask resized to each block's grid by area (RealCustom++ Eq. 14): (B, G, G') -> downscale -> its region."""
+    weights = [_at_layer(masks, grid_at(latent, downscale)) for downscale in downscales]
+    fullest = torch.stack([(of_layer > 0).sum(1).max() for of_layer in weights]).tolist()  # a GPU is waited for once
+    return {
+        downscale: _region(of_layer, max(1, positions))
+        for downscale, of_layer, positions in zip(downscales, weights, fullest, strict=True)
+    }
+
+
+def _at_layer(masks: Tensor, grid: Grid) -> Tensor:
+    return F.interpolate(masks[:, None], grid, mode="area").flatten(1)
+
+
+def _region(weights: Tensor, positions: int) -> Region:
+    """Weights (B, N) -> where they are not zero; as many positions in each row as the fullest row needs."""
+    top = weights.topk(positions, dim=1)
+    return Region(top.indices, top.values[..., None])

@@ -1,0 +1,1 @@
+"""Training problems: what is learned from which examples by which loss, without Ray or DeepSpeed."""

@@ -1,0 +1,117 @@
+"""The safety checker as a score, on a small random one: diffusers' own verdict, and a plain statement of the maths."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPConfig
+
+from model.scoring.safety import SafetyCheckerError, SafetyScorer
+
+SIDE, WIDTH, PICTURES = 16, 12, 60
+
+
+def small_checker() -> StableDiffusionSafetyChecker:
+    """With thresholds that some of `views()` exceed."""
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = vision | {"vocab_size": 20, "max_position_embeddings": 8}
+    vision |= {"image_size": SIDE, "patch_size": 8}
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(vision_config=vision, text_config=text, projection_dim=WIDTH)
+    ).eval()
+    with torch.no_grad():
+        for parameter in checker.vision_model.embeddings.parameters():
+            parameter.mul_(20)  # so that pictures differ
+        for concepts, thresholds, share in (
+            (checker.concept_embeds, checker.concept_embeds_weights, 0.97),
+            (checker.special_care_embeds, checker.special_care_embeds_weights, 0.8),
+        ):
+            concepts.copy_(torch.randn(concepts.shape))
+            thresholds.copy_(torch.from_numpy(np.quantile(cosines(checker, concepts), share, axis=0)))
+    return checker
+
+
+def views() -> Tensor:
+    return torch.randn(PICTURES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def cosines(checker: StableDiffusionSafetyChecker, concepts: Tensor) -> np.ndarray:
+    """One picture and one concept at a time: (PICTURES, concepts)."""
+    with torch.no_grad():
+        pictures = [checker.visual_projection(checker.vision_model(view[None])[1])[0].numpy() for view in views()]
+    found = [
+        [picture @ concept / np.linalg.norm(picture) / np.linalg.norm(concept) for concept in concepts.detach().numpy()]
+        for picture in pictures
+    ]
+    return np.array(found, np.float32)
+
+
+def save(checker: StableDiffusionSafetyChecker, folder: Path) -> Path:
+    checker.save_pretrained(folder / "safety_checker")
+    return folder
+
+
+def test_the_score_is_above_a_half_where_diffusers_refuses() -> None:
+    checker = small_checker()
+    scores = SafetyScorer(checker)(views())
+    _, refused = checker(views(), [np.zeros((1, 1, 3)) for _ in range(PICTURES)])
+    clear = (scores - 0.5).abs() > 0.03  # elsewhere diffusers' rounding decides
+    assert clear.sum() > PICTURES / 2
+    assert (scores > 0.5)[clear].tolist() == torch.tensor(refused)[clear].tolist()
+    assert 0 < sum(refused) < PICTURES
+
+
+def test_the_score_is_what_its_definition_says() -> None:
+    checker = small_checker()
+    concepts, special = (cosines(checker, kind) for kind in (checker.concept_embeds, checker.special_care_embeds))
+    limits, special_limits = (
+        weights.detach().numpy() for weights in (checker.concept_embeds_weights, checker.special_care_embeds_weights)
+    )
+    scores = SafetyScorer(checker)(views()).tolist()
+    stricter = 0
+    for number, score in enumerate(scores):
+        margin = max(float(cosine - limit) for cosine, limit in zip(concepts[number], limits, strict=True))
+        if any(cosine - limit > 1e-6 for cosine, limit in zip(special[number], special_limits, strict=True)):
+            margin, stricter = margin + 0.01, stricter + 1
+        assert score == pytest.approx(1 / (1 + math.exp(-100 * margin)), abs=1e-3)
+    assert 0 < stricter < PICTURES
+
+
+def test_it_is_loaded_from_diffusers_layout_with_the_published_names(tmp_path: Path) -> None:
+    """The published files were saved when a CLIPVisionModel still had a `vision_model` within."""
+    checker = small_checker()
+    file = save(checker, tmp_path) / "safety_checker" / "model.safetensors"
+    published = {
+        re.sub(r"^(vision_model\.)+", "vision_model.vision_model.", name): tensor
+        for name, tensor in load_file(file).items()
+    }
+    assert "vision_model.vision_model.embeddings.class_embedding" in published
+    save_file(published, file, metadata={"format": "pt"})
+    loaded = SafetyScorer.from_pretrained(tmp_path)
+    assert loaded.picture_input.side == SIDE
+    assert torch.equal(loaded(views()), SafetyScorer(checker)(views()))
+
+
+def test_what_is_no_safety_checker_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SafetyCheckerError, match="cannot be loaded") as caught:
+        SafetyScorer.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+    file = save(small_checker(), tmp_path) / "safety_checker" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["concept_embeds_weights"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(SafetyCheckerError, match="lacks the tensor 'concept_embeds_weights'"):
+        SafetyScorer.from_pretrained(tmp_path)
+    torch.save(tensors, file.with_name("pytorch_model.bin"))
+    file.unlink()
+    with pytest.raises(SafetyCheckerError, match="cannot be loaded"):
+        SafetyScorer.from_pretrained(tmp_path)

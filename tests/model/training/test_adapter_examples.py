@@ -1,0 +1,70 @@
+"""The pictures of training examples against plain statements; see also `test_adapter_training.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_examples import picture, rows
+
+from model.pictures import crop_reference, load_picture, square_crop, to_tensor
+from model.training.adapter_examples import ExamplePictures, Method
+
+
+def make_pictures(reference_size: int, method: Method = "realcustom++") -> ExamplePictures:
+    return ExamplePictures(
+        rows=rows, picture=picture, method=method, resolution=24, reference_size=reference_size, tiles=2
+    )
+
+
+def test_squares_and_crops_are_bytes() -> None:
+    prepared = make_pictures(32).prepare(2, 0, 1)
+    assert {name: array.dtype for name, array in prepared.items()} == {
+        "target": np.uint8,
+        "target_is_square": np.bool_,
+        "reference": np.uint8,
+    }
+    assert prepared["target_is_square"].tolist() == [True, True, False, True]
+    for slot, row in enumerate(rows(2)):
+        square = square_crop(load_picture(picture(row.target_id)), row.target_crop_x, row.target_crop_y, 24)
+        crop = crop_reference(load_picture(picture(row.reference_id)), row.crop_ratio, row.crop_x, row.crop_y, 32)
+        np.testing.assert_array_equal(prepared["target"][slot], np.asarray(square))
+        np.testing.assert_array_equal(prepared["reference"][slot], np.asarray(crop))
+
+
+@pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
+def test_targets_are_not_opened_where_they_are_not_wanted(method: Method) -> None:
+    wanted = make_pictures(32, method)
+    opened: list[str] = []
+
+    def open_noted(picture_id: str) -> bytes:
+        opened.append(picture_id)
+        return picture(picture_id)
+
+    without = dataclasses.replace(wanted, targets=False, picture=open_noted)
+    found = without.prepare(2, 0, 1)
+    assert found.keys() == {"reference"}
+    np.testing.assert_array_equal(found["reference"], wanted.prepare(2, 0, 1)["reference"])
+    assert opened == [row.target_id if method == "realcustom" else row.reference_id for row in rows(2)]
+
+
+@pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
+def test_a_picture_large_enough_has_a_reference_for_the_tiles(method: Method) -> None:
+    assert make_pictures(16, method).prepare(0, 0, 1)["reference"].shape == (4, 32, 32, 3)
+
+
+def test_smaller_references_are_enlarged_beside_larger_ones() -> None:
+    """Only the second row's reference is as large as the tiles together."""
+    mixed = [row._replace(reference_id="large" if row.slot == 1 else row.reference_id) for row in rows(0)]
+    feed = dataclasses.replace(make_pictures(32), rows=lambda step: mixed)
+    found = torch.tensor(feed.prepare(0, 0, 1)["reference"]).permute(0, 3, 1, 2)
+    assert found.dtype == torch.float32
+    for row in mixed:
+        size = 64 if row.slot == 1 else 32
+        crop = crop_reference(load_picture(picture(row.reference_id)), row.crop_ratio, row.crop_x, row.crop_y, size)
+        small = to_tensor([crop])
+        large = F.interpolate(small, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
+        assert torch.equal(found[row.slot], (small if size == 64 else large)[0])

@@ -1,0 +1,244 @@
+"""The adapter's training problem on tiny backbones, against plain statements of its equations."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapter_tasks import example, make_task, randomise_values
+from tiny_examples import BATCH, picture, rows
+from tiny_models import RESOLUTION
+from torch import Tensor
+
+from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.adaptive_scoring import ScoreFusion
+from model.adapters.loading import load_adapter
+from model.adapters.realcustom import RealCustomAdapter
+from model.backbone import BackboneError
+from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.training.adapter_examples import Method
+from model.training.adapter_task import GAIN_EVERY
+
+methods = pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_batch_does_not_depend_on_the_number_of_workers(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    whole = task.batch(3, 0, 1)
+    halves = [task.batch(3, rank, 2) for rank in range(2)]
+    assert all(torch.equal(half["gamma_num"], whole["gamma_num"]) for half in halves)
+    for name in ("latents", "noise", "timesteps", "hidden", "keep_image", "multiview", "crop_ratio"):
+        torch.testing.assert_close(torch.cat([half[name] for half in halves]), whole[name])
+    assert equal(pickle.loads(pickle.dumps(make_task(sd_folder))).batch(3, 0, 1), whole)
+    assert not torch.equal(task.batch(4, 0, 1)["noise"], whole["noise"])
+    with pytest.raises(ValueError, match="4 examples a step cannot be shared out evenly among 3 workers"):
+        task.batch(0, 0, 3)
+
+
+def test_references_and_targets_are_cut_as_the_plan_says(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    batch, backbone = task.batch(2, 0, 1), task.load().backbone
+    for slot, row in enumerate(rows(2)):
+        target = square_crop(load_picture(picture(row.target_id)), row.target_crop_x, row.target_crop_y, RESOLUTION)
+        latents = backbone.encode_pictures(to_tensor([target]) * 2 - 1)[0]
+        torch.testing.assert_close(batch["latents"][slot], latents, rtol=1e-3, atol=1e-4)
+        cut = crop_reference(load_picture(picture(row.reference_id)), row.crop_ratio, row.crop_x, row.crop_y, 32)
+        torch.testing.assert_close(batch["reference"][slot], to_tensor(cut))
+    # Of the four targets only the wide one moves with its crop: it is encoded again, the others are not.
+    task.batch(5, 0, 1)
+    assert len(task.load().latents) == BATCH + 1
+
+
+def test_a_picture_that_is_none_is_named(sd_folder: Path) -> None:
+    task = make_task(sd_folder, rows=lambda step: [rows(step)[0]._replace(reference_id="broken")])
+    with pytest.raises(PictureError, match=r"^step 0: picture broken of the plan: "):
+        task.batch(0, 0, 1)
+
+
+def test_pictures_that_latents_do_not_divide_are_refused(sd_folder: Path) -> None:
+    task = make_task(sd_folder)
+    task.resolution = 33
+    with pytest.raises(BackboneError, match=r"^pictures of 33 x 33 pixels: the backbone's VAE wants multiples of 2\.$"):
+        task.batch(0, 0, 1)
+
+
+def test_conditions_are_dropped_at_their_rates(sd_folder: Path) -> None:
+    task = make_task(sd_folder, drop_text=0.1, drop_image=0.2, drop_both=0.3)
+    fate = torch.linspace(0, 0.999, 1000)
+    keep_text, keep_image = task._keep(fate)
+    assert ((~keep_text & keep_image).float().mean()).item() == pytest.approx(0.1, abs=0.01)
+    assert ((keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.2, abs=0.01)
+    assert ((~keep_text & ~keep_image).float().mean()).item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_step_is_described_by_its_pictures(sd_folder: Path) -> None:
+    assert make_task(sd_folder).describe(3) == "pictures a, b, wide, c"
+    many = make_task(sd_folder, rows=lambda step: [rows(0)[0]._replace(target_id=str(n)) for n in range(20)])
+    assert many.describe(0) == f"pictures {', '.join(map(str, range(16)))} and 4 more"
+
+
+@methods
+def test_dropped_conditions_are_the_empty_prompt_and_the_black_picture(method: Method, sd_folder: Path) -> None:
+    task = make_task(sd_folder, drop_text=0.0, drop_image=0.0, drop_both=1.0, method=method)
+    batch, frozen = task.batch(0, 0, 1), task.load()
+    torch.testing.assert_close(batch["hidden"], frozen.backbone.encode_prompt([""] * BATCH).hidden)
+    assert not batch["keep_image"].any()
+    module = task.module()
+    with torch.no_grad():
+        randomise_values(module)
+        loss = module(batch)["loss"]
+        other = module({**batch, "reference": torch.rand_like(batch["reference"])})["loss"]
+    torch.testing.assert_close(loss, other)
+
+
+@pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
+def test_the_loss_is_the_diffusion_loss(kind: str, request: pytest.FixtureRequest) -> None:
+    task = make_task(request.getfixturevalue(kind), drop_text=0.0, drop_image=0.0, drop_both=0.0)
+    module, batch = task.module(), task.batch(0, 0, 1)
+    with torch.no_grad():
+        randomise_values(module)
+        scalars = module(batch)
+    backbone, encoders = task.load().backbone, task.load().encoders
+    alpha = backbone.scheduler.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * batch["noise"]
+    prompt = backbone.encode_prompt(["a cat in"] * BATCH)
+    condition = module.adapter(encoders.features(batch["reference"]))
+    with torch.no_grad():
+        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
+        alone = backbone.predict(noisy, batch["timesteps"], prompt)
+    torch.testing.assert_close(scalars["loss"], F.mse_loss(predicted, batch["noise"]), rtol=1e-3, atol=1e-4)
+    expected = F.mse_loss(alone, batch["noise"]) - F.mse_loss(predicted, batch["noise"])
+    torch.testing.assert_close(scalars["gain"], expected, rtol=1e-3, atol=1e-4)
+    assert "gain" not in module(task.batch(GAIN_EVERY - 1, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
+def test_the_loss_of_realcustom_is_the_diffusion_loss(kind: str, request: pytest.FixtureRequest) -> None:
+    """The scoring module looks at the text and at z_t; gamma_num of the step decides how many image tokens are kept."""
+    changes = {"drop_text": 0.0, "drop_image": 0.0, "drop_both": 0.0}
+    task = make_task(request.getfixturevalue(kind), method="realcustom", **changes)
+    module, batch = task.module(), task.batch(0, 0, 1)
+    with torch.no_grad():
+        randomise_values(module)
+        loss = module(batch)["loss"]
+    backbone, encoders, gamma_num = task.load().backbone, task.load().encoders, batch["gamma_num"].item()
+    assert 0.3 <= gamma_num <= 1
+    assert task.batch(1, 0, 1)["gamma_num"].item() != gamma_num
+    alpha = backbone.scheduler.alphas_cumprod[batch["timesteps"]]
+    noisy = alpha.sqrt().view(-1, 1, 1, 1) * batch["latents"] + (1 - alpha).sqrt().view(-1, 1, 1, 1) * batch["noise"]
+    prompt = backbone.encode_prompt(["a cat in"] * BATCH)
+    tokens = encoders.tokens(batch["reference"])
+    condition = module.adapter(tokens, prompt.hidden, noisy, alpha, gamma_num)
+    assert {key.shape[1] for key, _ in condition.keys_values.values()} == {int(gamma_num * encoders.patches)}
+    with torch.no_grad():
+        predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
+    torch.testing.assert_close(loss, F.mse_loss(predicted, batch["noise"]), rtol=1e-3, atol=1e-4)
+
+
+def test_the_reference_of_realcustom_is_the_target(sd_folder: Path) -> None:
+    """The same square, also of a picture that is not square; by the crop ratio a part of it."""
+    task = make_task(sd_folder, method="realcustom")
+    references = task.batch(2, 0, 1)["reference"]
+    for slot, row in enumerate(rows(2)):
+        target = square_crop(load_picture(picture(row.target_id)), row.target_crop_x, row.target_crop_y, RESOLUTION)
+        part = crop_reference(target, row.crop_ratio, row.crop_x, row.crop_y, 32)
+        torch.testing.assert_close(references[slot], to_tensor(part))
+
+
+def test_curves_tell_where_the_loss_comes_from(sd_folder: Path) -> None:
+    """By source and quarter of the schedule, each example's error taken alone; what the batch lacks has no curve."""
+    task = make_task(sd_folder)
+    module, batch = task.module(), task.batch(1, 0, 1)
+    batch["timesteps"] = torch.tensor([10, 249, 250, 999])
+    with torch.no_grad():
+        randomise_values(module)
+        scalars = module(batch)
+        errors = [module(example(batch, row))["loss"].item() for row in range(BATCH)]
+    assert errors[0] != pytest.approx(errors[1], rel=1e-3)
+    expected = {
+        "loss": sum(errors) / 4,
+        "loss/multiview": (errors[0] + errors[3]) / 2,
+        "loss/image_text": (errors[1] + errors[2]) / 2,
+        "loss/t_0_250": (errors[0] + errors[1]) / 2,
+        "loss/t_250_500": errors[2],
+        "loss/t_750_1000": errors[3],
+        "multiview_share": 0.5,
+        "crop_ratio": (1 + 1.5 + 2 + 2.5) / 4,
+    }
+    assert {name: value.item() for name, value in scalars.items()} == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        alone = module(example(batch, 3))
+    assert alone.keys() == {"loss", "loss/multiview", "loss/t_750_1000", "multiview_share", "crop_ratio"}
+
+
+def test_the_loss_is_weighted_and_its_curves_are_not(sd_folder: Path) -> None:
+    plain, weighted = make_task(sd_folder).module(), make_task(sd_folder, min_snr_gamma=5.0).module()
+    weighted.load_state_dict(plain.state_dict())
+    batch = make_task(sd_folder).batch(1, 0, 1)
+    batch["timesteps"] = torch.tensor([3, 50, 400, 900])
+    with torch.no_grad():
+        found, expected = weighted(batch), plain(batch)
+        errors = [plain(example(batch, row))["loss"].item() for row in range(BATCH)]
+    ratios = plain.frozen.backbone.scheduler.alphas_cumprod[batch["timesteps"]].tolist()
+    weights = [min(abar / (1 - abar), 5.0) * (1 - abar) / abar for abar in ratios]
+    assert weights[0] < 0.1
+    assert found["loss"].item() == pytest.approx(
+        sum(weight * error for weight, error in zip(weights, errors, strict=True)) / BATCH, rel=1e-4
+    )
+    for name in expected.keys() - {"loss"}:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -> None:
+    task = make_task(sd_folder, half=torch.bfloat16)
+    module = task.module()
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"adapter"}
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-2)
+    for step in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            module(task.batch(step, 0, 1))["loss"].backward()
+        optimizer.step()
+    unet = task.load().backbone.unet
+    assert all(parameter.grad is None for parameter in unet.parameters())
+    task.export(module, tmp_path)
+    loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, module.adapter.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert any(linear.weight.abs().sum() > 0 for linear in loaded.to_v_vision.values())
+
+
+def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_path: Path) -> None:
+    task = make_task(sd_folder, cross_layer="add", cross_scale="concat")
+    module = task.module()
+    with torch.no_grad():
+        randomise_values(module)
+    module(task.batch(1, 0, 1))["loss"].backward()
+    assert isinstance(module.adapter, RealCustomPlusAdapter)
+    assert all(parameter.grad is not None for parameter in module.adapter.projector.parameters())
+    task.export(module, tmp_path)
+    config = RealCustomPlusAdapter.from_pretrained(tmp_path).config
+    assert (config["cross_layer"], config["cross_scale"]) == ("add", "concat")
+
+
+@pytest.mark.parametrize("score_fusion", ["scheduled", "textual", None])
+def test_an_ablation_of_the_scores_is_trained_and_saved(
+    score_fusion: ScoreFusion | None, sd_folder: Path, tmp_path: Path
+) -> None:
+    task = make_task(sd_folder, method="realcustom", score_fusion=score_fusion, half=torch.bfloat16)
+    module = task.module()
+    with torch.no_grad():
+        randomise_values(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(task.batch(1, 0, 1))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    task.export(module, tmp_path)
+    loaded = load_adapter(tmp_path)
+    assert isinstance(loaded, RealCustomAdapter)
+    assert loaded.config["score_fusion"] == score_fusion
+    assert all(torch.equal(tensor, module.adapter.state_dict()[name]) for name, tensor in loaded.state_dict().items())
