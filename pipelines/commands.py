@@ -89,10 +89,10 @@ def serve(arguments: argparse.Namespace) -> None:
     config, store = last_run(arguments)
     set_environment(config.profile)
     from pipelines.tracking import tracking_uri
-    from stages.stage import StageError
+    from stages.contract import StageError
 
     with temporary_folder(store.folder):
-        from stages.serve import run_server
+        from stages.serve.server import run_server
 
         try:
             run_server(config, tracking_uri(store), store.folder)

@@ -23,7 +23,7 @@ from pipelines.graph import Graph, Stage
 from stages.config import Config
 
 #: Not followed: the values of the first are in the configuration slice; the second carries reports, not results.
-INTERFACES = ("stages.config", "stages.stage")
+INTERFACES = ("stages.config", "stages.contract")
 
 
 @dataclass(frozen=True, kw_only=True)

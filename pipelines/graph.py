@@ -33,7 +33,7 @@ class Stage:
 
     Attributes:
         name: Its name on the command line and of its output folder.
-        package: Where its module is, which has the stage's name.
+        module: The module whose `run(context)` is the stage.
         inputs: The stages whose outputs it reads, for a configuration.
         sections: The sections of the configuration that it reads itself.
         files: Files and folders from outside that it reads, for a configuration (absolute paths).
@@ -42,17 +42,12 @@ class Stage:
     """
 
     name: str
-    package: str = "stages"
+    module: str
     inputs: Callable[[Config], list[str]] = lambda config: []
     sections: tuple[str, ...] = ()
     files: Callable[[Config], list[str | None]] = lambda config: []
     data: tuple[str, ...] = ()
     cpus: Callable[[Config], int] = lambda config: 1
-
-    @property
-    def module(self) -> str:
-        """The module whose `run(context)` is the stage."""
-        return f"{self.package}.{self.name}"
 
 
 @dataclass(frozen=True)
@@ -144,15 +139,17 @@ def _cache_latents(config: Config) -> list[str]:
 
 
 STAGES = (
-    Stage(name="microworld", sections=("microworld",)),
+    Stage(name="microworld", module="stages.microworld.stage", sections=("microworld",)),
     Stage(
         name="ingest",
+        module="stages.ingest.stage",
         inputs=lambda config: _unless(config.ingest.metadata, "microworld"),
         sections=("ingest",),
         files=lambda config: [config.ingest.metadata],
     ),
     Stage(
         name="filter",
+        module="stages.filter.stage",
         inputs=_ingest,
         sections=("filter",),
         files=lambda config: [
@@ -166,19 +163,27 @@ STAGES = (
     ),
     Stage(
         name="multiview",
+        module="stages.multiview.stage",
         inputs=lambda config: [] if config.multiview.folders else ["microworld"],
         sections=("multiview",),
         files=lambda config: list(config.multiview.folders),
     ),
-    Stage(name="curriculum", inputs=lambda config: ["filter", "multiview"], sections=("curriculum",)),
-    Stage(name="prompts", sections=("prompts",), data=("prompts/**/*",)),
+    Stage(
+        name="curriculum",
+        module="stages.curriculum.stage",
+        inputs=lambda config: ["filter", "multiview"],
+        sections=("curriculum",),
+    ),
+    Stage(name="prompts", module="stages.prompts.stage", sections=("prompts",), data=("prompts/**/*",)),
     Stage(
         name="base",
+        module="stages.base.stage",
         sections=("base",),
         data=("model/micro_sd/weights/**/*", _DEEPSPEED),
     ),
     Stage(
         name="cache_latents",
+        module="stages.cache_latents.stage",
         inputs=lambda config: ["filter", "multiview", "curriculum", *_base(config)],
         sections=("cache_latents", "backbone"),
         files=lambda config: [config.backbone.weights],
@@ -186,6 +191,7 @@ STAGES = (
     ),
     Stage(
         name="train_adapter",
+        module="stages.train_adapter.stage",
         inputs=lambda config: ["filter", "multiview", "curriculum", *_base(config), *_cache_latents(config)],
         sections=("train_adapter", "backbone"),
         files=lambda config: [config.backbone.weights],
@@ -194,6 +200,7 @@ STAGES = (
     ),
     Stage(
         name="contextualizer",
+        module="stages.contextualizer.stage",
         inputs=lambda config: ["prompts", *_base(config)],
         sections=("contextualizer", "backbone"),
         files=lambda config: [config.backbone.weights],
@@ -202,6 +209,7 @@ STAGES = (
     ),
     Stage(
         name="customize",
+        module="stages.customize.stage",
         inputs=lambda config: [
             "contextualizer",
             *_base(config),
@@ -213,6 +221,7 @@ STAGES = (
     ),
     Stage(
         name="evaluate",
+        module="stages.evaluate.stage",
         inputs=lambda config: [
             "train_adapter",
             "customize",
@@ -227,6 +236,7 @@ STAGES = (
     ),
     Stage(
         name="register",
+        module="stages.register.stage",
         inputs=lambda config: ["train_adapter", "evaluate", *_base(config)],
         sections=("register", "backbone", "inference"),
         files=lambda config: [config.backbone.weights],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.fingerprint import Ingredients
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 MANIFEST = "manifest.json"
 

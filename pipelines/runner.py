@@ -26,7 +26,7 @@ class Listener(Protocol):
         """The stage is about to start. The tracker answers with the id of the stage's run."""
 
     def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
-        """The stage has reported something (see `stages.stage.Reporter`)."""
+        """The stage has reported something (see `stages.contract.Reporter`)."""
 
     def stage_finished(self, name: str, output: Output) -> None:
         """The stage's output is committed."""

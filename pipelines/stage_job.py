@@ -21,7 +21,7 @@ from pipelines.graph import REPOSITORY, Graph
 from pipelines.manifest import describe_output
 from pipelines.plan import Step
 from pipelines.store import Output, Store
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 #: A stage's process that has delivered its result has so many seconds to go.
 GRACE_SECONDS = 10

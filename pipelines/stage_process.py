@@ -21,7 +21,7 @@ from typing import Any
 from pipelines.cluster import connect
 from pipelines.config import config_from_dict
 from pipelines.errors import PipelineError, folder_trouble
-from stages.stage import Reporter, StageContext, StageError, StageResult
+from stages.contract import Reporter, StageContext, StageError, StageResult
 
 
 class EventPipe:

@@ -14,7 +14,7 @@ from model.pictures import PictureError
 from model.pipeline import GenerationError
 from model.training.encodings import EncodingCacheError
 from stages.config import BackboneConfig, InferenceConfig
-from stages.ray_tasks import complaints_as_stage_errors
+from stages.ray_tools.tasks import complaints_as_stage_errors
 
 #: What the model says in one sentence and the user can mend.
 MODEL_ERRORS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import Config
-from stages.stage import Reporter, StageContext
+from stages.contract import Reporter, StageContext
 
 
 def replace(settings: Any, changes: Mapping[str, Any]) -> Any:

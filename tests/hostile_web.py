@@ -309,7 +309,7 @@ def main() -> None:
 
     from pipelines.cluster import local_cluster
     from pipelines.environment import set_environment, temporary_folder
-    from stages import ingest
+    from stages.ingest import stage as ingest
 
     set_environment("micro")
     with tempfile.TemporaryDirectory() as name, hostile_server() as server:

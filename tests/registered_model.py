@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from random_adapter import write_random_adapter
 from random_backbone import write_random_backbone
 
-from stages.register import run
-from stages.stage import StageResult
+from stages.contract import StageResult
+from stages.register.stage import run
 
 QUICK: dict[str, Any] = {"inference": {"steps": 2, "mask_steps": 1}}
 

@@ -21,7 +21,7 @@ from pipelines.config import config_to_dict, flat_values, load_config
 from pipelines.fingerprint import Ingredients
 from pipelines.store import Output, Store
 from stages.config import Config
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 FLAGS = {
     "run": "--dry-run --force --from --help --profile --ray-address --set --stage",

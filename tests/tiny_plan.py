@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from stages.datasets import write_dataset
-from stages.schemas import FRAMES, PLAN, SAMPLES
+from stages.data.datasets import write_dataset
+from stages.data.schemas import FRAMES, PLAN, SAMPLES
 
 STEPS, BATCH = 6, 4
 

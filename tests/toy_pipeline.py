@@ -16,7 +16,7 @@ from pipelines.runner import Runner
 from pipelines.stage_job import Workplace
 from pipelines.store import Output, Store
 from stages.config import Config
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 INGREDIENTS = Ingredients(config={"filter.min_side": 3, "run.seed": 0}, inputs={"ingest": "abc"}, files={}, code="c0de")
 
@@ -29,7 +29,7 @@ def keep(number, least):
     "ingest": """
 import pyarrow as pa
 import pyarrow.parquet as pq
-from stages.stage import StageContext, StageResult
+from stages.contract import StageContext, StageResult
 
 
 def run(context):
@@ -43,7 +43,7 @@ def run(context):
     "filter": """
 import pyarrow as pa
 import pyarrow.parquet as pq
-from stages.stage import StageResult
+from stages.contract import StageResult
 from toys.arithmetic import keep
 
 
@@ -57,7 +57,7 @@ def run(context):
     return StageResult(rows={"samples": len(kept)}, metrics={"share": len(kept) / len(numbers)}, notes={"toy": "yes"})
 """,
     "multiview": """
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 
 def run(context):
@@ -66,7 +66,7 @@ def run(context):
     return StageResult()
 """,
     "curriculum": """
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 
 def run(context):
@@ -78,10 +78,15 @@ def run(context):
 }
 
 STAGES = (
-    Stage(name="ingest", package="toys", sections=("ingest",), files=lambda config: [config.ingest.metadata]),
-    Stage(name="filter", package="toys", sections=("filter",), inputs=lambda config: ["ingest"]),
-    Stage(name="multiview", package="toys", sections=("multiview",)),
-    Stage(name="curriculum", package="toys", sections=("curriculum",), inputs=lambda config: ["filter", "multiview"]),
+    Stage(name="ingest", module="toys.ingest", sections=("ingest",), files=lambda config: [config.ingest.metadata]),
+    Stage(name="filter", module="toys.filter", sections=("filter",), inputs=lambda config: ["ingest"]),
+    Stage(name="multiview", module="toys.multiview", sections=("multiview",)),
+    Stage(
+        name="curriculum",
+        module="toys.curriculum",
+        sections=("curriculum",),
+        inputs=lambda config: ["filter", "multiview"],
+    ),
 )
 
 

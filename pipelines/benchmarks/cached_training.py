@@ -38,13 +38,13 @@ from model.training.adapter_examples import PlanRow
 from model.training.adapter_loss import AdapterModule, FrozenModels
 from model.training.adapter_task import AdapterTask
 from model.training.tensor_cache import Cache
-from stages.cache_latents import DATASETS, Encoder, EncodingJob, parts_of, write_examples
+from stages.cache_latents.stage import DATASETS, Encoder, EncodingJob, parts_of, write_examples
 from stages.config import BackboneConfig, CacheLatentsConfig
-from stages.datasets import write_dataset
-from stages.encoding_cache import StoredEncodings, encoding_rows, write_encodings
+from stages.data.datasets import write_dataset
+from stages.data.encodings import StoredEncodings, encoding_rows, write_encodings
+from stages.data.plan import PlanPictures, PlanReader
+from stages.data.schemas import FRAMES, PLAN, SAMPLES
 from stages.inference import loading_options
-from stages.schemas import FRAMES, PLAN, SAMPLES
-from stages.training_plan import PlanPictures, PlanReader
 
 WAYS = ("stage", "memory", "nothing")
 _USES = 2.6

@@ -3,7 +3,7 @@
     python -m pipelines.benchmarks.curriculum_recipes --run-folder runs/micro --output runs/recipes
 
 Takes a finished run of the default profile: its samples, view pairs, backbone and held-out subjects serve all recipes.
-Each run plans (`stages/curriculum.py`), trains (`stages/training_loop.py`, one worker without Ray), paints the same
+Each run plans (`stages/curriculum/stage.py`), trains (`stages/training/loop.py`, one worker without Ray), paints the same
 cases and scores them (`stages/evaluate`). What varies is the share of view pairs and the crops of the reference; a
 seventh recipe, not the paper's, is a control. A finished run is a JSON file in `--output`. The same command goes on
 after a kill; started several times, the runs are shared out among its processes, each with one thread. It prints the
@@ -39,17 +39,17 @@ from pipelines.config import with_values
 from pipelines.environment import set_environment
 from pipelines.errors import PipelineError
 from stages.config import Config
-from stages.evaluate import ADAPTER_ARMS
+from stages.contract import Reporter, StageError
+from stages.data.plan import PlanReader
 from stages.evaluate.cases import load_subjects, make_cases
 from stages.evaluate.painter import Painter, Place, case_table
+from stages.evaluate.stage import ADAPTER_ARMS
 from stages.inference import backbone_location
-from stages.stage import Reporter, StageError
-from stages.train_adapter import adapter_task
-from stages.trainer import following
-from stages.training_job import TrainingJob
-from stages.training_loop import run_worker
-from stages.training_plan import PlanReader
-from stages.training_record import read_lines
+from stages.train_adapter.stage import adapter_task
+from stages.training.job import TrainingJob
+from stages.training.loop import run_worker
+from stages.training.record import read_lines
+from stages.training.trainer import following
 
 _STAGES = ("microworld", "filter", "multiview", "base", "customize")
 _ONE_PROCESS = {"train_adapter.trainer.workers": 1, "train_adapter.sample_every": None}

@@ -35,10 +35,10 @@ from pipelines.benchmarks.environment import set_benchmark_environment
 from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster
 from pipelines.environment import temporary_folder
-from stages.datasets import PictureStore, write_dataset
-from stages.feeder import stream
-from stages.schemas import FRAMES, PLAN, SAMPLES
-from stages.training_plan import PlanPictures, PlanReader
+from stages.data.datasets import PictureStore, write_dataset
+from stages.data.plan import PlanPictures, PlanReader
+from stages.data.schemas import FRAMES, PLAN, SAMPLES
+from stages.training.feeder import stream
 
 
 @dataclass(frozen=True, kw_only=True)

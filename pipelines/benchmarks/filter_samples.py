@@ -11,11 +11,11 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.config import load_config
-from stages import filter as filter_stage
-from stages.datasets import write_part
-from stages.pictures import JPEG_QUALITY
-from stages.schemas import SAMPLES, content_id
-from stages.stage import Reporter, StageContext, StageError
+from stages.contract import Reporter, StageContext, StageError
+from stages.data.datasets import write_part
+from stages.data.pictures import JPEG_QUALITY
+from stages.data.schemas import SAMPLES, content_id
+from stages.filter import stage as filter_stage
 
 SIDE = 256
 ROWS_PER_PART = 1000

@@ -31,7 +31,7 @@ from pipelines.benchmarks.filter_samples import run_filter, write_samples
 from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster
 from pipelines.environment import temporary_folder
-from stages.datasets import dataset_files
+from stages.data.datasets import dataset_files
 from stages.filter.verdicts import ROWS_PER_BATCH
 
 

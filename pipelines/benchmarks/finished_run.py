@@ -11,10 +11,10 @@ from pipelines.config import config_from_dict, with_values
 from pipelines.errors import PipelineError
 from pipelines.store import Store
 from stages.config import Config
-from stages.curriculum import map_columns, recipe_of, write_plan_part
-from stages.schemas import PAIRS, SAMPLES
-from stages.stage import Reporter, StageContext
-from stages.training_plan import PlanReader
+from stages.contract import Reporter, StageContext
+from stages.curriculum.stage import map_columns, recipe_of, write_plan_part
+from stages.data.plan import PlanReader
+from stages.data.schemas import PAIRS, SAMPLES
 
 
 @dataclass(frozen=True)

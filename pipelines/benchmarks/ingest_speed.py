@@ -39,9 +39,9 @@ from pipelines.benchmarks.process_tree import TreeMeter
 from pipelines.cluster import local_cluster
 from pipelines.environment import temporary_folder
 from stages.config import IngestConfig
+from stages.contract import Reporter
+from stages.data.loopback import serve_folder
 from stages.ingest.download import download_shards, fetch_shard, make_downloader, shard_sizes
-from stages.loopback import serve_folder
-from stages.stage import Reporter
 
 SETTINGS = IngestConfig(image_size=256, samples_per_shard=250, allow_private_addresses=True)
 _SIZE = (384, 288)

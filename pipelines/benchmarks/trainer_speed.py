@@ -39,11 +39,11 @@ from pipelines.config import with_values
 from pipelines.environment import temporary_folder
 from pipelines.errors import PipelineError
 from stages.config import Config, TrainerConfig
-from stages.engine import learning_rate
-from stages.stage import StageError
-from stages.train_adapter import adapter_task
-from stages.trainer import fit
-from stages.training_plan import PlanReader
+from stages.contract import StageError
+from stages.data.plan import PlanReader
+from stages.train_adapter.stage import adapter_task
+from stages.training.engine import learning_rate
+from stages.training.trainer import fit
 
 _STAGES = ("filter", "multiview", "base")
 

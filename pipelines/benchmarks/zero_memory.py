@@ -2,7 +2,7 @@
 
     python -m pipelines.benchmarks.zero_memory                  # 100 million trained parameters, 5 GB, some minutes
 
-Two processes on gloo train a perceptron in fp32 on the project's engine (`stages/engine.py`, `infra/deepspeed/`). In
+Two processes on gloo train a perceptron in fp32 on the project's engine (`stages/training/engine.py`, `infra/deepspeed/`). In
 front of it is another one of the same size that is frozen and no part of the module, as the backbone is in front of the
 adapter. Memory is looked at after the first of two micro batches of the second step: stage 1 has whole gradients then,
 and drops them with the last micro batch. It is told twice: the bytes of all living tensors, and the growth of the
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from pipelines.environment import set_environment
 from stages.config import TrainerConfig
-from stages.engine import Engine
+from stages.training.engine import Engine
 
 ZeroStage = Literal[0, 1, 2, 3]
 STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)

@@ -12,7 +12,7 @@ from model.microworld.captions import BACKGROUND_PHRASES
 from model.pictures import PictureError, load_picture
 from prompts.dreambench import dreambench_prompts
 from stages.config import EvaluateConfig
-from stages.stage import StageError
+from stages.contract import StageError
 
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.config import Config
+from stages.contract import StageError
 from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, picture_files, read_subject
-from stages.stage import StageError
 
 _PICTURES = 8
 

@@ -19,11 +19,11 @@ from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.pipeline import RealCustomOutput
 from model.scoring.metrics import JudgeScorer, largest_iou, mask_iou
 from stages.config import Config, InferenceConfig
+from stages.data.schemas import MASKS
 from stages.evaluate.cases import Case
 from stages.evaluate.painter import MASK_SIDE, Place, load_pipeline
 from stages.evaluate.scorer import load_judge
 from stages.inference import painting_options
-from stages.schemas import MASKS
 
 #: Table V, Nos. 1 to 4; "cross" is the low resolution that the backbone's profile names.
 RECIPES = ("cross_all", "cross", "cross_self_all", "cross_self")

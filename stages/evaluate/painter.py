@@ -17,10 +17,10 @@ from model.concepts.textual_inversion import load_concept
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from stages.config import Config
+from stages.data.schemas import SCORES
 from stages.evaluate.cases import Case
 from stages.evaluate.scorer import Scorer
 from stages.inference import loading_options, painting_options
-from stages.schemas import SCORES
 
 #: What a worker is given: one row a case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
 CASES = pa.schema(

@@ -16,14 +16,14 @@ from PIL import Image
 
 from model.scoring.metrics import Interval
 from stages.config import Config
-from stages.datasets import dataset_files, read_dataset
+from stages.data.datasets import dataset_files, read_dataset
+from stages.data.schemas import PROMPTS, REJECTED
 from stages.evaluate.cases import Subject
 from stages.evaluate.concept import Concept
 from stages.evaluate.grids import data_uri, picture_grid
 from stages.evaluate.report_several import describe_masks, describe_scene_masks, describe_several, write_grids
 from stages.evaluate.several_summary import Further
 from stages.evaluate.summary import ARM_NAMES, ARMS, METRICS, Row, Summary, findings
-from stages.schemas import PROMPTS, REJECTED
 
 _SHOWN_SUBJECTS = 8
 _HERO_SUBJECTS = 8

@@ -23,9 +23,9 @@ from model.microworld.scenes import SceneBatch, SceneShares, draw_specs, render_
 from model.microworld.shapes import TRAINED_CATEGORIES
 from model.scoring.metrics import largest_iou, mask_iou
 from stages.config import Config
+from stages.data.schemas import SCENE_MASKS
 from stages.evaluate.mask_quality import attention_grids, attention_processors, grids_of, recipe_downscales
 from stages.evaluate.painter import Place, load_pipeline
-from stages.schemas import SCENE_MASKS
 
 TIMESTEPS = (900, 700, 500, 300, 100)
 

@@ -17,11 +17,11 @@ from model.guidance.subjects import Subject
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.pipeline import RealCustomOutput
 from stages.config import Config
+from stages.data.schemas import SEVERAL
 from stages.evaluate.painter import MASK_SIDE, Place, device_of, load_pipeline
 from stages.evaluate.pairs import PairCase
 from stages.evaluate.scorer import Scorer
 from stages.inference import painting_options
-from stages.schemas import SEVERAL
 
 #: What a worker is given: one row a pair; a list of two holds what belongs to each subject.
 PAIR_CASES = pa.schema(

@@ -16,12 +16,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from stages.datasets import PartWriter
+from stages.contract import Reporter
+from stages.data.datasets import PartWriter
+from stages.data.pictures import UndecodableError, exif_orientation, upright_jpeg
+from stages.data.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
 from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
 from stages.filter.verdicts import in_batches
-from stages.pictures import UndecodableError, exif_orientation, upright_jpeg
-from stages.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
-from stages.stage import Reporter
 
 _ROWS_AT_ONCE = 64
 _LARGEST_SIDE = 2**31 - 1

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.pictures import decode_small
+from stages.data.pictures import decode_small
 
 GRID = 32
 

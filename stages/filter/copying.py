@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.config import FilterConfig
-from stages.datasets import PartWriter
+from stages.data.datasets import PartWriter
+from stages.data.pictures import UndecodableError, decode
+from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter.rules import COMPUTABLE, computed_scores
 from stages.filter.verdicts import FileGroup, read_batches
-from stages.pictures import UndecodableError, decode
-from stages.schemas import REJECTED, SAMPLES
 
 EXAMPLES = 5  # of every reason are shown
 _EXAMPLE_SIDE = 96

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.schemas import SPELLINGS
-from stages.stage import StageError
+from stages.contract import StageError
+from stages.data.schemas import SPELLINGS
 
 #: Names of a picture's column, when more than one holds bytes, and of a tar file's members.
 PICTURE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "gif", "picture", "img")

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from stages.config import FilterConfig
+from stages.data.pictures import UndecodableError
+from stages.data.schemas import LAION_SCORES
 from stages.filter.candidate import Candidate
-from stages.pictures import UndecodableError
-from stages.schemas import LAION_SCORES
 
 _SCRIPT_CHARACTERS = 1000  # of a caption are looked at for its script
 

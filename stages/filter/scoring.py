@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import ray
 
 from stages.config import FilterConfig, ScoringConfig
+from stages.contract import Reporter, StageError
+from stages.data.pictures import decode
 from stages.filter.candidate import Candidate
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
-from stages.pictures import decode
-from stages.ray_tasks import complaints_as_stage_errors
-from stages.stage import Reporter, StageError
+from stages.ray_tools.tasks import complaints_as_stage_errors
 
 MICRO = "micro"
 

@@ -21,11 +21,11 @@ import ray
 from PIL import Image
 
 from stages.config import IngestConfig
+from stages.contract import Reporter
 from stages.ingest.fetch import PictureOpener
 from stages.ingest.pictures import CheckedResizer
 from stages.ingest.shards import settled_ids
-from stages.ray_tasks import run_tasks
-from stages.stage import Reporter
+from stages.ray_tools.tasks import run_tasks
 
 #: What `run_tasks` is to call a shard.
 SHARD = "shard {} of the list"

@@ -29,8 +29,8 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from stages.config import IngestConfig
+from stages.data.pictures import SIGNATURE_BYTES, picture_format
 from stages.ingest.outcomes import TRANSIENT, reason_of_status
-from stages.pictures import SIGNATURE_BYTES, picture_format
 
 ROBOT = "realword"
 USER_AGENT = f"Mozilla/5.0 (compatible; {ROBOT}; collects captioned pictures; obeys X-Robots-Tag)"
@@ -47,7 +47,7 @@ _AZURE_METADATA = ipaddress.ip_address("168.63.129.16")  # the one metadata serv
 
 
 class FetchError(Exception):
-    """Why there is no picture: one of the reasons of `stages.ingest.outcomes`, and what exactly was seen."""
+    """Why there is no picture: one of the reasons of `stages.ingest.stage.outcomes`, and what exactly was seen."""
 
     def __init__(self, reason: str, detail: object) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -17,9 +17,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stages.config import IngestConfig
+from stages.contract import StageError
+from stages.data.schemas import LAION_SCORES, REJECTED, SPELLINGS, content_id
 from stages.ingest.partitions import Partitions, keys_of_ids, keys_of_texts
-from stages.schemas import LAION_SCORES, REJECTED, SPELLINGS, content_id
-from stages.stage import StageError
 
 #: The list that img2dataset works on.
 URLS = pa.schema(

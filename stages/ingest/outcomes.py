@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from stages.stage import StageError
+from stages.contract import StageError
 
 #: Seen in the metadata; such rows are never asked for.
 REJECTED_UNSEEN = (

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.pictures import UndecodableError, as_rgb, check_header, exif_orientation, picture_format, upright_jpeg
+from stages.data.pictures import UndecodableError, as_rgb, check_header, exif_orientation, picture_format, upright_jpeg
 
 _TURNED = (5, 6, 7, 8)  # EXIF's orientations that exchange width and height
 

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from stages.datasets import write_part
+from stages.data.datasets import write_part
+from stages.data.schemas import REJECTED, SAMPLES
 from stages.ingest.outcomes import FAILED, REJECTED_SEEN, reason_of
-from stages.schemas import REJECTED, SAMPLES
 
 #: What a shard is read for; `sample_id` finds the row that was asked for.
 _FETCHED = ["sample_id", "status", "error_message", "width", "height", "original_width", "original_height", "jpg"]

@@ -13,7 +13,7 @@ from model.microworld.camera import CameraPose, PinholeIntrinsics
 from model.microworld.instances import InstanceId
 from model.microworld.scenes import Ground, SceneShares, categories_of, render_views
 from stages.config import MicroworldConfig
-from stages.stage import Reporter
+from stages.contract import Reporter
 
 
 def write_turntables(folder: Path, settings: MicroworldConfig, seed: int, report: Reporter) -> int:

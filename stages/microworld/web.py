@@ -15,9 +15,9 @@ from PIL import Image
 
 from model.microworld.scenes import SceneSpec, draw_specs, render_scenes
 from stages.config import MicroworldConfig
-from stages.loopback import HOST
-from stages.schemas import content_id
-from stages.stage import Reporter, StageError
+from stages.contract import Reporter, StageError
+from stages.data.loopback import HOST
+from stages.data.schemas import content_id
 
 METADATA = pa.schema(
     [

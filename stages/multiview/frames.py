@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+from stages.data.pictures import UndecodableError, decoding
+from stages.data.schemas import FRAMES, content_id
 from stages.multiview.colmap import ColmapError, read_images
-from stages.pictures import UndecodableError, decoding
-from stages.schemas import FRAMES, content_id
 
 JPEG_QUALITY = 95
 CATEGORY_FILE = "mvimgnet_category.txt"

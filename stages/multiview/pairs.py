@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.schemas import PAIRS, content_id
+from stages.data.schemas import PAIRS, content_id
 
 #: Pairs with what their choice hangs on: the place among the instance's pairs, and the lot that was drawn.
 DRAWN = pa.schema([*PAIRS, pa.field("place", pa.int32()), pa.field("lot", pa.string())])

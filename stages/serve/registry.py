@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from model.checksums import DamagedArtifactError, verify_checksums
-from stages.stage import StageError
+from stages.contract import StageError
 
 ALIAS = "champion"
 _SQLITE = "sqlite:///"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_run import StartedRun, run
 
-from stages.checkpoints import CheckpointFolder
+from stages.training.checkpoints import CheckpointFolder
 
 pytestmark = [pytest.mark.slow]
 

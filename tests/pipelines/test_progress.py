@@ -12,7 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.plan import Step, make_plan
 from pipelines.progress import Display
 from pipelines.store import Output, Store
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_changed_setting_runs_exactly_what_depends_on_it(tmp_path: Path) -> No
 
 def test_a_stage_is_told_of_its_last_output(tmp_path: Path) -> None:
     source = """
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 
 def run(context):
@@ -107,7 +107,7 @@ FAILING = {
 
 @pytest.mark.parametrize("line", FAILING)
 def test_a_failure_is_one_sentence_and_leaves_the_rest_whole(tmp_path: Path, line: str) -> None:
-    code = f"import os\nfrom stages.stage import StageError\n\ndef run(context):\n    {line}\n"
+    code = f"import os\nfrom stages.contract import StageError\n\ndef run(context):\n    {line}\n"
     graph = toy_graph(tmp_path, filter=code)
     ear = Ear()
     with pytest.raises(PipelineError) as caught:
@@ -156,7 +156,7 @@ def test_a_missing_file_is_said_by_the_plan(tmp_path: Path) -> None:
 
 SIDE_BY_SIDE = """
 import time
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 def run(context):
     mark = context.scratch.parents[2] / "{mine}.mark"
@@ -173,7 +173,7 @@ def test_independent_stages_run_side_by_side(tmp_path: Path) -> None:
     sources = {
         "ingest": SIDE_BY_SIDE.format(mine="ingest", other="multiview"),
         "multiview": SIDE_BY_SIDE.format(mine="multiview", other="ingest"),
-        "filter": "from stages.stage import StageResult\ndef run(context):\n    return StageResult()\n",
+        "filter": "from stages.contract import StageResult\ndef run(context):\n    return StageResult()\n",
     }
     assert len(carry_out(toy_graph(tmp_path, **sources))[0]) == 4
 
@@ -186,7 +186,7 @@ def test_one_cpu_runs_one_stage_at_a_time(tmp_path: Path) -> None:
 def test_the_user_stops_a_run_and_it_goes_on_later(tmp_path: Path) -> None:
     slow = """
 import os, subprocess, sys, time
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 def run(context):
     done = context.scratch / "done"

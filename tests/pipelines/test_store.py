@@ -18,7 +18,7 @@ from pipelines.errors import PipelineError
 from pipelines.fingerprint import Ingredients
 from pipelines.manifest import MANIFEST, Manifest, describe_datasets, describe_output
 from pipelines.store import Output, Store
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 FINGERPRINT = INGREDIENTS.fingerprint
 

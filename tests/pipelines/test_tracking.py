@@ -13,7 +13,7 @@ from pipelines.errors import PipelineError
 from pipelines.plan import Step, make_plan
 from pipelines.store import Store
 from pipelines.tracking import EXPERIMENT, Tracker
-from stages.stage import StageResult
+from stages.contract import StageResult
 
 
 @pytest.fixture

@@ -24,15 +24,15 @@ from torch import Tensor
 from model.backbone import load_backbone
 from model.training.adapter_task import AdapterTask
 from model.training.encodings import EncodingCacheError, encode_captions
-from stages import cache_latents
-from stages.cache_latents import Encoder, make_job, parts_of, run, write_examples
-from stages.datasets import dataset_files, write_dataset
-from stages.encoding_cache import StoredEncodings, distinct_captions, distinct_squares, encoding_rows
-from stages.schemas import PLAN, SAMPLES
-from stages.stage import StageContext, StageError
-from stages.train_adapter import adapter_task
-from stages.train_adapter import run as train
-from stages.training_plan import PlanPictures, PlanReader
+from stages.cache_latents import stage as cache_latents
+from stages.cache_latents.stage import Encoder, make_job, parts_of, run, write_examples
+from stages.contract import StageContext, StageError
+from stages.data.datasets import dataset_files, write_dataset
+from stages.data.encodings import StoredEncodings, distinct_captions, distinct_squares, encoding_rows
+from stages.data.plan import PlanPictures, PlanReader
+from stages.data.schemas import PLAN, SAMPLES
+from stages.train_adapter.stage import adapter_task
+from stages.train_adapter.stage import run as train
 
 WORDS = ("mug", "duck", "mug", "boot")
 

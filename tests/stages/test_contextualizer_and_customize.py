@@ -16,11 +16,12 @@ from random_backbone import write_random_backbone
 from safetensors.torch import load_file
 
 from model.concepts.contextualizer import Contextualizer
-from stages import contextualizer, customize
 from stages.config import CustomizeConfig
-from stages.datasets import write_dataset
-from stages.schemas import PROMPTS, content_id
-from stages.stage import StageError
+from stages.contextualizer import stage as contextualizer
+from stages.contract import StageError
+from stages.customize import stage as customize
+from stages.data.datasets import write_dataset
+from stages.data.schemas import PROMPTS, content_id
 
 TRAINER = {"workers": 2, "checkpoint_every": 100}
 

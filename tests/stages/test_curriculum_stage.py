@@ -12,12 +12,12 @@ import pytest
 from helpers import make_context
 
 from model.training.curriculum import draw_step
-from stages import curriculum
 from stages.config import CurriculumConfig
-from stages.curriculum import plan_steps, recipe_of, summarize
-from stages.datasets import read_dataset, write_dataset
-from stages.schemas import PAIRS, PLAN, SAMPLES
-from stages.stage import StageError
+from stages.contract import StageError
+from stages.curriculum import stage as curriculum
+from stages.curriculum.stage import plan_steps, recipe_of, summarize
+from stages.data.datasets import read_dataset, write_dataset
+from stages.data.schemas import PAIRS, PLAN, SAMPLES
 
 SAMPLE_ROWS = pa.table({"sample_id": [f"s{n}" for n in range(7)], "caption": [f"caption {n}" for n in range(7)]})
 PAIR_ROWS = pa.table(

@@ -19,14 +19,14 @@ from PIL import Image, UnidentifiedImageError
 
 from model.microworld.camera import orbit_pose
 from model.microworld.shapes import HELD_OUT_CATEGORIES
-from stages import microworld
 from stages.config import FilterConfig, MicroworldConfig
-from stages.loopback import serve_folder
+from stages.contract import StageError
+from stages.data.loopback import serve_folder
+from stages.microworld import stage as microworld
 from stages.microworld.subjects import disjoint_pairs
 from stages.microworld.turntables import write_instance
 from stages.microworld.web import GROUPS, METADATA, draw_kinds, draw_scores
 from stages.multiview.colmap import read_images
-from stages.stage import StageError
 
 SMALL = {"pictures": 60, "multiview_instances": 3, "views": 3, "picture_size": 48, "poor_share": 0.2}
 

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.microworld.camera import matching_pinhole, orbit_pose, rotation_from_quaternion
-from stages import multiview
-from stages.datasets import read_dataset
+from stages.contract import StageError
+from stages.data.datasets import read_dataset
+from stages.data.pictures import UndecodableError
+from stages.data.schemas import FRAMES, PAIRS
 from stages.microworld.turntables import write_instance
+from stages.multiview import stage as multiview
 from stages.multiview.colmap import ColmapError, RegisteredImage, read_images
 from stages.multiview.frames import category_names, check_foreground, find_instances, load_frame, read_instance
 from stages.multiview.pairs import DRAWN, View, angles_degrees, balance, view_pairs, viewing_direction
-from stages.pictures import UndecodableError
-from stages.schemas import FRAMES, PAIRS
-from stages.stage import StageError
 
 YAWS = [-0.6, -0.2, 0.2, 0.6]
 

@@ -11,10 +11,10 @@ from helpers import make_context
 from llm_server import batch, language_model
 
 from prompts.schema import VARIATIONS
-from stages import prompts as prompts_stage
-from stages.datasets import read_dataset
-from stages.schemas import PROMPTS
-from stages.stage import StageError
+from stages.contract import StageError
+from stages.data.datasets import read_dataset
+from stages.data.schemas import PROMPTS
+from stages.prompts import stage as prompts_stage
 
 
 def test_the_grammar_writes_the_same_set_every_time_and_is_named(tmp_path: Path) -> None:

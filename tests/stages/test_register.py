@@ -28,11 +28,11 @@ from model.checksums import DamagedArtifactError, folder_checksums, verify_check
 from pipelines.fingerprint import Ingredients
 from pipelines.store import Store
 from stages.config import Config
+from stages.contract import StageError, StageResult
 from stages.inference import loading_options, painting_options
-from stages.register import judge_version, run, score_of
 from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
-from stages.stage import StageError, StageResult
+from stages.register.stage import judge_version, run, score_of
 
 NAME = "realword-micro"
 

@@ -29,8 +29,8 @@ from PIL import Image
 from registered_model import Registry
 
 from stages.config import Config
-from stages.serve import check_address, example, run_server
-from stages.stage import StageError
+from stages.contract import StageError
+from stages.serve.server import check_address, example, run_server
 
 _SERVER = """
 import json, sys

@@ -15,7 +15,7 @@ from model.scoring.metrics import Interval, bootstrap_interval
 from model.training.curriculum import Recipe
 from pipelines.benchmarks.recipe_table import ARMS, TABLE_X, Scores, interval, markdown, plot, verdict
 from pipelines.config import load_config, with_values
-from stages.curriculum import recipe_of
+from stages.curriculum.stage import recipe_of
 
 
 def result(recipe: int, seed: int, similarity: Sequence[float], controllability: float = 0.5) -> dict[str, Any]:

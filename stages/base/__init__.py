@@ -1,0 +1,1 @@
+"""Stage `base`: the micro Stable Diffusion."""

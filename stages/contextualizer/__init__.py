@@ -1,0 +1,1 @@
+"""Stage `contextualizer`: masked language modelling on the prompt sets."""

@@ -1,0 +1,1 @@
+"""Stage `curriculum`: the training plan."""

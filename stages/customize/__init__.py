@@ -1,0 +1,1 @@
+"""Stage `customize`: one concept from a few pictures."""

@@ -1,0 +1,1 @@
+"""Where stages meet: schemas, datasets, pictures, the training plan, cached encodings."""

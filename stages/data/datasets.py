@@ -1,0 +1,260 @@
+"""Datasets on disk: folders of Parquet files with the schemas of `stages/data/schemas.py`, in a fixed order.
+
+The same rows always give the same bytes: rows are sorted, files are cut at fixed sizes. Row groups with pictures are
+small, so that one picture can be fetched without reading a whole file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages.contract import StageError
+
+ROWS_PER_FILE = 20_000
+ROWS_PER_GROUP = 128  # where there are pictures
+_WAITING_BYTES = 64_000_000
+
+
+def write_dataset(folder: Path, table: pa.Table, schema: pa.Schema, order: Sequence[str] = ()) -> int:
+    """Write `table` as `folder/part-00000.parquet`, ... and return the number of rows.
+
+    Rows are sorted by the columns `order` (default: the schema's first column, the id); equal keys keep their order.
+    Columns that the schema does not have are left out.
+
+    Raises:
+        ValueError: A column is missing, cannot be cast, or holds a null that the schema forbids.
+    """
+    ordered = table.sort_by([(name, "ascending") for name in (order or schema.names[:1])])
+    return write_in_order(folder, [ordered], schema)
+
+
+def write_in_order(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write tables, whose rows come in the dataset's order, as `write_dataset` does one; returns the number of rows.
+
+    Of these, the rows of a file are held in memory.
+    """
+    waiting, number, rows = None, 0, 0
+    for table in tables:
+        waiting, rows = table if waiting is None else pa.concat_tables([waiting, table]), rows + table.num_rows
+        while waiting.num_rows >= ROWS_PER_FILE:
+            write_part(folder, number, waiting.slice(0, ROWS_PER_FILE), schema)
+            waiting, number = waiting.slice(ROWS_PER_FILE), number + 1
+    if waiting is None or waiting.num_rows or not number:
+        write_part(folder, number, schema.empty_table() if waiting is None else waiting, schema)
+    return rows
+
+
+def write_part(folder: Path, number: int, table: pa.Table, schema: pa.Schema) -> None:
+    """Write one file of a dataset, for those who produce it in pieces: rows and parts must come in order.
+
+    Raises:
+        ValueError: As `write_dataset`.
+    """
+    with PartWriter(folder, number, schema) as part:
+        part.write(table)
+
+
+class PartWriter:
+    """One file of a dataset, written some rows at a time. They wait in memory until they fill a row group, or 64 MB."""
+
+    def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Pictures are compressed already.
+        compression = {_leaf(field): "NONE" if pa.types.is_binary(field.type) else "ZSTD" for field in schema}
+        self.name, self.schema = folder.name, schema
+        self._group = ROWS_PER_GROUP if "NONE" in compression.values() else ROWS_PER_FILE
+        self._waiting = schema.empty_table()
+        self._file = pq.ParquetWriter(
+            folder / f"part-{number:05d}.parquet", schema, compression=compression, use_dictionary=False
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of a table; columns that the schema does not have are left out.
+
+        Raises:
+            ValueError: As `write_dataset`.
+        """
+        missing = [name for name in self.schema.names if name not in table.column_names]
+        if missing:
+            raise ValueError(f"dataset {self.name}: no column {', '.join(missing)}; columns are {table.column_names}")
+        for field in self.schema:
+            if not field.nullable and table.column(field.name).null_count:
+                raise ValueError(f"dataset {self.name}: column {field.name} must not hold nulls")
+        self._waiting = pa.concat_tables([self._waiting, table.select(self.schema.names).cast(self.schema)])
+        whole = self._waiting.num_rows // self._group * self._group
+        self._flush(self._waiting.num_rows if self._waiting.nbytes > _WAITING_BYTES else whole)
+
+    def _flush(self, rows: int) -> None:
+        if rows:
+            self._file.write_table(self._waiting.slice(0, rows), row_group_size=self._group)
+            self._waiting = self._waiting.slice(rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush(self._waiting.num_rows)
+        self._file.close()
+
+
+def dataset_rows(folder: Path) -> int:
+    """Rows of a dataset, from its files' footers; raises StageError when there is no such dataset."""
+    return sum(row_counts(dataset_files(folder)))
+
+
+def row_counts(files: Sequence[Path]) -> list[int]:
+    """Rows of each Parquet file, from its footer."""
+    return [int(pq.read_metadata(file).num_rows) for file in files]
+
+
+def _leaf(field: pa.Field) -> str:
+    """The name under which Parquet stores a column's values."""
+    return f"{field.name}.list.element" if pa.types.is_nested(field.type) else str(field.name)
+
+
+def dataset_files(folder: Path) -> list[Path]:
+    """The Parquet files of a dataset, in order.
+
+    Raises:
+        StageError: There is no such dataset.
+    """
+    files = sorted(folder.glob("part-*.parquet"))
+    if not files:
+        raise StageError(f"{folder} is not a dataset: it holds no part-*.parquet; run the stage that writes it again.")
+    return files
+
+
+def read_dataset(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a dataset, in the order in which they were written; only `columns`, when given.
+
+    Raises:
+        StageError: There is no such dataset, a column is missing, or one has another type than `schema` says.
+    """
+    wanted = list(columns) if columns is not None else schema.names
+    tables = []
+    for file in dataset_files(folder):
+        check_columns(file, pq.read_schema(file), schema, wanted)
+        tables.append(pq.read_table(file, columns=wanted, memory_map=True))
+    return pa.concat_tables(tables)
+
+
+def check_columns(file: Path, found: pa.Schema, schema: pa.Schema, wanted: Sequence[str]) -> None:
+    """Refuse a file that lacks one of the columns `wanted` or has it with another type than `schema`."""
+    for name in wanted:
+        if name not in found.names:
+            raise StageError(f"{file} lacks the column {name!r}; its columns are {', '.join(found.names)}.")
+        if found.field(name).type != schema.field(name).type:
+            raise StageError(
+                f"{file}: column {name!r} is {found.field(name).type}, expected {schema.field(name).type}; "
+                "run the stage that writes it again."
+            )
+
+
+class ColumnStore:
+    """Random access, by id, to a column of bytes of a dataset.
+
+    Cheap to make and to send to a worker: only the path travels, files are mapped on first use. Held in memory are an
+    index of the ids' hashes, 16 bytes a row, and the last `cached_groups` row groups of the column.
+    """
+
+    def __init__(self, folder: Path, id_column: str, column: str, cached_groups: int = 64) -> None:
+        self.folder = Path(folder)
+        self.id_column = id_column
+        self.column = column
+        self.cached_groups = cached_groups
+        self._clear()
+
+    def _clear(self) -> None:
+        self._files: list[pq.ParquetFile] = []
+        self._places: list[tuple[int, int]] = []  # row group of the dataset -> file, row group of the file
+        self._starts: NDArray[np.int64] = np.empty(0, np.int64)  # row group of the dataset -> its first row
+        self._hashes: NDArray[np.uint64] = np.empty(0, np.uint64)  # of the ids, ascending
+        self._rows: NDArray[np.int64] = np.empty(0, np.int64)  # whose ids they are
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("folder", "id_column", "column", "cached_groups")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._clear()
+
+    def _open(self) -> None:
+        if self._files:
+            return
+        files = [
+            pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+            for file in dataset_files(self.folder)
+        ]
+        self._places = [(number, group) for number, file in enumerate(files) for group in range(file.num_row_groups)]
+        sizes = [files[number].metadata.row_group(group).num_rows for number, group in self._places]
+        self._starts = np.cumsum([0, *sizes])[:-1]
+        hashes = np.concatenate([_hashes_of(self._ids(file)) for file in files])
+        self._rows = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._rows]
+        self._files = files
+
+    def _ids(self, file: pq.ParquetFile) -> list[str]:
+        ids: list[str] = file.read(columns=[self.id_column]).column(0).to_pylist()
+        return ids
+
+    def __len__(self) -> int:
+        self._open()
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids, in the order of the dataset."""
+        self._open()
+        return (key for file in self._files for key in self._ids(file))
+
+    def __contains__(self, key: str) -> bool:
+        """Whether some id has this one's hash: in a hundred million rows, wrong for one in 10^11 that are not there."""
+        return len(self._candidates(key)) > 0
+
+    def __getitem__(self, key: str) -> bytes:
+        """The bytes with this id; KeyError when the dataset has no such row."""
+        for row in self._candidates(key):
+            group = int(np.searchsorted(self._starts, row, side="right")) - 1
+            table, place = self._read(group), int(row - self._starts[group])
+            if table.column(self.id_column)[place].as_py() == key:
+                return bytes(table.column(self.column)[place].as_py())
+        raise KeyError(f"{self.folder} has no {self.column} {key!r}")
+
+    def _candidates(self, key: str) -> NDArray[np.int64]:
+        """Rows whose ids have the hash of `key`: one, as a rule."""
+        self._open()
+        wanted = _hashes_of([key])[0]
+        first, end = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
+        return self._rows[first:end]
+
+    def _read(self, group: int) -> pa.Table:
+        if group not in self._groups:
+            number, place = self._places[group]
+            self._groups[group] = self._files[number].read_row_group(place, columns=[self.id_column, self.column])
+            if len(self._groups) > self.cached_groups:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+
+def _hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in ids]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+class PictureStore(ColumnStore):
+    """Random access, by id, to encoded pictures (JPEG or PNG): the column `picture` of a dataset."""
+
+    def __init__(self, folder: Path, id_column: str, cached_groups: int = 64) -> None:
+        super().__init__(folder, id_column, "picture", cached_groups)

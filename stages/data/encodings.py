@@ -1,0 +1,209 @@
+"""Latents and text states on disk: what the stage `cache_latents` writes and `train_adapter` reads.
+
+A row is a target square or a caption with its tensors. Row groups are small, so that one row can be fetched without
+reading many; pages carry checksums, for a damaged tensor would look like any other. Every file says what its rows were
+computed with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from model.backbone import Backbone
+from model.training.adapter_examples import PlanRow
+from model.training.encodings import EncodingCacheError, check_identity, encoder_identity, square_key
+from stages.data.datasets import ColumnStore, dataset_files, read_dataset
+from stages.data.plan import PlanPictures, PlanReader
+from stages.data.schemas import ENCODINGS, FRAMES, SAMPLES
+
+_IDENTITY = b"encoders"
+_GROUP_BYTES = 2**20
+_SQUARE = ["target_id", "target_crop_x", "target_crop_y"]
+_REMEDY = "run the stage cache_latents again (--force cache_latents)."
+
+
+# --- what the plan needs -------------------------------------------------------------------------------------------
+
+
+def distinct_squares(plan: PlanReader, pictures: PlanPictures) -> pa.Table:
+    """The target squares of a plan, each once, sorted.
+
+    Returns:
+        target_id, target_crop_x, target_crop_y; the place of the crop is null where the picture is square.
+    """
+    square_ids = pa.chunked_array([*_square_ids(pictures)], pa.string())
+    found = [_distinct_places(part, square_ids) for part in plan.parts(*_SQUARE)]
+    table = pa.concat_tables(found).group_by(_SQUARE).aggregate([])
+    return table.sort_by([(name, "ascending") for name in _SQUARE])
+
+
+def _square_ids(pictures: PlanPictures) -> Iterator[pa.Array]:
+    for store, schema in ((pictures.samples, SAMPLES), (pictures.frames, FRAMES)):
+        table = read_dataset(store.folder, schema, [store.id_column, "width", "height"])
+        yield from table.filter(pc.equal(table["width"], table["height"]))[store.id_column].chunks
+
+
+def _distinct_places(part: pa.Table, square_ids: pa.ChunkedArray) -> pa.Table:
+    is_square = pc.is_in(part["target_id"], value_set=square_ids)
+    places = [pc.if_else(is_square, pa.scalar(None, pa.float32()), part[name]) for name in _SQUARE[1:]]
+    return pa.table([part["target_id"], *places], names=_SQUARE).group_by(_SQUARE).aggregate([])
+
+
+def distinct_captions(plan: PlanReader) -> pa.Table:
+    """The captions of a plan, each once, sorted; with the empty one, for examples that lose theirs."""
+    captions = pc.unique(pa.chunked_array([plan.distinct("caption"), pa.array([""])]))
+    return pa.table({"caption": captions}).sort_by("caption")
+
+
+def keys_of_squares(squares: pa.Table) -> list[str]:
+    """The keys of some rows of `distinct_squares`."""
+    rows = zip(*squares.select(_SQUARE).to_pydict().values(), strict=True)
+    return [square_key(target_id, None if x is None else (x, y)) for target_id, x, y in rows]
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def encoding_rows(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> pa.Table:
+    """Some rows of `ENCODINGS`.
+
+    Args:
+        keys: B keys.
+        tensors: (B, ...) each.
+        dtype: They are kept in. SDXL's time ids, which are whole numbers, stay as they are.
+
+    Raises:
+        EncodingCacheError: A value is not finite in this dtype.
+    """
+    kept = {name: tensor.cpu() if name == "time_ids" else tensor.cpu().to(dtype) for name, tensor in tensors.items()}
+    for name, tensor in kept.items():
+        finite = tensor.isfinite().flatten(1).all(1)
+        if not finite.all():
+            remedy = "set cache_latents.dtype=float32" if tensors[name].isfinite().all() else "mend the backbone"
+            raise EncodingCacheError(
+                f"{name} of {keys[int(finite.int().argmin())]!r} has values that are not finite in {dtype}: {remedy}."
+            )
+    rows = [save({name: tensor[row].contiguous() for name, tensor in kept.items()}) for row in range(len(keys))]
+    return pa.table({"key": list(keys), "tensors": rows}, schema=ENCODINGS)
+
+
+def write_encodings(file: Path, identity: Mapping[str, str], tables: Iterable[pa.Table]) -> None:
+    """Write one file of a dataset, all of it or nothing; of the rows one table is held in memory."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.parent.with_name(f"{file.parent.name}-{file.stem}.{os.getpid()}")
+    schema = ENCODINGS.with_metadata({_IDENTITY: json.dumps(identity)})
+    options = {"compression": "NONE", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    with pq.ParquetWriter(unfinished, schema, **options) as writer:
+        for table in tables:
+            rows = max(1, _GROUP_BYTES * table.num_rows // table.nbytes)
+            writer.write_table(table.cast(schema), row_group_size=rows)
+    unfinished.replace(file)
+
+
+def identity_of(file: Path) -> dict[str, str]:
+    """What the rows of a file were computed with.
+
+    Raises:
+        EncodingCacheError: The file is damaged.
+    """
+    with _damage_named(file):
+        identity: dict[str, str] = json.loads(pq.read_schema(file).metadata[_IDENTITY])
+    return identity
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _damage_named(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        raise EncodingCacheError(f"{place} is damaged: {reason}; {_REMEDY}") from error
+
+
+class EncodingStore(ColumnStore):
+    """Random access to the tensors of one dataset."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "key", "tensors")
+
+    def batch(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors (B, ...) of B keys, in float32.
+
+        Raises:
+            EncodingCacheError: A key is not there, or the files are damaged.
+        """
+        with _damage_named(self.folder):
+            missing = [key for key in keys if key not in self]
+            if missing:
+                raise EncodingCacheError(f"{self.folder} has no {missing[0]!r}: it is of another plan; {_REMEDY}")
+            rows = {key: load(self[key]) for key in dict.fromkeys(keys)}
+        return {name: torch.stack([rows[key][name].float() for key in keys]) for name in rows[keys[0]]}
+
+
+@dataclass(frozen=True)
+class StoredEncodings:
+    """An `EncodingCache` in the output of the stage `cache_latents`."""
+
+    squares: EncodingStore
+    captions: EncodingStore
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """The datasets `latents` and `texts` in a folder."""
+        return cls(EncodingStore(folder / "latents"), EncodingStore(folder / "texts"))
+
+    def latents(self, rows: Sequence[PlanRow]) -> Tensor:
+        """Latents (B, 4, h, w) of the rows' target squares; raises EncodingCacheError."""
+        return self.squares.batch([self._key(row) for row in rows])["latent"]
+
+    def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """hidden (B, n_t, c_t); for SDXL also text_embeds and time_ids. Raises EncodingCacheError."""
+        return self.captions.batch(captions)
+
+    def check(self, backbone: Backbone, resolution: int) -> None:
+        """Raises EncodingCacheError: they are another backbone's, or of pictures of another size, or damaged."""
+        needed = encoder_identity(backbone, resolution)
+        for store in (self.squares, self.captions):
+            for file in dataset_files(store.folder):
+                check_identity(identity_of(file), needed, str(store.folder.parent))
+
+    def check_plan(self, plan: PlanReader, pictures: PlanPictures) -> None:
+        """Refuse a cache of another plan before there are any workers.
+
+        Raises:
+            EncodingCacheError: A square or a caption of the plan is missing, or a file is damaged.
+        """
+        wanted = [
+            (self.squares, keys_of_squares(distinct_squares(plan, pictures))),
+            (self.captions, distinct_captions(plan)["caption"].to_pylist()),
+        ]
+        for store, keys in wanted:
+            with _damage_named(store.folder):
+                missing = [key for key in keys if key not in store]
+            if missing:
+                raise EncodingCacheError(
+                    f"{store.folder} is of another plan: it lacks {len(missing)} of {len(keys)} rows, such as "
+                    f"{missing[0]!r}; {_REMEDY}"
+                )
+
+    def _key(self, row: PlanRow) -> str:
+        """Of a square picture its id alone is there."""
+        whole = square_key(row.target_id, None)
+        return whole if whole in self.squares else square_key(row.target_id, (row.target_crop_x, row.target_crop_y))

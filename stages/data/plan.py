@@ -1,0 +1,164 @@
+"""The training plan as an adapter's training reads it: the rows of a step, the pictures that they name.
+
+What a plan can get wrong is found before anything is trained on it: `check_plan`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from model.training.adapter_examples import PlanRow
+from stages.contract import StageError
+from stages.data.datasets import PictureStore, check_columns, dataset_files, read_dataset
+from stages.data.schemas import FRAMES, PLAN, SAMPLES
+
+_SOURCES = ("image_text", "multiview")
+
+
+class PlanReader:
+    """Step -> rows of the plan. Only the path travels to the workers; each holds one part of the plan at a time.
+
+    A step lies in one part of the plan, as the stage `curriculum` writes it: reading may start at any.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._clear()
+
+    def _clear(self) -> None:
+        self._files: list[Path] = []
+        self._first_steps: list[int] = []  # of each file, and the number of steps
+        self._part = -1
+        self._table: Any = None
+        self._bounds: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.folder = state["folder"]
+        self._clear()
+
+    def __call__(self, step: int) -> Sequence[PlanRow]:
+        """The rows of a step, counted from 0, by slot."""
+        self._open()
+        self._read_part(bisect_right(self._first_steps, step) - 1)
+        place = step - self._first_steps[self._part]
+        start, end = int(self._bounds[place]), int(self._bounds[place + 1])
+        return [PlanRow(**row) for row in self._table.slice(start, end - start).to_pylist()]
+
+    @property
+    def steps(self) -> int:
+        """Steps of the plan."""
+        self._open()
+        return self._first_steps[-1]
+
+    def parts(self, *columns: str) -> Iterator[pa.Table]:
+        """These columns of the whole plan, a part at a time."""
+        self._open()
+        return (pq.read_table(file, columns=list(columns)) for file in self._files)
+
+    @property
+    def references_are_targets(self) -> bool:
+        """Whether every picture is its own reference."""
+        tables = self.parts("reference_id", "target_id")
+        return all(pc.all(pc.equal(table["reference_id"], table["target_id"])).as_py() for table in tables)
+
+    def distinct(self, *columns: str) -> pa.Array:
+        """The values, each once, that these columns of the whole plan have."""
+        tables = self.parts(*columns)
+        return pc.unique(pa.chunked_array([pc.unique(column) for table in tables for column in table.columns]))
+
+    def batch_sizes(self) -> set[int]:
+        """How many rows the steps have."""
+        columns = (part["step"].to_numpy() for part in self.parts("step"))
+        return {int(size) for steps in columns for size in np.unique(steps, return_counts=True)[1]}
+
+    def _open(self) -> None:
+        if self._files:
+            return
+        files = dataset_files(self.folder)
+        for file in files:
+            check_columns(file, pq.read_schema(file), PLAN, ["step", *PlanRow._fields])
+        ranges = [_range_of_steps(file) for file in files if pq.read_metadata(file).num_rows]
+        if not ranges:
+            raise StageError(f"{self.folder} holds no training example; run the stage curriculum again.")
+        self._first_steps = [*(first for first, _ in ranges), ranges[-1][1] + 1]
+        self._files = files[: len(ranges)]
+
+    def _read_part(self, part: int) -> None:
+        if part == self._part:
+            return
+        table = pq.read_table(self._files[part], columns=["step", *PlanRow._fields])
+        steps = np.arange(self._first_steps[part], self._first_steps[part + 1] + 1)
+        self._bounds = np.searchsorted(table["step"].to_numpy(), steps)
+        self._table, self._part = table.select(list(PlanRow._fields)).combine_chunks(), part
+
+
+def _range_of_steps(file: Path) -> tuple[int, int]:
+    """The first and the last step of a part of the plan, from the file's footer."""
+    metadata = pq.read_metadata(file)
+    column = metadata.schema.names.index("step")
+    groups = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
+    return int(groups[0].min), int(groups[-1].max)
+
+
+@dataclass(frozen=True)
+class PlanPictures:
+    """Id of the plan -> encoded picture: a sample of `filter` or a frame of `multiview`."""
+
+    samples: PictureStore
+    frames: PictureStore
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Path]) -> Self:
+        """Those of a stage's inputs."""
+        samples, frames = inputs["filter"] / "samples", inputs["multiview"] / "frames"
+        return cls(PictureStore(samples.resolve(), "sample_id"), PictureStore(frames.resolve(), "frame_id"))
+
+    def __call__(self, picture_id: str) -> bytes:
+        """Raises ValueError when neither has it."""
+        for store in (self.samples, self.frames):
+            with suppress(KeyError):
+                return store[picture_id]
+        raise ValueError(
+            f"picture {picture_id} of the plan is neither in {self.samples.folder} nor in {self.frames.folder}; "
+            "run the stage curriculum again."
+        )
+
+
+def check_plan(plan: PlanReader, pictures: PlanPictures) -> None:
+    """Refuse a plan that is not whole, or was not made from these pictures.
+
+    Raises:
+        StageError: Steps are missing, a source is unknown, or a picture is in neither dataset; names the first.
+    """
+    remedy = "run the stage curriculum again."
+    found = plan.distinct("step").to_numpy()
+    missing = np.setdiff1d(np.arange(plan.steps), found)
+    if len(missing):
+        raise StageError(f"{plan.folder} lacks step {missing[0]} and holds {len(found)} of {plan.steps}; {remedy}")
+    sources = plan.distinct("source").to_pylist()
+    unknown = sorted(set(sources) - set(_SOURCES))
+    if unknown:
+        raise StageError(f"{plan.folder} has the source {unknown[0]!r}; it must be {' or '.join(_SOURCES)}; {remedy}")
+    named = plan.distinct("reference_id", "target_id")
+    samples = read_dataset(pictures.samples.folder, SAMPLES, [pictures.samples.id_column])
+    frames = read_dataset(pictures.frames.folder, FRAMES, [pictures.frames.id_column])
+    known = pa.chunked_array([*samples.column(0).chunks, *frames.column(0).chunks])
+    lost = named.filter(pc.invert(pc.is_in(named, value_set=known)))
+    if len(lost):
+        raise StageError(
+            f"{len(lost)} of {len(named)} pictures of the plan, such as {lost[0]}, are neither in "
+            f"{pictures.samples.folder} nor in {pictures.frames.folder}; {remedy}"
+        )

@@ -1,0 +1,32 @@
+"""Stage `microworld`: a small web of captioned pictures, a turn-table data set, and held-out subjects.
+
+What it writes has the shape of the real thing: LAION's metadata columns over URLs that a loopback server answers, with
+the dead links, broken files, duplicates and poor rows of any crawl; MVImgNet's folders with COLMAP's camera files.
+Everything in it is drawn from the run's seed. The web and the turn-tables show objects of the split `adapter`, the
+subjects are of the split `test`.
+"""
+
+from __future__ import annotations
+
+import json
+
+from stages.contract import StageContext, StageError, StageResult
+from stages.microworld.subjects import write_subjects
+from stages.microworld.turntables import write_turntables
+from stages.microworld.web import write_web
+
+
+def run(context: StageContext) -> StageResult:
+    """Write `metadata/`, `web/`, `site.json`, `mvimgnet/` and `subjects/`."""
+    settings, seed = context.config.microworld, context.config.run.seed
+    if settings.pictures < 1:
+        raise StageError(f"microworld.pictures is {settings.pictures}; a web needs at least one picture.")
+    rows = write_web(context.output, settings, seed, context.report)
+    site = {"port": settings.port, "root": "web"}
+    (context.output / "site.json").write_text(json.dumps(site) + "\n")
+    frames = write_turntables(context.output / "mvimgnet", settings, seed, context.report)
+    subjects = write_subjects(context.output / "subjects", settings.picture_size, seed)
+    return StageResult(
+        rows={"metadata": sum(rows.values()), "mvimgnet": frames, "subjects": subjects},
+        metrics={f"rows_{kind}": float(count) for kind, count in rows.items()},
+    )

@@ -1,0 +1,1 @@
+"""Stage `prompts`: context-rich prompts for each concept."""

@@ -1,0 +1,1 @@
+"""Work on Ray that several stages share."""

@@ -1,0 +1,1 @@
+"""Stage `train_adapter`: the adapter's training on the plan."""

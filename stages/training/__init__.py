@@ -1,0 +1,1 @@
+"""The one trainer: Ray Train workers, the training loop, the DeepSpeed engine, checkpoints, the record."""

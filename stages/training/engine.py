@@ -1,0 +1,194 @@
+"""A DeepSpeed engine around a module: one step of AdamW at a time, the same for every ZeRO stage and precision.
+
+DeepSpeed's settings are `infra/deepspeed/zero{0,1,2,3}.json`; "auto" in them stands for the pipeline's own values. The
+weights are fp32: bf16 and fp16 are an autocast of the forward pass, which is ours and not DeepSpeed's, for DeepSpeed
+would sum the gradients in half precision too. The loss of fp16 is scaled dynamically. A step whose gradient is not
+finite on any worker changes nothing on all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.config import TrainerConfig
+
+DEEPSPEED = Path(__file__).resolve().parents[2] / "infra" / "deepspeed"
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
+    """DeepSpeed's settings for a ZeRO stage, with the pipeline's values in place of "auto".
+
+    A step's batch is the task's affair: DeepSpeed's micro batch size stays 1, and AdamW is torch's, which need not be
+    compiled on first use.
+    """
+    settings: dict[str, Any] = json.loads((DEEPSPEED / f"zero{config.zero_stage}.json").read_text())
+    values = {"gradient_accumulation_steps": config.accumulation, "gradient_clipping": config.gradient_clip}
+    return {key: values[key] if value == "auto" else value for key, value in settings.items()}
+
+
+def learning_rate(step: int, steps: int, config: TrainerConfig) -> float:
+    """Linear warm-up times half a cosine that ends at `final_share`, or times 1. `step` counts from 0."""
+    warm_up = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    if config.schedule == "constant":
+        return config.learning_rate * warm_up
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return config.learning_rate * warm_up * (config.final_share + (1 - config.final_share) * cosine)
+
+
+def micro_batches(batch: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Cut a batch into `count` equal parts along its examples, the first dimension of its first tensor.
+
+    A tensor of another length is no list of examples: every part gets all of it.
+
+    Raises:
+        ValueError: The examples cannot be shared out evenly.
+    """
+    examples = len(next(iter(batch.values())))
+    if examples % count:
+        raise ValueError(
+            f"{examples} examples a worker cannot be cut into {count} equal micro batches: set the trainer's "
+            f"accumulation to a divisor of {examples}."
+        )
+    size = examples // count
+    return [
+        {
+            name: tensor[number * size : (number + 1) * size] if tensor.shape[:1] == (examples,) else tensor
+            for name, tensor in batch.items()
+        }
+        for number in range(count)
+    ]
+
+
+@dataclass
+class LossScale:
+    """The factor of the loss that keeps small gradients from vanishing in fp16 (Micikevicius et al. 2018, Sec. 3.2).
+
+    Halved after a gradient that is not finite, doubled after 2000 that are: the constants of `torch.amp.GradScaler`.
+    """
+
+    scale: float = 2.0**16
+    finite_steps: int = 0
+
+    def update(self, finite: bool) -> None:
+        """Take note of a step's gradient."""
+        self.finite_steps = self.finite_steps + 1 if finite else 0
+        if not finite:
+            self.scale = max(1.0, self.scale / 2)
+        elif self.finite_steps == 2000:
+            self.scale, self.finite_steps = 2 * self.scale, 0
+
+
+class _Autocast(nn.Module):
+    """Runs a module's forward pass in half precision where autocast allows it; the weights stay as they are."""
+
+    def __init__(self, inner: nn.Module, device_type: str, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.inner = inner
+        self.device_type = device_type
+        self.dtype = dtype
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.autocast(self.device_type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            return self.inner(batch)
+
+
+class Engine:
+    """`module` under training. All methods are to be called on all workers alike.
+
+    Attributes:
+        deepspeed: DeepSpeed's engine.
+        loss_scale: Of fp16; None for other precisions.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainerConfig, device: torch.device) -> None:
+        import deepspeed
+        from deepspeed.utils import logger
+
+        logger.setLevel("ERROR")  # skipped steps are in the record
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled on first use; needs a compiler
+        self.module = module
+        self.zero_stage = config.zero_stage
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
+        self.trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            list(self.trained.values()),
+            config.learning_rate,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=_Autocast(module, device.type, _AUTOCAST.get(config.precision)),
+            optimizer=self.optimizer,
+            config=deepspeed_config(config),
+            dist_init_required=False,  # the process group is there
+        )
+
+    @property
+    def is_helpless(self) -> bool:
+        """Whether a gradient that is not finite is no matter of the loss's scale."""
+        return self.loss_scale is None or self.loss_scale.scale == 1.0
+
+    def backward(self, batches: Sequence[dict[str, Tensor]], most_loss: float = math.inf) -> dict[str, Tensor]:
+        """Forward and backward pass of all micro batches of a step; the means of what the module returned.
+
+        A loss above `most_loss` gets a gradient that is not finite, so that no worker takes the step.
+        """
+        scalars: dict[str, list[Tensor]] = {}
+        self._set_loss_scale()
+        for number, batch in enumerate(batches):
+            self.deepspeed.set_gradient_accumulation_boundary(number == len(batches) - 1)
+            returned = self.deepspeed(batch)
+            # DeepSpeed scales the loss itself, but not in stage 0.
+            factor = self.loss_scale.scale if self.loss_scale and self.zero_stage == 0 else 1.0
+            loss = returned["loss"]
+            exploded = torch.where(loss.detach() > most_loss, torch.nan, 1.0).to(loss.dtype)
+            self.deepspeed.backward(loss * factor * exploded)
+            for name, value in returned.items():
+                scalars.setdefault(name, []).append(value.detach())
+        return {name: torch.stack(values).mean() for name, values in scalars.items()}
+
+    def step(self, rate: float) -> float | None:
+        """One step of the optimizer at a learning rate.
+
+        Returns:
+            The norm of the gradient over all workers, before it is clipped. None when it is not finite: then nothing
+            has changed.
+        """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+        norm = self._step_without_zero() if self.zero_stage == 0 else self._step_with_zero()
+        if self.loss_scale:
+            self.loss_scale.update(norm is not None)
+        return norm
+
+    def _set_loss_scale(self) -> None:
+        if self.loss_scale and self.zero_stage > 0:
+            self.deepspeed.optimizer.override_loss_scale(self.loss_scale.scale)
+
+    def _step_with_zero(self) -> float | None:
+        """DeepSpeed's own check and norm are over all workers' pieces of the gradient."""
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm()) if self.deepspeed.was_step_applied() else None
+
+    def _step_without_zero(self) -> float | None:
+        """Stage 0 has no check; every worker holds the whole gradient, the same on all."""
+        gradients = [weight.grad for weight in self.trained.values() if weight.grad is not None]
+        if self.loss_scale:
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.scale)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            self.deepspeed.zero_grad()
+            return None
+        self.deepspeed.step()
+        return norm

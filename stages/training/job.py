@@ -1,0 +1,111 @@
+"""A training as its workers know it: what is trained and how, and where everything about it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.training.task import TrainingTask
+from stages.config import TrainerConfig
+from stages.training.checkpoints import CheckpointFolder
+
+#: Other values of these change no result beyond rounding: a checkpoint does not ask for them.
+_FREE = ("workers", "use_gpu", "zero_stage", "accumulation", "checkpoint_every", "keep_checkpoints", "max_failures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """Everything a worker needs to know.
+
+    Attributes:
+        task: What is trained; picklable.
+        steps: Steps of the optimizer in all.
+        config: How it is trained.
+        seed: Of the initial weights and of every random number drawn while training.
+        cores: Cores of a machine, shared by the workers on it.
+        data_workers: Processes that prepare the batches of a `FedTask`, for each worker; 0: the worker itself.
+        folder: Where everything about the run is kept; all workers see it.
+        name: The run's.
+    """
+
+    task: TrainingTask
+    steps: int
+    config: TrainerConfig
+    seed: int
+    cores: int
+    folder: Path
+    name: str
+    data_workers: int = 0
+
+    @property
+    def record(self) -> Path:
+        """JSON lines file of the curves."""
+        return self.folder / f"{self.name}.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """Folder that rank 0 exports the trained weights into."""
+        return self.folder / f"{self.name}-weights"
+
+    @property
+    def samples(self) -> Path:
+        """Folder for what a `SamplingTask` shows of its progress."""
+        return self.folder / f"{self.name}-samples"
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """Where checkpoints are kept."""
+        return CheckpointFolder(self.folder / f"{self.name}-checkpoints", self.config.keep_checkpoints)
+
+    @property
+    def stop_request(self) -> Path:
+        """A file whose existence asks the workers to write a checkpoint and stop."""
+        return self.folder / f"{self.name}.stop"
+
+    @property
+    def ending(self) -> Path:
+        """Why the workers have stopped before the last step: one sentence, by rank 0."""
+        return self.folder / f"{self.name}.ending"
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with, as plain values by key."""
+        trainer = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in _FREE}
+        task = {f"task.{key}": value for key, value in _plain_fields(self.task).items()}
+        kind = type(self.task).__name__
+        plain: dict[str, Any] = json.loads(
+            json.dumps({"steps": self.steps, "seed": self.seed, **trainer, "task": kind, **task})
+        )
+        return {key: _short(value) for key, value in plain.items()}
+
+
+def _plain_fields(task: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are plain values. A place on a disk is none: a run folder may be moved."""
+    if not dataclasses.is_dataclass(task):
+        return {}
+    found = {}
+    for entry in dataclasses.fields(task):
+        value = getattr(task, entry.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        path = isinstance(value, str) and Path(value).is_absolute()
+        if entry.init and entry.compare and not path and _is_plain(value):
+            found[entry.name] = value
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _short(value: Any) -> Any:
+    """A long value's checksum in its place."""
+    text = json.dumps(value, sort_keys=True)
+    return value if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]

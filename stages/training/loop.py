@@ -1,0 +1,304 @@
+"""What each worker does: steps of a `TrainingTask` on a DeepSpeed engine, checkpoints, a record of losses.
+
+`stages/training/trainer.py` starts the workers on Ray Train. Nothing here depends on Ray or on what is trained. A step is a pure
+function of (seed, step, rank, world) and of the weights, so a run that was cut off and went on ends where an
+undisturbed one ends: exactly with the same workers and ZeRO stage, to rounding with others, where the task's batch does
+not depend on how many share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.seeding import seed_of
+from model.training.moving_average import MovingAverage
+from model.training.task import DescribedTask, FedTask, Feed, Prepared, SamplingTask
+from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
+from stages.training.engine import Engine, LossScale, learning_rate, micro_batches
+from stages.training.job import TrainingJob
+from stages.training.record import Recorder, open_recorder
+from stages.training.state import gather_state, gathered, restore_average, restore_moments, restore_weights
+
+#: So many steps in a row without a finite gradient end a training.
+MOST_SKIPPED_STEPS = 5
+
+#: A loss so many times the mean of the first so many steps has exploded. Less is none: a diffusion model's loss differs
+#: much between timesteps, and clipping bounds what a step does.
+EXPLODED = 100.0
+FIRST_STEPS = 10
+
+#: Streams what a task's feed prepares for these steps: (feed, steps, rank, world). Closing it frees what it holds.
+Feeder = Callable[[Feed, range, int, int], Generator[Prepared]]
+
+
+def train(settings: dict[str, Any]) -> None:
+    """The train loop of Ray Train: `settings["job"]` is a `TrainingJob`."""
+    import ray.train
+    import ray.train.torch
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's affair
+    job: TrainingJob = settings["job"]
+    torch.set_num_threads(max(1, job.cores // ray.train.get_context().get_local_world_size()))
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # where torch.distributed sends Python objects
+    if job.data_workers:
+        from stages.training.feeder import stream
+
+        run_worker(job, device, partial(stream, workers=job.data_workers))
+    else:
+        run_worker(job, device)
+
+
+def prepare_here(feed: Feed, steps: range, rank: int, world: int) -> Generator[Prepared]:
+    """The feeder without processes of its own: each step is prepared when it is due."""
+    for step in steps:
+        yield feed.prepare(step, rank, world)
+
+
+def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_here) -> None:
+    """Train on this worker of torch's process group; rank 0 exports the weights, or writes why it has ended early."""
+    rank = dist.get_rank()
+    if rank == 0:
+        job.ending.unlink(missing_ok=True)
+    torch.manual_seed(job.seed)
+    module = job.task.module()
+    dimensionless = [parameter for parameter in module.parameters() if parameter.dim() == 0]
+    _reshape(dimensionless, (1,))  # DeepSpeed cannot broadcast those, such as CLIP's logit scale
+    checkpoint = _latest(job.checkpoints)
+    tensors = dict(checkpoint.tensors()) if checkpoint else {}
+    if checkpoint:
+        restore_weights(module, tensors)
+    engine = Engine(module, job.config, device)
+    average = MovingAverage(engine.trained, job.config.ema_decay) if job.config.ema_decay is not None else None
+    progress = _Progress()
+    if checkpoint:
+        progress = _Progress.read(checkpoint, engine)
+        restore_moments(engine, tensors, progress.updates)
+        if average:
+            restore_average(average, tensors)
+        tensors.clear()
+    with open_recorder(job.record, job.steps, device) as recorder:
+        ending = _Worker(job, engine, average, device, recorder, progress).run(feeder)
+    if ending is None:
+        with _whole(module, dimensionless, average):
+            if rank == 0:
+                job.task.export(module, job.weights)
+    elif rank == 0:
+        job.ending.write_text(ending)
+
+
+@dataclass
+class _Progress:
+    """How far a training is.
+
+    Attributes:
+        step: Steps that are done.
+        updates: Of them, those that have changed the weights.
+        skipped: Those that have not, because a loss had exploded or a gradient was not finite.
+        skipped_in_a_row: The last so many of them.
+        first_losses: Of the first steps, over all workers: the measure of an explosion.
+        losses: Of this worker since the last checkpoint.
+    """
+
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    first_losses: list[float] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+
+    @property
+    def most_loss(self) -> float:
+        """What is more has exploded."""
+        if len(self.first_losses) < FIRST_STEPS:
+            return math.inf
+        return EXPLODED * sum(abs(loss) for loss in self.first_losses) / FIRST_STEPS
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, engine: Engine) -> _Progress:
+        state = checkpoint.state()
+        if engine.loss_scale:
+            engine.loss_scale = LossScale(**state["loss_scale"])
+        return cls(**{key: state[key] for key in ("step", "updates", "skipped", "skipped_in_a_row", "first_losses")})
+
+
+class _Batch(NamedTuple):
+    tensors: dict[str, Tensor]
+    waited: float  # for its data, seconds
+
+
+@dataclass(frozen=True)
+class _Worker:
+    job: TrainingJob
+    engine: Engine
+    average: MovingAverage | None
+    device: torch.device
+    recorder: Recorder
+    progress: _Progress
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    def run(self, feeder: Feeder) -> str | None:
+        """All steps that are left; why the training has ended before the last one."""
+        with closing(self._batches(range(self.progress.step, self.job.steps), feeder)) as batches:
+            return self._run(batches)
+
+    def _batches(self, steps: range, feeder: Feeder) -> Generator[_Batch]:
+        """This worker's batches. What a `FedTask` makes of what it was fed is work, not waiting."""
+        task, rank, world = self.job.task, self.rank, dist.get_world_size()
+        if not isinstance(task, FedTask):
+            for step in steps:
+                begun = time.perf_counter()
+                yield _Batch(task.batch(step, rank, world), time.perf_counter() - begun)
+            return
+        with closing(feeder(task.feed, steps, rank, world)) as stream:
+            for step in steps:
+                begun = time.perf_counter()
+                prepared = next(stream)
+                waited = time.perf_counter() - begun
+                yield _Batch(task.encode(prepared, step, rank, world), waited)
+
+    def _run(self, batches: Iterator[_Batch]) -> str | None:
+        job = self.job
+        writer = CheckpointWriter(job.checkpoints, self.rank, dist.get_world_size())
+        for step in range(self.progress.step, job.steps):
+            self._step(step, batches)
+            writer.check()
+            if self.progress.skipped_in_a_row == MOST_SKIPPED_STEPS:
+                writer.wait()
+                return _divergence(job, step)
+            done = step + 1
+            self._look(done)
+            stopping = self._agree(job.stop_request.exists()) and done < job.steps
+            if stopping or (done % job.config.checkpoint_every == 0 and done < job.steps):
+                self._save(writer)
+            if stopping:
+                writer.wait()
+                return f"training {job.name} was stopped after step {done} of {job.steps}; the same command goes on."
+        writer.wait()
+        return None
+
+    def _step(self, step: int, batches: Iterator[_Batch]) -> None:
+        """One step of the optimizer."""
+        job, progress = self.job, self.progress
+        torch.manual_seed(seed_of(job.seed, step, self.rank))
+        batch, waited = next(batches)
+        samples = len(next(iter(batch.values())))
+        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        scalars = self.engine.backward(micro_batches(batch, job.config.accumulation), progress.most_loss)
+        rate = learning_rate(step, job.steps, job.config)
+        norm = self.engine.step(rate)
+        progress.step = step + 1
+        if norm is None:
+            progress.skipped += 1
+            progress.skipped_in_a_row += int(self.engine.is_helpless)
+            scalars = {}
+        else:
+            progress.updates += 1
+            progress.skipped_in_a_row = 0
+            progress.losses.append(scalars["loss"])
+            if len(progress.first_losses) < FIRST_STEPS:
+                progress.first_losses.append(self._mean([scalars["loss"]]) or 0.0)
+            scalars |= {"grad_norm": torch.tensor(norm), "learning_rate": torch.tensor(rate)}
+            if self.average:
+                self.average.update()
+            job.task.after_step(self.engine.module, step)
+        self.recorder.add(step, scalars, samples=samples, waited=waited, skipped=progress.skipped)
+
+    def _look(self, done: int) -> None:
+        """Let the task show what the module can do after so many steps, when it wants to."""
+        task = self.job.task
+        if self.rank or not isinstance(task, SamplingTask) or task.sample_every is None or done % task.sample_every:
+            return
+        self.job.samples.mkdir(exist_ok=True)
+        task.sample(self.engine.module, done, self.job.samples)
+
+    def _save(self, writer: CheckpointWriter) -> None:
+        """Have every worker write its share of the state: every so many-th tensor."""
+        progress, scale = self.progress, self.engine.loss_scale
+        loss = self._mean(progress.losses)
+        progress.losses.clear()
+        mine: dict[str, Tensor] = {}
+        world = dist.get_world_size()
+        for number, (name, tensor) in enumerate(gather_state(self.engine, progress.updates, self.average)):
+            if number % world == self.rank:
+                mine[name] = tensor.to("cpu", copy=True).contiguous()
+        state = {
+            "step": progress.step,
+            "updates": progress.updates,
+            "skipped": progress.skipped,
+            "skipped_in_a_row": progress.skipped_in_a_row,
+            "first_losses": list(progress.first_losses),  # it is written while the next steps are done
+            "loss": loss,
+            "loss_scale": dataclasses.asdict(scale) if scale else None,
+            "config": self.job.identity(),
+        }
+        writer.write(progress.step, mine, state if self.rank == 0 else None)
+
+    def _mean(self, losses: list[Tensor]) -> float | None:
+        """Over all workers; None of no losses."""
+        total = torch.stack(losses).float().sum() if losses else torch.zeros((), device=self.device)
+        both = torch.stack([total, torch.tensor(float(len(losses)), device=self.device)])
+        dist.all_reduce(both)
+        return (both[0] / both[1]).item() if both[1] else None
+
+    def _agree(self, wish: bool) -> bool:
+        """Whether rank 0 wishes it."""
+        flag = torch.tensor([float(wish and self.rank == 0)], device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag)
+
+
+def _divergence(job: TrainingJob, step: int) -> str:
+    samples = f" ({job.task.describe(step)})" if isinstance(job.task, DescribedTask) else ""
+    return (
+        f"training {job.name} was stopped at step {step}{samples}, the {MOST_SKIPPED_STEPS}th in a row whose loss has "
+        "exploded or whose gradient is not finite: look at these samples, or lower the trainer's learning_rate."
+    )
+
+
+def _latest(checkpoints: CheckpointFolder) -> Checkpoint | None:
+    """The checkpoint to go on from, the same on all workers; what a kill has left is removed.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    chosen: list[Checkpoint | None] = [None]
+    if dist.get_rank() == 0:
+        checkpoints.remove_incomplete()
+        chosen = [checkpoints.latest()]
+        if chosen[0]:
+            chosen[0].check()
+    dist.broadcast_object_list(chosen)
+    return chosen[0]
+
+
+def _reshape(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+        parameter.data = parameter.data.view(shape)
+
+
+@contextmanager
+def _whole(module: nn.Module, dimensionless: list[nn.Parameter], average: MovingAverage | None) -> Iterator[None]:
+    """The module as it is to be exported: in one piece, with its averaged weights when there are some."""
+    with gathered(list(module.parameters())):
+        if average:
+            average.apply()
+        _reshape(dimensionless, ())
+        yield

@@ -1,0 +1,122 @@
+"""The state of a training as whole tensors by name, whatever ZeRO stage has cut it in pieces.
+
+The names: "weight/N" for every parameter and buffer that the module would save, "exp_avg/N" and "exp_avg_sq/N" for
+AdamW's moments of the trained parameters, "mean/N" for their moving averages. A state that was gathered from some
+workers in one ZeRO stage can be given to another number of workers in another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.training.moving_average import MovingAverage
+from stages.training.engine import Engine
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
+    """Puts those of `tensors` that ZeRO-3 has cut in pieces together, on all workers, for as long as it is open."""
+    import deepspeed
+
+    cut = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+    return deepspeed.zero.GatheredParameters(cut) if cut else nullcontext()
+
+
+def gather_state(engine: Engine, updates: int, average: MovingAverage | None) -> Iterator[tuple[str, Tensor]]:
+    """The whole state, one tensor after the other; to be run through on all workers alike.
+
+    A tensor may be changed or freed when the next one is asked for. `updates` is the number of AdamW's steps.
+    """
+    for name, tensor in _module_tensors(engine.module).items():
+        with gathered([tensor]):
+            yield f"weight/{name}", tensor.detach()
+    for name, weight in engine.trained.items() if updates else ():
+        for moment in _MOMENTS:
+            yield f"{moment}/{name}", _moment(engine, weight, moment)
+    for name, mean in average.mean.items() if average else ():
+        yield f"mean/{name}", mean
+
+
+def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a module its weights and buffers; before an engine cuts it in pieces.
+
+    Raises:
+        ValueError: The state is another model's; one sentence.
+    """
+    for name, tensor in _module_tensors(module).items():
+        found = tensors.get(f"weight/{name}")
+        if found is None or found.shape != tensor.shape:
+            there = "missing" if found is None else f"of shape {list(found.shape)}"
+            raise ValueError(f"it is of another model: {name} is {there}, where {list(tensor.shape)} is needed")
+        tensor.detach().copy_(found)
+
+
+def restore_moments(engine: Engine, tensors: Mapping[str, Tensor], updates: int) -> None:
+    """Give AdamW the moments that it had after `updates` steps."""
+    if not updates:
+        return
+    for piece in _pieces(engine):
+        moments = {moment: torch.zeros_like(piece) for moment in _MOMENTS}
+        count = torch.full((), float(updates), device=piece.device)
+        engine.optimizer.state[piece] = {"step": count, **moments}
+    if engine.zero_stage in (1, 2):
+        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()  # else linked in the first step only
+    for name, weight in engine.trained.items():
+        for moment in _MOMENTS:
+            _set_moment(engine, weight, moment, tensors[f"{moment}/{name}"])
+
+
+def restore_average(average: MovingAverage, tensors: Mapping[str, Tensor]) -> None:
+    """Give the moving averages their values."""
+    for name, mean in average.mean.items():
+        mean.copy_(tensors[f"mean/{name}"])
+
+
+def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of `state_dict`, each once where some are tied."""
+    saved = set(module.state_dict(keep_vars=True))
+    both = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor for name, tensor in both if name in saved}
+
+
+def _pieces(engine: Engine) -> list[Tensor]:
+    """What AdamW has its state for: the parameters, or this worker's flat pieces of them."""
+    zero = engine.deepspeed.optimizer
+    if engine.zero_stage == 0:
+        return list(engine.trained.values())
+    pieces: list[Tensor] = (
+        zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
+    )
+    return pieces
+
+
+def _moment(engine: Engine, weight: nn.Parameter, moment: str) -> Tensor:
+    if engine.zero_stage == 0:
+        state: Tensor = engine.optimizer.state[weight][moment]
+        return state
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return safe_get_full_optimizer_state(weight, moment)
+
+
+def _set_moment(engine: Engine, weight: nn.Parameter, moment: str, value: Tensor) -> None:
+    if engine.zero_stage == 0:
+        engine.optimizer.state[weight][moment].copy_(value)
+    elif engine.zero_stage < 3:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(weight, value.to(weight.device), moment)
+    else:
+        from deepspeed.utils import safe_set_local_optimizer_state
+
+        piece = weight.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = nn.functional.pad(value.flatten(), (0, piece * dist.get_world_size() - value.numel()))
+        mine = padded.narrow(0, piece * dist.get_rank(), piece).to(weight.device)
+        safe_set_local_optimizer_state(weight, mine, moment)

@@ -1,0 +1,279 @@
+"""The one engine for everything that is trained: Ray Train workers with DeepSpeed, checkpoints, resume, live curves.
+
+A stage calls `fit`. The loop itself is in `stages/training/loop.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from model.training.task import TrainingTask
+from stages.config import TrainerConfig
+from stages.contract import Reporter, StageContext, StageError
+from stages.training.checkpoints import difference
+from stages.training.job import TrainingJob
+from stages.training.loop import train
+from stages.training.record import BOOKKEEPING, progress_note, read_lines
+
+#: Points of a curve by its name: (step, value).
+Curves = dict[str, list[tuple[int, float]]]
+
+_POLL_SECONDS = 0.5
+#: The project's own complaints of configuration and data: whole sentences, and another attempt is a waste.
+_COMPLAINTS = (ValueError, StageError)
+
+
+def fit(
+    task: TrainingTask,
+    *,
+    steps: int,
+    config: TrainerConfig,
+    context: StageContext,
+    name: str,
+    seed: int,
+    batch_setting: str,
+    data_workers: int = 0,
+) -> tuple[Path, Curves]:
+    """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
+
+    While it trains, progress and curves go to `context.report` (keys `name/loss`, ...). Checkpoints lie in
+    `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one, also with
+    another number of workers. When a worker dies, all go on from the last checkpoint, `config.max_failures` times.
+    SIGTERM ends the training with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does
+    not fit into memory. The batches of a `FedTask` are prepared by so many `data_workers` for each worker; 0: by the
+    worker itself.
+
+    Raises:
+        StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
+            or of another configuration; a worker found something wrong (a ValueError or StageError), or died too
+            often; memory is too little for a batch, or the disk for a checkpoint; the loss exploded, or the gradient
+            was not finite, too often; SIGTERM came.
+    """
+    _check_config(config)
+    _check_resources(config)
+    folder = (context.scratch / "train").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    job = TrainingJob(
+        task=task,
+        steps=steps,
+        config=config,
+        seed=seed,
+        cores=context.config.run.cpus or os.cpu_count() or 1,
+        folder=folder,
+        name=name,
+        data_workers=data_workers,
+    )
+    check_resume(job)
+    job.stop_request.unlink(missing_ok=True)
+    context.report.progress(0, steps, f"{name}: starting {config.workers} workers")
+    with following(job, context.report), _stopped_by_sigterm(job):
+        _run_workers(job, context.report, batch_setting)
+    if job.ending.exists():
+        raise StageError(job.ending.read_text())
+    return job.weights, read_curves(job.record)
+
+
+def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None:
+    """Train on Ray's workers, again when some have died. Ray's own `max_failures` also repeats what must fail again."""
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config = job.config
+    for attempts_left in range(config.max_failures, -1, -1):
+        trainer = TorchTrainer(
+            train,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.use_gpu),
+            torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+            run_config=RunConfig(name=job.name, storage_path=str(job.folder)),
+        )
+        try:
+            trainer.fit()
+            return
+        except TrainingFailedError as error:
+            sentence = _sentence(job.name, error, batch_setting)
+            if not attempts_left or any(_would_fail_again(failure) for failure in _failures(error)):
+                raise StageError(sentence) from error
+            report.warning(f"{sentence}; it goes on from its last checkpoint")
+
+
+def _check_config(config: TrainerConfig) -> None:
+    """What no single type can say."""
+    if config.precision == "fp16" and not config.use_gpu:
+        raise StageError("fp16 needs GPUs: set the trainer's precision to fp32 or bf16, or use_gpu to true.")
+    if config.ema_decay is not None and config.zero_stage == 3:
+        raise StageError(
+            "ema_decay needs whole weights on every worker, which zero_stage=3 does not leave there: set zero_stage to "
+            "at most 2, or ema_decay to null."
+        )
+    if config.ema_decay is not None and config.ema_decay >= 1:
+        raise StageError(f"the trainer's ema_decay must be less than 1, such as 0.999; it is {config.ema_decay}.")
+    for key in ("workers", "accumulation", "checkpoint_every", "keep_checkpoints"):
+        if getattr(config, key) < 1:
+            raise StageError(f"the trainer's {key} must be at least 1, not {getattr(config, key)}.")
+
+
+def _check_resources(config: TrainerConfig) -> None:
+    """Ray would wait for a worker's place for ever."""
+    import ray
+
+    kind = "GPU" if config.use_gpu else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if config.workers > there:
+        remedy = f"set workers to at most {there}" if there else "set use_gpu to false"
+        raise StageError(
+            f"{config.workers} workers need {config.workers} {kind}s, but Ray has {there}: {remedy}, or run it on a "
+            "larger cluster."
+        )
+
+
+def check_resume(job: TrainingJob) -> None:
+    """Look at the checkpoint that the workers would go on from, before there are any.
+
+    Raises:
+        StageError: It is damaged, or of another configuration; names the difference.
+    """
+    checkpoint = job.checkpoints.latest()
+    if checkpoint is None:
+        return
+    remedy = f"delete {checkpoint.folder.parent} to train from the beginning"
+    try:
+        checkpoint.check()
+    except ValueError as error:
+        raise StageError(f"{error}; {remedy}.") from error
+    if found := difference(checkpoint.state()["config"], job.identity()):
+        raise StageError(f"{checkpoint.folder} is of another configuration ({found}): set it back, or {remedy}.")
+
+
+@contextmanager
+def _stopped_by_sigterm(job: TrainingJob) -> Iterator[None]:
+    """Have the first SIGTERM ask the workers for a checkpoint; the second one does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        job.stop_request.touch()
+
+    signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sentence(name: str, error: Exception, batch_setting: str) -> str:
+    """What went wrong in the workers, as one sentence. A dead worker takes the others' connections with it."""
+    failures = _failures(error)
+    if any(_lacks_memory(failure) for failure in [*failures, error]):
+        return f"training {name} ran out of memory: lower {batch_setting}, or train on a machine with more memory."
+    if any(_lacks_space(failure) for failure in failures):
+        return f"training {name} failed, for its disk is full: free some space, and run again to go on from there."
+    causes = [_last_line(failure) for failure in failures]
+    own = [cause for cause in causes if "gloo" not in cause.lower() and "nccl" not in cause.lower()]
+    return f"training {name} failed: {(own or causes)[0]}"
+
+
+def _failures(error: Exception) -> list[Exception]:
+    """What the workers raised, or died of; the error itself when it is Ray's own."""
+    return list(getattr(error, "worker_failures", {}).values()) or [error]
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an allocation failed (torch on CPU or GPU, NumPy), or Ray ended a worker for want of memory."""
+    text = f"{type(error).__name__} {error}"
+    signs = ("can't allocate memory", "OutOfMemoryError", "out of memory", "_ArrayMemoryError", "running low on memory")
+    return any(sign in text for sign in signs)
+
+
+def _lacks_space(error: Exception) -> bool:
+    """Whether a file could not be written for want of space on its disk, by Python or by safetensors."""
+    return "No space left on device" in str(error)
+
+
+def _would_fail_again(error: Exception) -> bool:
+    """Whether another attempt is a waste."""
+    return isinstance(error, _COMPLAINTS) or _lacks_space(error)
+
+
+def _last_line(error: Exception) -> str:
+    kind = "" if isinstance(error, _COMPLAINTS) else f"{type(error).__name__}: "
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return kind + (lines[-1] if lines else "no message")
+
+
+def absolute_location(location: str) -> str:
+    """The place of a backbone for Ray's workers, which have another working directory; a hub id stays as it is."""
+    return str(Path(location).resolve()) if Path(location).is_dir() else location
+
+
+# --- progress and curves -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def following(job: TrainingJob, report: Reporter) -> Iterator[None]:
+    """Pass on to `report`, in a thread, what rank 0 appends to the record and paints, from the first line on."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        last = shown = 0
+        while True:
+            over = ended.wait(_POLL_SECONDS)
+            for line in read_lines(job.record, after=last):
+                last = line["step"]
+                _emit(line, job, report)
+            whole = last if over else last - 1  # the look of the last step may not be on the disk yet
+            for look in sorted(job.samples.glob("*.png")):
+                if shown < int(look.stem) <= whole:
+                    shown = int(look.stem)
+                    report.sample(f"{job.name}/samples", look, shown)
+            if over:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _emit(line: dict[str, Any], job: TrainingJob, report: Reporter) -> None:
+    for key, value in line.items():
+        if key not in BOOKKEEPING:
+            report.metric(f"{job.name}/{key}", value, line["step"])
+    report.progress(line["step"], job.steps, progress_note(job.name, line))
+
+
+def read_curves(record: Path) -> Curves:
+    """All curves of a run's record."""
+    curves: Curves = {}
+    for line in read_lines(record):
+        for key, value in line.items():
+            if key not in BOOKKEEPING:
+                curves.setdefault(key, []).append((line["step"], float(value)))
+    return curves
+
+
+def plot_curves(curves: Curves, keys: list[str], title: str, file: Path) -> None:
+    """Draw the curves `keys`, one panel each, into a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(keys), 3.2), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        steps, values = zip(*curves.get(key, [(0, float("nan"))]), strict=True)
+        axes.plot(steps, values, linewidth=1)
+        axes.set(xlabel="step", title=key)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=100)

@@ -1,0 +1,320 @@
+"""The stage `evaluate`: what is painted, how it is averaged, what the page shows, and all of it on Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_context
+from PIL import Image
+from random_adapter import write_random_adapter
+from random_backbone import write_random_backbone
+from subject_folder import png, write_pairs, write_subjects
+
+from model.scoring.metrics import bootstrap_interval
+from stages.config import Config, EvaluateConfig
+from stages.contract import StageError
+from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
+from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
+from stages.evaluate.summary import DIFFERENCES, findings, summarise
+
+ARMS = ("text_only", "adapter", "adapter_mask")
+
+
+def a_subject(name: str = "red_mug", word: str = "mug") -> Subject:
+    return Subject(name=name, word=word, reference=png(1), views=(png(2),))
+
+
+# What is painted
+
+
+def test_a_listing_gives_order_and_words(tmp_path: Path) -> None:
+    folder = write_subjects(tmp_path / "s", {"zebra_1": "toy", "mug_1": "mug"})
+    first, second = load_subjects(folder, 5)
+    assert (first.name, first.word, second.name) == ("zebra_1", "toy", "mug_1")
+    assert first.reference == png(0)
+    assert first.views == (png(1), png(2))
+    assert [subject.name for subject in load_subjects(folder, 1)] == ["zebra_1"]
+
+
+def test_without_a_listing_the_folder_names_the_class(tmp_path: Path) -> None:
+    folder = write_subjects(tmp_path / "s", {"rc_car": "", "cat": ""}, listing=False)
+    (folder / "notes.txt").write_text("not a subject")
+    (folder / "cat" / "licence.txt").write_text("not a picture")
+    assert [(subject.name, subject.word) for subject in load_subjects(folder, 9)] == [
+        ("cat", "cat"),
+        ("rc_car", "rc car"),
+    ]
+
+
+def test_unusable_subjects_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="there is no folder"):
+        load_subjects(tmp_path / "nowhere", 1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match="holds no subjects"):
+        load_subjects(tmp_path / "empty", 1)
+    with pytest.raises(StageError, match="Subject cat has 1 pictures"):
+        load_subjects(write_subjects(tmp_path / "single", {"cat": "cat"}, views=1), 1)
+    broken = write_subjects(tmp_path / "broken", {"dog": "dog"})
+    (broken / "dog" / "01.png").write_bytes(b"no picture at all")
+    with pytest.raises(StageError, match=r"Subject dog: .*01\.png"):
+        load_subjects(broken, 1)
+    (broken / "subjects.json").write_text('[{"word": "dog"}]')
+    with pytest.raises(StageError, match="must be a list of"):
+        load_subjects(broken, 1)
+
+
+def test_prompts_take_turns_and_no_two_cases_share_a_seed() -> None:
+    subjects = [a_subject(f"mug-{number}") for number in range(7)]
+    cases = make_cases(subjects, EvaluateConfig(prompts_per_subject=3), seed=100)
+    assert len(cases) == 21
+    assert [case.seed for case in cases] == list(range(100, 121))
+    assert len({case.prompt for case in cases[:10]}) == 10  # all ten grounds before any comes again
+    assert cases[2].prompt == "a photo of a mug in the snow"
+    assert cases[2].ground == "snow"
+
+
+def test_prompts_can_be_given() -> None:
+    config = EvaluateConfig(prompts=["my {word} among the trees"], prompts_per_subject=1)
+    (case,) = make_cases([a_subject()], config, seed=0)
+    assert (case.prompt, case.ground) == ("my mug among the trees", "forest")
+    with pytest.raises(StageError, match=r"lacks \{word\}"):
+        make_cases([a_subject()], EvaluateConfig(prompts=["a mug in the snow"]), seed=0)
+    with pytest.raises(StageError, match="names no ground"):
+        make_cases([a_subject()], EvaluateConfig(prompts=["a {word} on Mars"]), seed=0)
+
+
+def test_photographs_get_the_prompts_of_dreambench() -> None:
+    config = EvaluateConfig(similarity="clip", prompts_per_subject=25)
+    objects, live = (make_cases([a_subject(word=word)], config, seed=0) for word in ("teapot", "dog"))
+    assert objects[12].prompt == "a teapot with the Eiffel Tower in the background"
+    assert live[11].prompt == "a dog wearing a santa hat"
+    assert ground_of("a teapot in space") is None
+
+
+def test_scores_are_comparable_only_with_the_same_pictures_prompts_seeds_and_judge() -> None:
+    config = EvaluateConfig()
+    first = make_cases([a_subject()], config, seed=0)
+    same = evaluation_id(first, config, "judge")
+    assert evaluation_id(make_cases([a_subject()], config, seed=0), config, "judge") == same
+    others = {
+        evaluation_id(make_cases([a_subject()], config, seed=1), config, "judge"),
+        evaluation_id(make_cases([a_subject(word="toy")], config, seed=0), config, "judge"),
+        evaluation_id(first, config, "another judge"),
+        evaluation_id(first[:-1], config, "judge"),
+        evaluation_id(first, EvaluateConfig(similarity="clip"), "judge"),
+    }
+    assert len(others) == 5
+    assert same not in others
+
+
+# How it is averaged
+
+
+def a_row(arm: str, subject: str, seed: int, similarity: float, ground_change: float | None = None) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "subject": subject,
+        "word": "mug",
+        "prompt": f"a mug {seed}",
+        "seed": seed,
+        "similarity": similarity,
+        "controllability": 0.9,
+        "clip_t": 0.3,
+        "ground_change": ground_change,
+        "picture": png(seed),
+        "mask": png(seed) if arm == "adapter_mask" else None,
+        "seconds": 0.5,
+    }
+
+
+def some_rows() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    rows = [
+        a_row(arm, f"mug-{seed // 2}", seed, 0.3 * level + 0.02 * rng.random(), 0.1 / level if level else None)
+        for seed in range(8)
+        for level, arm in enumerate(ARMS)
+    ]
+    return [*rows, a_row("concept", "mug-0", 99, 0.5)]
+
+
+def test_means_and_differences_are_those_of_the_rows() -> None:
+    rows = some_rows()
+    summary = summarise(rows)
+    for arm in ARMS:
+        values = [row["similarity"] for row in rows if row["arm"] == arm]
+        assert summary.arms[arm]["similarity"].mean == pytest.approx(sum(values) / 8)
+        assert summary.pictures[arm] == 8
+    assert summary.subjects == 4
+    assert "ground_change" not in summary.arms["text_only"]
+    for first, second in DIFFERENCES:
+        by_seed = {arm: {row["seed"]: row for row in rows if row["arm"] == arm} for arm in (first, second)}
+        paired = [by_seed[first][seed]["similarity"] - by_seed[second][seed]["similarity"] for seed in range(8)]
+        clusters = [by_seed[first][seed]["subject"] for seed in range(8)]
+        assert summary.differences[f"{first} - {second}"]["similarity"] == bootstrap_interval(paired, clusters)
+    assert summary.flat()["adapter/similarity"] == summary.arms["adapter"]["similarity"].mean
+
+
+def test_findings_say_what_rises_and_what_does_not_change() -> None:
+    told = findings(summarise(some_rows()))
+    assert told[0].startswith("Likeness to the subject rises from 0.0")
+    assert told[1].startswith("Obedience to the prompt shows no measurable difference between 0.900 (text only)")
+    assert told[2].startswith("Change of the ground falls from 0.100 (adapter) to 0.050 (adapter + mask): -0.050")
+
+
+# What is shown
+
+
+def test_small_pictures_stay_as_they_are_and_large_ones_are_reduced() -> None:
+    assert data_uri(png(0)).startswith("data:image/png;base64,")
+    assert data_uri(png(0, (600, 800))).startswith("data:image/jpeg;base64,")
+    assert len(data_uri(png(0, (1200, 1600)))) < 3 * SHOWN_SIDE**2
+
+
+def test_a_grid_has_a_column_for_each_subject(tmp_path: Path) -> None:
+    columns = [{"reference": png(1), "adapter": png(2)}, {"reference": png(3), "adapter": png(4)}]
+    picture_grid(
+        columns, ["a mug in the snow"] * 2, {"reference": "Reference", "adapter": "Adapter"}, tmp_path / "hero.png"
+    )
+    assert Image.open(tmp_path / "hero.png").width == 150 + 2 * 202
+
+
+# All of it
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("inputs")
+    backbone = write_random_backbone(root / "base" / "backbone")
+    write_random_adapter(root / "train_adapter" / "adapter", backbone)
+    for name in ("curves", "samples"):
+        Image.new("RGB", (40, 30)).save(root / "train_adapter" / f"{name}.png")
+    words = {"test-mug-1": "mug", "test-bear-2": "toy", "test-car-3": "car"}
+    folder = write_subjects(root / "microworld" / "subjects", words)
+    write_pairs(folder, [("test-mug-1", "test-bear-2"), ("test-car-3", "test-mug-1")])
+    return {name: root / name for name in ("base", "train_adapter", "microworld")}
+
+
+@pytest.fixture(scope="module")
+def concept(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of `customize` for the subject test-mug-1, not learned: it means what "mug" means, but louder."""
+    from model.backbone import load_backbone
+    from model.concepts.textual_inversion import save_concept
+
+    width = load_backbone(inputs["base"] / "backbone").text_encoders[0].config.hidden_size
+    folder = tmp_path_factory.mktemp("customize")
+    save_concept(folder / "concept", {"[v]": torch.ones(width)}, "[v]", "mug", "test-mug-1")
+    return folder
+
+
+SMALL: dict[str, Any] = {
+    "evaluate": {
+        "subjects": 3,
+        "prompts_per_subject": 1,
+        "batch_size": 2,
+        "workers": 1,
+        "pairs": 2,
+        "mask_subjects": 1,
+        "mask_scenes": 2,
+    },
+    "inference": {"steps": 2, "mask_steps": 1},
+}
+
+
+def test_a_profile_without_a_microworld_needs_a_folder_of_subjects(tmp_path: Path, inputs: dict[str, Path]) -> None:
+    from stages.evaluate.stage import run
+
+    given = {name: folder for name, folder in inputs.items() if name != "microworld"}
+    with pytest.raises(StageError, match=r"evaluate\.subjects_folder is not set"):
+        run(make_context(tmp_path, inputs=given))
+
+
+@pytest.mark.slow
+def test_the_stage_paints_every_case_in_every_arm(
+    tmp_path: Path, inputs: dict[str, Path], concept: Path, ray_cluster: str
+) -> None:
+    from stages.data.datasets import read_dataset
+    from stages.data.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
+    from stages.evaluate.mask_quality import RECIPES
+    from stages.evaluate.several_summary import TASKS
+    from stages.evaluate.stage import run
+
+    events: list[Mapping[str, Any]] = []
+    context = make_context(tmp_path, inputs={**inputs, "customize": concept}, events=events, **SMALL)
+    result = run(context)
+
+    rows = read_dataset(context.output / "scores", SCORES).to_pylist()
+    cases = {arm: {(row["subject"], row["prompt"], row["seed"]) for row in rows if row["arm"] == arm} for arm in ARMS}
+    assert len(cases["text_only"]) == 3
+    assert cases["text_only"] == cases["adapter"] == cases["adapter_mask"]
+    assert all((row["mask"] is not None) == (row["arm"] == "adapter_mask") for row in rows)
+    assert all(Image.open(io.BytesIO(row["picture"])).size == (64, 64) for row in rows)
+    assert {row["arm"] for row in rows} == {*ARMS, "concept"}
+    several = read_dataset(context.output / "several", SEVERAL).to_pylist()
+    assert {row["task"] for row in several} == set(TASKS)
+    masks = read_dataset(context.output / "masks", MASKS).to_pylist()
+    assert {row["recipe"] for row in masks} <= set(RECIPES)  # a random judge need not find an object
+    scenes = read_dataset(context.output / "scene_masks", SCENE_MASKS).to_pylist()
+    assert {(row["recipe"], row["objects"]) for row in scenes} == {
+        (name, count) for name in RECIPES for count in (1, 2)
+    }
+    counts = {"several": several, "masks": masks, "scene_masks": scenes}
+    assert result.rows == {"scores": len(rows), **{name: len(found) for name, found in counts.items()}}
+
+    metrics = json.loads((context.output / "metrics.json").read_text())
+    assert metrics["evaluation"] == result.notes["evaluation"]
+    assert set(metrics["arms"]) == {*ARMS, "concept"}
+    progress = [event for event in events if event["event"] == "progress"]
+    assert progress[-1]["done"] == progress[-1]["total"]
+    assert set(metrics["several"]["tasks"]) == set(TASKS)
+
+    page = (context.output / "report" / "index.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "https://" not in page
+    assert "The adapter&#39;s training" in page
+    assert page.count("<img") > 3 * 5
+    assert "Several subjects, several rounds" in page
+    for name in ("hero.png", "several.png", "rounds.png"):
+        assert Image.open(context.output / "report" / name).height > 600
+
+
+@pytest.mark.slow
+def test_what_the_model_complains_of_ends_the_stage_in_its_sentence(
+    tmp_path: Path, inputs: dict[str, Path], concept: Path, ray_cluster: str
+) -> None:
+    from stages.evaluate.stage import run
+
+    inference = {**SMALL["inference"], "mask_cross_downscales": [7]}
+    context = make_context(tmp_path, inputs={**inputs, "customize": concept}, **{**SMALL, "inference": inference})
+    with pytest.raises(StageError, match=r"^mask_cross_downscales \[7\]: this base has cross-attention at "):
+        run(context)
+
+
+@pytest.mark.slow
+def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(
+    inputs: dict[str, Path], concept: Path, tmp_path: Path
+) -> None:
+    from stages.evaluate.painter import Painter, Place, case_table
+
+    config: Config = make_context(tmp_path, **SMALL).config
+    place = Place(
+        backbone=str(inputs["base"] / "backbone"),
+        adapter=inputs["train_adapter"] / "adapter",
+        concept=concept / "concept",
+    )
+    cases = make_cases(load_subjects(inputs["microworld"] / "subjects", 3), config.evaluate, 0)
+    painter, table = Painter(config, place), case_table(cases, ARMS)
+    together = painter(table).to_pylist()
+    alone = [row for number in range(3) for row in painter(table.slice(number, 1)).to_pylist()]
+    for row in together:
+        twin = next(other for other in alone if (other["arm"], other["seed"]) == (row["arm"], row["seed"]))
+        pixels, others = (np.asarray(Image.open(io.BytesIO(one["picture"])), dtype=int) for one in (row, twin))
+        assert np.abs(pixels - others).max() <= 2
+        assert row["similarity"] == pytest.approx(twin["similarity"], abs=0.02)

@@ -1,0 +1,86 @@
+"""The base stage: shipped weights that fit, that are damaged, and a tiny training from scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_context
+from random_backbone import write_random_backbone
+
+from model.checksums import folder_checksums
+from model.micro_sd.recipe import Recipe
+from model.micro_sd.weights import load_micro_sd, verify_weights
+from stages.base.stage import PARTS, run, why_not_shipped
+from stages.contract import StageError
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_backbone(tmp_path_factory.mktemp("shipped"))
+
+
+def test_shipped_weights_that_fit_are_copied(shipped: Path, tmp_path: Path) -> None:
+    result = run(make_context(tmp_path), shipped)
+    assert result.notes == {"weights": "shipped"}
+    verify_weights(tmp_path / "output" / "backbone", Recipe())
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_damaged_weights_are_refused_by_name(shipped: Path, tmp_path: Path, damage: str) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(shipped, weights)
+    file = weights / "unet" / "diffusion_pytorch_model.safetensors"
+    if damage == "changed":
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    else:
+        file.unlink()
+    with pytest.raises(
+        StageError,
+        match=r"unet/diffusion_pytorch_model.safetensors is (damaged|missing).*; restore .*--force base",
+    ):
+        run(make_context(tmp_path), weights)
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(StageError, match=r"is not a weights folder .*; restore .*--force base"):
+        run(make_context(tmp_path), tmp_path / "weights")
+
+
+def tiny_recipe() -> dict[str, Any]:
+    parts = {name: {"steps": 2, "batch": 4} for name in PARTS}
+    return {"pool": {"count": 32}, "judge_pool": {"count": 32}, **parts}
+
+
+def test_another_recipe_outdates_the_shipped_weights(shipped: Path, tmp_path: Path) -> None:
+    assert why_not_shipped(shipped, Recipe()) is None
+    recipe = make_context(tmp_path, base={"recipe": tiny_recipe()}).config.base.recipe
+    assert "another recipe" in (why_not_shipped(shipped, recipe) or "")
+
+
+@pytest.mark.slow
+def test_a_forced_stage_trains_although_the_shipped_weights_fit(ray_cluster: str, tmp_path: Path) -> None:
+    events: list[Any] = []
+    context = make_context(tmp_path, events=events, base={"recipe": tiny_recipe(), "workers": 1})
+    context = dataclasses.replace(context, forced=True)
+    shipped = write_random_backbone(tmp_path / "shipped", recipe=context.config.base.recipe)
+    assert run(context, shipped).notes == {"weights": "trained: it was forced"}
+    assert any(event["event"] == "warning" and "trained from scratch" in event["text"] for event in events)
+    folder = tmp_path / "output" / "backbone"
+    assert folder_checksums(folder / "unet") != folder_checksums(shipped / "unet")
+    verify_weights(folder, context.config.base.recipe)
+    backbone = load_micro_sd(folder)
+    assert torch.isfinite(backbone.unet(torch.randn(1, 4, 16, 16), 10, torch.randn(1, 16, 128)).sample).all()
+    steps = {event["key"] for event in events if event["event"] == "metric"}
+    assert {f"{name}/loss" for name in PARTS} <= steps
+    # A second call, as after a kill just before the commit, trains nothing again.
+    shutil.rmtree(folder)
+    events.clear()
+    run(context, shipped)
+    assert not [event for event in events if event["event"] == "metric"]
+    verify_weights(folder, context.config.base.recipe)
