@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipelines.arguments import parse_arguments
+from pipelines.cli.arguments import parse_arguments
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Parse the command line and carry it out; the exit code."""
     arguments = parse_arguments(words)
-    from pipelines.commands import COMMANDS
+    from pipelines.cli.commands import COMMANDS
     from pipelines.errors import PipelineError
 
     try:

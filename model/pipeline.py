@@ -168,7 +168,7 @@ class RealCustomPipeline:
             mask_steps: T_stop; masks are found in the first so many steps. RealCustom finds them in all.
             mask_every: 1 is exact. With k > 1 the guidance branch runs in every k-th of these steps only; between them
                 its maps are extrapolated (`model.guidance.denoising`). 3 is a good choice
-                (`model.benchmarks.fast_masks`).
+                (`tests.benchmarks.fast_masks`).
             mask_cross_downscales: which cross-attention layers make the mask (see `model.guidance.guidance_branch`), as
                 downscales of the largest attention grid.
             mask_self_downscales: which self-attention layers make it more exact, likewise; () none.

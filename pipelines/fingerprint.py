@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import flat_values
+from pipelines.config.loading import flat_values
 from pipelines.graph import Graph, Stage
 from stages.config import Config
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from pipelines.config import nearest
+from pipelines.config.loading import nearest
 from pipelines.errors import UsageError
 from stages.config import Config
 

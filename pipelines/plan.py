@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.fingerprint import Ingredients, ingredients_of
 from pipelines.graph import Graph, Stage
-from pipelines.store import Output, Store
+from pipelines.store.store import Output, Store
 
 
 class Action(Enum):

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from pipelines.config import config_to_dict
+from pipelines.config.loading import config_to_dict
 from pipelines.errors import PipelineError
-from pipelines.manifest import MANIFEST
 from pipelines.plan import Action, Step
-from pipelines.store import Output, Store
+from pipelines.store.manifest import MANIFEST
+from pipelines.store.store import Output, Store
 from stages.config import Config
 
 EXPERIMENT = "realword"
@@ -53,7 +53,7 @@ class Point:
 
 
 class Tracker:
-    """Follows a run (see `pipelines.runner.Listener`). A context manager: the parent run is open as long as it is."""
+    """Follows a run (see `pipelines.execution.runner.Listener`). A context manager around the parent run."""
 
     def __init__(self, config: Config, store: Store, plan: Sequence[Step], warn: Callable[[str], None]) -> None:
         self.uri = tracking_uri(store)

@@ -1,7 +1,7 @@
 """What each stage can be told. Plain typed dataclasses: no heavy import belongs here.
 
-The defaults are those of the profile `micro`; `pipelines/profiles/*.yaml` holds what the other profiles change. A
-section has its stage's name; `run`, `backbone` and `inference` are shared. `None` switches a threshold off.
+The defaults are those of the profile `micro`; `pipelines/config/profiles/*.yaml` holds what the other profiles change.
+A section has its stage's name; `run`, `backbone` and `inference` are shared. `None` switches a threshold off.
 """
 
 from __future__ import annotations

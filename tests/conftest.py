@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pipelines.environment import set_environment
+from pipelines.execution.environment import set_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY / "tests"))
 # Ray's workers and the processes that tests start import the project from here, whether it is installed or not.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+os.environ["PYTHONPATH"] = str(REPOSITORY)
 
 set_environment("micro")  # before anything imports Ray or MLflow
 # A first example that imports something, or a busy machine, is no failure.
@@ -27,8 +25,8 @@ settings.load_profile("realword")
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """The address of a local Ray head that this process is connected to; one for the whole session."""
-    from pipelines.cluster import local_cluster
-    from pipelines.environment import temporary_folder
+    from pipelines.execution.cluster import local_cluster
+    from pipelines.execution.environment import temporary_folder
 
     # A place of its own that is short enough for Ray's sockets: other tests make theirs in the system's.
     with (

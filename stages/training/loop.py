@@ -1,7 +1,7 @@
 """What each worker does: steps of a `TrainingTask` on a DeepSpeed engine, checkpoints, a record of losses.
 
-`stages/training/trainer.py` starts the workers on Ray Train. Nothing here depends on Ray or on what is trained. A step is a pure
-function of (seed, step, rank, world) and of the weights, so a run that was cut off and went on ends where an
+`stages/training/trainer.py` starts the workers on Ray Train. Nothing here depends on Ray or on what is trained. A step
+is a pure function of (seed, step, rank, world) and of the weights, so a run that was cut off and went on ends where an
 undisturbed one ends: exactly with the same workers and ZeRO stage, to rounding with others, where the task's batch does
 not depend on how many share it.
 """

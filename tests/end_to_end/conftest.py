@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_run import run
+
+from tests.support.tiny_run import run
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_run import REPOSITORY, run
 
-from pipelines.messages import pipeline
+from pipelines.cli.messages import pipeline
+from tests.support.tiny_run import REPOSITORY, run
 
 pytestmark = [pytest.mark.slow]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import TINY, run
+
+from tests.support.tiny_run import TINY, run
 
 pytestmark = [pytest.mark.slow]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tiny_run import StartedRun, run
 
 from stages.training.checkpoints import CheckpointFolder
+from tests.support.tiny_run import StartedRun, run
 
 pytestmark = [pytest.mark.slow]
 

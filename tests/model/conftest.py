@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import write_sd, write_sdxl
 
 from model.backbone import Backbone, load_backbone
+from tests.support.tiny_models import write_sd, write_sdxl
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import RESOLUTION, build_clip_tokenizer
 
 from model.backbone import Backbone, BackboneError, WordNotInPromptError, load_backbone, token_positions
+from tests.support.tiny_models import RESOLUTION, build_clip_tokenizer
 
 TOKENIZER = build_clip_tokenizer()
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import CROSS, PROMPTS, build, subjects
 from torch import nn
 
 from model.adapters.realcustom import RealCustomAdapter
 from model.offload import OffloadError, accelerator, offload
+from tests.support.tiny_pipelines import CROSS, PROMPTS, build, subjects
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")

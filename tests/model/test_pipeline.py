@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_records import naive_maps, printed_loop
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -19,8 +18,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
-from tiny_models import ENCODERS, RESOLUTION
-from tiny_pipelines import CROSS, PROMPTS, build, subjects
 from torch import Tensor
 
 from model.adapters.visual_attention import Region, VisualCondition
@@ -28,6 +25,9 @@ from model.backbone import load_backbone
 from model.guidance.masks import grid_at
 from model.guidance.subjects import Subject
 from model.pipeline import RealCustomOutput, RealCustomPipeline
+from tests.support.attention_records import naive_maps, printed_loop
+from tests.support.tiny_models import ENCODERS, RESOLUTION
+from tests.support.tiny_pipelines import CROSS, PROMPTS, build, subjects
 
 WORDS = ["cat", "toy"]
 

@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_records import naive_maps, printed_loop
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from PIL import Image
-from tiny_models import ENCODERS, RESOLUTION
-from tiny_pipelines import PROMPTS, build, subjects
 from torch import Tensor
 
 from model.adapters.adapter import AdapterError, RealCustomPlusAdapter
@@ -28,6 +25,9 @@ from model.guidance.masks import grid_at
 from model.guidance.subjects import GenerationError, Subject
 from model.pictures import square_crop, to_tensor
 from model.pipeline import RealCustomPipeline
+from tests.support.attention_records import naive_maps, printed_loop
+from tests.support.tiny_models import ENCODERS, RESOLUTION
+from tests.support.tiny_pipelines import PROMPTS, build, subjects
 
 LARGEST = {"sd": 1, "sdxl": 2}
 ALL = {"sd": [1, 2, 4, 8], "sdxl": [1, 2]}  # resolutions of cross-attention, as downscales of the largest grid

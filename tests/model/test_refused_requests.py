@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_pipelines import CROSS, PROMPTS, build, subjects
 
 from model.adapters.adapter import RealCustomPlusAdapter
 from model.adapters.image_encoder import ImageEncoders
 from model.backbone import Backbone, WordNotInPromptError
 from model.guidance.subjects import Subject
 from model.pipeline import GenerationError, RealCustomPipeline
+from tests.support.tiny_pipelines import CROSS, PROMPTS, build, subjects
 
 
 @pytest.fixture(scope="module")

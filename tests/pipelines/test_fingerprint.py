@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from toy_pipeline import SOURCES, toy_graph
 
 from pipelines import fingerprint
-from pipelines.config import load_config
+from pipelines.config.loading import load_config
 from pipelines.fingerprint import code_version, config_slice, file_digest, ingredients_of, reachable_modules
 from pipelines.graph import REPOSITORY, Graph, pipeline_graph
+from tests.support.toy_pipeline import SOURCES, toy_graph
 
 
 def fingerprints(graph: Graph) -> dict[str, str]:

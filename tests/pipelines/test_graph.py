@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import load_config
+from pipelines.config.loading import load_config
 from pipelines.errors import UsageError
 from pipelines.fingerprint import reachable_modules
 from pipelines.graph import REPOSITORY, STAGES, pipeline_graph

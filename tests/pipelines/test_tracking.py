@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from toy_pipeline import commit_stage, toy_config, toy_graph
 
 from pipelines.errors import PipelineError
 from pipelines.plan import Step, make_plan
-from pipelines.store import Store
+from pipelines.store.store import Store
 from pipelines.tracking import EXPERIMENT, Tracker
 from stages.contract import StageResult
+from tests.support.toy_pipeline import commit_stage, toy_config, toy_graph
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from llm_server import batch, language_model
 
 from prompts.client import BARREN_REQUESTS, Endpoint, PromptError, PromptWriter
+from tests.support.llm_server import batch, language_model
 
 
 def writer(url: str, **changes: Any) -> PromptWriter:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_context
-from random_backbone import write_random_backbone
 
 from model.checksums import folder_checksums
 from model.micro_sd.recipe import Recipe
 from model.micro_sd.weights import load_micro_sd, verify_weights
 from stages.base.stage import PARTS, run, why_not_shipped
 from stages.contract import StageError
+from tests.support.contexts import make_context
+from tests.support.random_backbone import write_random_backbone
 
 
 @pytest.fixture(scope="module")

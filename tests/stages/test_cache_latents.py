@@ -13,12 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import make_context
 from PIL import Image
-from random_backbone import write_random_backbone
 from safetensors.torch import load
-from tiny_models import RESOLUTION, write_sdxl
-from tiny_plan import BATCH, STEPS, encoded_picture, filled, plan_row, write_tiny_plan
 from torch import Tensor
 
 from model.backbone import load_backbone
@@ -33,6 +29,10 @@ from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import PLAN, SAMPLES
 from stages.train_adapter.stage import adapter_task
 from stages.train_adapter.stage import run as train
+from tests.support.contexts import make_context
+from tests.support.random_backbone import write_random_backbone
+from tests.support.tiny_models import RESOLUTION, write_sdxl
+from tests.support.tiny_plan import BATCH, STEPS, encoded_picture, filled, plan_row, write_tiny_plan
 
 WORDS = ("mug", "duck", "mug", "boot")
 

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import make_context
 from PIL import Image
-from random_backbone import write_random_backbone
 from safetensors.torch import load_file
 
 from model.concepts.contextualizer import Contextualizer
@@ -22,6 +20,8 @@ from stages.contract import StageError
 from stages.customize import stage as customize
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
+from tests.support.contexts import make_context
+from tests.support.random_backbone import write_random_backbone
 
 TRAINER = {"workers": 2, "checkpoint_every": 100}
 

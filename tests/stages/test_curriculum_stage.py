@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import make_context
 
 from model.training.curriculum import draw_step
 from stages.config import CurriculumConfig
@@ -18,6 +17,7 @@ from stages.curriculum import stage as curriculum
 from stages.curriculum.stage import plan_steps, recipe_of, summarize
 from stages.data.datasets import read_dataset, write_dataset
 from stages.data.schemas import PAIRS, PLAN, SAMPLES
+from tests.support.contexts import make_context
 
 SAMPLE_ROWS = pa.table({"sample_id": [f"s{n}" for n in range(7)], "caption": [f"caption {n}" for n in range(7)]})
 PAIR_ROWS = pa.table(

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import make_context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
@@ -27,6 +26,7 @@ from stages.microworld.subjects import disjoint_pairs
 from stages.microworld.turntables import write_instance
 from stages.microworld.web import GROUPS, METADATA, draw_kinds, draw_scores
 from stages.multiview.colmap import read_images
+from tests.support.contexts import make_context
 
 SMALL = {"pictures": 60, "multiview_instances": 3, "views": 3, "picture_size": 48, "poor_share": 0.2}
 

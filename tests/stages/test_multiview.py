@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from helpers import make_context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,6 +25,7 @@ from stages.multiview import stage as multiview
 from stages.multiview.colmap import ColmapError, RegisteredImage, read_images
 from stages.multiview.frames import category_names, check_foreground, find_instances, load_frame, read_instance
 from stages.multiview.pairs import DRAWN, View, angles_degrees, balance, view_pairs, viewing_direction
+from tests.support.contexts import make_context
 
 YAWS = [-0.6, -0.2, 0.2, 0.6]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import make_context
-from llm_server import batch, language_model
 
 from prompts.schema import VARIATIONS
 from stages.contract import StageError
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS
 from stages.prompts import stage as prompts_stage
+from tests.support.contexts import make_context
+from tests.support.llm_server import batch, language_model
 
 
 def test_the_grammar_writes_the_same_set_every_time_and_is_named(tmp_path: Path) -> None:

@@ -14,25 +14,25 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import make_context
 from mlflow.pyfunc import PythonModelContext
 from PIL import Image
-from random_adapter import write_random_adapter
-from random_backbone import write_random_backbone
-from registered_model import Registry
-from toy_pipeline import commit_stage
 
 from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.adapters.realcustom import RealCustomAdapter
 from model.checksums import DamagedArtifactError, folder_checksums, verify_checksums
 from pipelines.fingerprint import Ingredients
-from pipelines.store import Store
+from pipelines.store.store import Store
 from stages.config import Config
 from stages.contract import StageError, StageResult
 from stages.inference import loading_options, painting_options
 from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from stages.register.stage import judge_version, run, score_of
+from tests.support.contexts import make_context
+from tests.support.random_adapter import write_random_adapter
+from tests.support.random_backbone import write_random_backbone
+from tests.support.registered_model import Registry
+from tests.support.toy_pipeline import commit_stage
 
 NAME = "realword-micro"
 

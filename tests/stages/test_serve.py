@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from helpers import make_context
 from PIL import Image
-from registered_model import Registry
 
 from stages.config import Config
 from stages.contract import StageError
 from stages.serve.server import check_address, example, run_server
+from tests.support.contexts import make_context
+from tests.support.registered_model import Registry
 
 _SERVER = """
 import json, sys
@@ -126,8 +126,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 @contextlib.contextmanager
 def started(registry: Registry, folder: Path, **serve: Any) -> Iterator[Server]:
-    from pipelines.config import config_to_dict
-    from pipelines.environment import temporary_folder
+    from pipelines.config.loading import config_to_dict
+    from pipelines.execution.environment import temporary_folder
 
     config = a_config(folder, **serve)
     given = {"config": config_to_dict(config), "uri": registry.uri, "folder": str(folder)}

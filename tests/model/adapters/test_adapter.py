@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from attention_records import KeepAll
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
-from tiny_models import IMAGE_WIDTH
 from torch import Tensor
 
 from model.adapters.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths, layer_downscale
@@ -18,6 +16,8 @@ from model.adapters.image_encoder import ReferenceFeatures
 from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
+from tests.support.attention_records import KeepAll
+from tests.support.tiny_models import IMAGE_WIDTH
 
 
 def features(batch: int = 2) -> ReferenceFeatures:

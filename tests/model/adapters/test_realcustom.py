@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import IMAGE_WIDTH
 from torch import Tensor
 
 from model.adapters.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths
 from model.adapters.adaptive_scoring import ScoreFusion
 from model.adapters.realcustom import RealCustomAdapter
 from model.backbone import Backbone
+from tests.support.tiny_models import IMAGE_WIDTH
 
 IMAGE_TOKENS = 10
 backbones = pytest.mark.parametrize("name", ["sd", "sdxl"])

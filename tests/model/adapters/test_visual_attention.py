@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_records import KeepAll
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 
 from model.adapters.visual_attention import Region, VisualAttentionProcessor, VisualCondition
+from tests.support.attention_records import KeepAll
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 HEADS, WIDTH, POSITIONS, TOKENS, IMAGE_TOKENS = 2, 8, 9, 5, 7

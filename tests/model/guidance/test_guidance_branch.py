@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_records import KeepAll, naive_maps
 from torch import Tensor
 
 from model.adapters.adapter import RealCustomPlusAdapter
@@ -13,6 +12,7 @@ from model.backbone import Backbone, load_backbone
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded, run_guidance_branch
 from model.guidance.masks import token_indicator
 from model.guidance.subjects import GenerationError
+from tests.support.attention_records import KeepAll, naive_maps
 
 PROMPTS = ["a cat in a hat", "a toy in a cat"]
 WORDS = [["cat", "hat"], ["toy", "cat"]]

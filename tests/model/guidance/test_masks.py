@@ -5,7 +5,6 @@ from itertools import product
 
 import pytest
 import torch
-from attention_records import printed_loop
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +20,7 @@ from model.guidance.masks import (
     token_indicator,
     top_count,
 )
+from tests.support.attention_records import printed_loop
 
 LATENT = (6, 8)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from random_backbone import write_random_backbone
 
 from model.micro_sd.recipe import PartRecipe, Recipe
 from model.micro_sd.weights import (
@@ -18,6 +17,7 @@ from model.micro_sd.weights import (
     PartialWeightsError,
     verify_weights,
 )
+from tests.support.random_backbone import write_random_backbone
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from random_backbone import write_random_backbone
 
 from model.pictures import to_tensor
 from model.scoring.metrics import (
@@ -25,6 +24,7 @@ from model.scoring.metrics import (
     mask_iou,
     subject_similarity,
 )
+from tests.support.random_backbone import write_random_backbone
 
 
 @pytest.fixture(scope="module")

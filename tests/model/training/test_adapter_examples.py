@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_examples import picture, rows
 
 from model.pictures import crop_reference, load_picture, square_crop, to_tensor
 from model.training.adapter_examples import ExamplePictures, Method
+from tests.support.tiny_examples import picture, rows
 
 
 def make_pictures(reference_size: int, method: Method = "realcustom++") -> ExamplePictures:

@@ -7,11 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapter_tasks import make_task, randomise_values
 from PIL import Image
-from tiny_examples import picture
-from tiny_models import ENCODERS
-from training_tasks import LinearTask
 
 from model.pictures import load_picture
 from model.pipeline import RealCustomPipeline
@@ -20,6 +16,10 @@ from model.training.adapter_loss import AdapterModule
 from model.training.adapter_previews import Sample
 from model.training.adapter_task import AdapterTask
 from model.training.task import SamplingTask
+from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.tiny_examples import picture
+from tests.support.tiny_models import ENCODERS
+from tests.support.training_tasks import LinearTask
 
 REFERENCES = [picture("wide"), picture("b")]
 SAMPLES = [

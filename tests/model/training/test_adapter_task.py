@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from adapter_tasks import example, make_task, randomise_values
-from tiny_examples import BATCH, picture, rows
-from tiny_models import RESOLUTION
 from torch import Tensor
 
 from model.adapters.adapter import RealCustomPlusAdapter
@@ -21,6 +18,9 @@ from model.backbone import BackboneError
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.training.adapter_examples import Method
 from model.training.adapter_task import GAIN_EVERY
+from tests.support.adapter_tasks import example, make_task, randomise_values
+from tests.support.tiny_examples import BATCH, picture, rows
+from tests.support.tiny_models import RESOLUTION
 
 methods = pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_tasks import make_task, randomise_values
-from attention_records import KeepAll
 from torch import Tensor
 
 from model.adapters.visual_attention import VisualAttentionProcessor
@@ -15,6 +13,8 @@ from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, run
 from model.guidance.masks import token_indicator
 from model.training.adapter_examples import Method
 from model.training.adapter_loss import AdapterModule
+from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.attention_records import KeepAll
 
 
 def twins(folder: Path, method: Method = "realcustom++", half: torch.dtype | None = None) -> list[AdapterModule]:

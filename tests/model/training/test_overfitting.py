@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_tasks import make_task, randomise_values
 from torch import Tensor
 
 from model.training.adapter_examples import Method
 from model.training.adapter_task import AdapterTask
+from tests.support.adapter_tasks import make_task, randomise_values
 
 STEPS, SIDE, EXAMPLES = 100, 16, 2
 

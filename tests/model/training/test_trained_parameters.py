@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_tasks import make_task, randomise_values
 from torch import Tensor
 
 from model.training.adapter_loss import AdapterModule
+from tests.support.adapter_tasks import make_task, randomise_values
 
 ATTENTION = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "to_q.weight", "to_k.weight", "to_v.weight"]
 MLP = [f"{layer}.{part}" for layer in (0, 2, 4, 5) for part in ("weight", "bias")]  # three linear layers, a norm

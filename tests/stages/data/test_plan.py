@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_plan import BATCH, STEPS, encoded_picture, filled, plan_row, write_tiny_plan
 
 from stages.contract import StageError
 from stages.data.datasets import PictureStore, write_part
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.data.schemas import PLAN
+from tests.support.tiny_plan import BATCH, STEPS, encoded_picture, filled, plan_row, write_tiny_plan
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import make_context
 from PIL import Image
-from random_adapter import write_random_adapter
-from random_backbone import write_random_backbone
-from subject_folder import png, write_pairs, write_subjects
 
 from model.scoring.metrics import bootstrap_interval
 from stages.config import Config, EvaluateConfig
@@ -24,6 +20,10 @@ from stages.contract import StageError
 from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarise
+from tests.support.contexts import make_context
+from tests.support.random_adapter import write_random_adapter
+from tests.support.random_backbone import write_random_backbone
+from tests.support.subject_folder import png, write_pairs, write_subjects
 
 ARMS = ("text_only", "adapter", "adapter_mask")
 

@@ -10,11 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from helpers import make_context
 from PIL import Image
-from random_adapter import write_random_adapter
-from random_backbone import write_random_backbone
-from subject_folder import png, write_pairs, write_subjects
 
 from model.microworld.captions import MAX_WORDS, VOCABULARY
 from model.scoring.metrics import bootstrap_interval
@@ -30,6 +26,10 @@ from stages.evaluate.scene_masks import TIMESTEPS, SceneMasks, draw_scenes, scen
 from stages.evaluate.several import SeveralPainter, pair_table
 from stages.evaluate.several_summary import TASKS, Further, summarise_masks, summarise_scene_masks, summarise_several
 from stages.evaluate.summary import ARMS
+from tests.support.contexts import make_context
+from tests.support.random_adapter import write_random_adapter
+from tests.support.random_backbone import write_random_backbone
+from tests.support.subject_folder import png, write_pairs, write_subjects
 
 WORDS = {"mug-1": "mug", "bear-2": "toy", "car-3": "car"}
 

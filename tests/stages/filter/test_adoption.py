@@ -14,9 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import make_context
-from hostile_web import bodies
-from picture_files import encode, png, scene
 from PIL import Image
 
 from stages.contract import StageError
@@ -25,6 +22,9 @@ from stages.data.schemas import REJECTED, SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from stages.filter.adoption import adopt_file
 from stages.filter.layouts import find_layout
+from tests.support.contexts import make_context
+from tests.support.hostile_web import bodies
+from tests.support.picture_files import encode, png, scene
 
 BODIES = bodies()
 GOOD = encode(scene(1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_files import encode, scene
 from PIL import Image
 
 from stages.data.pictures import decode
@@ -18,6 +17,7 @@ from stages.filter.duplicates import (
     find_duplicates,
     signatures,
 )
+from tests.support.picture_files import encode, scene
 
 
 def signature_of(data: bytes) -> Signature:

@@ -17,10 +17,8 @@ import pyarrow as pa
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from helpers import make_context
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_files import encode, png, scene
 from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
@@ -37,6 +35,8 @@ from stages.filter.rules import REASONS, SETTING_OF, active_rules, rejection
 from stages.filter.scoring import ScoreModels
 from stages.filter.stage import check_settings, nothing_left
 from stages.filter.verdicts import group_files
+from tests.support.contexts import make_context
+from tests.support.picture_files import encode, png, scene
 
 
 def grainy(**options: Any) -> bytes:

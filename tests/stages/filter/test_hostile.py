@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers import make_context
-from hostile_samples import SETTINGS, hostile_samples
 
 from stages.config import FilterConfig
 from stages.contract import StageError
@@ -21,6 +19,8 @@ from stages.filter.copying import copy_group
 from stages.filter.layouts import find_layout
 from stages.filter.stage import check_sum, duplicates_by_group
 from stages.filter.verdicts import group_files, inspect
+from tests.support.contexts import make_context
+from tests.support.hostile_samples import SETTINGS, hostile_samples
 
 
 def filter_here(source: Path, folder: Path) -> Counter[str]:

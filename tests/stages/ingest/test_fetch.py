@@ -18,11 +18,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from hostile_web import BEHAVIOURS, LIMITS, ROWS, HostileServer, hostile_server
 
 from stages.config import IngestConfig
 from stages.ingest import fetch as fetching
 from stages.ingest.fetch import ROBOT, FetchError, PictureOpener, fetch, is_public, opted_out, parse_url
+from tests.support.hostile_web import BEHAVIOURS, LIMITS, ROWS, HostileServer, hostile_server
 
 SETTINGS = dataclasses.replace(IngestConfig(), allow_private_addresses=True, **LIMITS)
 

@@ -13,9 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import make_context
-from hostile_samples import SETTINGS
-from hostile_web import CAPTIONS, LIMITS, hostile_rows, hostile_server
 from PIL import Image
 
 from stages.contract import StageContext, StageError, StageResult
@@ -25,8 +22,11 @@ from stages.data.schemas import REJECTED, SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from stages.ingest import stage as ingest
 from stages.ingest.outcomes import FAILED, check_sum, outcome_table, reason_of, refuse_failures
+from tests.support.contexts import make_context
+from tests.support.hostile_samples import SETTINGS
+from tests.support.hostile_web import CAPTIONS, LIMITS, hostile_rows, hostile_server
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 DREAMBENCH = REPOSITORY / ".." / "shared" / "data" / "dreambench"
 
 
@@ -201,7 +201,7 @@ def test_a_run_that_keeps_nothing_stops_and_asks_again_next_time(
 
 @pytest.mark.slow
 def test_of_a_hostile_web_no_row_is_lost(tmp_path: Path, ray_cluster: str) -> None:
-    """Other sizes, with times and memory: `python tests/hostile_web.py 100000`."""
+    """Other sizes, with times and memory: `python tests/support/hostile_web.py 100000`."""
     count = 10_000
     with hostile_server() as server:
         table, expected = hostile_rows(count, server.base)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_web import bodies, encode, noise, png
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from stages.data.pictures import UndecodableError, declared_size, exif_orientation, upright_jpeg
 from stages.ingest.pictures import CheckedResizer, Resized
+from tests.support.hostile_web import bodies, encode, noise, png
 
 BODIES = bodies()
 

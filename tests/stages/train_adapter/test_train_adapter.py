@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import make_context
 from PIL import Image
-from random_backbone import write_random_backbone
-from tiny_plan import BATCH, STEPS, encoded_picture, filled, write_tiny_plan
 from torch import Tensor
 
 from model.adapters.adapter import RealCustomPlusAdapter
@@ -29,6 +26,9 @@ from stages.data.plan import PlanReader
 from stages.data.schemas import SAMPLES
 from stages.train_adapter.stage import adapter_task, plot_training, run
 from stages.training.trainer import fit
+from tests.support.contexts import make_context
+from tests.support.random_backbone import write_random_backbone
+from tests.support.tiny_plan import BATCH, STEPS, encoded_picture, filled, write_tiny_plan
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from training_tasks import LinearModule, LinearTask
 
 from stages.config import TrainerConfig
 from stages.training.engine import Engine, LossScale, deepspeed_config, learning_rate, micro_batches
+from tests.support.training_tasks import LinearModule, LinearTask
 
 CONFIG = TrainerConfig(learning_rate=1e-2, weight_decay=0.1, gradient_clip=0.5)
 STAGES = (0, 1, 2, 3)

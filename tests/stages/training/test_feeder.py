@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.state import list_actors
-from tiny_examples import NotedFeed, picture, rows
 
 from model.training.adapter_examples import ExamplePictures, PlanRow
 from model.training.task import Prepared
 from stages.contract import StageError
 from stages.training import feeder
 from stages.training.feeder import _DataWorker, pack, stream, unpack
+from tests.support.tiny_examples import NotedFeed, picture, rows
 
 ARRAYS = st.sampled_from([np.uint8, np.bool_, np.float32, np.int64]).flatmap(
     lambda dtype: npst.arrays(dtype, npst.array_shapes(max_dims=4, max_side=5))

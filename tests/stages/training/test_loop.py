@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from training_tasks import FedLinearTask, LinearModule, LinearTask
 
 from model.training.task import Feed, Prepared
 from stages.config import TrainerConfig
@@ -21,6 +20,7 @@ from stages.contract import StageError
 from stages.training.job import TrainingJob
 from stages.training.loop import prepare_here, run_worker
 from stages.training.trainer import check_resume, read_curves
+from tests.support.training_tasks import FedLinearTask, LinearModule, LinearTask
 
 CONFIG = TrainerConfig(
     workers=1, learning_rate=1e-2, warmup_steps=5, weight_decay=0.1, gradient_clip=0.5, checkpoint_every=4

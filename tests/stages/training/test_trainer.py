@@ -15,16 +15,16 @@ from typing import Any, Literal
 import pytest
 import ray
 import torch
-from helpers import make_context
 from safetensors.torch import load_file
 from torch import Tensor
-from training_tasks import LinearTask
 
 from model.seeding import seed_of
 from stages.config import TrainerConfig
 from stages.contract import StageContext, StageError
 from stages.training.engine import learning_rate
 from stages.training.trainer import Curves, fit, plot_curves, read_curves
+from tests.support.contexts import make_context
+from tests.support.training_tasks import LinearTask
 
 CONFIG = TrainerConfig(precision="fp32", checkpoint_every=10, learning_rate=1e-2, weight_decay=0.1, gradient_clip=0.5)
 STEPS = 40

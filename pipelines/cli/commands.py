@@ -1,0 +1,178 @@
+"""What each command of `pipeline.py` does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pipelines.cli import messages
+from pipelines.config.loading import config_from_dict, config_to_dict, load_config
+from pipelines.errors import PipelineError, UsageError
+from pipelines.execution.environment import set_environment, temporary_folder
+from pipelines.graph import Graph, pipeline_graph
+from pipelines.plan import Action, Step, make_plan
+from pipelines.store.store import Output, Store
+from stages.config import Config
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run what is not up to date."""
+    config = load_config(arguments.profile, arguments.settings)
+    graph, store = pipeline_graph(config), Store(Path(config.run.folder))
+    if arguments.dry_run:
+        print(messages.plan_table(_plan(graph, store, arguments)))
+        return
+    with store.locked():
+        plan = _plan(graph, store, arguments)
+        for step in plan:
+            if step.action is Action.REFUSE:
+                raise PipelineError(step.why)
+        if any(step.action is Action.RUN for step in plan):
+            outputs = execute(graph, store, plan, arguments.ray_address)
+        else:
+            outputs = {step.stage.name: step.output for step in plan if step.output}
+            store.write_latest(config_to_dict(config), store.latest_fingerprints() | _fingerprints(outputs))
+            print(f"Everything is up to date ({len(plan)} stages); there is nothing to do.")
+    print(messages.next_steps(config, store, outputs, messages.flags(arguments)))
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Say what `run` would do, and why."""
+    config = load_config(arguments.profile, arguments.settings)
+    store = Store(Path(config.run.folder))
+    print(messages.plan_table(_plan(pipeline_graph(config), store, arguments)))
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Say where each stage of the last run stands."""
+    config, store = last_run(arguments)
+    graph = pipeline_graph(config)
+    print(messages.status_table(make_plan(graph, store, graph.order), store))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Say where the HTML report of the last run is."""
+    _, store = last_run(arguments)
+    output = store.latest_outputs().get("evaluate")
+    if output is None:
+        command = messages.command("run --stage evaluate", arguments)
+        raise PipelineError(f"There is no report in {store.folder} yet; make it with {command}.")
+    print(output.folder / messages.REPORT)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Paint the subject from a sentence; write the picture and its mask."""
+    config, store = last_run(arguments)
+    set_environment(config.profile)
+    from pipelines.cli.generate import Request, generate_picture
+
+    request = Request(
+        subjects=arguments.subject,
+        words=arguments.word,
+        prompt=arguments.prompt,
+        seed=arguments.seed,
+        steps=arguments.steps,
+    )
+    with store.writable():
+        files = generate_picture(config, store, request, arguments.out or store.folder / "generated")
+    for file in files:
+        print(file)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Answer requests until the user has had enough."""
+    config, store = last_run(arguments)
+    set_environment(config.profile)
+    from pipelines.tracking import tracking_uri
+    from stages.contract import StageError
+
+    with temporary_folder(store.folder):
+        from stages.serve.server import run_server
+
+        try:
+            run_server(config, tracking_uri(store), store.folder)
+        except StageError as error:
+            raise PipelineError(str(error)) from error
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "run": run,
+    "plan": plan,
+    "status": status,
+    "generate": generate,
+    "serve": serve,
+    "report": report,
+}
+
+
+def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
+    """The configuration of the last run in the folder that the arguments name, with their settings over it."""
+    store = Store(Path(load_config(arguments.profile, arguments.settings).run.folder))
+    return config_from_dict(store.read_latest()[0], arguments.settings), store
+
+
+def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str | None) -> dict[str, Output]:
+    """Run the plan: with a Ray, a tracker and a display that end with it."""
+    from pipelines.cli.progress import Display
+    from pipelines.execution.cluster import check_address, local_cluster
+    from pipelines.execution.runner import Runner
+    from pipelines.execution.stage_job import Workplace
+    from pipelines.tracking import Tracker
+
+    config = graph.config
+    set_environment(config.profile)
+    if ray_address is not None:
+        check_address(ray_address)
+    with store.writable(), ExitStack() as stack, _stopped_by_signals():
+        stack.enter_context(temporary_folder(store.folder))
+        display = stack.enter_context(Display(plan))
+        tracker = stack.enter_context(Tracker(config, store, plan, display.warn))
+        display.say("starting Ray" if ray_address is None else "")
+        address = ray_address or stack.enter_context(local_cluster())
+        workplace = Workplace(
+            graph=graph,
+            store=store,
+            ray_address=address,
+            ray_is_local=ray_address is None,
+            tracking_uri=tracker.uri,
+        )
+        runner = Runner(
+            plan=plan, workplace=workplace, listeners=[display, tracker], cpus=config.run.cpus or os.cpu_count() or 1
+        )
+        return runner.run()
+
+
+def _plan(graph: Graph, store: Store, arguments: argparse.Namespace) -> list[Step]:
+    goals = graph.order if arguments.stage == "all" else [arguments.stage]
+    needed = graph.upstream(goals)
+    for name in [*arguments.force, *([arguments.start] if arguments.start else [])]:
+        if graph.stage(name).name not in needed:
+            raise UsageError(f"Stage {arguments.stage} does not need {name}, so that it cannot be forced with it.")
+    forced = set(arguments.force)
+    if arguments.start is not None:
+        forced |= graph.downstream(arguments.start) & needed
+    return make_plan(graph, store, goals, forced)
+
+
+def _fingerprints(outputs: dict[str, Output]) -> dict[str, str]:
+    return {name: output.fingerprint for name, output in outputs.items()}
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the run in the same orderly way as Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

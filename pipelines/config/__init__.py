@@ -1,0 +1,1 @@
+"""A run's configuration: loading, and the profiles."""

@@ -1,0 +1,1 @@
+"""How a plan is carried out: the runner, a stage in its own process, cleanup, the environment."""

@@ -1,0 +1,195 @@
+"""The runner's side of one stage: start its process, listen, commit what it has written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.loading import config_to_dict
+from pipelines.errors import PipelineError, StoppedError
+from pipelines.graph import REPOSITORY, Graph
+from pipelines.plan import Step
+from pipelines.store.manifest import describe_output
+from pipelines.store.store import Output, Store
+from stages.contract import StageResult
+
+#: A stage's process that has delivered its result has so many seconds to go.
+GRACE_SECONDS = 10
+
+#: One that has been told to stop has so many: a training ends its step or its sample pictures, and writes a checkpoint.
+#: A user with less patience stops the run a second time.
+STOP_SECONDS = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """What all stages of a run share."""
+
+    graph: Graph
+    store: Store
+    ray_address: str | None  # None: the stages are run without Ray
+    ray_is_local: bool = True
+    tracking_uri: str | None = None
+
+
+@dataclass(kw_only=True)
+class StageJob:
+    """One stage at work. `run` blocks; `stop` may be called from another thread."""
+
+    step: Step
+    workplace: Workplace
+    inputs: Mapping[str, Output]
+    hear: Callable[[Mapping[str, Any]], None]  # called with each event of the stage
+    cpus: int = 1
+    tracking_run_id: str | None = None
+    _process: subprocess.Popen[str] | None = None
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _last_word: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> Output:
+        """Run the stage and commit its output.
+
+        Raises:
+            StoppedError: The stage was stopped.
+            PipelineError: The stage failed or died; or an input or the run folder is damaged.
+        """
+        store, name, started = self.workplace.store, self.step.stage.name, time.monotonic()
+        with store.writable():
+            for output in self.inputs.values():
+                if damage := output.damage(thorough=True):
+                    raise PipelineError(damage)
+            partial = store.begin(name, self.step.ingredients.fingerprint, anew=self.step.forced)
+            self._run_process(partial)
+            result = self._result()
+            seconds = time.monotonic() - started
+            manifest = describe_output(partial / "output", name, self.step.ingredients, result, seconds)
+            return store.commit(name, manifest)
+
+    def stop(self) -> None:
+        """End the stage's process and its children; `run` raises."""
+        self._stopped.set()
+        if self._process is not None:
+            _signal_group(self._process, signal.SIGTERM)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                _signal_group(self._process, signal.SIGKILL)
+
+    def _run_process(self, partial: Path) -> None:
+        log = self.workplace.store.log_file(self.step.stage.name)
+        log.parent.mkdir(exist_ok=True)
+        reading, writing = os.pipe()
+        with log.open("w") as printed, os.fdopen(reading) as events:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "pipelines.execution.stage_process"],
+                    stdin=subprocess.PIPE,
+                    stdout=printed,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[writing],
+                    cwd=REPOSITORY,
+                    env=self._environment(),
+                    start_new_session=True,  # one group with all its children; Ctrl-C reaches only the runner
+                    text=True,
+                )
+            finally:
+                os.close(writing)
+            if self._stopped.is_set():
+                self.stop()
+            request = self._request(partial, log, writing)
+            threading.Thread(target=_reap, args=(self._process,), daemon=True).start()
+            self._talk(request, events)
+
+    def _environment(self) -> dict[str, str]:
+        # Stages run side by side: OpenMP threads beyond a stage's share would spin on cores that another one needs.
+        threads = {"OMP_NUM_THREADS": str(self.cpus)}
+        path = {"PYTHONPATH": _python_path(self.workplace.graph.root), "PYTHONUNBUFFERED": "1"}
+        return threads | os.environ | path
+
+    def _talk(self, request: Mapping[str, Any], events: Any) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died before it could listen; its end tells the rest
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        for line in events:
+            event = json.loads(line)
+            if event["event"] in ("result", "failed"):
+                self._last_word = event
+            else:
+                self.hear(event)
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+    def _request(self, partial: Path, log: Path, events: int) -> dict[str, Any]:
+        local = self.workplace.ray_is_local
+        previous = self.workplace.store.latest_outputs().get(self.step.stage.name)
+        return {
+            "module": self.step.stage.module,
+            "config": config_to_dict(self.workplace.graph.config),
+            "inputs": {name: str(output.folder) for name, output in self.inputs.items()},
+            "output": str(partial / "output"),
+            "scratch": str(partial / "scratch"),
+            "run_folder": str(self.workplace.store.folder),
+            "log": str(log),
+            "events": events,
+            "previous": str(previous.folder) if previous else None,
+            "forced": self.step.forced,
+            "ray_address": self.workplace.ray_address,
+            "ray_working_dir": None if local else str(REPOSITORY),
+            # A tracker that has no run for the stage is down, and the stage need not find that out again.
+            "tracking_uri": self.workplace.tracking_uri if self.tracking_run_id else None,
+            "tracking_run_id": self.tracking_run_id,
+        }
+
+    def _result(self) -> StageResult:
+        event, name = self._last_word, self.step.stage.name
+        if event.get("event") == "result":
+            return StageResult(rows=event["rows"], metrics=event["metrics"], notes=event["notes"])
+        if self._stopped.is_set():
+            how = f": {event['text']}" if event.get("event") == "failed" else "."  # how far a training has come
+            raise StoppedError(f"Stage {name} was stopped{how}")
+        if event.get("event") == "failed":
+            raise PipelineError(f"Stage {name}: {event['text']}")
+        assert self._process is not None
+        log = self.workplace.store.log_file(name)
+        raise PipelineError(f"Stage {name} {_death(self._process.returncode)} without a word; its log is {log}.")
+
+
+def _death(returncode: int) -> str:
+    if returncode < 0:
+        memory = ", as when memory runs out," if -returncode == signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-returncode).name}{memory}"
+    return f"ended with exit code {returncode}"
+
+
+def _reap(process: subprocess.Popen[str]) -> None:
+    """When the process has ended, end the children that it has left: they hold its event pipe open."""
+    process.wait()
+    _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # all gone
+        os.killpg(process.pid, number)
+
+
+def _python_path(root: Path) -> str:
+    folders = [str(root), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(dict.fromkeys(folder for folder in folders if folder))

@@ -1,0 +1,1 @@
+"""The test suite, its helpers (`support/`) and the benchmarks (`benchmarks/`)."""

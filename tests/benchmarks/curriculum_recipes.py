@@ -1,0 +1,256 @@
+"""The training recipes of RealCustom++'s Table X on the micro backbone, with equal budget and several seeds.
+
+    python -m tests.benchmarks.curriculum_recipes --run-folder runs/micro --output runs/recipes
+
+Takes a finished run of the default profile: its samples, view pairs, backbone and held-out subjects serve all recipes.
+Each run plans (`stages/curriculum/stage.py`), trains (`stages/training/loop.py`, one worker without Ray), paints the
+same cases and scores them (`stages/evaluate`). What varies is the share of view pairs and the crops of the reference; a
+seventh recipe, not the paper's, is a control. A finished run is a JSON file in `--output`. The same command goes on
+after a kill; started several times, the runs are shared out among its processes, each with one thread. It prints the
+tables so far and draws `recipes.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
+
+from model.microworld.captions import without_ground
+from model.training.adapter_examples import PlanRow
+from model.training.adapter_task import AdapterTask
+from pipelines.config.loading import with_values
+from pipelines.errors import PipelineError
+from pipelines.execution.environment import set_environment
+from stages.config import Config
+from stages.contract import Reporter, StageError
+from stages.data.plan import PlanReader
+from stages.evaluate.cases import load_subjects, make_cases
+from stages.evaluate.painter import Painter, Place, case_table
+from stages.evaluate.stage import ADAPTER_ARMS
+from stages.inference import backbone_location
+from stages.train_adapter.stage import adapter_task
+from stages.training.job import TrainingJob
+from stages.training.loop import run_worker
+from stages.training.record import read_lines
+from stages.training.trainer import following
+from tests.benchmarks.finished_run import FinishedRun, open_run
+from tests.benchmarks.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
+
+_STAGES = ("microworld", "filter", "multiview", "base", "customize")
+_ONE_PROCESS = {"train_adapter.trainer.workers": 1, "train_adapter.sample_every": None}
+_SECONDS_BETWEEN_NOTES = 30.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all runs share: the run folder with the budget over its configuration, and where results are kept."""
+
+    source: FinishedRun
+    output: Path
+
+    def result(self, row: TableXRow, seed: int) -> Path:
+        """The JSON file of a finished run."""
+        return self.output / f"recipe-{row.number}-seed-{seed}.json"
+
+    def results(self) -> list[Run]:
+        """All finished runs."""
+        return [json.loads(file.read_text()) for file in sorted(self.output.glob("recipe-*-seed-*.json"))]
+
+    def config_of(self, row: TableXRow, seed: int) -> Config:
+        """The configuration of one run."""
+        settings = {f"curriculum.{key}": value for key, value in row.settings.items()}
+        return with_values(self.source.config, {**settings, "run.seed": seed})
+
+
+def open_experiment(run_folder: Path, output: Path, budget: dict[str, Any]) -> Experiment:
+    """Read the run folder; `budget` holds values by dotted key.
+
+    Raises:
+        PipelineError: A stage has not run; or the results in `output` were made with another budget or run.
+    """
+    source = open_run(run_folder, _STAGES, {**budget, **_ONE_PROCESS})
+    output.mkdir(parents=True, exist_ok=True)
+    made_with = {**budget, **source.fingerprints}
+    note = output / "budget.json"
+    if note.exists() and json.loads(note.read_text()) != made_with:
+        raise PipelineError(f"{output} holds results of another budget or run ({note}); choose another --output.")
+    _write_whole(note, json.dumps(made_with, indent=1))
+    return Experiment(source, output.resolve())
+
+
+def _write_whole(file: Path, text: str) -> None:
+    scratch = file.with_name(f"{file.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.rename(file)
+
+
+class RecipeTrainer:
+    """Plans, trains and judges recipes one after the other; the frozen models and what they have computed stay."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        subjects = experiment.source.inputs["microworld"] / "subjects"
+        settings = experiment.source.config.evaluate
+        self.cases = make_cases(load_subjects(subjects, settings.subjects), settings, 0)  # the same for all runs
+        self._task: AdapterTask | None = None
+
+    def run(self, row: TableXRow, seed: int, folder: Path) -> dict[str, Any]:
+        """The result of one run; `folder` keeps its checkpoints until it is finished."""
+        config, began = self.experiment.config_of(row, seed), time.process_time()
+        plan = self.experiment.source.write_plan(config, folder)
+        task = self._task_for(config, plan, folder)
+        task.rows = plan if row.captions_name_grounds else _WithoutGrounds(plan)
+        job = TrainingJob(
+            task=task,
+            steps=plan.steps,
+            config=config.train_adapter.trainer,
+            seed=seed,
+            cores=1,
+            folder=folder,
+            name="adapter",
+        )
+        with following(job, _printing()):
+            run_worker(job, torch.device("cpu"))
+        if job.ending.exists():
+            raise StageError(job.ending.read_text())
+        trained = time.process_time()
+        pictures = self._paint(config, job.weights, with_text_only=row is RECIPES[0])
+        last = list(read_lines(job.record))[-1]
+        seconds = {"training": trained - began, "painting": time.process_time() - trained}
+        return {"recipe": row.number, "seed": seed, "loss": last["loss"], "cpu_seconds": seconds, "pictures": pictures}
+
+    def _task_for(self, config: Config, plan: PlanReader, folder: Path) -> AdapterTask:
+        if self._task is None:
+            self._task = adapter_task(self.experiment.source.context(config, folder), plan)
+        self._task.seed = config.run.seed
+        return self._task
+
+    def _paint(self, config: Config, adapter: Path, *, with_text_only: bool) -> list[dict[str, Any]]:
+        """The scores of all pictures. Those from text alone are the same in all runs."""
+        arms = [arm for arm in ADAPTER_ARMS if with_text_only or arm != TEXT_ONLY]
+        inputs = self.experiment.source.inputs
+        backbone = backbone_location(config.backbone, inputs)
+        painter = Painter(config, Place(backbone=backbone, adapter=adapter, concept=inputs["customize"] / "concept"))
+        cases = case_table(self.cases, arms)
+        size, rows = config.evaluate.batch_size, []
+        for start in range(0, cases.num_rows, size):
+            rows += painter(cases.slice(start, size)).to_pylist()
+        kept = ("arm", "subject", "prompt", "seed", *METRICS)
+        return [{key: row[key] for key in kept} for row in rows]
+
+
+@dataclass(frozen=True)
+class _WithoutGrounds:
+    """The rows of a plan, with captions that say nothing of the ground."""
+
+    plan: PlanReader
+
+    def __call__(self, step: int) -> list[PlanRow]:
+        return [row._replace(caption=without_ground(row.caption)) for row in self.plan(step)]
+
+
+def _printing() -> Reporter:
+    """Prints from time to time how far a training is."""
+    told = time.monotonic()
+
+    def emit(event: Mapping[str, Any]) -> None:
+        nonlocal told
+        if event["event"] == "progress" and time.monotonic() - told >= _SECONDS_BETWEEN_NOTES:
+            told = time.monotonic()
+            print(f"  step {event['done']} of {event['total']}, {event['note']}", flush=True)
+
+    return Reporter(emit=emit)
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Whether this process is the one that holds the lock `file`; the lock of a process that dies is free."""
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def run_all(experiment: Experiment, seeds: list[int]) -> None:
+    """Every run that is neither finished nor at work in another process."""
+    trainer = RecipeTrainer(experiment)
+    for seed in seeds:
+        for row in RECIPES:
+            result = experiment.result(row, seed)
+            with claimed(result.with_suffix(".lock")) as mine:
+                if not mine or result.exists():
+                    continue
+                folder = result.with_suffix(".partial")
+                folder.mkdir(exist_ok=True)
+                print(f"No. {row.number}, {row.name}, seed {seed}", flush=True)
+                found = trainer.run(row, seed, folder)
+                _write_whole(result, json.dumps(found))
+                shutil.rmtree(folder)
+                spent = found["cpu_seconds"]
+                print(f"  {spent['training']:.0f} s training, {spent['painting']:.0f} s painting (CPU)", flush=True)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """torch's, of this process alone: an engine runs in it without Ray."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def main() -> None:
+    """Run what is missing, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--run-folder", type=Path, required=True, help="of a finished run of the default profile")
+    parser.add_argument("--output", type=Path, required=True, help="where results are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--subjects", type=int, default=64)
+    parser.add_argument("--painting-steps", type=int, default=12)
+    arguments = parser.parse_args()
+    budget = {
+        "curriculum.steps": arguments.steps,
+        "curriculum.batch_size": arguments.batch_size,
+        "evaluate.subjects": arguments.subjects,
+        "inference.steps": arguments.painting_steps,
+        "inference.mask_steps": arguments.painting_steps // 2,
+    }
+    set_environment("micro")
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    try:
+        experiment = open_experiment(arguments.run_folder, arguments.output, budget)
+        with process_group():
+            run_all(experiment, arguments.seeds)
+    except (PipelineError, StageError) as error:
+        sys.exit(str(error))
+    runs = experiment.results()
+    print(f"\n{len(runs)} runs of {arguments.steps} steps of {arguments.batch_size} examples.\n\n{markdown(runs)}")
+    plot(runs, experiment.output / "recipes.png")
+
+
+if __name__ == "__main__":
+    main()

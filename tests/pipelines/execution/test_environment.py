@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.execution.environment import LONGEST_RAY_FOLDER, set_environment, temporary_folder
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"WANDB_MODE": "offline"})
+    set_environment("sd15")
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert "HF_HUB_OFFLINE" not in os.environ
+    set_environment("micro")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_temporary_files_go_with_the_run() -> None:
+    before = os.environ.get("RAY_TMPDIR"), tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, temporary_folder(Path(short)) as folder:
+        assert folder == Path(short) / ".ray" / str(os.getpid())
+        assert os.environ["RAY_TMPDIR"] == str(folder)
+        assert Path(tempfile.mkdtemp()).is_relative_to(folder)
+        log = (folder / "log").open("w")  # as Ray keeps some open in this very process
+    assert not folder.parent.exists()
+    log.close()
+    assert (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir()) == before
+
+
+def test_a_long_path_is_too_long_for_sockets(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path / "a-long-name-for-a-run-folder") as folder:
+        assert not folder.is_relative_to(tmp_path)
+        assert len(str(folder)) <= LONGEST_RAY_FOLDER
+    assert not folder.exists()
+
+
+def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # as inside another run
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with temporary_folder(tmp_path / "run") as folder:
+        assert len(str(folder)) <= LONGEST_RAY_FOLDER < len(str(tmp_path))
+        assert tempfile.gettempdir() == str(folder / "tmp")
+    assert not folder.exists()
+
+
+def test_a_killed_run_takes_its_processes_and_its_folder_along() -> None:
+    code = (
+        "import subprocess, sys, time, pathlib; from pipelines.environment import temporary_folder\n"
+        "with temporary_folder(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    first = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "    log = (folder / 'log').open('w')\n"
+        "    second = subprocess.Popen(['sleep', '600'], start_new_session=True, env={}, stdout=log)\n"
+        "    print(first.pid, second.pid, folder, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        run = subprocess.Popen([sys.executable, "-c", code, short], stdout=subprocess.PIPE, text=True)
+        assert run.stdout is not None
+        *children, folder = run.stdout.readline().split()
+        places = [Path(folder), *(Path("/proc", child) for child in children)]
+        assert all(place.exists() for place in places)
+        run.kill()
+        run.communicate()
+        deadline = time.monotonic() + 30
+        while any(place.exists() for place in places):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -1,0 +1,52 @@
+"""A registered model of random weights in an SQLite registry, for tests of `register` and `serve`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from stages.contract import StageResult
+from stages.register.stage import run
+from tests.support.contexts import make_context
+from tests.support.random_adapter import write_random_adapter
+from tests.support.random_backbone import write_random_backbone
+
+QUICK: dict[str, Any] = {"inference": {"steps": 2, "mask_steps": 1}}
+
+
+class Registry:
+    """An MLflow database under `root`, and the outputs of the stages before `register`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.inputs = {name: root / name for name in ("base", "train_adapter", "evaluate")}
+        backbone = write_random_backbone(self.inputs["base"] / "backbone")
+        write_random_adapter(self.inputs["train_adapter"] / "adapter", backbone)
+        self.uri = f"sqlite:///{root / 'mlflow.db'}"
+        self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        self.experiment = self.client.create_experiment("realword", artifact_location=str(root / "artifacts"))
+        self.runs = 0
+
+    def register(
+        self, similarity: float, evaluation: str = "the same", **sections: Any
+    ) -> tuple[dict[str, Any], StageResult]:
+        """Run the stage on metrics with this similarity and a controllability of 0.5; `registered.json`, result."""
+        self.runs += 1
+        means = {name: {"mean": value, "low": 0.0, "high": 1.0} for name, value in _scores(similarity).items()}
+        self.inputs["evaluate"].mkdir(exist_ok=True)
+        metrics = {"evaluation": evaluation, "arms": {"adapter_mask": means}}
+        (self.inputs["evaluate"] / "metrics.json").write_text(json.dumps(metrics))
+        context = make_context(
+            self.root / f"register-{self.runs}", inputs=self.inputs, tracking_uri=self.uri, **QUICK, **sections
+        )
+        run_id = self.client.create_run(self.experiment).info.run_id
+        result = run(dataclasses.replace(context, tracking_run_id=run_id))
+        return json.loads((context.output / "registered.json").read_text()), result
+
+
+def _scores(similarity: float) -> dict[str, float]:
+    return {"similarity": similarity, "controllability": 0.5}

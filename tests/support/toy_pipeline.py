@@ -1,0 +1,152 @@
+"""Four small stages in a package of their own, and how tests run them: real processes, but no Ray and no learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.loading import load_config
+from pipelines.errors import PipelineError
+from pipelines.execution.runner import Runner
+from pipelines.execution.stage_job import Workplace
+from pipelines.fingerprint import Ingredients
+from pipelines.graph import Graph, Stage, make_graph
+from pipelines.plan import Step, make_plan
+from pipelines.store.manifest import describe_output
+from pipelines.store.store import Output, Store
+from stages.config import Config
+from stages.contract import StageResult
+
+INGREDIENTS = Ingredients(config={"filter.min_side": 3, "run.seed": 0}, inputs={"ingest": "abc"}, files={}, code="c0de")
+
+SOURCES = {
+    "__init__": '"""Toys."""\n',
+    "arithmetic": """
+def keep(number, least):
+    return number >= least
+""",
+    "ingest": """
+import pyarrow as pa
+import pyarrow.parquet as pq
+from stages.contract import StageContext, StageResult
+
+
+def run(context):
+    samples = context.output / "samples"
+    samples.mkdir()
+    numbers = list(range(context.config.ingest.image_size))
+    context.report.progress(len(numbers), len(numbers), "counting")
+    pq.write_table(pa.table({"number": numbers}), samples / "part-00000.parquet")
+    return StageResult(rows={"samples": len(numbers)})
+""",
+    "filter": """
+import pyarrow as pa
+import pyarrow.parquet as pq
+from stages.contract import StageResult
+from toys.arithmetic import keep
+
+
+def run(context):
+    numbers = pq.read_table(context.inputs["ingest"] / "samples")["number"].to_pylist()
+    kept = [number for number in numbers if keep(number, context.config.filter.min_aesthetic)]
+    (context.output / "samples").mkdir()
+    pq.write_table(pa.table({"number": kept}), context.output / "samples" / "part-00000.parquet")
+    for step, number in enumerate(kept):
+        context.report.metric("number", number, step)
+    return StageResult(rows={"samples": len(kept)}, metrics={"share": len(kept) / len(numbers)}, notes={"toy": "yes"})
+""",
+    "multiview": """
+from stages.contract import StageResult
+
+
+def run(context):
+    (context.output / "pairs.txt").write_text(str(context.config.run.seed))
+    context.report.warning("views are toys")
+    return StageResult()
+""",
+    "curriculum": """
+from stages.contract import StageResult
+
+
+def run(context):
+    names = sorted(context.inputs)
+    (context.output / "plan.txt").write_text(" ".join(names))
+    context.report.picture("plan", context.output / "plan.txt")
+    return StageResult()
+""",
+}
+
+STAGES = (
+    Stage(name="ingest", module="toys.ingest", sections=("ingest",), files=lambda config: [config.ingest.metadata]),
+    Stage(name="filter", module="toys.filter", sections=("filter",), inputs=lambda config: ["ingest"]),
+    Stage(name="multiview", module="toys.multiview", sections=("multiview",)),
+    Stage(
+        name="curriculum",
+        module="toys.curriculum",
+        sections=("curriculum",),
+        inputs=lambda config: ["filter", "multiview"],
+    ),
+)
+
+
+def toy_config(tmp_path: Path, *settings: str) -> Config:
+    """The profile micro in a run folder under `tmp_path`."""
+    return load_config("micro", [f"run.folder={tmp_path / 'run'}", *settings])
+
+
+def toy_graph(tmp_path: Path, *settings: str, **sources: str) -> Graph:
+    """The toys' graph; `sources` replaces the source text of some of its modules."""
+    package = tmp_path / "code" / "toys"
+    package.mkdir(parents=True, exist_ok=True)
+    for name, text in SOURCES.items():
+        file = package / f"{name}.py"
+        if name in sources or not file.exists():
+            file.write_text(sources.get(name, text))
+    return make_graph(toy_config(tmp_path, *settings), STAGES, ["curriculum"], tmp_path / "code")
+
+
+class Ear:
+    """Keeps what a run says."""
+
+    def __init__(self, react: Callable[[str, Mapping[str, Any]], None] | None = None) -> None:
+        self.said: list[tuple[str, str]] = []
+        self.events: list[tuple[str, Mapping[str, Any]]] = []
+        self._react = react
+
+    def stage_started(self, step: Step) -> str | None:
+        self.said.append(("started", step.stage.name))
+        return None
+
+    def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
+        self.events.append((name, event))
+        if self._react:
+            self._react(name, event)
+
+    def stage_finished(self, name: str, output: Output) -> None:
+        self.said.append(("finished", name))
+
+    def stage_failed(self, name: str, error: PipelineError) -> None:
+        self.said.append(("failed", name))
+
+    def of(self, what: str) -> list[str]:
+        return [name for said, name in self.said if said == what]
+
+
+def carry_out(graph: Graph, *forced: str, ear: Ear | None = None, cpus: int = 2) -> tuple[dict[str, Output], Ear]:
+    store = Store(Path(graph.config.run.folder))
+    ear = ear or Ear()
+    with store.locked():
+        plan = make_plan(graph, store, graph.order, forced)
+        workplace = Workplace(graph=graph, store=store, ray_address=None)
+        return Runner(plan=plan, workplace=workplace, listeners=[ear], cpus=cpus).run(), ear
+
+
+def commit_stage(
+    store: Store, name: str, result: StageResult, ingredients: Ingredients = INGREDIENTS, *, begun: bool = False
+) -> Output:
+    """Commit what is in the stage's partial output; an empty one unless `begun`."""
+    partial = store.partial(name, ingredients.fingerprint)
+    if not begun:
+        store.begin(name, ingredients.fingerprint, anew=True)
+    return store.commit(name, describe_output(partial / "output", name, ingredients, result, 1.5))
