@@ -16,14 +16,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DCon
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
+from model.errors import ModelError
+
 Family = Literal["sd", "sdxl"]
 
 
-class BackboneError(ValueError):
+class BackboneError(ModelError):
     """The backbone cannot be loaded."""
 
 
-class WordNotInPromptError(ValueError):
+class WordNotInPromptError(ModelError):
     """The target word does not occur in the prompt; the message lists the prompt's words."""
 
 

@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from model.errors import ModelError
 
-class DamagedArtifactError(ValueError):
+
+class DamagedArtifactError(ModelError):
     """A file of a model is missing or has changed since it was recorded; the message is one sentence."""
 
 

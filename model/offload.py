@@ -8,8 +8,10 @@ from accelerate import cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
+from model.errors import ModelError
 
-class OffloadError(RuntimeError):
+
+class OffloadError(ModelError):
     """There is no accelerator to bring the models to."""
 
 

@@ -11,12 +11,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from model.errors import ModelError
+
 MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError)
 
 
-class PictureError(ValueError):
+class PictureError(ModelError):
     """What was given cannot be used as a picture; the message is one sentence for the user."""
 
 

@@ -23,7 +23,7 @@ class UsageError(PipelineError):
 
 
 #: What the operating system says when a folder cannot take what a run writes.
-FOLDER_TROUBLES = {
+FOLDER_ERRORS = {
     errno.ENOSPC: "there is no space left on its disk; free some, or use another with --set run.folder=...",
     errno.EDQUOT: "its disk quota is used up; free some space, or use another folder with --set run.folder=...",
     errno.EACCES: "there is no permission to write there; mend it, or use another with --set run.folder=...",
@@ -35,12 +35,12 @@ FOLDER_TROUBLES = {
 }
 
 
-def folder_trouble(error: OSError, folder: Path) -> str | None:
+def folder_error(error: OSError, folder: Path) -> str | None:
     """One sentence when `error` says that the run folder cannot be written to; None for any other trouble.
 
     A file named by the error that lies outside `folder` is somebody else's trouble, except that a full disk is not.
     """
-    advice = FOLDER_TROUBLES.get(error.errno or 0)
+    advice = FOLDER_ERRORS.get(error.errno or 0)
     if advice is None:
         return None
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from model.guidance.settings import InferenceSettings
 from model.micro_sd.recipe import Recipe
 
 
@@ -35,24 +36,6 @@ class BackboneConfig:
     shallow_layers: list[list[int]] = field(default_factory=lambda: [[0, 1, 2], [0, 1, 2]])
     reference_size: int = 64  # side of the reference as the encoders see it; 384 in the paper
     high_resolution_tiles: int = 2  # the high-resolution reference is tiles x tiles encoder views; 768 = 2 * 384
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceConfig:
-    """Mask-guided inference (RealCustom Sec. 3.3, RealCustom++ Sec. III-D); shared by evaluate, generate and serve."""
-
-    steps: int = 25
-    guidance_scale: float = 5.0
-    image_guidance_scale: float = 8.0  # RealCustom's omega_i; RealCustom++ has none
-    gamma_num: float = 0.8  # the share of the image tokens that RealCustom keeps
-    mask_scope: float = 0.25  # gamma_scope: the share of positions that the subject may take
-    mask_steps: int = 12  # T_stop: the guidance branch runs in the first so many steps
-    mask_every: int = 1  # 1 is exact; k: it runs in every k-th of them, faster; 3 is a good choice
-    # Attention layers that make the mask, as downscales of the largest attention grid; see model/guidance_branch.
-    mask_cross_downscales: list[int] = field(default_factory=lambda: [1, 2])
-    mask_self_downscales: list[int] = field(default_factory=lambda: [1])
-    mask_binary: bool = False  # True: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)
-    visual_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +315,7 @@ class Config:
     profile: str = "micro"
     run: RunConfig = field(default_factory=RunConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
     microworld: MicroworldConfig = field(default_factory=MicroworldConfig)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     filter: FilterConfig = field(default_factory=FilterConfig)

@@ -7,20 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from model.adapters.adapter import AdapterError
-from model.adapters.image_encoder import ImageEncoderError
-from model.backbone import BackboneError, WordNotInPromptError
-from model.pictures import PictureError
-from model.pipeline import GenerationError
-from model.training.encodings import EncodingCacheError
-from stages.config import BackboneConfig, InferenceConfig
-from stages.ray_tools.tasks import complaints_as_stage_errors
-
-#: What the model says in one sentence and the user can mend.
-MODEL_ERRORS = (
-    *(AdapterError, BackboneError, EncodingCacheError, GenerationError, ImageEncoderError, PictureError),
-    WordNotInPromptError,
-)
+from model.errors import ModelError
+from model.guidance.settings import InferenceSettings
+from stages.config import BackboneConfig
+from stages.ray_tools.tasks import worker_errors_as_stage_errors
 
 
 def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:
@@ -42,7 +32,7 @@ def loading_options(config: BackboneConfig) -> dict[str, Any]:
     }
 
 
-def painting_options(config: InferenceConfig) -> dict[str, Any]:
+def painting_options(config: InferenceSettings) -> dict[str, Any]:
     """What a call of the pipeline needs besides prompts, subjects and seeds; JSON-ready."""
     return {
         "steps": config.steps,
@@ -60,5 +50,5 @@ def painting_options(config: InferenceConfig) -> dict[str, Any]:
 
 
 def model_errors_as_stage_errors() -> AbstractContextManager[None]:
-    """Turns what the model says in one sentence into a StageError, also when it was said in a Ray worker."""
-    return complaints_as_stage_errors(*MODEL_ERRORS)
+    """Turn the errors of `model/` that a user can fix into StageErrors, also when a Ray worker raised them."""
+    return worker_errors_as_stage_errors(ModelError)

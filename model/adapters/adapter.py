@@ -17,9 +17,10 @@ from model.adapters.image_encoder import ReferenceFeatures
 from model.adapters.model_card import model_card
 from model.adapters.projector import Combination, CrossLayerCrossScaleProjector
 from model.adapters.visual_attention import VisualAttentionProcessor, VisualCondition
+from model.errors import ModelError
 
 
-class AdapterError(ValueError):
+class AdapterError(ModelError):
     """The adapter's file or the UNet does not fit."""
 
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.utils import cached_file
 
+from model.errors import ModelError
 from model.pictures import square_crop, to_tensor
 
 _HALF = (0.5, 0.5, 0.5)  # mean and std of an encoder that says nothing: pictures in [-1, 1]
 
 
-class ImageEncoderError(ValueError):
+class ImageEncoderError(ModelError):
     """The image encoders cannot be loaded, or do not fit together."""
 
 
@@ -239,11 +240,11 @@ def _load_tower(location: str, shallow_layers: Sequence[int], dtype: torch.dtype
         model = AutoModel.from_pretrained(location, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ImageEncoderError(f"image encoder {location!r} cannot be loaded: {error}") from error
-    mean, std = normalisation(location)
+    mean, std = normalization(location)
     return VisionTower(getattr(model, "vision_model", model), mean, std, shallow_layers).to(dtype)
 
 
-def normalisation(location: str) -> tuple[Sequence[float], Sequence[float]]:
+def normalization(location: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and std from `preprocessor_config.json`; (0.5, 0.5) where the encoder has none, as the micro one."""
     path = cached_file(location, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     if path is None:

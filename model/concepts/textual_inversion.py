@@ -33,6 +33,7 @@ from model.concepts.contextualizer import (
     mlm_logits,
     mlm_loss,
 )
+from model.errors import ModelError
 from model.seeding import generator_of
 from model.training.diffusion_loss import diffusion_target
 from model.training.precision import mixed_precision
@@ -44,7 +45,7 @@ _WEIGHTS, _DESCRIPTION = "learned_embeds.safetensors", "concept.json"  # the fir
 _SDXL_KEYS = ("clip_l", "clip_g")  # diffusers' names for the embeddings of SDXL's encoders
 
 
-class ConceptError(ValueError):
+class ConceptError(ModelError):
     """The concept cannot be learned or loaded; one sentence for the user."""
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from model.errors import ModelError
 
-class GenerationError(ValueError):
+
+class GenerationError(ModelError):
     """A request that cannot be carried out; the message is one sentence for the user."""
 
 

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPModel, CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 
 from model.checksums import file_checksum
+from model.errors import ModelError
 from model.micro_sd.architectures import build_scheduler, build_tokenizer, text_encoder_of
 from model.micro_sd.judge import Judge
 from model.micro_sd.recipe import Recipe
@@ -29,7 +30,7 @@ _FORMAT = "micro-stable-diffusion/1"
 _Model = TypeVar("_Model", AutoencoderKL, UNet2DConditionModel, CLIPTextModel, CLIPModel, Dinov2Model, Judge)
 
 
-class WeightsError(ValueError):
+class WeightsError(ModelError):
     """A weights folder cannot be used; the message says why in one sentence."""
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from model.adapters.released_weights import ReleasedWeightsError, read_state_dict
+from model.errors import ModelError
 
 _KEY = re.compile(r"(?:layers\.(\d+)\.)?(weight|bias)")
 
 
-class AestheticHeadError(ValueError):
+class AestheticHeadError(ModelError):
     """A file that is no aesthetic predictor; the message says why."""
 
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from model.adapters.image_encoder import normalisation
+from model.adapters.image_encoder import normalization
 from model.micro_sd.architectures import IMAGE_SIZE
 from model.micro_sd.judge import Judge, Verdict
 from model.microworld.backgrounds import BACKGROUNDS
@@ -48,7 +48,7 @@ class PictureInput:
     @classmethod
     def from_pretrained(cls, name: str | Path, side: int) -> PictureInput:
         """The normalisation that the encoder's own configuration names."""
-        mean, std = normalisation(str(name))
+        mean, std = normalization(str(name))
         return cls(side=side, mean=tuple(mean), std=tuple(std))
 
     def __call__(self, pictures: Tensor) -> Tensor:

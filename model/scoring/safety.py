@@ -15,13 +15,14 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from model.errors import ModelError
 from model.scoring.metrics import PictureInput
 
 _STRICTER = 0.01  # is added to every margin when one of the 3 concepts is seen
 _LOGIT_SCALE = 100.0  # of CLIP's cosines (Radford et al. 2021, Sec. 2.5)
 
 
-class SafetyCheckerError(ValueError):
+class SafetyCheckerError(ModelError):
     """What was named holds no safety checker; the message says why."""
 
 

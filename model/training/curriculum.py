@@ -78,7 +78,7 @@ class StepDraws:
     is_multiview: NDArray[np.bool_]  # (B,)
     choice: NDArray[np.float64]  # (B,) in [0, 1): which of the source's pairs or samples
     crop_ratio: NDArray[np.float64]  # (B,) r_sample of Eq. 11
-    crop_place: NDArray[np.float64]  # (B, 4) in [0, 1): x, y of the reference's crop, x, y of the target's
+    crop_position: NDArray[np.float64]  # (B, 4) in [0, 1): x, y of the reference's crop, x, y of the target's
 
 
 def draw_step(recipe: Recipe, step: int, seed: int) -> StepDraws:
@@ -92,5 +92,5 @@ def draw_step(recipe: Recipe, step: int, seed: int) -> StepDraws:
         is_multiview=uniform[:, 0] < recipe.multiview_share(step),
         choice=uniform[:, 1],
         crop_ratio=recipe.r_min + (recipe.largest_crop_ratio(step) - recipe.r_min) * uniform[:, 2],
-        crop_place=uniform[:, 3:],
+        crop_position=uniform[:, 3:],
     )

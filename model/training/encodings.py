@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from model.backbone import Backbone
+from model.errors import ModelError
 
 
-class EncodingCacheError(ValueError):
+class EncodingCacheError(ModelError):
     """Encodings that were computed before cannot be used; the message is one sentence."""
 
 

@@ -121,7 +121,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
     from pipelines.cli.progress import Display
     from pipelines.execution.cluster import check_address, local_cluster
     from pipelines.execution.runner import Runner
-    from pipelines.execution.stage_job import Workplace
+    from pipelines.execution.stage_job import RunContext
     from pipelines.tracking import Tracker
 
     config = graph.config
@@ -134,7 +134,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
         tracker = stack.enter_context(Tracker(config, store, plan, display.warn))
         display.say("starting Ray" if ray_address is None else "")
         address = ray_address or stack.enter_context(local_cluster())
-        workplace = Workplace(
+        run_context = RunContext(
             graph=graph,
             store=store,
             ray_address=address,
@@ -142,7 +142,10 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
             tracking_uri=tracker.uri,
         )
         runner = Runner(
-            plan=plan, workplace=workplace, listeners=[display, tracker], cpus=config.run.cpus or os.cpu_count() or 1
+            plan=plan,
+            run_context=run_context,
+            listeners=[display, tracker],
+            cpus=config.run.cpus or os.cpu_count() or 1,
         )
         return runner.run()
 

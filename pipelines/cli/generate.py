@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from model.errors import ModelError
 from model.pictures import load_picture, mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
 from pipelines.store.store import Output, Store
 from stages.config import Config
-from stages.inference import MODEL_ERRORS, backbone_location, loading_options, painting_options
+from stages.inference import backbone_location, loading_options, painting_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
             seeds=request.seed,
             **options | ({"steps": request.steps} if request.steps is not None else {}),
         )
-    except MODEL_ERRORS as error:
+    except ModelError as error:
         raise PipelineError(str(error)) from error
     return _write(painted, request, folder)
 

@@ -75,7 +75,7 @@ def temporary_folder(run_folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / "tmp").mkdir(parents=True)
     before = {name: os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")}
-    warden = subprocess.Popen(
+    watcher = subprocess.Popen(
         [sys.executable, "-m", "pipelines.execution.cleanup", str(folder)],
         stdin=subprocess.PIPE,
         cwd=Path(__file__).resolve().parents[2],
@@ -92,4 +92,4 @@ def temporary_folder(run_folder: Path) -> Iterator[Path]:
             else:
                 os.environ[name] = value
         tempfile.tempdir = None
-        warden.communicate()
+        watcher.communicate()

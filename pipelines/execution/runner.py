@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pipelines.config.loading import config_to_dict
 from pipelines.errors import PipelineError
-from pipelines.execution.stage_job import GRACE_SECONDS, StageJob, Workplace
+from pipelines.execution.stage_job import GRACE_SECONDS, RunContext, StageJob
 from pipelines.plan import Action, Step
 from pipelines.store.store import Output
 
@@ -40,7 +40,7 @@ class Runner:
     """A run of a plan."""
 
     plan: Sequence[Step]
-    workplace: Workplace
+    run_context: RunContext
     listeners: Sequence[Listener]
     cpus: int
     outputs: dict[str, Output] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Runner:
         """The stages to start now: those with the most work behind them first, as far as the CPUs go."""
         if self._failures:
             return []
-        graph, started = self.workplace.graph, []
+        graph, started = self.run_context.graph, []
         free = self.cpus - sum(self._cpus(job.step) for job in self._running.values())
         ready = [name for name in waiting if all(other in self.outputs for other in graph.inputs[name])]
         for name in sorted(ready, key=lambda name: -len(graph.downstream(name))):
@@ -85,16 +85,16 @@ class Runner:
         return started
 
     def _cpus(self, step: Step) -> int:
-        return min(step.stage.cpus(self.workplace.graph.config), self.cpus)
+        return min(step.stage.cpus(self.run_context.graph.config), self.cpus)
 
     def _start(self, step: Step) -> None:
         name = step.stage.name
         run_ids = [listener.stage_started(step) for listener in self.listeners]
         job = StageJob(
             step=step,
-            workplace=self.workplace,
-            inputs={other: self.outputs[other] for other in self.workplace.graph.inputs[name]},
-            hear=lambda event: self._messages.put(functools.partial(self._hear, name, event)),
+            run_context=self.run_context,
+            inputs={other: self.outputs[other] for other in self.run_context.graph.inputs[name]},
+            on_event=lambda event: self._messages.put(functools.partial(self._on_event, name, event)),
             cpus=self._cpus(step),
             tracking_run_id=next((run_id for run_id in run_ids if run_id), None),
         )
@@ -114,7 +114,7 @@ class Runner:
         else:
             self._messages.put(functools.partial(self._finish, name, output))
 
-    def _hear(self, name: str, event: Mapping[str, Any]) -> None:
+    def _on_event(self, name: str, event: Mapping[str, Any]) -> None:
         for listener in self.listeners:
             listener.stage_event(name, event)
 
@@ -137,7 +137,7 @@ class Runner:
         for stopper in stoppers:
             stopper.start()
         for name in self._running:
-            self._hear(name, {"event": "warning", "text": _STOPPING})
+            self._on_event(name, {"event": "warning", "text": _STOPPING})
         for stopper in stoppers:
             stopper.join()
         with contextlib.suppress(queue.Empty):
@@ -145,7 +145,7 @@ class Runner:
                 self._messages.get(timeout=2 * GRACE_SECONDS)()
 
     def _note_outputs(self) -> None:
-        store = self.workplace.store
+        store = self.run_context.store
         found = {name: output.fingerprint for name, output in self.outputs.items()}
         with store.writable():
-            store.write_latest(config_to_dict(self.workplace.graph.config), store.latest_fingerprints() | found)
+            store.write_latest(config_to_dict(self.run_context.graph.config), store.latest_fingerprints() | found)

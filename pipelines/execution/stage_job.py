@@ -32,7 +32,7 @@ STOP_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workplace:
+class RunContext:
     """What all stages of a run share."""
 
     graph: Graph
@@ -47,9 +47,9 @@ class StageJob:
     """One stage at work. `run` blocks; `stop` may be called from another thread."""
 
     step: Step
-    workplace: Workplace
+    run_context: RunContext
     inputs: Mapping[str, Output]
-    hear: Callable[[Mapping[str, Any]], None]  # called with each event of the stage
+    on_event: Callable[[Mapping[str, Any]], None]  # called with each event of the stage
     cpus: int = 1
     tracking_run_id: str | None = None
     _process: subprocess.Popen[str] | None = None
@@ -63,12 +63,12 @@ class StageJob:
             StoppedError: The stage was stopped.
             PipelineError: The stage failed or died; or an input or the run folder is damaged.
         """
-        store, name, started = self.workplace.store, self.step.stage.name, time.monotonic()
+        store, name, started = self.run_context.store, self.step.stage.name, time.monotonic()
         with store.writable():
             for output in self.inputs.values():
                 if damage := output.damage(thorough=True):
                     raise PipelineError(damage)
-            partial = store.begin(name, self.step.ingredients.fingerprint, anew=self.step.forced)
+            partial = store.begin(name, self.step.ingredients.fingerprint, restart=self.step.forced)
             self._run_process(partial)
             result = self._result()
             seconds = time.monotonic() - started
@@ -86,7 +86,7 @@ class StageJob:
                 _signal_group(self._process, signal.SIGKILL)
 
     def _run_process(self, partial: Path) -> None:
-        log = self.workplace.store.log_file(self.step.stage.name)
+        log = self.run_context.store.log_file(self.step.stage.name)
         log.parent.mkdir(exist_ok=True)
         reading, writing = os.pipe()
         with log.open("w") as printed, os.fdopen(reading) as events:
@@ -113,7 +113,7 @@ class StageJob:
     def _environment(self) -> dict[str, str]:
         # Stages run side by side: OpenMP threads beyond a stage's share would spin on cores that another one needs.
         threads = {"OMP_NUM_THREADS": str(self.cpus)}
-        path = {"PYTHONPATH": _python_path(self.workplace.graph.root), "PYTHONUNBUFFERED": "1"}
+        path = {"PYTHONPATH": _python_path(self.run_context.graph.root), "PYTHONUNBUFFERED": "1"}
         return threads | os.environ | path
 
     def _talk(self, request: Mapping[str, Any], events: Any) -> None:
@@ -128,7 +128,7 @@ class StageJob:
             if event["event"] in ("result", "failed"):
                 self._last_word = event
             else:
-                self.hear(event)
+                self.on_event(event)
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -138,23 +138,23 @@ class StageJob:
             process.stdin.close()
 
     def _request(self, partial: Path, log: Path, events: int) -> dict[str, Any]:
-        local = self.workplace.ray_is_local
-        previous = self.workplace.store.latest_outputs().get(self.step.stage.name)
+        local = self.run_context.ray_is_local
+        previous = self.run_context.store.latest_outputs().get(self.step.stage.name)
         return {
             "module": self.step.stage.module,
-            "config": config_to_dict(self.workplace.graph.config),
+            "config": config_to_dict(self.run_context.graph.config),
             "inputs": {name: str(output.folder) for name, output in self.inputs.items()},
             "output": str(partial / "output"),
             "scratch": str(partial / "scratch"),
-            "run_folder": str(self.workplace.store.folder),
+            "run_folder": str(self.run_context.store.folder),
             "log": str(log),
             "events": events,
             "previous": str(previous.folder) if previous else None,
             "forced": self.step.forced,
-            "ray_address": self.workplace.ray_address,
+            "ray_address": self.run_context.ray_address,
             "ray_working_dir": None if local else str(REPOSITORY),
             # A tracker that has no run for the stage is down, and the stage need not find that out again.
-            "tracking_uri": self.workplace.tracking_uri if self.tracking_run_id else None,
+            "tracking_uri": self.run_context.tracking_uri if self.tracking_run_id else None,
             "tracking_run_id": self.tracking_run_id,
         }
 
@@ -168,7 +168,7 @@ class StageJob:
         if event.get("event") == "failed":
             raise PipelineError(f"Stage {name}: {event['text']}")
         assert self._process is not None
-        log = self.workplace.store.log_file(name)
+        log = self.run_context.store.log_file(name)
         raise PipelineError(f"Stage {name} {_death(self._process.returncode)} without a word; its log is {log}.")
 
 

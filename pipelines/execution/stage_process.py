@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.loading import config_from_dict
-from pipelines.errors import PipelineError, folder_trouble
+from pipelines.errors import PipelineError, folder_error
 from pipelines.execution.cluster import connect
 from stages.contract import Reporter, StageContext, StageError, StageResult
 
@@ -83,7 +83,7 @@ def in_one_sentence(error: Exception, request: Mapping[str, Any]) -> str:
     for known in (error, cause):
         if isinstance(known, StageError | PipelineError) and "\n" not in str(known):
             return str(known)
-        if isinstance(known, OSError) and (sentence := folder_trouble(known, Path(request["run_folder"]))):
+        if isinstance(known, OSError) and (sentence := folder_error(known, Path(request["run_folder"]))):
             return sentence
     told = traceback.format_exception_only(error)[-1].strip().splitlines()
     last_line = told[-1] if cause is not None else told[0]  # Ray's own message is a whole traceback

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import PipelineError, folder_trouble
+from pipelines.errors import PipelineError, folder_error
 from pipelines.store.manifest import MANIFEST, Manifest, file_record
 
 #: In a partial folder: the stage is being made anew.
-_ANEW = "anew"
+_RESTART = "anew"
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,18 @@ class Store:
             retired.rename(folder)
         return Output(stage, fingerprint, folder) if (folder / MANIFEST).is_file() else None
 
-    def begin(self, stage: str, fingerprint: str, *, anew: bool) -> Path:
+    def begin(self, stage: str, fingerprint: str, *, restart: bool) -> Path:
         """An empty `output/` beside a `scratch/` in the stage's partial folder, which is returned.
 
-        What a killed run has left in `scratch/` stays, unless the stage is made `anew` and what was left is not of
+        What a killed run has left in `scratch/` stays, unless the stage is made `restart` and what was left is not of
         such an attempt itself: hours of forced training go on where they were cut off.
         """
         partial = self.partial(stage, fingerprint)
-        mark = partial / _ANEW
-        shutil.rmtree(partial if anew and not mark.exists() else partial / "output", ignore_errors=True)
+        mark = partial / _RESTART
+        shutil.rmtree(partial if restart and not mark.exists() else partial / "output", ignore_errors=True)
         (partial / "output").mkdir(parents=True)
         (partial / "scratch").mkdir(exist_ok=True)
-        if anew:
+        if restart:
             mark.touch()
         return partial
 
@@ -195,7 +195,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            sentence = folder_trouble(error, self.folder)
+            sentence = folder_error(error, self.folder)
             if sentence is None:
                 raise
             raise PipelineError(sentence) from error

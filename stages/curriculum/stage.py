@@ -128,7 +128,7 @@ def plan_steps(steps: Sequence[int], samples: pa.Table, pairs: pa.Table, recipe:
     draws = [draw_step(recipe, step, seed) for step in steps]
     is_multiview = pa.array(np.concatenate([draw.is_multiview for draw in draws]))
     choice = np.concatenate([draw.choice for draw in draws])
-    place = np.concatenate([draw.crop_place for draw in draws])
+    place = np.concatenate([draw.crop_position for draw in draws])
     sample = samples.take(pa.array((choice * samples.num_rows).astype(np.int64)))
     pair = pairs.take(pa.array((choice * pairs.num_rows).astype(np.int64)))
     category_caption = pc.binary_join_element_wise("a photo of a", pair["category"], " ")

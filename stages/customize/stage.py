@@ -32,7 +32,7 @@ from model.training.precision import halve_products
 from stages.config import CustomizeConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location
-from stages.ray_tools.tasks import complaints_as_stage_errors
+from stages.ray_tools.tasks import worker_errors_as_stage_errors
 from stages.training.trainer import Curves, absolute_location, plot_curves
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -155,7 +155,7 @@ def _learn_on_ray(job: LearningJob, context: StageContext) -> tuple[dict[str, to
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(learn_concept)
     curves: Curves = {"diffusion": [], "mlm": []}
     context.report.progress(0, job.settings.steps, "customize: loading the models")
-    with complaints_as_stage_errors(ValueError):
+    with worker_errors_as_stage_errors(ValueError):
         for reference in task.remote(job):
             told = ray.get(reference)
             if isinstance(told, dict):

@@ -142,8 +142,8 @@ SCORES = pa.schema(
     ]
 )
 
-#: `evaluate/several`: one subject of a generated picture.
-SEVERAL = pa.schema(
+#: `evaluate/multi_subject`: one subject of a generated picture.
+MULTI_SUBJECT = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),  # "text_only", "many_to_many", "one_to_many", "round_1", ...
         pa.field("pair", pa.string(), nullable=False),  # the two subjects' names

@@ -15,13 +15,14 @@ import torch
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
 from model.guidance.masks import grid_at
+from model.guidance.settings import InferenceSettings
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.pipeline import RealCustomOutput
 from model.scoring.metrics import JudgeScorer, largest_iou, mask_iou
-from stages.config import Config, InferenceConfig
+from stages.config import Config
 from stages.data.schemas import MASKS
 from stages.evaluate.cases import Case
-from stages.evaluate.painter import MASK_SIDE, Place, load_pipeline
+from stages.evaluate.painter import MASK_SIDE, PaintingPaths, load_pipeline
 from stages.evaluate.scorer import load_judge
 from stages.inference import painting_options
 
@@ -57,7 +58,7 @@ def mask_table(cases: Sequence[Case], recipe: str) -> pa.Table:
     return pa.Table.from_pylist(rows, MASK_CASES)
 
 
-def recipe_downscales(recipe: str, config: InferenceConfig, present: Sequence[int]) -> dict[str, list[int]]:
+def recipe_downscales(recipe: str, config: InferenceSettings, present: Sequence[int]) -> dict[str, list[int]]:
     """What the pipeline is told for one of `RECIPES`.
 
     Args:
@@ -94,7 +95,7 @@ def attention_grids(backbone: Backbone) -> dict[int, int]:
 class MaskPainter:
     """Ray Data calls it with tables of `MASK_CASES` and gets tables of `MASKS`, a row a step of a picture."""
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: Config, place: PaintingPaths) -> None:
         self.pipeline = load_pipeline(config, place)
         self.inference = config.inference
         self.judge: JudgeScorer = load_judge(place.backbone)

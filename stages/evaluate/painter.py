@@ -43,7 +43,7 @@ MASK_SIDE = 64  # pixels that a mask is shown in, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class PaintingPaths:
     """Where a worker finds its weights."""
 
     backbone: str
@@ -70,7 +70,7 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
     return pa.Table.from_pylist(rows, CASES)
 
 
-def load_pipeline(config: Config, place: Place) -> RealCustomPipeline:
+def load_pipeline(config: Config, place: PaintingPaths) -> RealCustomPipeline:
     """The pipeline with the trained adapter, on the device that the configuration names."""
     return RealCustomPipeline.from_pretrained(
         place.backbone,
@@ -89,7 +89,7 @@ def device_of(config: Config) -> str:
 class Painter:
     """Ray Data calls it with tables of `CASES` and gets tables of `PAINTED`."""
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: Config, place: PaintingPaths) -> None:
         self.place = place
         self.pipeline = load_pipeline(config, place)
         self.options = painting_options(config.inference)

@@ -21,8 +21,13 @@ from stages.data.schemas import PROMPTS, REJECTED
 from stages.evaluate.cases import Subject
 from stages.evaluate.concept import Concept
 from stages.evaluate.grids import data_uri, picture_grid
-from stages.evaluate.report_several import describe_masks, describe_scene_masks, describe_several, write_grids
-from stages.evaluate.several_summary import Further
+from stages.evaluate.multi_subject_summary import SecondaryResults
+from stages.evaluate.report_multi_subject import (
+    describe_masks,
+    describe_multi_subject,
+    describe_scene_masks,
+    write_grids,
+)
 from stages.evaluate.summary import ARM_NAMES, ARMS, METRICS, Row, Summary, findings
 
 _SHOWN_SUBJECTS = 8
@@ -101,7 +106,7 @@ class Evaluation:
     concept: Concept
     rows: Sequence[Row]
     summary: Summary
-    further: Further
+    secondary: SecondaryResults
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
@@ -113,11 +118,11 @@ def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
     page = environment.get_template("report.html.j2").render(**_page(evaluation))
     (folder / "index.html").write_text(page)
     _write_hero(folder / "hero.png", evaluation)
-    return [folder / "index.html", folder / "hero.png", *write_grids(folder, evaluation.further.several_rows)]
+    return [folder / "index.html", folder / "hero.png", *write_grids(folder, evaluation.secondary.multi_subject_rows)]
 
 
 def _page(evaluation: Evaluation) -> dict[str, Any]:
-    config, summary, further = evaluation.config, evaluation.summary, evaluation.further
+    config, summary, secondary = evaluation.config, evaluation.summary, evaluation.secondary
     judged = config.evaluate.similarity == "judge"
     metrics = [metric for metric in METRICS if any(metric in found for found in summary.arms.values())]
     side = Image.open(io.BytesIO(evaluation.rows[0]["picture"])).width
@@ -131,9 +136,9 @@ def _page(evaluation: Evaluation) -> dict[str, Any]:
         "pixels": side <= _PIXEL_ART_SIDE,
         "subjects": [_describe_subject(subject, evaluation.rows) for subject in evaluation.subjects],
         "shown": _SHOWN_SUBJECTS,
-        "several": describe_several(further.several, further.several_rows),
-        "masks": describe_masks(further.masks, further.mask_rows, config.inference.mask_steps),
-        "scenes": describe_scene_masks(further.scenes, further.scene_rows),
+        "multi_subject": describe_multi_subject(secondary.multi_subject, secondary.multi_subject_rows),
+        "masks": describe_masks(secondary.masks, secondary.mask_rows, config.inference.mask_steps),
+        "scenes": describe_scene_masks(secondary.scenes, secondary.scene_rows),
         "concept": _describe_concept(evaluation),
         "plots": _plots(evaluation.inputs),
         "funnels": [funnel for stage in ("ingest", "filter") if (funnel := _funnel(stage, evaluation.inputs))],

@@ -25,7 +25,7 @@ from model.scoring.metrics import largest_iou, mask_iou
 from stages.config import Config
 from stages.data.schemas import SCENE_MASKS
 from stages.evaluate.mask_quality import attention_grids, attention_processors, grids_of, recipe_downscales
-from stages.evaluate.painter import Place, load_pipeline
+from stages.evaluate.painter import PaintingPaths, load_pipeline
 
 TIMESTEPS = (900, 700, 500, 300, 100)
 
@@ -56,7 +56,7 @@ def draw_scenes(objects: int, count: int, seed: int) -> SceneBatch:
 class SceneMasks:
     """Ray Data calls it with tables of `SCENE_CASES` and gets tables of `SCENE_MASKS`, a row an object and timestep."""
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: Config, place: PaintingPaths) -> None:
         self.backbone = load_pipeline(config, place).backbone
         self.inference = config.inference
 

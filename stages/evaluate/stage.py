@@ -2,8 +2,8 @@
 
 What varies between the arms is only what the model is given: text alone, the subject's picture everywhere, or the
 subject's picture inside the mask. Subject, prompt and noise are the same. The learned concept is a further arm with its
-own subject. Beside the arms: two subjects in one picture and several rounds (`pairs`, `several`), and how well masks
-of different recipes fit the object (`mask_quality`, `scene_masks`).
+own subject. Beside the arms: two subjects in one picture and several rounds (`pairs`, `multi_subject`), and how well
+masks of different recipes fit the object (`mask_quality`, `scene_masks`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from model.checksums import folder_checksums
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
-from stages.data.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
+from stages.data.schemas import MASKS, MULTI_SUBJECT, SCENE_MASKS, SCORES
 from stages.evaluate.cases import Case, evaluation_id, load_subjects, make_cases
 from stages.evaluate.concept import Concept, concept_cases, read_concept
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table
-from stages.evaluate.painter import Painter, Place, case_table
+from stages.evaluate.multi_subject import MultiSubjectPainter, pair_table
+from stages.evaluate.multi_subject_summary import SecondaryResults
+from stages.evaluate.painter import Painter, PaintingPaths, case_table
 from stages.evaluate.pairs import load_pairs, make_pair_cases
 from stages.evaluate.report import Evaluation, write_report
 from stages.evaluate.scene_masks import SceneMasks, scene_table
-from stages.evaluate.several import SeveralPainter, pair_table
-from stages.evaluate.several_summary import Further
-from stages.evaluate.summary import Row, summarise
+from stages.evaluate.summary import Row, summarize
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.ray_tools.tasks import set_data_context
 
@@ -40,7 +40,7 @@ ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
 
 def run(context: StageContext) -> StageResult:
-    """Write `scores/`, `several/`, `masks/`, `scene_masks/`, `metrics.json` and `report/`."""
+    """Write `scores/`, `multi_subject/`, `masks/`, `scene_masks/`, `metrics.json` and `report/`."""
     config: Config = context.config
     folder = _subjects_folder(context)
     subjects = load_subjects(folder, config.evaluate.subjects)
@@ -48,47 +48,51 @@ def run(context: StageContext) -> StageResult:
     concept = read_concept(context.inputs["customize"] / "concept", config, folder)
     backbone = backbone_location(config.backbone, context.inputs)
     adapter = context.inputs["train_adapter"] / "adapter"
-    place = Place(backbone=backbone, adapter=adapter.resolve(), concept=concept.folder.resolve())
+    place = PaintingPaths(backbone=backbone, adapter=adapter.resolve(), concept=concept.folder.resolve())
     tables = _batches(case_table(cases, ADAPTER_ARMS), config) + _batches(_concept_table(concept, config), config)
     rows = _paint(Painter, context, place, tables, "painting and scoring")
-    further = _paint_further(context, place, folder, cases)
+    secondary = _paint_secondary(context, place, folder, cases)
     evaluation = Evaluation(
         config=config,
         inputs=context.inputs,
         subjects=subjects,
         concept=concept,
         rows=rows,
-        summary=summarise(rows),
-        further=further,
+        summary=summarize(rows),
+        secondary=secondary,
     )
     counts = {
         "scores": _write(context, "scores", rows, SCORES, ("arm", "subject", "seed", "prompt")),
-        "several": _write(context, "several", further.several_rows, SEVERAL, ("task", "pair", "subject")),
-        "masks": _write(context, "masks", further.mask_rows, MASKS, ("recipe", "subject", "seed", "step")),
+        "multi_subject": _write(
+            context, "multi_subject", secondary.multi_subject_rows, MULTI_SUBJECT, ("task", "pair", "subject")
+        ),
+        "masks": _write(context, "masks", secondary.mask_rows, MASKS, ("recipe", "subject", "seed", "step")),
         "scene_masks": _write(
-            context, "scene_masks", further.scene_rows, SCENE_MASKS, ("recipe", "objects", "scene", "word")
+            context, "scene_masks", secondary.scene_rows, SCENE_MASKS, ("recipe", "objects", "scene", "word")
         ),
     }
     identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, backbone))
     _write_metrics(context.output / "metrics.json", evaluation, identity)
     for page in write_report(context.output / "report", evaluation):
         context.report.picture(page.name, page)
-    metrics = evaluation.summary.flat() | further.flat()
+    metrics = evaluation.summary.flat() | secondary.flat()
     return StageResult(rows=counts, metrics=metrics, notes={"evaluation": identity})
 
 
-def _paint_further(context: StageContext, place: Place, folder: Path, cases: Sequence[Case]) -> Further:
+def _paint_secondary(
+    context: StageContext, place: PaintingPaths, folder: Path, cases: Sequence[Case]
+) -> SecondaryResults:
     """Several subjects and masks; nothing without the judge, who alone can tell regions and objects."""
     config: Config = context.config
     settings, seed = config.evaluate, config.run.seed
     if settings.similarity != "judge":
-        return Further.of([], [], [], config.inference.mask_steps)
+        return SecondaryResults.of([], [], [], config.inference.mask_steps)
     pairs = make_pair_cases(load_pairs(folder, settings.pairs), settings, seed)
     first = cases[:: settings.prompts_per_subject][: settings.mask_subjects]
     recipes = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
     scenes = [scene_table(recipe, settings.mask_scenes, seed) for recipe in RECIPES if settings.mask_scenes]
-    return Further.of(
-        _paint(SeveralPainter, context, place, _batches(pair_table(pairs), config), "several subjects"),
+    return SecondaryResults.of(
+        _paint(MultiSubjectPainter, context, place, _batches(pair_table(pairs), config), "several subjects"),
         _paint(MaskPainter, context, place, recipes, "masks of pictures"),
         _paint(SceneMasks, context, place, scenes, "masks of scenes"),
         config.inference.mask_steps,
@@ -118,9 +122,9 @@ def _batches(table: pa.Table, config: Config) -> list[pa.Table]:
 
 
 def _paint(
-    worker: type[Painter | SeveralPainter | MaskPainter | SceneMasks],
+    worker: type[Painter | MultiSubjectPainter | MaskPainter | SceneMasks],
     context: StageContext,
-    place: Place,
+    place: PaintingPaths,
     tables: Sequence[pa.Table],
     what: str,
 ) -> list[dict[str, Any]]:
@@ -165,6 +169,6 @@ def _write_metrics(path: Path, evaluation: Evaluation, identity: str) -> None:
         "evaluation": identity,
         "similarity_metric": evaluation.config.evaluate.similarity,
         **evaluation.summary.as_json(),
-        **evaluation.further.as_json(),
+        **evaluation.secondary.as_json(),
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

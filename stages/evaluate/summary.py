@@ -45,7 +45,7 @@ class Summary:
         return {f"{arm}/{metric}": self.arms[arm][metric].mean for arm in self.arms for metric in self.arms[arm]}
 
 
-def summarise(rows: Sequence[Row]) -> Summary:
+def summarize(rows: Sequence[Row]) -> Summary:
     """Average the rows of `evaluate/scores` (with `seconds`) by arm, and compare paired arms."""
     by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
     present = {arm: found for arm, found in by_arm.items() if found}

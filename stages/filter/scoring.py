@@ -24,7 +24,7 @@ from stages.data.pictures import decode
 from stages.filter.candidate import Candidate
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
-from stages.ray_tools.tasks import complaints_as_stage_errors
+from stages.ray_tools.tasks import worker_errors_as_stage_errors
 
 MICRO = "micro"
 
@@ -45,7 +45,7 @@ def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig
         num_gpus=models.gpus_per_actor or None,
     )
     done = 0
-    with complaints_as_stage_errors(StageError):
+    with worker_errors_as_stage_errors(StageError):
         for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
             done += sum(batch["rows"].to_pylist())
             report.progress(done, total, "computing scores that the metadata lacks")

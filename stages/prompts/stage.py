@@ -21,7 +21,7 @@ from stages.config import PromptsConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
-from stages.ray_tools.tasks import complaints_as_stage_errors
+from stages.ray_tools.tasks import worker_errors_as_stage_errors
 
 
 def run(context: StageContext) -> StageResult:
@@ -83,7 +83,7 @@ def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> It
             running[write.remote(endpoint, concept, settings.prompts_per_concept, kept)] = concept
         (finished,), _ = ray.wait(list(running), num_returns=1)
         concept = running.pop(finished)
-        with complaints_as_stage_errors(PromptError):
+        with worker_errors_as_stage_errors(PromptError):
             prompts = ray.get(finished)
         yield concept, [RichPrompt(**prompt) for prompt in prompts]
 

@@ -39,7 +39,7 @@ def set_data_context() -> None:
 
 
 @contextmanager
-def complaints_as_stage_errors(*kinds: type[Exception]) -> Iterator[None]:
+def worker_errors_as_stage_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn errors of these kinds, which say what is wrong in one sentence, into StageErrors.
 
     Also those that a Ray worker has raised, below what Ray has wrapped around them; other errors pass. Ray Data keeps

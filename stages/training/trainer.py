@@ -27,7 +27,7 @@ Curves = dict[str, list[tuple[int, float]]]
 
 _POLL_SECONDS = 0.5
 #: The project's own complaints of configuration and data: whole sentences, and another attempt is a waste.
-_COMPLAINTS = (ValueError, StageError)
+_USER_ERRORS = (ValueError, StageError)
 
 
 def fit(
@@ -202,11 +202,11 @@ def _lacks_space(error: Exception) -> bool:
 
 def _would_fail_again(error: Exception) -> bool:
     """Whether another attempt is a waste."""
-    return isinstance(error, _COMPLAINTS) or _lacks_space(error)
+    return isinstance(error, _USER_ERRORS) or _lacks_space(error)
 
 
 def _last_line(error: Exception) -> str:
-    kind = "" if isinstance(error, _COMPLAINTS) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, _USER_ERRORS) else f"{type(error).__name__}: "
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return kind + (lines[-1] if lines else "no message")
 

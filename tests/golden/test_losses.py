@@ -62,7 +62,7 @@ def rows(step: int) -> Sequence[PlanRow]:
                 target_id=str(own + pair),
                 caption=f"a photo of a {category}" if pair else caption,
                 crop_ratio=float(draws.crop_ratio[slot]),
-                **dict(zip(PlanRow._fields[-4:], draws.crop_place[slot].tolist(), strict=True)),
+                **dict(zip(PlanRow._fields[-4:], draws.crop_position[slot].tolist(), strict=True)),
             )
         )
     return found

@@ -169,7 +169,7 @@ def test_several_subjects_are_those_of_the_straightforward_loop(name: str, reque
     """Many2Many in the first prompt, One2Many in the second one, each subject with its own scope and strength."""
     pipeline = sharpened(build(request.getfixturevalue(f"{name}_folder")))
     first, second, third = subjects(3)
-    several = [
+    multi_subject = [
         [
             Subject(picture=first, word="cat", scope=0.3, scale=1.2),
             Subject(picture=second, word="hat", scope=0.25, scale=0.7),
@@ -179,13 +179,13 @@ def test_several_subjects_are_those_of_the_straightforward_loop(name: str, reque
             Subject(picture=third, word="cat", scope=0.5, scale=0.4),
         ],
     ]
-    expected = straightforward(pipeline, name, several, [0, 1], range(4))
+    expected = straightforward(pipeline, name, multi_subject, [0, 1], range(4))
     changes = options(name, steps=4, mask_steps=2, seeds=[5, 6])
-    got = final_latents(pipeline, PROMPTS, several, **changes)
+    got = final_latents(pipeline, PROMPTS, multi_subject, **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    painted = pipeline(PROMPTS, several, **changes)
+    painted = pipeline(PROMPTS, multi_subject, **changes)
     positions = painted.masks[0][0][0].numel()
-    for masks, of_prompt in zip(painted.masks, several, strict=True):
+    for masks, of_prompt in zip(painted.masks, multi_subject, strict=True):
         for mask in masks:
             taken = (mask > 0).flatten(1)
             assert taken.sum(1).tolist() == [int((one.scope or 0) * positions) for one in of_prompt]

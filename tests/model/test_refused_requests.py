@@ -27,7 +27,7 @@ CAT = Subject(picture=subjects(1)[0], word="cat")
 HAT = Subject(picture=subjects(2)[1], word="hat")
 
 
-def several(*given: Subject) -> dict[str, Any]:
+def multi_subject(*given: Subject) -> dict[str, Any]:
     return {"subjects": [list(given)], "words": None}
 
 
@@ -38,21 +38,37 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"words": None}, GenerationError, "name the word"),
     ({"words": ["cat", "hat"]}, GenerationError, "2 words for 1 prompts"),
     ({"subjects": subjects(2)}, GenerationError, "2 subjects for 1 prompts"),
-    (several(), GenerationError, "a picture, a Subject, or a list"),
+    (multi_subject(), GenerationError, "a picture, a Subject, or a list"),
     ({"subjects": CAT}, GenerationError, "beside subjects that have words of their own"),
-    (several(CAT, replace(CAT, word="dog")), WordNotInPromptError, "'dog' is not in the prompt"),
-    (several(replace(CAT, word=" ")), WordNotInPromptError, "no target word was given"),
-    (several(CAT, replace(CAT, word="cat in")), GenerationError, "'cat' and 'cat in' overlap in the prompt 'a cat in"),
-    (several(CAT, CAT), GenerationError, "'cat' and 'cat' overlap"),
-    (several(*[CAT] * 6), GenerationError, "6 subjects for the 5 words of the prompt"),
-    (several(CAT, replace(CAT, word=None)), GenerationError, "name the word"),
-    (several(replace(CAT, scope=0.6), replace(CAT, word="hat", scope=0.5)), GenerationError, "add up to 281 positions"),
-    (several(replace(CAT, scope=2.0)), GenerationError, "mask scope 2.0 keeps"),
+    (multi_subject(CAT, replace(CAT, word="dog")), WordNotInPromptError, "'dog' is not in the prompt"),
+    (multi_subject(replace(CAT, word=" ")), WordNotInPromptError, "no target word was given"),
+    (
+        multi_subject(CAT, replace(CAT, word="cat in")),
+        GenerationError,
+        "'cat' and 'cat in' overlap in the prompt 'a cat in",
+    ),
+    (multi_subject(CAT, CAT), GenerationError, "'cat' and 'cat' overlap"),
+    (multi_subject(*[CAT] * 6), GenerationError, "6 subjects for the 5 words of the prompt"),
+    (multi_subject(CAT, replace(CAT, word=None)), GenerationError, "name the word"),
+    (
+        multi_subject(replace(CAT, scope=0.6), replace(CAT, word="hat", scope=0.5)),
+        GenerationError,
+        "add up to 281 positions",
+    ),
+    (multi_subject(replace(CAT, scope=2.0)), GenerationError, "mask scope 2.0 keeps"),
     ({"visual_scale": float("nan")}, GenerationError, "strength of a subject is nan"),
-    (several(replace(CAT, scale=-1.0)), GenerationError, "strength of a subject is -1.0"),
-    (several(replace(CAT, mask=Image.new("L", (32, 30)))), GenerationError, "'cat' has 30 x 32 pixels; .* 32 x 32"),
-    (several(replace(CAT, mask=Image.new("L", (32, 32)))), GenerationError, "the mask of 'cat' is black all over"),
-    (several(replace(CAT, mask=Image.new("L", (32, 32), 9)), HAT), GenerationError, "but 0 are free"),
+    (multi_subject(replace(CAT, scale=-1.0)), GenerationError, "strength of a subject is -1.0"),
+    (
+        multi_subject(replace(CAT, mask=Image.new("L", (32, 30)))),
+        GenerationError,
+        "'cat' has 30 x 32 pixels; .* 32 x 32",
+    ),
+    (
+        multi_subject(replace(CAT, mask=Image.new("L", (32, 32)))),
+        GenerationError,
+        "the mask of 'cat' is black all over",
+    ),
+    (multi_subject(replace(CAT, mask=Image.new("L", (32, 32), 9)), HAT), GenerationError, "but 0 are free"),
     ({"seeds": [1, 2]}, GenerationError, "2 seeds for 1 prompts"),
     ({"steps": 0}, GenerationError, "0 denoising steps"),
     ({"mask_steps": 0}, GenerationError, "mask_steps is 0"),

@@ -41,7 +41,7 @@ def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:
     run_id = tracker.stage_started(steps["ingest"])
     for step, value in [(0, 3.0), (1, 2.0), (1, 2.0), (2, 1.0)]:
         tracker.stage_event("ingest", metric(step, value))
-    partial = store.begin("ingest", steps["ingest"].ingredients.fingerprint, anew=True) / "output"
+    partial = store.begin("ingest", steps["ingest"].ingredients.fingerprint, restart=True) / "output"
     look = partial.parent / "scratch" / "look.png"
     Image.new("RGB", (4, 4), "red").save(look)
     tracker.stage_event("ingest", {"event": "sample", "key": "looks", "path": str(look), "step": 2})

@@ -48,7 +48,7 @@ def test_rows_against_the_draws_one_by_one() -> None:
             assert (row["step"], row["slot"]) == (step, slot)
             assert (row["source"], row["reference_id"], row["target_id"], row["caption"]) == expected
             places = [row[name] for name in ("crop_x", "crop_y", "target_crop_x", "target_crop_y")]
-            assert places == pytest.approx(draws.crop_place[slot].tolist(), abs=1e-6)
+            assert places == pytest.approx(draws.crop_position[slot].tolist(), abs=1e-6)
             assert row["crop_ratio"] == pytest.approx(draws.crop_ratio[slot], abs=1e-6)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.config.loading import load_config
 from pipelines.errors import PipelineError
 from pipelines.execution.runner import Runner
-from pipelines.execution.stage_job import Workplace
+from pipelines.execution.stage_job import RunContext
 from pipelines.fingerprint import Ingredients
 from pipelines.graph import Graph, Stage, make_graph
 from pipelines.plan import Step, make_plan
@@ -138,8 +138,8 @@ def carry_out(graph: Graph, *forced: str, ear: Ear | None = None, cpus: int = 2)
     ear = ear or Ear()
     with store.locked():
         plan = make_plan(graph, store, graph.order, forced)
-        workplace = Workplace(graph=graph, store=store, ray_address=None)
-        return Runner(plan=plan, workplace=workplace, listeners=[ear], cpus=cpus).run(), ear
+        run_context = RunContext(graph=graph, store=store, ray_address=None)
+        return Runner(plan=plan, run_context=run_context, listeners=[ear], cpus=cpus).run(), ear
 
 
 def commit_stage(
@@ -148,5 +148,5 @@ def commit_stage(
     """Commit what is in the stage's partial output; an empty one unless `begun`."""
     partial = store.partial(name, ingredients.fingerprint)
     if not begun:
-        store.begin(name, ingredients.fingerprint, anew=True)
+        store.begin(name, ingredients.fingerprint, restart=True)
     return store.commit(name, describe_output(partial / "output", name, ingredients, result, 1.5))

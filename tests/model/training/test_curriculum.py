@@ -49,9 +49,9 @@ def test_draws_keep_to_the_equations(total: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, total - 1))
     draws = draw_step(dataclasses.replace(PLUS, steps=total), step, seed=3)
     assert draws.is_multiview.shape == draws.choice.shape == draws.crop_ratio.shape == (16,)
-    assert draws.crop_place.shape == (16, 4)
+    assert draws.crop_position.shape == (16, 4)
     assert np.all((draws.crop_ratio >= 1) & (draws.crop_ratio <= 1 + (R_MAX - 1) * step / total))
-    assert np.all((draws.crop_place >= 0) & (draws.crop_place < 1))
+    assert np.all((draws.crop_position >= 0) & (draws.crop_position < 1))
     assert np.all((draws.choice >= 0) & (draws.choice < 1))
     if step == 0:
         assert not draws.is_multiview.any()
@@ -80,7 +80,7 @@ def test_the_recipes_of_table_x(row: str, step: int) -> None:
 
 def test_crops_are_independent() -> None:
     draws = draw_step(dataclasses.replace(PLUS, batch_size=40_000), 60, seed=0)
-    together = np.stack([*draws.crop_place.T, draws.crop_ratio, draws.choice, draws.is_multiview])
+    together = np.stack([*draws.crop_position.T, draws.crop_ratio, draws.choice, draws.is_multiview])
     assert abs(np.corrcoef(together) - np.eye(7)).max() < 0.02
 
 

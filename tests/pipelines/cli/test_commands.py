@@ -142,10 +142,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Output:
     store = Store(tmp_path_factory.mktemp("trained") / "run")
     config = load_config("micro", [f"run.folder={store.folder}", "inference.steps=2", "inference.mask_steps=1"])
     base = Ingredients(config={}, inputs={}, files={}, code="base")
-    write_sd(store.begin("base", base.fingerprint, anew=True) / "output" / "backbone")
+    write_sd(store.begin("base", base.fingerprint, restart=True) / "output" / "backbone")
     backbone = commit_stage(store, "base", StageResult(), base, begun=True).folder / "backbone"
     mine = Ingredients(config=config_slice(config), inputs={"base": base.fingerprint}, files={}, code="adapter")
-    write_random_adapter(store.begin("train_adapter", mine.fingerprint, anew=True) / "output" / "adapter", backbone)
+    write_random_adapter(store.begin("train_adapter", mine.fingerprint, restart=True) / "output" / "adapter", backbone)
     adapter = commit_stage(store, "train_adapter", StageResult(), mine, begun=True)
     store.write_latest(config_to_dict(config), {"base": base.fingerprint, "train_adapter": mine.fingerprint})
     return adapter

@@ -213,7 +213,7 @@ def test_a_configuration_survives_json(values: dict[str, Any]) -> None:
 
 def test_importing_the_configuration_is_light() -> None:
     heavy = "{'torch', 'ray', 'mlflow', 'pyarrow', 'pandas', 'numpy', 'pydantic', 'rich'} & set(sys.modules)"
-    code = f"import sys, pipeline, pipelines.config, pipelines.commands; print({heavy} or 'light')"
+    code = f"import sys, pipeline, pipelines.config.loading, pipelines.cli.commands; print({heavy} or 'light')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "light"
 

@@ -24,7 +24,7 @@ FINGERPRINT = INGREDIENTS.fingerprint
 
 
 def commit(store: Store, text: str = "whole", ingredients: Ingredients = INGREDIENTS) -> Output:
-    partial = store.begin("filter", ingredients.fingerprint, anew=True)
+    partial = store.begin("filter", ingredients.fingerprint, restart=True)
     (partial / "output" / "data").mkdir()
     (partial / "output" / "data" / "file.txt").write_text(text)
     return commit_stage(store, "filter", StageResult(rows={"data": 1}), ingredients, begun=True)
@@ -48,28 +48,28 @@ def test_a_committed_output_is_found_with_its_manifest(store: Store) -> None:
 
 
 def test_what_was_not_committed_does_not_exist(store: Store) -> None:
-    partial = store.begin("filter", FINGERPRINT, anew=False)
+    partial = store.begin("filter", FINGERPRINT, restart=False)
     (partial / "output" / "file.txt").write_text("half")
     assert store.output("filter", FINGERPRINT) is None
 
 
 def test_scratch_survives_and_output_does_not(store: Store) -> None:
-    partial = store.begin("filter", FINGERPRINT, anew=False)
+    partial = store.begin("filter", FINGERPRINT, restart=False)
     (partial / "output" / "file.txt").write_text("half")
     (partial / "scratch" / "shard").write_text("done")
-    partial = store.begin("filter", FINGERPRINT, anew=False)
+    partial = store.begin("filter", FINGERPRINT, restart=False)
     assert list((partial / "output").iterdir()) == []
     assert (partial / "scratch" / "shard").read_text() == "done"
-    partial = store.begin("filter", FINGERPRINT, anew=True)
+    partial = store.begin("filter", FINGERPRINT, restart=True)
     assert list((partial / "scratch").iterdir()) == []
     (partial / "scratch" / "shard").write_text("made anew")
-    partial = store.begin("filter", FINGERPRINT, anew=True)
+    partial = store.begin("filter", FINGERPRINT, restart=True)
     assert (partial / "scratch" / "shard").read_text() == "made anew"
 
 
 def test_a_forced_output_replaces_the_earlier_one_only_when_complete(store: Store) -> None:
     output = commit(store, "earlier")
-    partial = store.begin("filter", FINGERPRINT, anew=True)
+    partial = store.begin("filter", FINGERPRINT, restart=True)
     (partial / "output" / "file.txt").write_text("half")
     assert (output.folder / "data" / "file.txt").read_text() == "earlier"
     assert commit(store, "later") == output
@@ -86,7 +86,7 @@ def test_a_kill_between_the_renames_of_a_swap_loses_nothing(store: Store) -> Non
 
 def test_outputs_of_other_configurations_are_kept_and_their_leftovers_are_not(store: Store) -> None:
     other = Ingredients(config={}, inputs={}, files={}, code="other")
-    store.begin("filter", "given up", anew=False)
+    store.begin("filter", "given up", restart=False)
     commit(store, ingredients=other)
     output = commit(store)
     assert store.output("filter", other.fingerprint) is not None
@@ -152,7 +152,7 @@ def test_a_damaged_note_is_named(store: Store) -> None:
 
 
 def test_two_runs_on_one_folder(store: Store) -> None:
-    code = "import sys, pathlib, pipelines.store as s\nwith s.Store(pathlib.Path(sys.argv[1])).locked(): pass"
+    code = "import sys, pathlib, pipelines.store.store as s\nwith s.Store(pathlib.Path(sys.argv[1])).locked(): pass"
     with store.locked():
         second = subprocess.run([sys.executable, "-c", code, str(store.folder)], capture_output=True, text=True)
     assert f"Another run (process {os.getpid()}) is at work in {store.folder}" in second.stderr

@@ -19,7 +19,7 @@ from stages.config import Config, EvaluateConfig
 from stages.contract import StageError
 from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
-from stages.evaluate.summary import DIFFERENCES, findings, summarise
+from stages.evaluate.summary import DIFFERENCES, findings, summarize
 from tests.support.contexts import make_context
 from tests.support.random_adapter import write_random_adapter
 from tests.support.random_backbone import write_random_backbone
@@ -147,7 +147,7 @@ def some_rows() -> list[dict[str, Any]]:
 
 def test_means_and_differences_are_those_of_the_rows() -> None:
     rows = some_rows()
-    summary = summarise(rows)
+    summary = summarize(rows)
     for arm in ARMS:
         values = [row["similarity"] for row in rows if row["arm"] == arm]
         assert summary.arms[arm]["similarity"].mean == pytest.approx(sum(values) / 8)
@@ -163,7 +163,7 @@ def test_means_and_differences_are_those_of_the_rows() -> None:
 
 
 def test_findings_say_what_rises_and_what_does_not_change() -> None:
-    told = findings(summarise(some_rows()))
+    told = findings(summarize(some_rows()))
     assert told[0].startswith("Likeness to the subject rises from 0.0")
     assert told[1].startswith("Obedience to the prompt shows no measurable difference between 0.900 (text only)")
     assert told[2].startswith("Change of the ground falls from 0.100 (adapter) to 0.050 (adapter + mask): -0.050")
@@ -241,9 +241,9 @@ def test_the_stage_paints_every_case_in_every_arm(
     tmp_path: Path, inputs: dict[str, Path], concept: Path, ray_cluster: str
 ) -> None:
     from stages.data.datasets import read_dataset
-    from stages.data.schemas import MASKS, SCENE_MASKS, SCORES, SEVERAL
+    from stages.data.schemas import MASKS, MULTI_SUBJECT, SCENE_MASKS, SCORES
     from stages.evaluate.mask_quality import RECIPES
-    from stages.evaluate.several_summary import TASKS
+    from stages.evaluate.multi_subject_summary import TASKS
     from stages.evaluate.stage import run
 
     events: list[Mapping[str, Any]] = []
@@ -257,15 +257,15 @@ def test_the_stage_paints_every_case_in_every_arm(
     assert all((row["mask"] is not None) == (row["arm"] == "adapter_mask") for row in rows)
     assert all(Image.open(io.BytesIO(row["picture"])).size == (64, 64) for row in rows)
     assert {row["arm"] for row in rows} == {*ARMS, "concept"}
-    several = read_dataset(context.output / "several", SEVERAL).to_pylist()
-    assert {row["task"] for row in several} == set(TASKS)
+    multi_subject = read_dataset(context.output / "multi_subject", MULTI_SUBJECT).to_pylist()
+    assert {row["task"] for row in multi_subject} == set(TASKS)
     masks = read_dataset(context.output / "masks", MASKS).to_pylist()
     assert {row["recipe"] for row in masks} <= set(RECIPES)  # a random judge need not find an object
     scenes = read_dataset(context.output / "scene_masks", SCENE_MASKS).to_pylist()
     assert {(row["recipe"], row["objects"]) for row in scenes} == {
         (name, count) for name in RECIPES for count in (1, 2)
     }
-    counts = {"several": several, "masks": masks, "scene_masks": scenes}
+    counts = {"multi_subject": multi_subject, "masks": masks, "scene_masks": scenes}
     assert result.rows == {"scores": len(rows), **{name: len(found) for name, found in counts.items()}}
 
     metrics = json.loads((context.output / "metrics.json").read_text())
@@ -273,7 +273,7 @@ def test_the_stage_paints_every_case_in_every_arm(
     assert set(metrics["arms"]) == {*ARMS, "concept"}
     progress = [event for event in events if event["event"] == "progress"]
     assert progress[-1]["done"] == progress[-1]["total"]
-    assert set(metrics["several"]["tasks"]) == set(TASKS)
+    assert set(metrics["multi_subject"]["tasks"]) == set(TASKS)
 
     page = (context.output / "report" / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
@@ -281,7 +281,7 @@ def test_the_stage_paints_every_case_in_every_arm(
     assert "The adapter&#39;s training" in page
     assert page.count("<img") > 3 * 5
     assert "Several subjects, several rounds" in page
-    for name in ("hero.png", "several.png", "rounds.png"):
+    for name in ("hero.png", "multi_subject.png", "rounds.png"):
         assert Image.open(context.output / "report" / name).height > 600
 
 
@@ -301,10 +301,10 @@ def test_what_the_model_complains_of_ends_the_stage_in_its_sentence(
 def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(
     inputs: dict[str, Path], concept: Path, tmp_path: Path
 ) -> None:
-    from stages.evaluate.painter import Painter, Place, case_table
+    from stages.evaluate.painter import Painter, PaintingPaths, case_table
 
     config: Config = make_context(tmp_path, **SMALL).config
-    place = Place(
+    place = PaintingPaths(
         backbone=str(inputs["base"] / "backbone"),
         adapter=inputs["train_adapter"] / "adapter",
         concept=concept / "concept",

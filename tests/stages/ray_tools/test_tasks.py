@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from stages.contract import StageError
-from stages.ray_tools.tasks import cluster_cores, complaints_as_stage_errors, run_tasks, set_data_context
+from stages.ray_tools.tasks import cluster_cores, run_tasks, set_data_context, worker_errors_as_stage_errors
 
 
 @pytest.mark.slow
@@ -38,11 +38,11 @@ def test_a_complaint_of_a_worker_is_a_stage_error(ray_cluster: str) -> None:
         raise ValueError(f"{row['item']} is too large")
 
     set_data_context()
-    with pytest.raises(StageError, match=r"^3 is too large$"), complaints_as_stage_errors(ValueError):
+    with pytest.raises(StageError, match=r"^3 is too large$"), worker_errors_as_stage_errors(ValueError):
         ray.get(complain.remote(3))
-    with pytest.raises(StageError, match=r"^4 is too large$"), complaints_as_stage_errors(ValueError):
+    with pytest.raises(StageError, match=r"^4 is too large$"), worker_errors_as_stage_errors(ValueError):
         ray.data.from_items([4]).map(complain_of_row).take_all()
-    with pytest.raises(StageError, match=r"^5 is too large$"), complaints_as_stage_errors(ValueError):
+    with pytest.raises(StageError, match=r"^5 is too large$"), worker_errors_as_stage_errors(ValueError):
         raise ValueError("5 is too large")
-    with pytest.raises(ray.exceptions.RayTaskError), complaints_as_stage_errors(PermissionError):
+    with pytest.raises(ray.exceptions.RayTaskError), worker_errors_as_stage_errors(PermissionError):
         ray.get(complain.remote(6))

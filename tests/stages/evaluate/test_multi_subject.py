@@ -12,19 +12,31 @@ import pytest
 import torch
 from PIL import Image
 
+from model.guidance.settings import InferenceSettings
 from model.microworld.captions import MAX_WORDS, VOCABULARY
 from model.scoring.metrics import bootstrap_interval
-from stages.config import Config, EvaluateConfig, InferenceConfig
+from stages.config import Config, EvaluateConfig
 from stages.contract import StageError
 from stages.data.schemas import MASKS
 from stages.evaluate.cases import load_subjects, make_cases
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table, recipe_downscales
-from stages.evaluate.painter import Place
+from stages.evaluate.multi_subject import MultiSubjectPainter, pair_table
+from stages.evaluate.multi_subject_summary import (
+    TASKS,
+    SecondaryResults,
+    summarize_masks,
+    summarize_multi_subject,
+    summarize_scene_masks,
+)
+from stages.evaluate.painter import PaintingPaths
 from stages.evaluate.pairs import load_pairs, make_pair_cases
-from stages.evaluate.report_several import describe_masks, describe_scene_masks, describe_several, write_grids
+from stages.evaluate.report_multi_subject import (
+    describe_masks,
+    describe_multi_subject,
+    describe_scene_masks,
+    write_grids,
+)
 from stages.evaluate.scene_masks import TIMESTEPS, SceneMasks, draw_scenes, scene_table
-from stages.evaluate.several import SeveralPainter, pair_table
-from stages.evaluate.several_summary import TASKS, Further, summarise_masks, summarise_scene_masks, summarise_several
 from stages.evaluate.summary import ARMS
 from tests.support.contexts import make_context
 from tests.support.random_adapter import write_random_adapter
@@ -87,7 +99,7 @@ def test_prompts_name_both_subjects_and_each_round_keeps_what_the_last_one_added
 
 
 def test_the_recipes_are_those_of_table_v() -> None:
-    config = InferenceConfig(mask_cross_downscales=[2])
+    config = InferenceSettings(mask_cross_downscales=[2])
     found = [list(recipe_downscales(recipe, config, [1, 2, 4]).values()) for recipe in RECIPES]
     assert found == [[[1, 2, 4], []], [[2], []], [[2], [1, 2, 4]], [[2], [1]]]
 
@@ -96,20 +108,20 @@ def test_the_recipes_are_those_of_table_v() -> None:
 
 
 @pytest.fixture(scope="module")
-def painting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Place]:
+def painting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, PaintingPaths]:
     root = tmp_path_factory.mktemp("weights")
     backbone = write_random_backbone(root / "backbone")
     adapter = write_random_adapter(root / "adapter", backbone)
     config: Config = make_context(root, inference={"steps": 3, "mask_steps": 2}).config
-    return config, Place(backbone=str(backbone), adapter=adapter, concept=root)
+    return config, PaintingPaths(backbone=str(backbone), adapter=adapter, concept=root)
 
 
 def pixels(picture: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray(Image.open(io.BytesIO(picture)), dtype=np.int64)
 
 
-def test_every_task_shows_what_it_says(folder: Path, painting: tuple[Config, Place]) -> None:
-    painter = SeveralPainter(*painting)
+def test_every_task_shows_what_it_says(folder: Path, painting: tuple[Config, PaintingPaths]) -> None:
+    painter = MultiSubjectPainter(*painting)
     case = make_pair_cases(load_pairs(folder, 1), EvaluateConfig(), seed=3)[0]
     rows = painter(pair_table([case])).to_pylist()
     by_task = {task: [row for row in rows if row["task"] == task] for task in TASKS}
@@ -131,19 +143,21 @@ def test_every_task_shows_what_it_says(folder: Path, painting: tuple[Config, Pla
     assert [mask.mean() for mask in masks] == [0.125, 0.125]  # half of the default scope each
 
 
-def test_own_and_other_change_places_with_the_subjects_views(folder: Path, painting: tuple[Config, Place]) -> None:
+def test_own_and_other_change_places_with_the_subjects_views(
+    folder: Path, painting: tuple[Config, PaintingPaths]
+) -> None:
     table = pair_table(make_pair_cases(load_pairs(folder, 1), EvaluateConfig(), seed=3))
     views = table.column("views").to_pylist()
     exchanged = table.set_column(
         table.schema.get_field_index("views"), "views", pa.array([views[0][::-1]], table.schema.field("views").type)
     ).set_column(0, "subjects", pa.array([["exchanged-1", "exchanged-2"]]))
-    rows, others = (SeveralPainter(*painting)(one).to_pylist() for one in (table, exchanged))
+    rows, others = (MultiSubjectPainter(*painting)(one).to_pylist() for one in (table, exchanged))
     for row, other in zip(rows, others, strict=True):
         assert row["similarity"] == pytest.approx(other["other_similarity"], abs=1e-5)
         assert row["similarity"] != row["other_similarity"]
 
 
-def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, Place]) -> None:
+def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, PaintingPaths]) -> None:
     painter = MaskPainter(*painting)
     torch.nn.init.normal_(painter.judge.judge.mask_head.weight, std=5.0)  # so that it finds some object
     cases = make_cases(load_subjects(folder, 2), EvaluateConfig(prompts_per_subject=1), 0)
@@ -167,7 +181,7 @@ def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, 
         assert last["iou"] == pytest.approx((mask & found).sum() / (mask | found).sum(), abs=0.02)
 
 
-def test_masks_of_real_scenes_are_those_of_the_guidance_branch(painting: tuple[Config, Place]) -> None:
+def test_masks_of_real_scenes_are_those_of_the_guidance_branch(painting: tuple[Config, PaintingPaths]) -> None:
     """Against one scene of two objects, with plain calls of the model's own parts."""
     worker = SceneMasks(*painting)
     rows = worker(scene_table("cross", 2, seed=5)).to_pylist()
@@ -191,13 +205,13 @@ def test_masks_of_real_scenes_are_those_of_the_guidance_branch(painting: tuple[C
 
 
 def default_grids() -> tuple[int, ...]:
-    return tuple(16 // downscale for downscale in InferenceConfig().mask_cross_downscales)
+    return tuple(16 // downscale for downscale in InferenceSettings().mask_cross_downscales)
 
 
 # How it is averaged and shown
 
 
-def several_rows() -> list[dict[str, Any]]:
+def multi_subject_rows() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(4):
@@ -223,8 +237,8 @@ def several_rows() -> list[dict[str, Any]]:
 
 
 def test_likeness_is_averaged_by_task_and_compared_with_text_alone() -> None:
-    rows = several_rows()
-    summary = summarise_several(rows)
+    rows = multi_subject_rows()
+    summary = summarize_multi_subject(rows)
     assert summary.pairs == 4
     for task in TASKS:
         own = [row["similarity"] for row in rows if row["task"] == task]
@@ -264,7 +278,7 @@ def mask_rows() -> list[dict[str, Any]]:
 
 def test_masks_count_until_the_early_stop_and_show_every_step() -> None:
     rows = mask_rows()
-    summary = summarise_masks(rows, mask_steps=2)
+    summary = summarize_masks(rows, mask_steps=2)
     for recipe in RECIPES:
         used = [row["iou"] for row in rows if row["recipe"] == recipe and row["step"] < 2]
         assert summary.recipes[recipe]["iou"].mean == pytest.approx(sum(used) / 6)
@@ -272,7 +286,7 @@ def test_masks_count_until_the_early_stop_and_show_every_step() -> None:
         third = [row["iou"] for row in rows if row["recipe"] == recipe and row["step"] == 2]
         assert summary.steps[recipe][2].mean == pytest.approx(sum(third) / 3)
         assert len(summary.steps[recipe]) == 4
-    flat = Further.of([], rows, [], mask_steps=2).flat()
+    flat = SecondaryResults.of([], rows, [], mask_steps=2).flat()
     assert flat == {f"mask_{recipe}/iou": summary.recipes[recipe]["iou"].mean for recipe in RECIPES}
 
 
@@ -301,7 +315,7 @@ def scene_rows() -> list[dict[str, Any]]:
 
 def test_scenes_are_averaged_by_their_number_of_objects_and_noise() -> None:
     rows = scene_rows()
-    summary = summarise_scene_masks(rows)
+    summary = summarize_scene_masks(rows)
     for recipe in RECIPES:
         for group, objects in (("one_object", 1), ("two_objects", 2)):
             own = [row for row in rows if row["recipe"] == recipe and row["objects"] == objects]
@@ -316,26 +330,26 @@ def test_scenes_are_averaged_by_their_number_of_objects_and_noise() -> None:
 
 
 def test_no_number_has_the_name_of_an_arm() -> None:
-    flat = Further.of(several_rows(), mask_rows(), scene_rows(), mask_steps=2).flat()
+    flat = SecondaryResults.of(multi_subject_rows(), mask_rows(), scene_rows(), mask_steps=2).flat()
     assert len(flat) == 3 * len(TASKS) + 3 * len(RECIPES)
     assert not {name.split("/")[0] for name in flat} & set(ARMS)
 
 
 def test_what_was_not_painted_is_not_shown(tmp_path: Path) -> None:
-    assert describe_several(summarise_several([]), []) is None
-    assert describe_masks(summarise_masks([], 12), [], 12) is None
-    assert describe_scene_masks(summarise_scene_masks([]), []) == []
+    assert describe_multi_subject(summarize_multi_subject([]), []) is None
+    assert describe_masks(summarize_masks([], 12), [], 12) is None
+    assert describe_scene_masks(summarize_scene_masks([]), []) == []
     assert write_grids(tmp_path, []) == []
 
 
 def test_the_report_has_every_pair_and_every_recipe(tmp_path: Path) -> None:
-    rows, masks = several_rows(), mask_rows()
-    several = describe_several(summarise_several(rows), rows)
-    assert several is not None
-    assert [case["name"] for case in several["cases"]] == ["a0 + b0", "a1 + b1", "a2 + b2", "a3 + b3"]
-    assert len(several["cases"][0]["cells"]) == 3 + 6 + 2  # references, tasks, masks
-    assert several["findings"][0].startswith("Many2Many: ")
-    described = describe_masks(summarise_masks(masks, 2), masks, 2)
+    rows, masks = multi_subject_rows(), mask_rows()
+    multi_subject = describe_multi_subject(summarize_multi_subject(rows), rows)
+    assert multi_subject is not None
+    assert [case["name"] for case in multi_subject["cases"]] == ["a0 + b0", "a1 + b1", "a2 + b2", "a3 + b3"]
+    assert len(multi_subject["cases"][0]["cells"]) == 3 + 6 + 2  # references, tasks, masks
+    assert multi_subject["findings"][0].startswith("Many2Many: ")
+    described = describe_masks(summarize_masks(masks, 2), masks, 2)
     assert described is not None
     assert [recipe["number"] for recipe in described["recipes"]] == [1, 2, 3, 4]
     assert described["recipes"][0]["grids"] == "cross-attention 16 x 16, 8 x 8; self-attention none"

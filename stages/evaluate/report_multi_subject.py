@@ -9,7 +9,7 @@ from typing import Any
 from model.scoring.metrics import Interval
 from stages.evaluate.grids import data_uri, picture_grid
 from stages.evaluate.mask_quality import RECIPES
-from stages.evaluate.several_summary import TASKS, MaskSummary, SceneMaskSummary, SeveralSummary
+from stages.evaluate.multi_subject_summary import TASKS, MaskSummary, MultiSubjectSummary, SceneMaskSummary
 from stages.evaluate.summary import Row
 
 TASK_NAMES = {
@@ -38,7 +38,7 @@ _GRID_PAIRS = 8
 _CHART = (640, 220)  # width and height of the step chart's plane, in its own units
 
 
-def describe_several(summary: SeveralSummary, rows: Sequence[Row]) -> dict[str, Any] | None:
+def describe_multi_subject(summary: MultiSubjectSummary, rows: Sequence[Row]) -> dict[str, Any] | None:
     """The tables and pictures of several subjects; None when nothing was painted."""
     if not rows:
         return None
@@ -54,7 +54,7 @@ def describe_several(summary: SeveralSummary, rows: Sequence[Row]) -> dict[str, 
     }
 
 
-def _findings(summary: SeveralSummary, task: str) -> list[str]:
+def _findings(summary: MultiSubjectSummary, task: str) -> list[str]:
     """Whether each region leans to its own subject, and whether it does so more than text alone makes it."""
     name, found, gain = TASK_NAMES[task], summary.tasks[task], summary.gains[task]["similarity"]
     own, other = found["similarity"].mean, found["other_similarity"].mean
@@ -165,18 +165,18 @@ def _describe_masks_of(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def write_grids(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """`several.png` and `rounds.png` for people who want pictures at once; nothing without rows."""
+    """`multi_subject.png` and `rounds.png` for people who want pictures at once; nothing without rows."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))[:_GRID_PAIRS]
     if not pairs:
         return []
-    several = [_column([row for row in rows if row["pair"] == pair]) for pair in pairs]
+    multi_subject = [_column([row for row in rows if row["pair"] == pair]) for pair in pairs]
     prompts = [next(row["prompt"] for row in rows if row["pair"] == pair) for pair in pairs]
     both = {"first": "First\nreference", "second": "Second\nreference", "text_only": "Text only"}
-    picture_grid(several, prompts, {**both, "many_to_many": "Many2Many"}, folder / "several.png")
+    picture_grid(multi_subject, prompts, {**both, "many_to_many": "Many2Many"}, folder / "multi_subject.png")
     rounds = {task: TASK_NAMES[task] for task in TASKS if task.startswith("round")}
     phrases = [_rounds_caption([row for row in rows if row["pair"] == pair]) for pair in pairs]
-    picture_grid(several, phrases, {"first": "Reference", **rounds}, folder / "rounds.png")
-    return [folder / "several.png", folder / "rounds.png"]
+    picture_grid(multi_subject, phrases, {"first": "Reference", **rounds}, folder / "rounds.png")
+    return [folder / "multi_subject.png", folder / "rounds.png"]
 
 
 def _column(rows: Sequence[Row]) -> Mapping[str, bytes]:

@@ -17,8 +17,8 @@ from model.guidance.subjects import Subject
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.pipeline import RealCustomOutput
 from stages.config import Config
-from stages.data.schemas import SEVERAL
-from stages.evaluate.painter import MASK_SIDE, Place, device_of, load_pipeline
+from stages.data.schemas import MULTI_SUBJECT
+from stages.evaluate.painter import MASK_SIDE, PaintingPaths, device_of, load_pipeline
 from stages.evaluate.pairs import PairCase
 from stages.evaluate.scorer import Scorer
 from stages.inference import painting_options
@@ -60,10 +60,10 @@ def pair_table(cases: Sequence[PairCase]) -> pa.Table:
     return pa.Table.from_pylist(rows, PAIR_CASES)
 
 
-class SeveralPainter:
-    """Ray Data calls it with tables of `PAIR_CASES` and gets tables of `SEVERAL`, a row a subject of a picture."""
+class MultiSubjectPainter:
+    """Called by Ray Data: takes tables of `PAIR_CASES`, returns tables of `MULTI_SUBJECT`, a row a subject."""
 
-    def __init__(self, config: Config, place: Place) -> None:
+    def __init__(self, config: Config, place: PaintingPaths) -> None:
         self.pipeline = load_pipeline(config, place)
         self.options = painting_options(config.inference)
         self.scorer = Scorer(config.evaluate, place.backbone, device_of(config))
@@ -77,7 +77,7 @@ class SeveralPainter:
         rows += self._paint_pairs("many_to_many", cases, own)
         rows += self._paint_pairs("one_to_many", cases, together)
         rows += self._paint_rounds(cases, [references[0] for references in own])
-        return pa.Table.from_pylist(rows, SEVERAL)
+        return pa.Table.from_pylist(rows, MULTI_SUBJECT)
 
     def _paint_pairs(
         self, task: str, cases: Sequence[Case], pictures: Sequence[Sequence[Image.Image]], scale: float | None = None

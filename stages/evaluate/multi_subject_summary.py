@@ -15,7 +15,7 @@ TASKS = ("text_only", "many_to_many", "one_to_many", "round_1", "round_2", "roun
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeveralSummary:
+class MultiSubjectSummary:
     """Likeness of each subject's region to its own other views and to those of the pair's other subject.
 
     Attributes:
@@ -59,11 +59,11 @@ class SceneMaskSummary:
     timesteps: dict[str, dict[str, dict[int, Interval]]]
 
 
-def summarise_several(rows: Sequence[Row]) -> SeveralSummary:
-    """Average the rows of `evaluate/several`."""
+def summarize_multi_subject(rows: Sequence[Row]) -> MultiSubjectSummary:
+    """Average the rows of `evaluate/multi_subject`."""
     by_task = {task: [_with_margin(row) for row in rows if row["task"] == task] for task in TASKS}
     plain = {(row["pair"], row["subject"]): row for row in by_task["text_only"]}
-    return SeveralSummary(
+    return MultiSubjectSummary(
         tasks={task: _intervals(found) for task, found in by_task.items() if found},
         gains={
             task: _intervals([_minus(row, plain[row["pair"], row["subject"]]) for row in by_task[task]])
@@ -90,7 +90,7 @@ def _intervals(rows: Sequence[Row]) -> dict[str, Interval]:
     return {name: bootstrap_interval([row[name] for row in rows], pairs) for name in _SIMILARITIES}
 
 
-def summarise_masks(rows: Sequence[Row], mask_steps: int) -> MaskSummary:
+def summarize_masks(rows: Sequence[Row], mask_steps: int) -> MaskSummary:
     """Average the rows of `evaluate/masks`; steps before `mask_steps` count for a recipe as a whole."""
     by_recipe = {recipe: [row for row in rows if row["recipe"] == recipe] for recipe in RECIPES}
     present = {recipe: found for recipe, found in by_recipe.items() if found}
@@ -117,7 +117,7 @@ def _mean(rows: Sequence[Row], name: str) -> Interval:
 GROUPS = {"one_object": 1, "two_objects": 2}
 
 
-def summarise_scene_masks(rows: Sequence[Row]) -> SceneMaskSummary:
+def summarize_scene_masks(rows: Sequence[Row]) -> SceneMaskSummary:
     """Average the rows of `evaluate/scene_masks`; whole scenes are drawn for the intervals."""
     recipes = [recipe for recipe in RECIPES if any(row["recipe"] == recipe for row in rows)]
     split = {
@@ -151,36 +151,46 @@ def _scene_mean(rows: Sequence[Row]) -> Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Further:
-    """What is measured beside the arms: rows of `evaluate/several`, `masks` and `scene_masks`, and their averages."""
+class SecondaryResults:
+    """What is measured beside the arms: rows of `multi_subject`, `masks` and `scene_masks`, and their averages."""
 
-    several_rows: Sequence[Row]
-    several: SeveralSummary
+    multi_subject_rows: Sequence[Row]
+    multi_subject: MultiSubjectSummary
     mask_rows: Sequence[Row]
     masks: MaskSummary
     scene_rows: Sequence[Row]
     scenes: SceneMaskSummary
 
     @classmethod
-    def of(cls, several: Sequence[Row], masks: Sequence[Row], scenes: Sequence[Row], mask_steps: int) -> Further:
+    def of(
+        cls, multi_subject: Sequence[Row], masks: Sequence[Row], scenes: Sequence[Row], mask_steps: int
+    ) -> SecondaryResults:
         """Average the rows."""
         return cls(
-            several_rows=several,
-            several=summarise_several(several),
+            multi_subject_rows=multi_subject,
+            multi_subject=summarize_multi_subject(multi_subject),
             mask_rows=masks,
-            masks=summarise_masks(masks, mask_steps),
+            masks=summarize_masks(masks, mask_steps),
             scene_rows=scenes,
-            scenes=summarise_scene_masks(scenes),
+            scenes=summarize_scene_masks(scenes),
         )
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers and names, for `metrics.json`."""
-        return {"several": asdict(self.several), "masks": asdict(self.masks), "scene_masks": asdict(self.scenes)}
+        return {
+            "multi_subject": asdict(self.multi_subject),
+            "masks": asdict(self.masks),
+            "scene_masks": asdict(self.scenes),
+        }
 
     def flat(self) -> dict[str, float]:
-        """One name a number, for the tracker: "several_many_to_many/similarity", "mask_cross_self/iou"."""
+        """One name a number, for the tracker: "multi_subject_many_to_many/similarity", "mask_cross_self/iou"."""
         return {
-            **{f"several_{task}/{name}": v.mean for task, of in self.several.tasks.items() for name, v in of.items()},
+            **{
+                f"multi_subject_{task}/{name}": v.mean
+                for task, of in self.multi_subject.tasks.items()
+                for name, v in of.items()
+            },
             **{f"mask_{recipe}/iou": of["iou"].mean for recipe, of in self.masks.recipes.items()},
             **{f"mask_{recipe}/{name}": v.mean for recipe, of in self.scenes.recipes.items() for name, v in of.items()},
         }
