@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
 from pipelines.store.store import Output, Store
 from stages.config import Config
-from stages.inference import backbone_location, loading_options, painting_options
+from stages.inference import backbone_location, loading_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,8 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
             **loading_options(config.backbone),
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)
-        options = painting_options(config.inference)
-        painted = pipeline(
-            [request.prompt] * len(subjects),
-            subjects,
-            words,
-            seeds=request.seed,
-            **options | ({"steps": request.steps} if request.steps is not None else {}),
-        )
+        settings = config.inference if request.steps is None else replace(config.inference, steps=request.steps)
+        painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
     except ModelError as error:
         raise PipelineError(str(error)) from error
     return _write(painted, request, folder)

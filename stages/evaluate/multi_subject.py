@@ -21,7 +21,6 @@ from stages.data.schemas import MULTI_SUBJECT
 from stages.evaluate.painter import MASK_SIDE, PaintingPaths, device_of, load_pipeline
 from stages.evaluate.pairs import PairCase
 from stages.evaluate.scorer import Scorer
-from stages.inference import painting_options
 
 #: What a worker is given: one row a pair; a list of two holds what belongs to each subject.
 PAIR_CASES = pa.schema(
@@ -65,7 +64,7 @@ class MultiSubjectPainter:
 
     def __init__(self, config: Config, place: PaintingPaths) -> None:
         self.pipeline = load_pipeline(config, place)
-        self.options = painting_options(config.inference)
+        self.settings = config.inference
         self.scorer = Scorer(config.evaluate, place.backbone, device_of(config))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -83,7 +82,7 @@ class MultiSubjectPainter:
         self, task: str, cases: Sequence[Case], pictures: Sequence[Sequence[Image.Image]], scale: float | None = None
     ) -> list[dict[str, Any]]:
         """Both subjects in one picture; each takes its part of the scope that one alone has."""
-        scope = self.options["mask_scope"] / 2
+        scope = self.settings.mask_scope / 2
         subjects = [
             [
                 Subject(picture=picture, word=word, scope=scope, scale=scale)
@@ -111,7 +110,7 @@ class MultiSubjectPainter:
     ) -> tuple[list[dict[str, Any]], list[Image.Image]]:
         """A row for each subject of each picture, and the pictures."""
         seeds = [case["seed"] for case in cases]
-        output = self.pipeline(prompts, subjects, seeds=seeds, **self.options)
+        output = self.pipeline(prompts, subjects, seeds=seeds, settings=self.settings)
         rows: list[dict[str, Any]] = []
         for place in range(len(subjects[0])):
             similarities = [self._similarities(cases, output, place, whose) for whose in (place, 1 - place)]

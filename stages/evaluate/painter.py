@@ -20,7 +20,7 @@ from stages.config import Config
 from stages.data.schemas import SCORES
 from stages.evaluate.cases import Case
 from stages.evaluate.scorer import Scorer
-from stages.inference import loading_options, painting_options
+from stages.inference import loading_options
 
 #: What a worker is given: one row a case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
 CASES = pa.schema(
@@ -92,7 +92,7 @@ class Painter:
     def __init__(self, config: Config, place: PaintingPaths) -> None:
         self.place = place
         self.pipeline = load_pipeline(config, place)
-        self.options = painting_options(config.inference)
+        self.settings = config.inference
         self.scorer = Scorer(config.evaluate, place.backbone, device_of(config))
 
     @cached_property
@@ -121,7 +121,7 @@ class Painter:
 
     def _paint(self, arm: str, cases: Sequence[Mapping[str, Any]]) -> RealCustomOutput:
         prompts = [case["painted_prompt"] for case in cases]
-        request: dict[str, Any] = {"seeds": [case["seed"] for case in cases], **self.options}
+        request: dict[str, Any] = {"seeds": [case["seed"] for case in cases], "settings": self.settings}
         if arm == "concept":
             return self.concept_pipeline(prompts, **request)
         if arm != "text_only":

@@ -25,8 +25,10 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
+from model.errors import GenerationError
+from model.guidance.settings import InferenceSettings
 from model.pictures import load_picture, mask_picture, to_png
-from model.pipeline import GenerationError, RealCustomPipeline
+from model.pipeline import RealCustomPipeline
 
 _MASK_SIDE = 256
 
@@ -91,16 +93,15 @@ class RealwordModel(PythonModel):
         """
         alike: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(model_input):
-            alike[json.dumps(self._options(request), sort_keys=True)].append(number)
+            alike[repr(self._settings(request))].append(number)
         found: dict[int, Painting] = {}
         for numbers in alike.values():
             found |= zip(numbers, self._paint([model_input[number] for number in numbers]), strict=True)
         return [found[number] for number in range(len(model_input))]
 
-    def _options(self, request: PaintRequest) -> dict[str, Any]:
+    def _settings(self, request: PaintRequest) -> InferenceSettings:
         given = request.model_dump(include={"steps", "guidance_scale", "mask_scope"}, exclude_none=True)
-        options: dict[str, Any] = {**self.settings["painting"], **given}
-        return options
+        return InferenceSettings(**self.settings["painting"] | given)
 
     def _paint(self, requests: list[PaintRequest]) -> list[Painting]:
         output = self.pipeline(
@@ -108,7 +109,7 @@ class RealwordModel(PythonModel):
             [load_picture(_decode(request.subject)) for request in requests],
             [request.word for request in requests],
             seeds=[request.seed for request in requests],
-            **self._options(requests[0]),
+            settings=self._settings(requests[0]),
         )
         return [
             Painting(picture=_encode(to_png(image)), mask=_encode(to_png(mask_picture(masks[-1], _MASK_SIDE))))

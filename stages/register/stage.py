@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from model.checksums import folder_checksums
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
-from stages.inference import backbone_location, loading_options, painting_options
+from stages.inference import backbone_location, loading_options
 from stages.register import pyfunc_model
 from stages.register.lineage import Lineage, lineage_of
 
@@ -86,7 +87,7 @@ def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
         "backbone": location if "backbone" not in folders else None,  # a hub id
         "dtype": config.backbone.dtype,
         "loading": loading_options(config.backbone),
-        "painting": painting_options(config.inference),
+        "painting": asdict(config.inference),
         "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
     }
     files = {"inference": settings, "lineage": lineage}

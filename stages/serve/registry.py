@@ -55,4 +55,5 @@ def _verify(folder: Path, model: str) -> None:
         for key, checksums in settings["checksums"].items():
             verify_checksums(places[key], checksums)
     except (DamagedArtifactError, FileNotFoundError, json.JSONDecodeError) as error:
-        raise StageError(f"The registered model {model} is damaged: {error}") from error
+        remedy = "run the stage register again (--force register)"
+        raise StageError(f"The registered model {model} is damaged: {str(error).rstrip('.')}; {remedy}.") from error

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.config import TrainerConfig
+from stages.contract import StageError
 
 DEEPSPEED = Path(__file__).resolve().parents[2] / "infra" / "deepspeed"
 
@@ -51,11 +52,11 @@ def micro_batches(batch: Mapping[str, Tensor], count: int) -> list[dict[str, Ten
     A tensor of another length is no list of examples: every part gets all of it.
 
     Raises:
-        ValueError: The examples cannot be shared out evenly.
+        StageError: The examples cannot be shared out evenly.
     """
     examples = len(next(iter(batch.values())))
     if examples % count:
-        raise ValueError(
+        raise StageError(
             f"{examples} examples a worker cannot be cut into {count} equal micro batches: set the trainer's "
             f"accumulation to a divisor of {examples}."
         )

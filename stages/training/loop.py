@@ -276,7 +276,7 @@ def _latest(checkpoints: CheckpointFolder) -> Checkpoint | None:
     """The checkpoint to go on from, the same on all workers; what a kill has left is removed.
 
     Raises:
-        ValueError: It is damaged.
+        StageError: It is damaged.
     """
     chosen: list[Checkpoint | None] = [None]
     if dist.get_rank() == 0:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from model.errors import ModelError
 from model.training.task import TrainingTask
 from stages.config import TrainerConfig
 from stages.contract import Reporter, StageContext, StageError
@@ -27,7 +28,7 @@ Curves = dict[str, list[tuple[int, float]]]
 
 _POLL_SECONDS = 0.5
 #: The project's own complaints of configuration and data: whole sentences, and another attempt is a waste.
-_USER_ERRORS = (ValueError, StageError)
+_USER_ERRORS = (ModelError, StageError)
 
 
 def fit(
@@ -52,7 +53,7 @@ def fit(
 
     Raises:
         StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
-            or of another configuration; a worker found something wrong (a ValueError or StageError), or died too
+            or of another configuration; a worker found something wrong (a ModelError or StageError), or died too
             often; memory is too little for a batch, or the disk for a checkpoint; the loss exploded, or the gradient
             was not finite, too often; SIGTERM came.
     """
@@ -146,7 +147,7 @@ def check_resume(job: TrainingJob) -> None:
     remedy = f"delete {checkpoint.folder.parent} to train from the beginning"
     try:
         checkpoint.check()
-    except ValueError as error:
+    except StageError as error:
         raise StageError(f"{error}; {remedy}.") from error
     if found := difference(checkpoint.state()["config"], job.identity()):
         raise StageError(f"{checkpoint.folder} is of another configuration ({found}): set it back, or {remedy}.")

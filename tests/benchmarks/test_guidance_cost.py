@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.adapters.adapter import RealCustomPlusAdapter
 from model.adapters.image_encoder import ImageEncoders
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import load_backbone
+from model.guidance.settings import InferenceSettings
 from model.pipeline import RealCustomPipeline
 from tests.benchmarks.guidance_cost import Mode, measure, modes_of, naive_bytes, report, sdxl_layers
 from tests.benchmarks.memory import peak_extra_bytes
@@ -17,11 +18,11 @@ from tests.support.tiny_models import ENCODERS, RESOLUTION
 def test_sdxl_has_these_layers() -> None:
     """By hand, from SDXL's configuration: 64 x 64 self-attention, 32 x 32 cross-attention."""
     layers, shapes = sdxl_layers()
-    selves = [shape for shape in shapes if shape.layer.endswith("attn1")]
+    own = [shape for shape in shapes if shape.layer.endswith("attn1")]
     crosses = [shape for shape in shapes if shape.layer.endswith("attn2")]
-    assert len(selves) == len(layers.selves) == 2 * 2 + 3 * 2
-    assert len(crosses) == len(layers.cross) == 2 * 10 + 10 + 3 * 10
-    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in selves} == {(10, 4096, 4096, 64)}
+    assert len(own) == len(layers.self_attention) == 2 * 2 + 3 * 2
+    assert len(crosses) == len(layers.cross_attention) == 2 * 10 + 10 + 3 * 10
+    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in own} == {(10, 4096, 4096, 64)}
     assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in crosses} == {(20, 1024, 77, 64)}
     assert shapes[0].layer == "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     assert shapes[-1].layer == "up_blocks.1.attentions.2.transformer_blocks.1.attn1"
@@ -54,9 +55,10 @@ def test_modes(sd_folder: Path) -> None:
 
 
 def test_ratios_are_medians_over_repetitions() -> None:
+    settings = InferenceSettings()
     modes = [
-        Mode("plain", {}, processor=[1.0, 2.0, 4.0], wall=[2.0, 2.0, 8.0]),
-        Mode("slow", {}, processor=[1.5, 4.0, 6.0], wall=[4.0, 3.5, 6.0], peak=3 * 2**20),
+        Mode("plain", {}, settings, processor=[1.0, 2.0, 4.0], wall=[2.0, 2.0, 8.0]),
+        Mode("slow", {}, settings, processor=[1.5, 4.0, 6.0], wall=[4.0, 3.5, 6.0], peak=3 * 2**20),
     ]
     plain, slow = (line.split() for line in report(modes).splitlines()[1:])
     assert plain == ["plain", "2.0000", "1.000", "2.0000", "1.000", "unknown"]

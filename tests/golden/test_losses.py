@@ -19,17 +19,18 @@ import pytest
 import torch
 from PIL import Image
 
+from model.methods.names import MethodName
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes
 from model.pictures import to_png
-from model.training.adapter_examples import Method, PlanRow
+from model.training.adapter_examples import PlanRow
 from model.training.adapter_task import AdapterTask
 from model.training.curriculum import Recipe, draw_step
 from stages.config import Config
 from stages.inference import loading_options
 
 GOLDEN = Path(__file__).parent / "adapter_losses.json"
-METHODS: tuple[Method, ...] = ("realcustom++", "realcustom")
+METHODS: tuple[MethodName, ...] = ("realcustom++", "realcustom")
 STEPS, BATCH, OBJECTS = 50, 4, 12
 #: Other processors, and other numbers of threads, round otherwise, and training carries that on: initial weights that
 #: are off by a millionth move these losses by 2.3e-5 at most.
@@ -68,7 +69,7 @@ def rows(step: int) -> Sequence[PlanRow]:
     return found
 
 
-def train(method: Method) -> list[float]:
+def train(method: MethodName) -> list[float]:
     """The loss of every step."""
     config = Config()
     settings, trainer = config.train_adapter, config.train_adapter.trainer
@@ -101,7 +102,7 @@ def train(method: Method) -> list[float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_losses_are_the_golden_ones(method: Method) -> None:
+def test_the_losses_are_the_golden_ones(method: MethodName) -> None:
     golden = json.loads(GOLDEN.read_text())[method]
     assert train(method) == pytest.approx(golden, rel=TOLERANCE), "see the top of this file"
 

@@ -16,14 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from model.guidance.settings import InferenceSettings
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import draw_specs, render_scenes
 from model.pipeline import RealCustomPipeline
 from stages.config import BackboneConfig
 from stages.filter.candidate import colour_grid
 from stages.filter.duplicates import Signatures, find_duplicates, signatures
-from stages.inference import loading_options, painting_options
+from stages.inference import loading_options
 from tests.support.random_adapter import write_random_adapter
 
 GOLDEN = Path(__file__).parent
@@ -37,11 +36,10 @@ def paint(folder: Path) -> dict[str, Image.Image]:
     adapter = write_random_adapter(folder, WEIGHTS_FOLDER)
     pipeline = RealCustomPipeline.from_pretrained(WEIGHTS_FOLDER, adapter, **loading_options(BackboneConfig()))
     reference = Image.fromarray(render_scenes(draw_specs("test", 1, seed=7)).image[0])
-    options = painting_options(InferenceSettings())
     return {
-        "text_only": pipeline(PROMPT, seeds=3, **options).images[0],
-        "adapter": pipeline(PROMPT, reference, WORD, seeds=3, use_mask=False, **options).images[0],
-        "adapter_mask": pipeline(PROMPT, reference, WORD, seeds=3, **options).images[0],
+        "text_only": pipeline(PROMPT, seeds=3).images[0],
+        "adapter": pipeline(PROMPT, reference, WORD, seeds=3, use_mask=False).images[0],
+        "adapter_mask": pipeline(PROMPT, reference, WORD, seeds=3).images[0],
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import VisualCondition
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.guidance.masks import layer_regions, token_indicator
@@ -42,7 +42,7 @@ def unet() -> UNet2DConditionModel:
 def conditions(unet: UNet2DConditionModel) -> list[VisualCondition]:
     """Two references, one of them inside a mask; they act in the last of two rows."""
     torch.manual_seed(2)
-    layers = list(GuidanceLayers.of(unet.attn_processors.values(), [1]).cross)
+    layers = list(GuidanceLayers.of(unet.attn_processors.values(), [1]).cross_attention)
     mask = torch.zeros(1, *LATENT)
     mask[:, 2:5, 3:6] = 0.5
     inside, everywhere = ({layer: (torch.randn(1, 6, 8), torch.randn(1, 6, 8)) for layer in layers} for _ in range(2))

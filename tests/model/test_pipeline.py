@@ -23,13 +23,15 @@ from torch import Tensor
 from model.adapters.visual_attention import Region, VisualCondition
 from model.backbone import load_backbone
 from model.guidance.masks import grid_at
+from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from tests.support.attention_records import naive_maps, printed_loop
 from tests.support.tiny_models import ENCODERS, RESOLUTION
-from tests.support.tiny_pipelines import CROSS, PROMPTS, build, subjects
+from tests.support.tiny_pipelines import CROSS, PROMPTS, as_arguments, build, subjects
 
 WORDS = ["cat", "toy"]
+TWO_STEPS = InferenceSettings(steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,8 @@ def pipelines(sd_folder: Path, sdxl_folder: Path) -> dict[str, RealCustomPipelin
 
 
 def options(name: str, **changes: Any) -> dict[str, Any]:
-    return {"steps": 2, "guidance_scale": 3.0, "mask_steps": 1, "mask_cross_downscales": CROSS[name], **changes}
+    common = {"steps": 2, "guidance_scale": 3.0, "mask_steps": 1, "mask_cross_downscales": CROSS[name]}
+    return as_arguments(**{**common, **changes})
 
 
 def final_latents(pipeline: RealCustomPipeline, *arguments: Any, **changes: Any) -> Tensor:
@@ -66,7 +69,7 @@ def test_text_to_image_is_that_of_diffusers(
     reference.set_progress_bar_config(disable=True)
     latents = torch.randn(2, 4, 16, 16)
     expected = reference(PROMPTS, num_inference_steps=3, guidance_scale=4.0, latents=latents).images
-    painted = pipelines[name](PROMPTS, steps=3, guidance_scale=4.0, latents=latents)
+    painted = pipelines[name](PROMPTS, settings=InferenceSettings(steps=3, guidance_scale=4.0), latents=latents)
     assert painted.masks == [[], []]
     assert difference(painted, RealCustomOutput(images=expected, masks=[], timings={})) <= 1
 
@@ -206,7 +209,7 @@ def test_prompts_with_different_numbers_of_subjects(pipelines: dict[str, RealCus
     assert difference(together, joined) <= 1
     assert [masks[0].shape for masks in together.masks] == [(2, 16, 16), (1, 16, 16)]
     without = pipelines["sd"](PROMPTS, [[cat, hat], toy], seeds=[3, 9], use_mask=False, **options("sd"))
-    only = pipelines["sd"](PROMPTS[1], first, visual_scale=0.5, seeds=9, use_mask=False, **options("sd"))
+    only = pipelines["sd"](PROMPTS[1], first, seeds=9, use_mask=False, **options("sd", visual_scale=0.5))
     joined = RealCustomOutput(images=[without.images[0], only.images[0]], masks=[], timings={})
     assert difference(without, joined) <= 1
 
@@ -322,7 +325,8 @@ def test_schedulers_are_exchangeable(kind: Any, sd_folder: Path) -> None:
 
 
 def test_callback_may_replace_the_latents(pipelines: dict[str, RealCustomPipeline]) -> None:
-    blank = pipelines["sd"]("a cat", steps=2, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 16, 16)})
+    zeros = {"latents": torch.zeros(1, 4, 16, 16)}
+    blank = pipelines["sd"]("a cat", settings=TWO_STEPS, callback_on_step_end=lambda *_: zeros)
     decoded = pipelines["sd"].backbone.decode_latents(torch.zeros(1, 4, 16, 16))[0] / 2 + 0.5
     expected = (decoded.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
     assert np.array_equal(np.asarray(blank.images[0]), expected)
@@ -346,7 +350,7 @@ def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, R
     arguments = PROMPTS, subjects(), WORDS
     assert difference(loaded(*arguments, **options("sd")), built(*arguments, **options("sd"))) == 0
     plain = RealCustomPipeline.from_pretrained(sd_folder)
-    assert difference(plain("a cat", steps=2), built("a cat", steps=2)) == 0
+    assert difference(plain("a cat", settings=TWO_STEPS), built("a cat", settings=TWO_STEPS)) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -365,5 +369,7 @@ def test_half_precision(
     loaded = RealCustomPipeline.from_pretrained(folder, tmp_path, **ENCODERS, dtype=dtype)
     painted = loaded(PROMPTS, subjects(), WORDS, **options(name))
     assert int((painted.masks[0][0] > 0).sum()) == {"sd": 64, "sdxl": 16}[name]
-    plain = [np.asarray(pipeline("a cat", steps=2).images[0], float) for pipeline in (loaded, pipelines[name])]
+    plain = [
+        np.asarray(pipeline("a cat", settings=TWO_STEPS).images[0], float) for pipeline in (loaded, pipelines[name])
+    ]
     assert 0 < np.abs(plain[0] - plain[1]).mean() < 4

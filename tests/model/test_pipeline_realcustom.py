@@ -15,19 +15,22 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
-from model.adapters.adapter import AdapterError, RealCustomPlusAdapter
-from model.adapters.loading import load_adapter
+from model.adapters.adapter import AdapterError
 from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import Region, VisualCondition
 from model.backbone import Backbone, load_backbone
-from model.guidance.denoising import guide, guide_by_text_and_image
+from model.errors import GenerationError
+from model.guidance.denoising import guide
 from model.guidance.masks import grid_at
-from model.guidance.subjects import GenerationError, Subject
+from model.guidance.subjects import Subject
+from model.methods.realcustom import guide_by_text_and_image
+from model.methods.registry import load_adapter
 from model.pictures import square_crop, to_tensor
 from model.pipeline import RealCustomPipeline
 from tests.support.attention_records import naive_maps, printed_loop
 from tests.support.tiny_models import ENCODERS, RESOLUTION
-from tests.support.tiny_pipelines import PROMPTS, build, subjects
+from tests.support.tiny_pipelines import PROMPTS, as_arguments, build, subjects
 
 LARGEST = {"sd": 1, "sdxl": 2}
 ALL = {"sd": [1, 2, 4, 8], "sdxl": [1, 2]}  # resolutions of cross-attention, as downscales of the largest grid
@@ -37,7 +40,7 @@ names = pytest.mark.parametrize("name", ["sd", "sdxl"])
 def options(name: str, **changes: Any) -> dict[str, Any]:
     recipe = {"mask_cross_downscales": ALL[name], "mask_self_downscales": ()}
     scales = {"guidance_scale": 3.0, "image_guidance_scale": 4.0}
-    return {"steps": 4, "mask_steps": 4, "seeds": [5, 6], **recipe, **scales, **changes}
+    return as_arguments(**{"steps": 4, "mask_steps": 4, "seeds": [5, 6], **recipe, **scales, **changes})
 
 
 @pytest.fixture

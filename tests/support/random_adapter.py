@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.adapter import VisualAdapter
 from model.adapters.image_encoder import ImageEncoders
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import load_backbone
 from stages.config import BackboneConfig
 from stages.inference import loading_options

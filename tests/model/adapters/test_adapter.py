@@ -11,9 +11,10 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.adapters.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths, layer_downscale
+from model.adapters.adapter import AdapterError, cross_attention_widths, layer_downscale
 from model.adapters.image_encoder import ReferenceFeatures
 from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
 from tests.support.attention_records import KeepAll

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.adapters.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths
+from model.adapters.adapter import AdapterError, cross_attention_widths
 from model.adapters.adaptive_scoring import ScoreFusion
 from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import Backbone
 from tests.support.tiny_models import IMAGE_WIDTH
 

@@ -14,7 +14,7 @@ from model.guidance.masks import (
     attend,
     grid_at,
     layer_regions,
-    normalise_by_maximum,
+    normalize_by_maximum,
     resize,
     select_top,
     token_indicator,
@@ -146,7 +146,7 @@ def test_useless_scopes(scope: float) -> None:
 def test_equations_13_and_16() -> None:
     maps = torch.tensor([[[0.0, 2.0, 1.0, 0.5], [0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]).transpose(1, 2)
     expected = torch.tensor([[[0.0, 1.0, 0.5, 0.25], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]).transpose(1, 2)
-    torch.testing.assert_close(normalise_by_maximum(maps), expected)
+    torch.testing.assert_close(normalize_by_maximum(maps), expected)
 
 
 def test_regions_are_where_block_means_are_not_zero() -> None:

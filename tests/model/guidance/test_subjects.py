@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from model.guidance.subjects import GenerationError, References, Subject, subjects_of
+from model.errors import GenerationError
+from model.guidance.subjects import References, Subject, subjects_of
 
 RED, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
 PROMPTS = ["a cat", "a hat and a cat"]

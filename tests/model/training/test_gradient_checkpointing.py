@@ -11,13 +11,13 @@ from torch import Tensor
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
 from model.guidance.masks import token_indicator
-from model.training.adapter_examples import Method
+from model.methods.names import MethodName
 from model.training.adapter_loss import AdapterModule
 from tests.support.adapter_tasks import make_task, randomise_values
 from tests.support.attention_records import KeepAll
 
 
-def twins(folder: Path, method: Method = "realcustom++", half: torch.dtype | None = None) -> list[AdapterModule]:
+def twins(folder: Path, method: MethodName = "realcustom++", half: torch.dtype | None = None) -> list[AdapterModule]:
     """Two modules of the same weights; the second one's UNet does not keep its activations."""
     modules = [make_task(folder, method=method, half=half, gradient_checkpointing=on).module() for on in (False, True)]
     with torch.no_grad():
@@ -48,7 +48,7 @@ def bytes_kept(module: AdapterModule, batch: dict[str, Tensor]) -> int:
 @pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 @pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
 def test_gradients_are_the_same(
-    kind: str, method: Method, half: torch.dtype | None, request: pytest.FixtureRequest
+    kind: str, method: MethodName, half: torch.dtype | None, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(kind)
     modules = twins(folder, method, half)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.training.adapter_examples import Method
+from model.methods.names import MethodName
 from model.training.adapter_task import AdapterTask
 from tests.support.adapter_tasks import make_task, randomise_values
 
@@ -40,7 +40,7 @@ def solvable_batch(task: AdapterTask) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
-def test_the_loss_of_one_batch_goes_to_zero(method: Method, sd_folder: Path) -> None:
+def test_the_loss_of_one_batch_goes_to_zero(method: MethodName, sd_folder: Path) -> None:
     task = make_task(sd_folder, method=method, drop_text=0.0, drop_image=0.0, drop_both=0.0)
     task.resolution = SIDE
     batch = solvable_batch(task)

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.adapters.adapter import RealCustomPlusAdapter
-from model.adapters.loading import load_adapter
 from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.methods.registry import load_adapter
 from model.training.adapter_task import AdapterTask
 from stages.config import TrainerConfig
 from stages.contract import StageError
@@ -81,16 +81,18 @@ def test_shares_of_dropped_conditions_that_make_no_sense_are_refused(
         run(make_context(tmp_path, inputs, train_adapter=dropped))
 
 
-def test_the_configuration_chooses_the_sample_pictures(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_the_configuration_chooses_the_previews(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     plan = PlanReader(inputs["curriculum"] / "plan")
     chosen = {"sample_every": 50, "sample_prompts": ["a {word} in the snow"]}
-    task = adapter_task(make_context(tmp_path, inputs, train_adapter=chosen), plan)
-    assert (task.sample_every, [sample.prompt for sample in task.samples]) == (50, ["a x in the snow"])
+    inference = {"steps": 7, "mask_scope": 0.5}
+    task = adapter_task(make_context(tmp_path, inputs, train_adapter=chosen, inference=inference), plan)
+    assert (task.preview_settings.steps, task.preview_settings.mask_scope) == (7, 0.5)
+    assert (task.sample_every, [sample.prompt for sample in task.preview_subjects]) == (50, ["a x in the snow"])
     without = adapter_task(make_context(tmp_path, inputs, train_adapter={"sample_every": None}), plan)
-    assert (without.sample_every, without.samples) == (None, ())
+    assert (without.sample_every, without.preview_subjects) == (None, ())
     refused: dict[str, dict[str, Any]] = {
         r"^train_adapter\.sample_every is 0: set it above 0": {"sample_every": 0},
-        r"^sample pictures need an adapter that is whole .*sample_every=null": {"trainer": {"zero_stage": 3}},
+        r"ZeRO stage 3 .*sample_every=null": {"trainer": {"zero_stage": 3}},
     }
     for match, settings in refused.items():
         with pytest.raises(StageError, match=match):
@@ -125,10 +127,10 @@ def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path
     assert {"event": "picture", "key": "curves", "path": str(tmp_path / "output/curves.png")} in events
     assert [e["step"] for e in events if e.get("key") == "adapter/loss"] == list(range(1, STEPS + 1))
     assert {"event": "picture", "key": "samples", "path": str(tmp_path / "output/samples.png")} in events
-    looks = sorted((tmp_path / "scratch/train/adapter-samples").iterdir())
-    assert [look.name for look in looks] == ["0000003.png", "0000006.png"]
-    told = [(e["step"], e["path"]) for e in events if e["event"] == "sample"]
-    assert told == [(3, str(looks[0].resolve())), (6, str(looks[1].resolve()))]
+    previews = sorted((tmp_path / "scratch/train/adapter-samples").iterdir())
+    assert [preview.name for preview in previews] == ["0000003.png", "0000006.png"]
+    reported = [(e["step"], e["path"]) for e in events if e["event"] == "sample"]
+    assert reported == [(3, str(previews[0].resolve())), (6, str(previews[1].resolve()))]
 
 
 @pytest.mark.slow
