@@ -49,7 +49,8 @@ class RealCustomPipeline:
     """Generates pictures from prompts in which words can be replaced by subject pictures.
 
         pipeline = RealCustomPipeline.from_pretrained("backbone/", "adapter/")
-        output = pipeline("a mug in the snow", subject_picture, "mug", settings=InferenceSettings(steps=10), seeds=1)
+        settings = InferenceSettings(mask_every=3)
+        output = pipeline("a mug in the snow", subject_picture, "mug", settings=settings, seeds=1)
 
     Args:
         backbone: the frozen base model. The adapter is attached to its UNet; calls without a subject still compute the

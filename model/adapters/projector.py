@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.adapters.adapter import AdapterError
 from model.adapters.image_encoder import ReferenceFeatures
 
-#: How features join the deep ones: concatenated as further tokens, or added element by element.
+#: How features join the deep ones: concatenated as additional tokens, or added element by element.
 Combination = Literal["concat", "add"]
 
 

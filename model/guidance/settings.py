@@ -1,6 +1,8 @@
 """The settings of mask-guided inference. Imports nothing heavy: the configuration has a section of this type."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +21,7 @@ class InferenceSettings:
     mask_self_downscales: list[int] = field(default_factory=lambda: [1])
     mask_binary: bool = False  # True: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)
     visual_scale: float = 1.0  # strength of the visual attention
+
+    def with_steps(self, steps: int) -> InferenceSettings:
+        """The same settings with another number of steps, in which `mask_steps` fits."""
+        return replace(self, steps=steps, mask_steps=min(self.mask_steps, steps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,7 +55,7 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
             **loading_options(config.backbone),
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)
-        settings = config.inference if request.steps is None else replace(config.inference, steps=request.steps)
+        settings = config.inference if request.steps is None else config.inference.with_steps(request.steps)
         painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
     except ModelError as error:
         raise PipelineError(str(error)) from error

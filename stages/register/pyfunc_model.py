@@ -16,6 +16,7 @@ import base64
 import binascii
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,10 @@ class RealwordModel(PythonModel):
         return [found[number] for number in range(len(model_input))]
 
     def _settings(self, request: PaintRequest) -> InferenceSettings:
-        given = request.model_dump(include={"steps", "guidance_scale", "mask_scope"}, exclude_none=True)
-        return InferenceSettings(**self.settings["painting"] | given)
+        settings = InferenceSettings(**self.settings["painting"])
+        if request.steps is not None:
+            settings = settings.with_steps(request.steps)
+        return replace(settings, **request.model_dump(include={"guidance_scale", "mask_scope"}, exclude_none=True))
 
     def _paint(self, requests: list[PaintRequest]) -> list[Painting]:
         output = self.pipeline(

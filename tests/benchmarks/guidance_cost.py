@@ -131,7 +131,7 @@ def run(pipeline: RealCustomPipeline, mode: Mode, steps: int, batch: int, side: 
     hook = pipeline.backbone.unet.register_forward_pre_hook(stamp_once)
     try:
         request: dict[str, Any] = {**mode.subject, "height": side, "width": side}
-        settings = replace(mode.settings, steps=steps)
+        settings = mode.settings.with_steps(steps)
         pipeline([_PROMPT] * batch, **request, settings=settings, callback_on_step_end=stamp)
     finally:
         hook.remove()

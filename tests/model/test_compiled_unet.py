@@ -68,14 +68,14 @@ KINDS: dict[str, Callable[[UNet2DConditionModel], dict[str, Any]]] = {
 def test_one_graph_with_the_same_result(kind: str, unet: UNet2DConditionModel) -> None:
     torch.manual_seed(1)
     inputs = torch.randn(2, 4, *LATENT), torch.tensor(500), torch.randn(2, 5, 8)
-    told, again = KINDS[kind](unet), KINDS[kind](unet)
+    attention, again = KINDS[kind](unet), KINDS[kind](unet)
     torch.compiler.reset()
     compiled: Any = torch.compile(unet, backend="eager", fullgraph=True)
-    got = compiled(*inputs, cross_attention_kwargs=told).sample
+    got = compiled(*inputs, cross_attention_kwargs=attention).sample
     if kind == "guidance branch":
         with pytest.raises(PassEnded):
             unet(*inputs, cross_attention_kwargs=again)
     else:
         assert torch.equal(got, unet(*inputs, cross_attention_kwargs=again).sample)
-    if "recorder" in told:
-        assert torch.equal(told["recorder"].maps(), again["recorder"].maps())
+    if "recorder" in attention:
+        assert torch.equal(attention["recorder"].maps(), again["recorder"].maps())

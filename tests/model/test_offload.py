@@ -1,4 +1,4 @@
-"""Models that wait on the CPU. Without an accelerator the hooks are tested with the CPU in its place."""
+"""Offloading to the CPU. Without an accelerator the hooks are tested with the CPU instead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Noted(nn.Linear):
         self.name, self.moves = name, moves
 
     def to(self, device: Any) -> Noted:  # type: ignore[override]
-        """To `meta`, which every machine has; what comes back from there is empty."""
+        """Moves to `meta`, which every machine has, and returns empty weights."""
         self.moves.append(f"{self.name} to {torch.device(device).type}")
         return self.to_empty(device=device)
 
@@ -53,7 +53,7 @@ def test_one_model_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_the_pipeline_paints_the_same(name: str, request: pytest.FixtureRequest) -> None:
+def test_pictures_are_the_same_with_offload(name: str, request: pytest.FixtureRequest) -> None:
     pipeline = build(request.getfixturevalue(f"{name}_folder"))
     arguments = as_arguments(steps=2, mask_steps=1, mask_cross_downscales=CROSS[name])
     expected = pipeline(PROMPTS, subjects(), ["cat", "toy"], **arguments).images

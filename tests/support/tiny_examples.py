@@ -28,9 +28,9 @@ def picture(picture_id: str) -> bytes:
 
 def rows(step: int) -> list[PlanRow]:
     names, sources = ("a", "b", "wide", "c"), ("multiview", "image_text", "image_text", "multiview")
-    places = 0.2, 0.7, 0.01 * step, 0.9
+    crops = 0.2, 0.7, 0.01 * step, 0.9
     return [
-        PlanRow(slot, sources[slot], f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, *places)
+        PlanRow(slot, sources[slot], f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, *crops)
         for slot in range(BATCH)
     ]
 

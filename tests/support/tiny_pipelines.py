@@ -32,13 +32,14 @@ def as_arguments(**options: Any) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(InferenceSettings)}
     settings = {name: value for name, value in options.items() if name in names}
     others = {name: value for name, value in options.items() if name not in names}
+    settings.setdefault("mask_steps", min(12, settings.get("steps", 12)))
     return {"settings": InferenceSettings(**settings), **others}
 
 
 def build(
     folder: Path, scheduler: Any = None, method: type[VisualAdapter] = RealCustomPlusAdapter
 ) -> RealCustomPipeline:
-    """With an adapter whose effect is plain to see."""
+    """A pipeline with an adapter that clearly changes the pictures."""
     options = dict(ENCODERS)
     encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
     backbone = load_backbone(folder)

@@ -46,7 +46,7 @@ def predict(backbone: Backbone, **attention: object) -> Tensor:
 
 
 @backbones
-def test_attach_and_detach_leave_no_trace(name: str, request: pytest.FixtureRequest) -> None:
+def test_detach_restores_the_unet(name: str, request: pytest.FixtureRequest) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     before, state, former = predict(backbone), backbone.unet.state_dict(), backbone.unet.attn_processors
     adapter = adapter_for(backbone)

@@ -192,18 +192,18 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_damaged_files(tmp_path: Path) -> None:
     trap, sprung = tmp_path / "trap.pth", tmp_path / "sprung"
     torch.save({"x": Trap(sprung)}, trap)
     for name, content in (("cut.pth", trap.read_bytes()[:100]), ("empty.pth", b""), ("cut.safetensors", b"12345678")):
         (tmp_path / name).write_bytes(content)
     for name in ("trap.pth", "cut.pth", "empty.pth", "cut.safetensors"):
-        with pytest.raises(AdapterError, match=rf"{name} is damaged, or holds more than tensors"):
+        with pytest.raises(AdapterError, match=rf"{name} is damaged, or contains more than tensors"):
             read_state_dict(tmp_path / name)
     assert not sprung.exists()
     for other in ([torch.zeros(1)], {"state_dict": {"x": torch.zeros(1)}}, {1: torch.zeros(1)}):
         torch.save(other, tmp_path / "other.pth")
-        with pytest.raises(AdapterError, match=r"other\.pth holds no state dict"):
+        with pytest.raises(AdapterError, match=r"other\.pth is not a state dict"):
             read_state_dict(tmp_path / "other.pth")
     for suffix in ("pth", "safetensors"):
         with pytest.raises(FileNotFoundError):

@@ -95,7 +95,7 @@ def test_self_attention_of_a_coarser_grid_by_hand() -> None:
 
 
 @torch.no_grad()
-def test_the_pass_ends_at_the_last_layer_and_leaves_no_trace(name: str, backbone: Backbone) -> None:
+def test_the_pass_ends_at_the_last_layer(name: str, backbone: Backbone) -> None:
     latents, text, timestep = torch.randn(2, 4, 16, 16), backbone.encode_prompt(PROMPTS), torch.tensor(500)
     before, state = backbone.predict(latents, timestep, text), dict(backbone.unet.__dict__)
     order = list(_keep(backbone, latents).records)
@@ -127,7 +127,7 @@ def test_other_errors_inside_the_pass_are_not_swallowed(name: str, backbone: Bac
 
 
 @torch.no_grad()
-def test_queries_and_keys_are_let_go_as_soon_as_the_cross_map_is_known(name: str, backbone: Backbone) -> None:
+def test_queries_and_keys_are_released_once_the_cross_map_is_known(name: str, backbone: Backbone) -> None:
     """By hand: one layer after the other, in the UNet's order."""
     kept, which = _keep(backbone, torch.randn(2, 4, 16, 16)), layers(backbone, name)
     recorder = GuidanceRecorder(which, token_indicator(positions(backbone), 24), (16, 16))

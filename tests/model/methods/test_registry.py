@@ -116,7 +116,7 @@ def test_a_third_method_is_trained_saved_loaded_and_used(
     task.export(module, tmp_path)
     assert method_of(load_adapter(tmp_path)).name == "mean"
     pipeline = RealCustomPipeline.from_pretrained(sd_folder, tmp_path, **ENCODERS)
-    settings = InferenceSettings(steps=2)
+    settings = InferenceSettings(steps=2, mask_steps=1)
     with_subject, without = (
         np.asarray(pipeline("a cat", picture, use_mask=False, settings=settings).images[0], dtype=np.int64)
         for picture in (subjects(1)[0], None)

@@ -70,7 +70,7 @@ def test_fewer_activations_are_kept(sd_folder: Path) -> None:
     assert kept_with_checkpoints < 0.6 * kept
 
 
-def test_attention_is_recorded_as_ever(sd_folder: Path) -> None:
+def test_recording_with_gradient_checkpointing(sd_folder: Path) -> None:
     """A whole pass with gradients whose backward pass computes the layers again, and one that ends early."""
     records, maps = [], []
     batch = make_task(sd_folder).batch(1, 0, 1)
