@@ -19,6 +19,11 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from model.errors import GenerationError, ModelError
 
 Family = Literal["sd", "sdxl"]
+#: The text encoders' classes, by the suffix of their folders.
+_TEXT_PARTS: dict[Family, dict[str, Any]] = {
+    "sd": {"": CLIPTextModel},
+    "sdxl": {"": CLIPTextModel, "_2": CLIPTextModelWithProjection},
+}
 
 
 class BackboneError(ModelError):
@@ -202,40 +207,40 @@ def load_backbone(
     Raises:
         BackboneError: a part is missing, damaged, of another kind, or does not fit the UNet; names the part.
     """
-    if encoders_only:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(
-                _read_config(UNet2DConditionModel, folder_or_hub_id, subfolder="unet")
-            )
-    else:
-        unet = _load(UNet2DConditionModel, folder_or_hub_id, "unet", torch_dtype=dtype, use_safetensors=True)
-    vae = _load(AutoencoderKL, folder_or_hub_id, "vae", torch_dtype=dtype, use_safetensors=True)
+    location = folder_or_hub_id
+    unet = _load_unet(location, dtype, with_weights=not encoders_only)
+    vae = _load(AutoencoderKL, location, "vae", torch_dtype=dtype, use_safetensors=True)
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
     family: Family = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
-    parts: list[tuple[str, Any]] = [("", CLIPTextModel)]
-    if family == "sdxl":
-        parts.append(("_2", CLIPTextModelWithProjection))
+    parts = _TEXT_PARTS[family]
     encoders = [
-        _load(kind, folder_or_hub_id, f"text_encoder{suffix}", dtype=dtype, use_safetensors=True)
-        for suffix, kind in parts
+        _load(kind, location, f"text_encoder{suffix}", dtype=dtype, use_safetensors=True)
+        for suffix, kind in parts.items()
     ]
     for module in (unet, vae, *encoders):
         module.eval().requires_grad_(False)
     for module in (vae, *encoders) if encoders_only else (unet, vae, *encoders):
         module.to(device)
-    _check_widths(folder_or_hub_id, unet, vae, encoders)
-    index = _read_config(DiffusionPipeline, folder_or_hub_id)
-    schedule = _read_config(DDIMScheduler, folder_or_hub_id, subfolder="scheduler")
+    _check_widths(location, unet, vae, encoders)
+    index = _read_config(DiffusionPipeline, location)
+    schedule = _read_config(DDIMScheduler, location, subfolder="scheduler")
     return Backbone(
         vae=vae,
         unet=unet,
         scheduler=getattr(diffusers, schedule["_class_name"]).from_config(schedule),
-        tokenizers=[_load(AutoTokenizer, folder_or_hub_id, f"tokenizer{suffix}") for suffix, _ in parts],
+        tokenizers=[_load(AutoTokenizer, location, f"tokenizer{suffix}") for suffix in parts],
         text_encoders=encoders,
         family=family,
         zero_empty_prompt=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def _load_unet(location: str | Path, dtype: torch.dtype, *, with_weights: bool) -> UNet2DConditionModel:
+    if with_weights:
+        return _load(UNet2DConditionModel, location, "unet", torch_dtype=dtype, use_safetensors=True)
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(_read_config(UNet2DConditionModel, location, subfolder="unet"))
 
 
 def _check_widths(location: str | Path, unet: Any, vae: Any, encoders: Sequence[Any]) -> None:

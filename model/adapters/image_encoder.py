@@ -145,7 +145,7 @@ class ImageEncoders(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        names: Sequence[str],
+        image_encoders: Sequence[str],
         backbone_folder: str | Path | None,
         shallow_layers: Sequence[Sequence[int]],
         reference_size: int,
@@ -156,7 +156,7 @@ class ImageEncoders(nn.Module):
         """Load the encoders, frozen.
 
         Args:
-            names: subfolders of the backbone's folder (micro: "clip", "dino"), other folders, or hub ids.
+            image_encoders: subfolders of the backbone's folder (micro: "clip", "dino"), other folders, or hub ids.
             backbone_folder: searched for subfolders first.
             shallow_layers: for each encoder the blocks of its shallow levels, counted from 0.
             reference_size: see the class.
@@ -167,13 +167,13 @@ class ImageEncoders(nn.Module):
         Raises:
             ImageEncoderError: an encoder is missing, or the encoders do not fit together.
         """
-        if not names or len(names) != len(shallow_layers):
+        if not image_encoders or len(image_encoders) != len(shallow_layers):
             raise ImageEncoderError(
-                f"image_encoders has {len(names)} entries, but shallow_layers has {len(shallow_layers)}."
+                f"image_encoders has {len(image_encoders)} entries, but shallow_layers has {len(shallow_layers)}."
             )
         towers = [
             _load_tower(_locate(name, backbone_folder), layers, dtype)
-            for name, layers in zip(names, shallow_layers, strict=True)
+            for name, layers in zip(image_encoders, shallow_layers, strict=True)
         ]
         return cls(towers, reference_size, tiles).to(device)
 

@@ -88,25 +88,15 @@ class VisualAttentionProcessor:
         if encoder_hidden_states is None:
             visual = None
         if visual is None and recorder is None:
-            return self.original(
-                attn,
-                hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=attention_mask,
-                temb=temb,
-            )
-
+            rest = {"attention_mask": attention_mask, "temb": temb}
+            return self.original(attn, hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         queries = attn.to_q(hidden_states)
-        query = _split_heads(queries, attn.heads)
-        key = _split_heads(attn.to_k(context), attn.heads)
+        query, key = _split_heads(queries, attn.heads), _split_heads(attn.to_k(context), attn.heads)
         if recorder is not None:
             recorder.record(self.layer, query, key)
-        value = _split_heads(attn.to_v(context), attn.heads)
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], context.shape[0])
-            attention_mask = attention_mask.view(context.shape[0], attn.heads, -1, attention_mask.shape[-1])
-        out = _merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask))
+        value, mask = _split_heads(attn.to_v(context), attn.heads), _attention_mask(attn, attention_mask, context)
+        out = _merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
         for condition in [visual] if isinstance(visual, VisualCondition) else visual or ():
             out = self._add_visual(out, queries, condition, attn.heads)
         return attn.to_out[1](attn.to_out[0](out))
@@ -135,6 +125,14 @@ def attached_processors(unet: UNet2DConditionModel) -> list[VisualAttentionProce
     """The processors of a UNet that has an adapter attached; empty otherwise."""
     processors = unet.attn_processors.values()
     return [processor for processor in processors if isinstance(processor, VisualAttentionProcessor)]
+
+
+def _attention_mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor | None:
+    """diffusers' mask for the keys of `context` (B, n, c), with a dimension for the heads."""
+    if mask is None:
+        return None
+    prepared = attn.prepare_attention_mask(mask, context.shape[1], context.shape[0])
+    return prepared.view(context.shape[0], attn.heads, -1, prepared.shape[-1])
 
 
 def _split_heads(tensor: Tensor, heads: int) -> Tensor:

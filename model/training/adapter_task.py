@@ -128,10 +128,8 @@ class AdapterTask:
     def load(self) -> FrozenModels:
         """The frozen models; loaded once in a process."""
         if self._frozen is None:
-            options = dict(self.encoders)
-            names = options.pop("image_encoders")
             backbone = self._load_backbone()
-            encoders = ImageEncoders.from_pretrained(names, self.backbone, **options, device=self.device)
+            encoders = ImageEncoders.from_pretrained(backbone_folder=self.backbone, device=self.device, **self.encoders)
             self._frozen = FrozenModels(backbone, encoders)
         return self._frozen
 

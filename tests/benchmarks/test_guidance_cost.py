@@ -37,8 +37,7 @@ def test_peak_extra_bytes() -> None:
 
 
 def test_modes(sd_folder: Path) -> None:
-    options = dict(ENCODERS)
-    encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), sd_folder, **options)
+    encoders = ImageEncoders.from_pretrained(backbone_folder=sd_folder, **ENCODERS)
     backbone = load_backbone(sd_folder)
     pipeline = RealCustomPipeline(backbone, RealCustomPlusAdapter.from_unet(backbone.unet, 16), encoders)
     modes = modes_of(8, 2, [4])

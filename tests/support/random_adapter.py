@@ -18,8 +18,7 @@ def write_random_adapter(
     folder: Path, backbone: Path, seed: int = 0, method: type[VisualAdapter] = RealCustomPlusAdapter
 ) -> Path:
     """Write an adapter for `backbone` and the image encoders of the profile micro."""
-    options = loading_options(BackboneConfig())
-    encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), backbone, **options)
+    encoders = ImageEncoders.from_pretrained(backbone_folder=backbone, **loading_options(BackboneConfig()))
     torch.manual_seed(seed)
     adapter = method.from_unet(load_backbone(backbone).unet, encoders.width)
     for linear in adapter.to_v_vision.values():

@@ -40,8 +40,7 @@ def build(
     folder: Path, scheduler: Any = None, method: type[VisualAdapter] = RealCustomPlusAdapter
 ) -> RealCustomPipeline:
     """A pipeline with an adapter that clearly changes the pictures."""
-    options = dict(ENCODERS)
-    encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
+    encoders = ImageEncoders.from_pretrained(backbone_folder=folder, **ENCODERS)
     backbone = load_backbone(folder)
     torch.manual_seed(0)
     adapter: VisualAdapter = method.from_unet(backbone.unet, encoders.width)

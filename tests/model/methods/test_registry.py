@@ -32,7 +32,7 @@ from model.methods.method import Method
 from model.methods.names import MethodName
 from model.methods.registry import METHODS, load_adapter, method_of
 from model.pipeline import RealCustomPipeline
-from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.adapter_tasks import make_task, randomize_values
 from tests.support.tiny_models import ENCODERS
 from tests.support.tiny_pipelines import subjects
 
@@ -110,7 +110,7 @@ def test_a_third_method_is_trained_saved_loaded_and_used(
     task = make_task(sd_folder, method="mean")
     module = task.module()
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
     module(task.batch(0, 0, 1))["loss"].backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
     task.export(module, tmp_path)

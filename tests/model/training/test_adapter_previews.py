@@ -18,7 +18,7 @@ from model.training.adapter_loss import AdapterModule
 from model.training.adapter_previews import PreviewSubject
 from model.training.adapter_task import AdapterTask
 from model.training.task import SamplingTask
-from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.adapter_tasks import make_task, randomize_values
 from tests.support.tiny_examples import picture
 from tests.support.tiny_models import ENCODERS
 from tests.support.training_tasks import LinearTask
@@ -40,7 +40,7 @@ def in_training(
     module = task.module().train()
     torch.manual_seed(3)
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
     return task, module
 
 

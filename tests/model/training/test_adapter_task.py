@@ -18,7 +18,7 @@ from model.methods.names import MethodName
 from model.methods.registry import load_adapter
 from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
 from model.training.adapter_task import GAIN_EVERY
-from tests.support.adapter_tasks import example, make_task, randomise_values
+from tests.support.adapter_tasks import example, make_task, randomize_values
 from tests.support.tiny_examples import BATCH, picture, rows
 from tests.support.tiny_models import RESOLUTION
 
@@ -91,7 +91,7 @@ def test_dropped_conditions_are_the_empty_prompt_and_the_black_picture(method: M
     assert not batch["keep_image"].any()
     module = task.module()
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
         loss = module(batch)["loss"]
         other = module({**batch, "reference": torch.rand_like(batch["reference"])})["loss"]
     torch.testing.assert_close(loss, other)
@@ -102,7 +102,7 @@ def test_the_loss_is_the_diffusion_loss(kind: str, request: pytest.FixtureReques
     task = make_task(request.getfixturevalue(kind), drop_text=0.0, drop_image=0.0, drop_both=0.0)
     module, batch = task.module(), task.batch(0, 0, 1)
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
         scalars = module(batch)
     backbone, encoders = task.load().backbone, task.load().encoders
     alpha = backbone.scheduler.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
@@ -125,7 +125,7 @@ def test_the_loss_of_realcustom_is_the_diffusion_loss(kind: str, request: pytest
     task = make_task(request.getfixturevalue(kind), method="realcustom", **changes)
     module, batch = task.module(), task.batch(0, 0, 1)
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
         loss = module(batch)["loss"]
     backbone, encoders, gamma_num = task.load().backbone, task.load().encoders, batch["gamma_num"].item()
     assert 0.3 <= gamma_num <= 1
@@ -157,7 +157,7 @@ def test_curves_by_source_and_timestep(sd_folder: Path) -> None:
     module, batch = task.module(), task.batch(1, 0, 1)
     batch["timesteps"] = torch.tensor([10, 249, 250, 999])
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
         scalars = module(batch)
         errors = [module(example(batch, row))["loss"].item() for row in range(BATCH)]
     assert errors[0] != pytest.approx(errors[1], rel=1e-3)
@@ -216,7 +216,7 @@ def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_
     task = make_task(sd_folder, cross_layer="add", cross_scale="concat")
     module = task.module()
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
     module(task.batch(1, 0, 1))["loss"].backward()
     assert isinstance(module.adapter, RealCustomPlusAdapter)
     assert all(parameter.grad is not None for parameter in module.adapter.projector.parameters())
@@ -232,7 +232,7 @@ def test_an_ablation_of_the_scores_is_trained_and_saved(
     task = make_task(sd_folder, method="realcustom", score_fusion=score_fusion, half=torch.bfloat16)
     module = task.module()
     with torch.no_grad():
-        randomise_values(module)
+        randomize_values(module)
     with torch.autocast("cpu", torch.bfloat16):
         module(task.batch(1, 0, 1))["loss"].backward()
     assert all(parameter.grad is not None for parameter in module.parameters())

@@ -13,7 +13,7 @@ from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, run
 from model.guidance.masks import token_indicator
 from model.methods.names import MethodName
 from model.training.adapter_loss import AdapterModule
-from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.adapter_tasks import make_task, randomize_values
 from tests.support.attention_records import KeepAll
 
 
@@ -21,7 +21,7 @@ def twins(folder: Path, method: MethodName = "realcustom++", half: torch.dtype |
     """Two modules of the same weights; the second one's UNet does not keep its activations."""
     modules = [make_task(folder, method=method, half=half, gradient_checkpointing=on).module() for on in (False, True)]
     with torch.no_grad():
-        randomise_values(modules[0])
+        randomize_values(modules[0])
     modules[1].load_state_dict(modules[0].state_dict())
     assert [module.frozen.backbone.unet.is_gradient_checkpointing for module in modules] == [False, True]
     return modules

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.methods.names import MethodName
 from model.training.adapter_task import AdapterTask
-from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.adapter_tasks import make_task, randomize_values
 
 STEPS, SIDE, EXAMPLES = 100, 16, 2
 
@@ -30,7 +30,7 @@ def solvable_batch(task: AdapterTask) -> dict[str, Tensor]:
     unet = teacher.frozen.backbone.unet
     handle = unet.register_forward_hook(lambda module, given, output: predicted.append(output.sample))
     with torch.no_grad():
-        randomise_values(teacher)
+        randomize_values(teacher)
         teacher(batch | {"latents": noisy / alpha_bar.sqrt(), "noise": torch.zeros_like(noisy)})  # z_t is `noisy`
         handle.remove()
         batch["noise"] = predicted[0]
