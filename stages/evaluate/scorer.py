@@ -16,7 +16,7 @@ from model.scoring.metrics import (
     DinoScorer,
     JudgeScorer,
     SubjectEmbedder,
-    ground_change,
+    background_change,
     subject_similarity,
 )
 from stages.config import EvaluateConfig
@@ -47,7 +47,7 @@ class Scorer:
         clip_t = self.clip.text_alignment(pictures, [case["prompt"] for case in cases])
         controllability = clip_t
         if self.judge is not None:
-            controllability = self.judge.ground_probability(pictures, [case["ground"] for case in cases])
+            controllability = self.judge.background_probability(pictures, [case["ground"] for case in cases])
         return {
             "similarity": subject_similarity(self.subjects.embed_subjects(pictures), views).tolist(),
             "controllability": controllability.tolist(),
@@ -59,7 +59,7 @@ class Scorer:
         if self.judge is None:
             return [None] * len(pictures)
         subject = self.judge.subject_region(pictures) | self.judge.subject_region(plain)
-        return list(ground_change(pictures, plain, subject.cpu()).tolist())
+        return list(background_change(pictures, plain, subject.cpu()).tolist())
 
     def region_similarity(
         self, pictures: Tensor, regions: Tensor, subjects: Sequence[str], views: Sequence[Sequence[bytes]]

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from model.microworld.captions import without_ground
+from model.microworld.captions import without_background
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_task import AdapterTask
 from pipelines.config.loading import with_values
@@ -114,7 +114,7 @@ class RecipeTrainer:
         config, began = self.experiment.config_of(row, seed), time.process_time()
         plan = self.experiment.source.write_plan(config, folder)
         task = self._task_for(config, plan, folder)
-        task.rows = plan if row.captions_name_grounds else _WithoutGrounds(plan)
+        task.rows = plan if row.captions_name_backgrounds else _WithoutBackgrounds(plan)
         job = TrainingJob(
             task=task,
             steps=plan.steps,
@@ -157,13 +157,13 @@ class RecipeTrainer:
 
 
 @dataclass(frozen=True)
-class _WithoutGrounds:
-    """The rows of a plan, with captions that say nothing of the ground."""
+class _WithoutBackgrounds:
+    """The rows of a plan, with captions that say nothing of the background."""
 
     plan: PlanReader
 
     def __call__(self, step: int) -> list[PlanRow]:
-        return [row._replace(caption=without_ground(row.caption)) for row in self.plan(step)]
+        return [row._replace(caption=without_background(row.caption)) for row in self.plan(step)]
 
 
 def _printing() -> Reporter:

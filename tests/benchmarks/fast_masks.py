@@ -2,14 +2,14 @@
 
     python -m tests.benchmarks.fast_masks runs/micro/stages/train_adapter/*/adapter    # some ten minutes on one core
 
-Unseen objects, each before a ground of its own, are painted with exact masks (k = 1) and with exact ones in every k-th
+Unseen objects, each before a background of its own, are painted with exact masks (k = 1) and with exact ones in every k-th
 step only. Printed for each k: the IoU of the masks with the exact ones, mean over the steps that find masks and over
 all steps; and how much the independent judge sees pictures differ from those with exact masks in their likeness to the
-subject (cosine with another view of it) and in the probability of the ground that the prompt names. Intervals are
+subject (cosine with another view of it) and in the probability of the background that the prompt names. Intervals are
 95 % bootstraps over objects.
 
 With the adapter of the default profile, `--mask-every 3`, 120 pictures: IoU 0.957 (0.954 to 0.960) over the steps that
-find masks, 0.954 (0.949 to 0.958) over all; likeness -0.001 (-0.005 to 0.002) and ground 0.000 of the exact masks'.
+find masks, 0.954 (0.949 to 0.958) over all; likeness -0.001 (-0.005 to 0.002) and background 0.000 of the exact masks'.
 
 What was tried, on earlier weights: the IoU over the 12 steps that find masks, with 56 pictures' guidance maps of the
 exact trajectory, and the cost of a picture of 25 steps beside text-to-image, in FLOPs (the visual attention is 0.8 % of
@@ -58,14 +58,14 @@ class Case:
 
     instance: str
     word: str
-    ground: str
+    background: str
     reference: Image.Image
     view: Image.Image  # the same object elsewhere
 
     @property
     def prompt(self) -> str:
         """What is to be painted."""
-        return plain_caption(self.word, self.ground)
+        return plain_caption(self.word, self.background)
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Painted:
 
     masks: Tensor  # (steps, N, G, G'), the masks that each step used
     similarity: Tensor  # (N,)
-    ground: Tensor  # (N,), its probability
+    background: Tensor  # (N,), its probability
 
 
 def draw_cases(count: int, seed: int = 0) -> list[Case]:
-    """Objects of the test split, which no model has seen; grounds take turns."""
+    """Objects of the test split, which no model has seen; backgrounds take turns."""
     shares = SceneShares(two_objects=0.0)
     specs = draw_specs("test", 2 * count, seed, views=2, categories=TRAINED_CATEGORIES, shares=shares)
     pictures = [Image.fromarray(image) for image in render_scenes(specs).image]
@@ -86,7 +86,7 @@ def draw_cases(count: int, seed: int = 0) -> list[Case]:
         Case(
             instance=str(specs[2 * number].subject.instance),
             word=specs[2 * number].subject.instance.category,
-            ground=BACKGROUNDS[number % len(BACKGROUNDS)],
+            background=BACKGROUNDS[number % len(BACKGROUNDS)],
             reference=pictures[2 * number],
             view=pictures[2 * number + 1],
         )
@@ -103,7 +103,7 @@ def paint(pipeline: RealCustomPipeline, judge: JudgeScorer, cases: Sequence[Case
     return Painted(
         masks=torch.cat([batch.masks for batch in batches], 1),
         similarity=torch.cat([batch.similarity for batch in batches]),
-        ground=torch.cat([batch.ground for batch in batches]),
+        background=torch.cat([batch.background for batch in batches]),
     )
 
 
@@ -130,7 +130,7 @@ def _paint_batch(
     return Painted(
         masks=torch.stack(masks),
         similarity=(judge.embed_subjects(pictures) * judge.embed_subjects(views)).sum(-1),
-        ground=judge.ground_probability(pictures, [case.ground for case in cases]),
+        background=judge.background_probability(pictures, [case.background for case in cases]),
     )
 
 
@@ -142,7 +142,7 @@ def compare(exact: Painted, fast: Painted, instances: Sequence[str]) -> dict[str
         "IoU, steps with new masks": iou[:_MASK_STEPS].mean(0),
         "IoU, all steps": iou.mean(0),
         "similarity gained": fast.similarity - exact.similarity,
-        "ground gained": fast.ground - exact.ground,
+        "background gained": fast.background - exact.background,
     }
     return {name: bootstrap_interval(values.numpy(), instances) for name, values in columns.items()}
 

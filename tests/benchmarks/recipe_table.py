@@ -18,7 +18,7 @@ from model.scoring.metrics import Interval
 
 #: Of the stage evaluate, with the name that is shown and the paper's metric that it stands for.
 METRICS = {
-    "controllability": ("ground as asked", "text"),
+    "controllability": ("background as asked", "text"),
     "clip_t": ("CLIP-T", "text"),
     "similarity": ("subject similarity", "image"),
 }
@@ -36,7 +36,7 @@ class TableXRow:
         settings: Of the stage curriculum.
         text: CLIP-B-T; None where the paper has none.
         image: CLIP-B-I; likewise.
-        captions_name_grounds: Whether the captions of generic samples are left as they are.
+        captions_name_backgrounds: Whether the captions of generic samples are left as they are.
     """
 
     number: int
@@ -44,7 +44,7 @@ class TableXRow:
     settings: Mapping[str, Any]
     text: float | None = None
     image: float | None = None
-    captions_name_grounds: bool = True
+    captions_name_backgrounds: bool = True
 
 
 _NO_CROPS = {"max_crop_ratio": 1.0}
@@ -75,9 +75,9 @@ TABLE_X = (
 #: Generic samples whose captions tell as little as those of view pairs, "a photo of a mug".
 CONTROL = TableXRow(
     number=7,
-    name="No. 1, captions without grounds",
+    name="No. 1, captions without backgrounds",
     settings={"multiview_probability": 0.0, **_NO_CROPS},
-    captions_name_grounds=False,
+    captions_name_backgrounds=False,
 )
 RECIPES = (*TABLE_X, CONTROL)
 

@@ -16,7 +16,7 @@ def test_cases_are_unseen_objects_in_two_pictures_each() -> None:
     cases = draw_cases(12)
     assert len({case.instance for case in cases}) == 12
     assert cases[0].prompt == f"a photo of a {cases[0].word} on the beach"
-    assert {case.ground for case in cases[:10]} == {case.ground for case in cases}
+    assert {case.background for case in cases[:10]} == {case.background for case in cases}
     assert all(case.reference.tobytes() != case.view.tobytes() for case in cases)
     assert all(case.instance.startswith(f"test-{case.word}-") for case in cases)
 
@@ -28,15 +28,15 @@ def test_columns_by_hand() -> None:
     fast = exact.clone()
     fast[6:, 1] = torch.tensor([0.0, 1.0, 0.2, 0.0])  # one of two, and another one: 1 / 3
     columns = compare(
-        Painted(exact, similarity=torch.tensor([0.5, 0.5]), ground=torch.tensor([1.0, 0.5])),
-        Painted(fast, similarity=torch.tensor([0.75, 0.5]), ground=torch.tensor([0.5, 0.5])),
+        Painted(exact, similarity=torch.tensor([0.5, 0.5]), background=torch.tensor([1.0, 0.5])),
+        Painted(fast, similarity=torch.tensor([0.75, 0.5]), background=torch.tensor([0.5, 0.5])),
         ["first", "second"],
     )
     assert {name: round(one.mean, 4) for name, one in columns.items()} == {
         "IoU, steps with new masks": round((1 + (6 + 6 / 3) / 12) / 2, 4),
         "IoU, all steps": round((1 + (6 + 18 / 3) / 24) / 2, 4),
         "similarity gained": 0.125,
-        "ground gained": -0.25,
+        "background gained": -0.25,
     }
 
 

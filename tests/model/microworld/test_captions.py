@@ -7,7 +7,7 @@ from model.microworld.captions import (
     MAX_WORDS,
     VOCABULARY,
     plain_caption,
-    without_ground,
+    without_background,
 )
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.scenes import SceneShares, draw_specs
@@ -63,8 +63,8 @@ def test_plain_captions_read_as_english() -> None:
 
 
 def test_a_caption_without_ground_keeps_all_the_rest() -> None:
-    assert without_ground("there is a nice mug on a sandy beach") == "there is a nice mug"
-    assert without_ground("a photo of a mug") == "a photo of a mug"
+    assert without_background("there is a nice mug on a sandy beach") == "there is a nice mug"
+    assert without_background("a photo of a mug") == "a photo of a mug"
     for spec in draw_specs("train", 200, seed=3):
-        text = without_ground(spec.caption.text)
-        assert spec.caption.text.removeprefix(f"{text} ") in BACKGROUND_PHRASES[spec.ground.name]
+        text = without_background(spec.caption.text)
+        assert spec.caption.text.removeprefix(f"{text} ") in BACKGROUND_PHRASES[spec.background.name]

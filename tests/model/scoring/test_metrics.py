@@ -18,8 +18,8 @@ from model.scoring.metrics import (
     DinoScorer,
     JudgeScorer,
     PictureInput,
+    background_change,
     bootstrap_interval,
-    ground_change,
     largest_iou,
     mask_iou,
     subject_similarity,
@@ -72,12 +72,12 @@ def test_ground_change_looks_outside_the_subject_only() -> None:
     pictures[0, :, :2] = 1.0  # inside: does not count
     pictures[0, :, 2:] = 0.25
     pictures[1, :, 0, 0] = 1.0  # one position of sixteen
-    assert ground_change(pictures, plain, subject).tolist() == pytest.approx([0.25, 1 / 16])
+    assert background_change(pictures, plain, subject).tolist() == pytest.approx([0.25, 1 / 16])
 
 
 def test_a_picture_that_is_all_subject_has_no_ground_to_change() -> None:
     everything = torch.ones(1, 4, 4, dtype=torch.bool)
-    assert ground_change(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), everything).tolist() == [0.0]
+    assert background_change(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), everything).tolist() == [0.0]
 
 
 def test_text_alignment_is_the_cosine_of_transformers_own_embeddings(clip: ClipScorer) -> None:
@@ -116,13 +116,13 @@ def test_dino_looks_at_the_class_token() -> None:
 
 def test_the_judge_gives_each_picture_the_probability_of_its_own_ground(judge: JudgeScorer) -> None:
     pictures = random_pictures(3)
-    grounds = ["snow", "beach", "snow"]
-    background = judge.look(pictures).background
-    for row, ground in enumerate(grounds):
+    backgrounds = ["snow", "beach", "snow"]
+    background = judge.assess(pictures).background
+    for row, background in enumerate(backgrounds):
         names = ["beach", "desert", "snow", "grass", "night", "street", "forest", "ocean", "brick", "wood"]
         exponentials = [math.exp(value) for value in background[row].tolist()]
-        expected = exponentials[names.index(ground)] / sum(exponentials)
-        assert judge.ground_probability(pictures, grounds)[row].item() == pytest.approx(expected, rel=1e-4)
+        expected = exponentials[names.index(background)] / sum(exponentials)
+        assert judge.background_probability(pictures, backgrounds)[row].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_judge_takes_pictures_of_any_size(judge: JudgeScorer) -> None:
@@ -137,7 +137,7 @@ def test_a_region_of_everything_changes_nothing_and_a_region_leaves_the_rest_out
     assert torch.allclose(judge.embed_regions(pictures, everywhere), judge.embed_subjects(pictures), atol=1e-5)
     left = everywhere.clone()
     left[:, :, 8:] = False
-    cover = judge.look(pictures).mask.sigmoid()
+    cover = judge.assess(pictures).mask.sigmoid()
     cover[..., 8:] = 0
     with torch.no_grad():
         expected = judge.judge(pictures * 2 - 1, cover).identity
@@ -148,7 +148,7 @@ def test_a_region_of_everything_changes_nothing_and_a_region_leaves_the_rest_out
 
 def test_the_object_is_where_the_judge_is_more_sure_than_not(judge: JudgeScorer) -> None:
     pictures = random_pictures(2)
-    logits = judge.look(pictures).mask[:, 0]
+    logits = judge.assess(pictures).mask[:, 0]
     assert judge.object_mask(pictures, (16, 16)).tolist() == (logits > 0).tolist()
     assert judge.object_mask(pictures, (4, 4)).shape == (2, 4, 4)
 

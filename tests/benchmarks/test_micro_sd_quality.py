@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.micro_sd.painting import PromptSet, paint, two_object_prompts
-from model.micro_sd.quality import (
+from tests.benchmarks.micro_sd_pictures import PromptSet, paint, two_object_prompts
+from tests.benchmarks.micro_sd_quality import (
     attention_quality,
     encoder_quality,
     generation_quality,

@@ -1,6 +1,6 @@
 """Measures a weights folder with the independent judge, on scenes and prompts that no model was trained on.
 
-    python -m model.micro_sd.quality model/micro_sd/weights
+    python -m tests.benchmarks.micro_sd_quality model/micro_sd/weights
 
 About six minutes on two CPU cores with the default 512 prompts.
 """
@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.micro_sd.architectures import PATCH_SIZE
-from model.micro_sd.attention import record_attention, use_default_attention
+from tests.benchmarks.attention_maps import record_attention, use_default_attention
 from model.micro_sd.clip import class_captions, image_features, text_features, tokenize
 from model.micro_sd.contrastive import object_features
 from model.micro_sd.judge import Judge
-from model.micro_sd.painting import STEPS, PromptSet, paint, paint_grid, two_object_prompts
+from tests.benchmarks.micro_sd_pictures import STEPS, PromptSet, paint, paint_grid, two_object_prompts
 from model.micro_sd.weights import WEIGHTS_FOLDER, MicroStableDiffusion, WeightsError, load_micro_sd
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import CaptionShares
@@ -180,7 +180,7 @@ def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> 
     pairs, _, _ = class_captions()
     best = (image_features(models.clip, images) @ text_features(models.clip, tokenize(pairs)).T).argmax(1)
     category = torch.tensor([TRAINED_CATEGORIES.index(spec.subject.instance.category) for spec in specs])
-    background = torch.tensor([BACKGROUNDS.index(spec.ground.name) for spec in specs])
+    background = torch.tensor([BACKGROUNDS.index(spec.background.name) for spec in specs])
     colour = torch.tensor([COLOUR_NAMES.index(make_instance(spec.subject.instance).colour) for spec in specs])
     cover = _cover(scenes, PATCH_SIZE).flatten(1)
     seen_by_clip, seen_by_dino = models.clip.vision_model(pixel_values=images), models.dino(pixel_values=images)
