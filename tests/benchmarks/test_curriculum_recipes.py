@@ -11,7 +11,7 @@ from pipelines.errors import PipelineError
 from pipelines.store.manifest import MANIFEST
 from pipelines.store.store import Store
 from tests.benchmarks.curriculum_recipes import claimed, open_experiment
-from tests.benchmarks.recipe_table import TABLE_X
+from tests.benchmarks.support.recipe_table import TABLE_X
 
 STAGES = ("microworld", "filter", "multiview", "base", "customize")
 BUDGET = {"curriculum.steps": 5, "evaluate.subjects": 2}

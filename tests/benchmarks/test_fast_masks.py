@@ -35,8 +35,8 @@ def test_columns_by_hand() -> None:
     assert {name: round(one.mean, 4) for name, one in columns.items()} == {
         "IoU, steps with new masks": round((1 + (6 + 6 / 3) / 12) / 2, 4),
         "IoU, all steps": round((1 + (6 + 18 / 3) / 24) / 2, 4),
-        "similarity gained": 0.125,
-        "background gained": -0.25,
+        "similarity, difference": 0.125,
+        "background, difference": -0.25,
     }
 
 
@@ -48,5 +48,5 @@ def test_exact_masks_are_those_of_the_exact_mode(tmp_path: Path, capsys: pytest.
     main([str(tmp_path), "--count", "2", "--mask-every", "1", "12"])
     same, held = capsys.readouterr().out.splitlines()
     assert same.startswith("k = 1: IoU, steps with new masks 1.000 (1.000 to 1.000); IoU, all steps 1.000")
-    assert "similarity gained 0.000 (0.000 to 0.000)" in same
+    assert "similarity, difference 0.000 (0.000 to 0.000)" in same
     assert held.startswith("k = 12: IoU, steps with new masks 0.")

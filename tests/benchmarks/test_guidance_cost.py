@@ -10,7 +10,7 @@ from model.adapters.image_encoder import ImageEncoders
 from model.backbone import load_backbone
 from model.pipeline import RealCustomPipeline
 from tests.benchmarks.guidance_cost import Mode, measure, modes_of, naive_bytes, report, sdxl_layers
-from tests.benchmarks.memory import peak_extra_bytes
+from tests.benchmarks.support.memory import peak_extra_bytes
 from tests.support.tiny_models import ENCODERS, RESOLUTION
 
 

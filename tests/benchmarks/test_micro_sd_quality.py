@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from tests.benchmarks.micro_sd_pictures import PromptSet, paint, two_object_prompts
+from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
+from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.shapes import TRAINED_CATEGORIES
 from tests.benchmarks.micro_sd_quality import (
     attention_quality,
     encoder_quality,
@@ -12,9 +14,7 @@ from tests.benchmarks.micro_sd_quality import (
     top_share_iou,
     two_object_quality,
 )
-from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
-from model.microworld.backgrounds import BACKGROUNDS
-from model.microworld.shapes import TRAINED_CATEGORIES
+from tests.benchmarks.support.micro_sd_pictures import PromptSet, paint, two_object_prompts
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from model.scoring.metrics import Interval, bootstrap_interval
 from model.training.curriculum import Recipe
 from pipelines.config.loading import load_config, with_values
 from stages.curriculum.stage import recipe_of
-from tests.benchmarks.recipe_table import ARMS, TABLE_X, Scores, interval, markdown, plot, verdict
+from tests.benchmarks.support.recipe_table import ARMS, TABLE_X, Scores, interval, markdown, plot, verdict
 
 
 def result(recipe: int, seed: int, similarity: Sequence[float], controllability: float = 0.5) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def test_the_tables(tmp_path: Path) -> None:
     assert differences[:3] == ["No. 6 - No. 1", "+3.41", "+1.08"]
     assert differences[3:5] == ["-0.500 (-0.500 to -0.500)", "OPPOSITE"]
     assert differences[7:] == ["+0.300 (+0.300 to +0.300)", "same"]
-    assert "from text only: background as asked 0.900 (0.900 to 0.900)" in text
+    assert "from text only: prompt fidelity 0.900 (0.900 to 0.900)" in text
     plot(runs, tmp_path / "recipes.png")
     with Image.open(tmp_path / "recipes.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
