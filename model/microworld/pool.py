@@ -70,18 +70,33 @@ def pool_specs(config: PoolConfig, start: int, stop: int) -> list[SceneSpec]:
 
 
 def _render_chunk(config: PoolConfig, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    torch.set_num_threads(1)
     batch = render_scenes(pool_specs(config, start, stop), config.size)
     return batch.image, batch.mask
 
 
-def _chunks(count: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, _CHUNK):
-        yield start, min(start + _CHUNK, count)
+def _render(config: PoolConfig, workers: int) -> Iterator[tuple[slice, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """The images and masks of all scenes by chunks, in order."""
+    chunks = [(start, min(start + _CHUNK, config.count)) for start in range(0, config.count, _CHUNK)]
+    if workers == 1:
+        for start, stop in chunks:
+            yield slice(start, stop), *_render_chunk(config, start, stop)
+        return
+    # A fork of a process with threads can inherit a lock that is never released, such as that of stdin.
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawning, torch.set_num_threads, (1,)) as executor:
+        jobs = [executor.submit(_render_chunk, config, start, stop) for start, stop in chunks]
+        for (start, stop), job in zip(chunks, jobs, strict=True):
+            yield slice(start, stop), *job.result()
 
 
 def build_pool(folder: Path, config: PoolConfig, workers: int = 2) -> ScenePool:
-    """Render a pool, or open an existing one of the same world and configuration."""
+    """Render a pool, or open an existing one of the same world and configuration.
+
+    Args:
+        folder: Where the pool is.
+        config: Its scenes.
+        workers: Processes; with 1, this process renders.
+    """
     stamp = folder / "stamp.json"
     if stamp.exists() and stamp.read_text() == config.stamp():
         return ScenePool.open(folder)
@@ -90,13 +105,8 @@ def build_pool(folder: Path, config: PoolConfig, workers: int = 2) -> ScenePool:
     shape = (config.count, config.size, config.size)
     image = np.lib.format.open_memmap(folder / "image.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
     mask = np.lib.format.open_memmap(folder / "mask.npy", mode="w+", dtype=np.uint8, shape=shape)
-    # A fork of a process with threads can inherit a lock that is never released, such as that of stdin.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
-        jobs = [
-            (start, stop, executor.submit(_render_chunk, config, start, stop)) for start, stop in _chunks(config.count)
-        ]
-        for start, stop, job in jobs:
-            image[start:stop], mask[start:stop] = job.result()
+    for scenes, images, masks in _render(config, workers):
+        image[scenes], mask[scenes] = images, masks
     image.flush()
     mask.flush()
     _write_labels(folder, config)

@@ -50,7 +50,6 @@ from model.pipeline import RealCustomPipeline
 from model.scoring.metrics import Interval, JudgeScorer, bootstrap_interval, mask_iou
 from tests.benchmarks.support.command_line import benchmark_parser
 
-_STEPS, _MASK_STEPS = 25, 12
 _BATCH = 8
 
 
@@ -96,10 +95,12 @@ def draw_cases(count: int, seed: int = 0) -> list[Case]:
     ]
 
 
-def paint(pipeline: RealCustomPipeline, judge: JudgeScorer, cases: Sequence[Case], mask_every: int) -> Painted:
-    """Generate all cases, each with its own seed."""
+def paint(
+    pipeline: RealCustomPipeline, judge: JudgeScorer, cases: Sequence[Case], steps: int, mask_every: int
+) -> Painted:
+    """Generate all cases, each with its own seed; the first half of the steps computes masks."""
     batches = [
-        _paint_batch(pipeline, judge, cases[start : start + _BATCH], mask_every, start)
+        _paint_batch(pipeline, judge, cases[start : start + _BATCH], steps, mask_every, start)
         for start in range(0, len(cases), _BATCH)
     ]
     return Painted(
@@ -110,7 +111,7 @@ def paint(pipeline: RealCustomPipeline, judge: JudgeScorer, cases: Sequence[Case
 
 
 def _paint_batch(
-    pipeline: RealCustomPipeline, judge: JudgeScorer, cases: Sequence[Case], mask_every: int, seed: int
+    pipeline: RealCustomPipeline, judge: JudgeScorer, cases: Sequence[Case], steps: int, mask_every: int, seed: int
 ) -> Painted:
     masks: list[Tensor] = []
 
@@ -122,8 +123,8 @@ def _paint_batch(
         [case.prompt for case in cases],
         [case.reference for case in cases],
         [case.word for case in cases],
-        steps=_STEPS,
-        mask_steps=_MASK_STEPS,
+        steps=steps,
+        mask_steps=steps // 2,
         mask_every=mask_every,
         seeds=seed,
         callback_on_step_end=keep,
@@ -141,7 +142,7 @@ def compare(exact: Painted, fast: Painted, instances: Sequence[str]) -> dict[str
     pairs = zip(fast.masks, exact.masks, strict=True)
     iou = torch.stack([mask_iou(masks, truth > 0) for masks, truth in pairs])  # (steps, N)
     columns = {
-        "IoU, steps with new masks": iou[:_MASK_STEPS].mean(0),
+        "IoU, steps with new masks": iou[: len(iou) // 2].mean(0),
         "IoU, all steps": iou.mean(0),
         "similarity, difference": fast.similarity - exact.similarity,
         "background, difference": fast.background - exact.background,
@@ -154,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("adapter", type=Path, help="trained on the shipped micro backbone")
     parser.add_argument("--mask-every", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--count", type=int, default=120, help="pictures to generate for each k")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -161,9 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judge = JudgeScorer.from_pretrained(WEIGHTS_FOLDER / "judge")
     cases = draw_cases(options.count)
     instances = [case.instance for case in cases]
-    exact = paint(pipeline, judge, cases, 1)
+    exact = paint(pipeline, judge, cases, options.steps, 1)
     for every in options.mask_every:
-        fast = compare(exact, paint(pipeline, judge, cases, every), instances)
+        fast = compare(exact, paint(pipeline, judge, cases, options.steps, every), instances)
         shown = (f"{name} {one.mean:.3f} ({one.low:.3f} to {one.high:.3f})" for name, one in fast.items())
         print(f"k = {every}: " + "; ".join(shown), flush=True)
 

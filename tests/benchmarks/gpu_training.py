@@ -13,6 +13,8 @@ device: the matrix products and convolutions that are computed, so no weight gra
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -164,9 +166,10 @@ class Flops:
         return self.encoders + self.rest
 
 
-def count_flops(shape: Shape) -> Flops:
+@functools.cache
+def count_flops(name: str) -> Flops:
     """Count FLOPs of one example of `AdapterModule.forward`, without its curves; nothing is computed or allocated."""
-    one, meta = Shape(**{**vars(shape), "batch": 1}), torch.device("meta")
+    one, meta = dataclasses.replace(SHAPES[name], batch=1), torch.device("meta")
     module, batch = build(one, meta), make_batch(one, meta)
     backbone = module.frozen.backbone
     with FlopCounterMode(display=False) as encoding:
@@ -247,7 +250,7 @@ def measured_rows(names: Sequence[str], device: torch.device, steps: int) -> Ite
     yield "| shape | batch | torch.compile | images/s | peak memory, GiB | share of the bf16 peak |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name in names:
-        shape, flops = SHAPES[name], count_flops(SHAPES[name]).total
+        shape, flops = SHAPES[name], count_flops(name).total
         for compiled in (False, True) if device.type == "cuda" else (False,):
             speed = measure(shape, device, steps, compiled=compiled)
             memory = "unknown" if speed.peak_bytes is None else f"{speed.peak_bytes / 2**30:.1f}"
@@ -264,7 +267,7 @@ def planned_rows(names: Sequence[str], utilisation: float) -> Iterator[str]:
     )
     yield "| --- | --- | --- | --- | --- |"
     for name in names:
-        flops, images = count_flops(SHAPES[name]), PAPER_GPUS * SHAPES[name].batch
+        flops, images = count_flops(name), PAPER_GPUS * SHAPES[name].batch
         yield (
             f"| {name} | {flops.total / 1e12:.2f} | {flops.encoders / 1e12:.2f} | {images} | "
             f"{days(flops.total, images, utilisation):.1f} |"

@@ -73,10 +73,10 @@ def _both_present(judge: Judge, pictures: Tensor, named: Tensor) -> tuple[float,
 
 
 @torch.no_grad()
-def two_object_quality(models: MicroStableDiffusion, count: int, seed: int = 0) -> dict[str, float]:
+def two_object_quality(models: MicroStableDiffusion, count: int, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
     """Share of two-object prompts whose picture shows both, and the judge's share on real scenes of two objects."""
     texts, named = two_object_prompts(count)
-    painted = _both_present(models.judge, paint(models, texts, seed), named)
+    painted = _both_present(models.judge, paint(models, texts, seed, steps=steps), named)
     scenes = render_scenes(draw_specs("test", count, seed=23, categories=TRAINED_CATEGORIES, shares=_PLAIN_PAIRS))
     objects = [(spec.subject, spec.neighbour) for spec in scenes.specs]
     real = torch.tensor([[TRAINED_CATEGORIES.index(o.instance.category) for o in pair if o] for pair in objects])
@@ -140,13 +140,17 @@ def attention_quality(
 
 @torch.no_grad()
 def painted_attention_quality(
-    models: MicroStableDiffusion, count: int, seed: int = 0, timesteps: tuple[int, ...] = (100, 300, 500)
+    models: MicroStableDiffusion,
+    count: int,
+    seed: int = 0,
+    timesteps: tuple[int, ...] = (100, 300, 500),
+    steps: int = STEPS,
 ) -> dict[str, float]:
     """The same IoU during generation, with the object that the judge finds in the finished picture."""
     prompts = PromptSet.draw(count, seed)
     named = [TRAINED_CATEGORIES[category] for category in prompts.category]
     position = _token_position(models, tokenize(prompts.texts), named)
-    models.scheduler.set_timesteps(STEPS)
+    models.scheduler.set_timesteps(steps)
     nearest = {min(models.scheduler.timesteps.tolist(), key=lambda step: abs(step - t)): t for t in timesteps}
     record = record_attention(models.unet)
     maps: dict[int, list[Tensor]] = {t: [] for t in timesteps}
@@ -156,7 +160,7 @@ def painted_attention_quality(
             both = record.cross_map(position[part].repeat(2), 16)  # unconditional rows come first
             maps[nearest[step]].append(both.chunk(2)[1])
 
-    found = models.judge(paint(models, prompts.texts, seed, on_step=keep_map)).mask[:, 0] > 0
+    found = models.judge(paint(models, prompts.texts, seed, steps=steps, on_step=keep_map)).mask[:, 0] > 0
     use_default_attention(models.unet)
     seen = found.sum((1, 2)) > 0
     overlaps = {t: top_share_iou(torch.cat(rows)[seen], found[seen]) for t, rows in maps.items()}

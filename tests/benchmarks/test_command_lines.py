@@ -20,6 +20,7 @@ def test_help_starts_with_the_commands_hardware_and_time(
 ) -> None:
     module = f"tests.benchmarks.{name}"
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # another test may have imported it
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__", alter_sys=True)  # as `python -m` does
     assert ended.value.code == 0

@@ -1,4 +1,4 @@
-"""The base stage: shipped weights that fit, that are damaged, and a tiny training from scratch."""
+"""The base stage: shipped weights that fit, damaged ones, and a tiny training from scratch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_shipped_weights_that_fit_are_copied(shipped: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_damaged_weights_are_refused_by_name(shipped: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_weights_are_refused_with_the_file(shipped: Path, tmp_path: Path, damage: str) -> None:
     weights = tmp_path / "weights"
     shutil.copytree(shipped, weights)
     file = weights / "unet" / "diffusion_pytorch_model.safetensors"
@@ -46,7 +46,7 @@ def test_damaged_weights_are_refused_by_name(shipped: Path, tmp_path: Path, dama
         run(make_context(tmp_path), weights)
 
 
-def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     with pytest.raises(StageError, match=r"is not a weights folder .*; restore .*--force base"):
         run(make_context(tmp_path), tmp_path / "weights")
@@ -78,7 +78,7 @@ def test_a_forced_stage_trains_although_the_shipped_weights_fit(ray_cluster: str
     assert torch.isfinite(backbone.unet(torch.randn(1, 4, 16, 16), 10, torch.randn(1, 16, 128)).sample).all()
     steps = {event["key"] for event in events if event["event"] == "metric"}
     assert {f"{name}/loss" for name in PARTS} <= steps
-    # A second call, as after a kill just before the commit, trains nothing again.
+    # A second call, as after a kill just before the commit, trains nothing.
     shutil.rmtree(folder)
     events.clear()
     run(context, shipped)

@@ -40,7 +40,7 @@ def test_crops_are_centred_on_the_object() -> None:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PoolConfig, ScenePool]:
     folder, config = tmp_path_factory.mktemp("pool"), PoolConfig(count=20, seed=9)
-    return folder, config, build_pool(folder, config, workers=1)
+    return folder, config, build_pool(folder, config, workers=2)
 
 
 def test_a_pool_holds_the_scenes_of_its_configuration(pool: tuple[Path, PoolConfig, ScenePool]) -> None:
