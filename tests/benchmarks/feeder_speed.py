@@ -167,22 +167,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)), local_cluster():
         feed = write_inputs(Path(name), work)
         for repetition in range(options.repetitions):
-            found = {way: ways[way](feed, work, options.workers) for way in sorted(ways, reverse=repetition % 2 == 1)}
-            ours, theirs = found["feeder"], found["loader"]
-            ratios.append(
-                (
-                    ours.steps_per_second / theirs.steps_per_second,
-                    ours.cpu_seconds_per_step / theirs.cpu_seconds_per_step,
-                )
-            )
-            print(
-                f"feeder {ours.steps_per_second:.1f} batches/s, {1000 * ours.cpu_seconds_per_step:.1f} ms of CPU each; "
-                f"DataLoader {theirs.steps_per_second:.1f}, {1000 * theirs.cpu_seconds_per_step:.1f} ms; "
-                f"ratios {ratios[-1][0]:.2f}, {ratios[-1][1]:.2f}",
-                flush=True,
-            )
+            order = sorted(ways, reverse=repetition % 2 == 1)
+            found = {way: ways[way](feed, work, options.workers) for way in order}
+            ratios.append(_compare(found["feeder"], found["loader"]))
     speed, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
-    print(f"median ratios: batches a second {speed:.2f}, CPU seconds {cpu:.2f}")
+    print(f"median ratios: batches per second {speed:.2f}, CPU seconds {cpu:.2f}")
+
+
+def _compare(feeder: Speed, loader: Speed) -> tuple[float, float]:
+    """Print both speeds; returns the ratios of batches per second and of CPU seconds."""
+    speed = feeder.steps_per_second / loader.steps_per_second
+    cpu = feeder.cpu_seconds_per_step / loader.cpu_seconds_per_step
+    print(
+        f"feeder {feeder.steps_per_second:.1f} batches/s, {1000 * feeder.cpu_seconds_per_step:.1f} ms of CPU each; "
+        f"DataLoader {loader.steps_per_second:.1f}, {1000 * loader.cpu_seconds_per_step:.1f} ms; "
+        f"ratios {speed:.2f}, {cpu:.2f}",
+        flush=True,
+    )
+    return speed, cpu
 
 
 if __name__ == "__main__":

@@ -239,9 +239,9 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
-def days(flops: float, images_a_step: int, utilisation: float) -> float:
-    """Days of the papers' 160,000 steps on 8 A100 at this utilisation of their peak."""
-    return PAPER_STEPS * images_a_step * flops / (PAPER_GPUS * PEAKS["A100"] * utilisation) / 86_400
+def days(flops: float, images_a_step: int, utilization: float) -> float:
+    """Days of the papers' 160,000 steps on 8 A100 at this utilization of their peak."""
+    return PAPER_STEPS * images_a_step * flops / (PAPER_GPUS * PEAKS["A100"] * utilization) / 86_400
 
 
 def measured_rows(names: Sequence[str], device: torch.device, steps: int) -> Iterator[str]:
@@ -259,18 +259,18 @@ def measured_rows(names: Sequence[str], device: torch.device, steps: int) -> Ite
             yield f"| {name} | {shape.batch} | {switch} | {speed.images:.2f} | {memory} | {share} |"
 
 
-def planned_rows(names: Sequence[str], utilisation: float) -> Iterator[str]:
+def planned_rows(names: Sequence[str], utilization: float) -> Iterator[str]:
     """Count, and yield the rows of the table that is computed and not measured."""
     yield (
         f"| shape | TFLOP per image | of it image encoders | images per step on {PAPER_GPUS} GPUs | "
-        f"days on {PAPER_GPUS} A100 at {utilisation:.0%} of their peak |"
+        f"days on {PAPER_GPUS} A100 at {utilization:.0%} of their peak |"
     )
     yield "| --- | --- | --- | --- | --- |"
     for name in names:
         flops, images = count_flops(name), PAPER_GPUS * SHAPES[name].batch
         yield (
             f"| {name} | {flops.total / 1e12:.2f} | {flops.encoders / 1e12:.2f} | {images} | "
-            f"{days(flops.total, images, utilisation):.1f} |"
+            f"{days(flops.total, images, utilization):.1f} |"
         )
 
 
@@ -281,13 +281,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--plan", action="store_true", help="count FLOPs only")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="of the A100's peak, for the plan")
+    parser.add_argument("--utilization", type=float, default=0.4, help="of the A100's peak, for the plan")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     if not options.plan:
         print("\n".join(measured_rows(options.shapes, torch.device(options.device), options.steps)), end="\n\n")
     print(f"Computed, not measured: {PAPER_STEPS:,} steps.\n")
-    print("\n".join(planned_rows(options.shapes, options.utilisation)))
+    print("\n".join(planned_rows(options.shapes, options.utilization)))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ repetition.
 
 Ratios of CPU seconds on one core of a Xeon, for the modes without early stop, in full, and fast:
 
-    micro, batch 8 (--repeats 5)                                                1.427  1.185  1.101
-    SD-1.5's UNet, 256 x 256, batch 1 (--backbone sd15 --steps 25 --repeats 2)  1.569  1.228  1.115
+    micro, batch 8 (--repetitions 5)                                                1.427  1.185  1.101
+    SD-1.5's UNet, 256 x 256, batch 1 (--backbone sd15 --steps 25 --repetitions 2)  1.569  1.228  1.115
 
 By FLOPs the first row is 1.53, 1.26 and 1.09: a guidance pass is 0.52 of a step. RealCustom++ reports 1.70 without
 early stop and 1.44 in full.
@@ -141,13 +141,13 @@ def run(pipeline: RealCustomPipeline, mode: Mode, steps: int, batch: int, side: 
 
 
 def measure(
-    pipeline: RealCustomPipeline, modes: Sequence[Mode], steps: int, repeats: int, batch: int, side: int
+    pipeline: RealCustomPipeline, modes: Sequence[Mode], steps: int, repetitions: int, batch: int, side: int
 ) -> None:
     """Measure the modes' times and peaks, after a warm-up call of each with one step."""
     for mode in modes:
         run(pipeline, Mode(mode.name, mode.options), 1, batch, side)
-    for repeat in range(repeats):
-        for mode in modes if repeat % 2 == 0 else reversed(modes):
+    for repetition in range(repetitions):
+        for mode in modes if repetition % 2 == 0 else reversed(modes):
             work = partial(run, pipeline, mode, steps, batch, side)
             mode.peak = peak_extra_bytes(work, pipeline.backbone.device)
 
@@ -230,6 +230,15 @@ def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[i
     return peak_extra_bytes(extract, device), naive
 
 
+def memory_report(device: torch.device, dtype: torch.dtype, batch: int) -> str:
+    """Measure the memory of the mask extraction, and describe it in a line."""
+    peak, naive = mask_memory(device, dtype, batch)
+    share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
+    return (
+        f"mask extraction at SDXL's shape, {dtype}, batch {batch}: {share} of the naive maps' {naive / 2**20:.0f} MiB"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
@@ -237,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps")
     parser.add_argument("--size", type=int, help="side of the pictures, in pixels")
     parser.add_argument("--batch", type=int, help="pictures at once")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--mask-every", type=int, default=3, help="of the fast mode")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -247,18 +256,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)
     if options.memory:
-        batch = options.batch or 1
-        peak, naive = mask_memory(device, dtype, batch)
-        share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
-        print(
-            f"mask extraction at SDXL's shape, {options.dtype}, batch {batch}: {share} of the naive maps' "
-            f"{naive / 2**20:.0f} MiB"
-        )
+        print(memory_report(device, dtype, options.batch or 1))
         return
     setting = SETTINGS[options.backbone]
     steps, batch, side = options.steps or setting.steps, options.batch or setting.batch, options.size or setting.side
     modes = modes_of(steps, options.mask_every, setting.cross_downscales)
-    measure(setting.build(device, dtype), modes, steps, options.repeats, batch, side)
+    measure(setting.build(device, dtype), modes, steps, options.repetitions, batch, side)
     print(report(modes))
 
 

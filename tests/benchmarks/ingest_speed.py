@@ -142,12 +142,12 @@ def measure(folder: Path, urls: Path, repetitions: int, server: int) -> list[tup
 
 def measure_shards(folder: Path, urls: Path) -> None:
     """Fetch each shard in this process by the stage and by img2dataset, and print the CPU time of both."""
-    ours, plain = [], []
+    stage, plain = [], []
     for number, size in enumerate(shard_sizes(urls)):
         began = time.process_time()
         fetch_shard(urls, number, folder, SETTINGS, None)
         if number:  # the first one includes the import of img2dataset
-            ours.append((time.process_time() - began) / size)
+            stage.append((time.process_time() - began) / size)
         file = folder / "plain.arrow"
         rows = pq.ParquetFile(urls).read_row_group(number, columns=["sample_id", "url"])
         downloader = make_downloader(folder, SETTINGS)
@@ -158,9 +158,9 @@ def measure_shards(folder: Path, urls: Path) -> None:
             writer.write_table(rows)
         downloader.download_shard((number, str(file)))
         plain.append((time.process_time() - began) / size)
-    for mine, theirs in zip(ours, plain[1:], strict=True):
-        print(f"CPU of a shard: stage {1e3 * mine:.2f} ms a picture, img2dataset {1e3 * theirs:.2f}", flush=True)
-    ratio = statistics.median(plain[1:]) / statistics.median(ours)
+    for ours, theirs in zip(stage, plain[1:], strict=True):
+        print(f"CPU of a shard: stage {1e3 * ours:.2f} ms per picture, img2dataset {1e3 * theirs:.2f}", flush=True)
+    ratio = statistics.median(plain[1:]) / statistics.median(stage)
     print(f"CPU of a shard: ratio of the medians {ratio:.2f}", flush=True)
 
 
@@ -171,14 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args(arguments)
     set_benchmark_environment("micro")
-    ours, theirs = multiprocessing.Pipe()
+    here, there = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)), local_cluster():
         site, urls = Path(name) / "site", Path(name) / "urls.parquet"
         site.mkdir()
         write_site(site, options.pictures)
-        server = multiprocessing.get_context("spawn").Process(target=serve, args=(site, theirs))
+        server = multiprocessing.get_context("spawn").Process(target=serve, args=(site, there))
         server.start()
-        write_list(urls, ours.recv(), options.pictures)
+        write_list(urls, here.recv(), options.pictures)
         assert server.pid is not None
         found = measure(Path(name), urls, options.repetitions, server.pid)
         alternately = Path(name) / "alternately"
@@ -186,12 +186,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shards = multiprocessing.get_context("spawn").Process(target=measure_shards, args=(alternately, urls))
         shards.start()
         shards.join()
-        ours.send("end")
+        here.send("end")
         server.join()
+    print_rates(found)
+
+
+def print_rates(found: Sequence[tuple[Rates, Rates]]) -> None:
+    """Print the rates of the stage and of img2dataset, and their ratios."""
     for title, field, unit in (
         ("overall", "overall", "pictures/s"),
         ("in a shard", "in_a_shard", "pictures/s"),
-        ("all CPU", "all_cpu", "pictures a CPU second"),
+        ("all CPU", "all_cpu", "pictures per CPU second"),
     ):
         pairs = [(getattr(stage, field), getattr(plain, field)) for stage, plain in found]
         for stage, plain in pairs:

@@ -21,9 +21,7 @@ def test_sdxl_has_these_layers() -> None:
     cross = [shape for shape in shapes if shape.layer.endswith("attn2")]
     assert len(own) == len(layers.selves) == 2 * 2 + 3 * 2
     assert len(cross) == len(layers.cross) == 2 * 10 + 10 + 3 * 10
-    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in own} == {
-        (10, 4096, 4096, 64)
-    }
+    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in own} == {(10, 4096, 4096, 64)}
     assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in cross} == {(20, 1024, 77, 64)}
     assert shapes[0].layer == "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     assert shapes[-1].layer == "up_blocks.1.attentions.2.transformer_blocks.1.attn1"

@@ -1,4 +1,4 @@
-"""The tables of `curriculum_recipes`, from results made by hand."""
+"""The tables of `curriculum_recipes`, from handmade results."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_with_one_seed_the_interval_is_that_over_subjects() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high), abs=0.03)
 
 
-def test_the_interval_takes_in_seeds_and_subjects() -> None:
+def test_the_interval_covers_seeds_and_subjects() -> None:
     """Of a sum of a seed's and a subject's part the mean has the sum of both means' variances."""
     rng = np.random.default_rng(1)
     of_seeds, of_subjects = rng.normal(size=(60, 1)), 2 * rng.normal(size=(1, 80))

@@ -151,17 +151,17 @@ def work(rank: int, store: str, stage: ZeroStage, model: Model, pipe: Any) -> No
 def measure(stage: ZeroStage, model: Model) -> Memory:
     """Memory of the first worker; each worker is a new process."""
     spawning = multiprocessing.get_context("spawn")
-    ours, theirs = spawning.Pipe()
+    receiver, sender = spawning.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        workers = [spawning.Process(target=work, args=(rank, store, stage, model, theirs)) for rank in range(WORKERS)]
+        workers = [spawning.Process(target=work, args=(rank, store, stage, model, sender)) for rank in range(WORKERS)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
     if any(worker.exitcode for worker in workers):
         raise RuntimeError(f"ZeRO stage {stage}: a worker failed")
-    memory: Memory = ours.recv()
+    memory: Memory = receiver.recv()
     size = memory.tensors / model.parameters
     print(f"stage {stage}, {model.frozen_layers} frozen layers: {size:.2f} bytes of tensors per parameter", flush=True)
     return memory

@@ -65,8 +65,8 @@ def test_a_pool_is_built_once_and_again_when_its_configuration_changes(
 
 
 @pytest.mark.timeout(180)
-def test_a_pool_is_built_beside_a_thread_that_waits_for_stdin(tmp_path: Path) -> None:
-    """As in a stage's process, which waits there for the end of its runner."""
+def test_a_pool_is_built_while_a_thread_waits_for_stdin(tmp_path: Path) -> None:
+    """A stage's process has such a thread: it waits for the end of its runner."""
     code = (
         "import sys, threading; from pathlib import Path\n"
         "from model.microworld.pool import build_pool; from model.microworld.pool_config import PoolConfig\n"

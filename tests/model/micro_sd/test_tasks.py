@@ -1,4 +1,4 @@
-"""Each training problem on a tiny pool: batches are pure, the loss falls, what is exported loads."""
+"""Each training problem on a tiny pool: batches are pure functions, the loss falls, and exported models load."""
 
 import dataclasses
 import pickle
@@ -59,15 +59,15 @@ def test_batches_are_pure_functions_of_step_and_rank(tasks: dict[str, Task], nam
 def test_the_loss_falls_on_one_batch(tasks: dict[str, Task], name: str) -> None:
     task = tasks[name]
     module = task.module()
-    optimiser = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-3)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-3)
     batch = task.batch(0, 0, 1)
     losses = []
     for step in range(4):
         output = module(batch)
         assert all(value.ndim == 0 for value in output.values())
         output["loss"].backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         task.after_step(module, step)
         losses.append(float(output["loss"].detach()))
     assert losses[-1] < losses[0]
@@ -130,7 +130,7 @@ def test_the_judge_s_outputs(tasks: dict[str, Task]) -> None:
     assert torch.allclose(verdict.identity.norm(dim=1), torch.ones(8), atol=1e-5)
 
 
-def test_the_judge_learns_who_is_present_from_both_objects(tasks: dict[str, Task]) -> None:
+def test_the_judge_s_presence_labels_name_both_objects(tasks: dict[str, Task]) -> None:
     task = tasks["judge"]
     assert isinstance(task, JudgeTask)
     pool, batch = ScenePool.open(task.pool_folder), task.batch(0, 0, 1)

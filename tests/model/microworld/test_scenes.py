@@ -56,7 +56,7 @@ def test_masks_are_the_exact_alpha() -> None:
     assert (on_bright.mask == on_dark.mask).all()
 
 
-def test_two_objects_are_named_and_masked_apart() -> None:
+def test_two_objects_have_separate_words_and_masks() -> None:
     batch = render_scenes(draw_specs("train", 8, seed=6, shares=SceneShares(two_objects=1.0)))
     for scene in (batch[i] for i in range(len(batch))):
         assert scene.spec.neighbour is not None

@@ -1,4 +1,4 @@
-"""Metrics against slow, obvious twins, and the confidence intervals against what they promise."""
+"""Metrics compared with slow, obvious implementations, and the coverage of the confidence intervals."""
 
 from __future__ import annotations
 
