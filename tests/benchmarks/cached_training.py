@@ -4,8 +4,7 @@
     python -m tests.benchmarks.cached_training --backbone sd15    # SD-1.5's shapes, random weights, 128 pixels
     python -m tests.benchmarks.cached_training --storage          # bytes per row, without training
 
-Hardware and time: one core; about 3 minutes for micro, longer and about 8 GB of memory for sd15, seconds for
-`--storage`.
+Hardware and time: one core; about 3 minutes for micro, longer for sd15, seconds for `--storage`.
 
 The same steps (examples, forward and backward pass, AdamW) run in three ways: with the stage's cache ("stage"), with
 the cache that a training keeps in memory by itself, empty at the start ("memory"), and without a cache ("nothing").

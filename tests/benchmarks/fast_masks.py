@@ -4,9 +4,9 @@
 
 Hardware and time: one core; about ten minutes. It needs an adapter that was trained on the shipped micro backbone.
 
-The benchmark generates pictures of unseen objects, each with its own background, with exact masks in every step (k =
-1) and with exact masks in every k-th step only. For each k it prints the IoU of the masks with the exact ones, as a
-mean over the steps that compute masks and over all steps; and the differences to the pictures with exact masks, by
+The benchmark generates pictures of unseen objects, each with its own background, with exact masks in every step
+(k = 1) and with exact masks in every k-th step only. For each k it prints the IoU of the masks with the exact ones, as
+a mean over the steps that compute masks and over all steps; and the differences to the pictures with exact masks, by
 the independent judge, in subject similarity (cosine with another view of the object) and in the probability of the
 background that the prompt names. Intervals are 95 % bootstraps over objects.
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.filter_speed        # 48,000 pictures of 256 x 256, three repetitions
 
-Hardware and time: all cores, idle, 2 GB of disk; minutes on two cores.
+Hardware and time: all cores, idle, some GB of disk; minutes on two cores.
 
 The loop runs in one process per core, started beforehand: each process reads files of the dataset and decodes their
 pictures to RGB with Pillow. The stage starts its own workers, so it runs on two datasets, one a tenth of the other.
