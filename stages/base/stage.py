@@ -71,15 +71,17 @@ def why_not_shipped(shipped: Path, recipe: Recipe) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Folders:
+class Folders:
     """Folders of the trained parts and of the pools."""
 
     scratch: Path
 
     def part(self, name: str) -> Path:
+        """Weights of a finished part; missing until then."""
         return self.scratch / "parts" / name
 
     def pool(self, name: str) -> Path:
+        """A pool of scenes, or of their encodings."""
         return self.scratch / name
 
 
@@ -89,7 +91,7 @@ PARTS = ("vae", "clip", "dino", "judge", "unet")
 
 def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
     """Train the unfinished parts; yields the number of finished parts."""
-    recipe, folders = config.recipe, _Folders(context.scratch.resolve())
+    recipe, folders = config.recipe, Folders(context.scratch.resolve())
     workers = context.config.run.cpus or os.cpu_count() or 1
     context.report.progress(0, len(PARTS), "rendering the scenes")
     build_pool(folders.pool("pool"), recipe.pool, workers)
@@ -101,14 +103,14 @@ def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
     yield len(PARTS)
 
 
-def _train_part(name: str, context: StageContext, config: BaseConfig, folders: _Folders) -> None:
+def _train_part(name: str, context: StageContext, config: BaseConfig, folders: Folders) -> None:
     if name == "unet":
         vae = AutoencoderKL.from_pretrained(folders.part("vae")).eval()
         clip = CLIPModel.from_pretrained(folders.part("clip")).eval()
         encode_pool(folders.pool("pool"), vae, clip, folders.pool("cache"))
     part: PartRecipe = getattr(config.recipe, name)
     weights, _ = fit(
-        _task(name, config.recipe, folders),
+        task_of(name, config.recipe, folders),
         steps=part.steps,
         config=_trainer(part, config),
         context=context,
@@ -120,7 +122,8 @@ def _train_part(name: str, context: StageContext, config: BaseConfig, folders: _
     weights.rename(folders.part(name))
 
 
-def _task(name: str, recipe: Recipe, folders: _Folders) -> TrainingTask:
+def task_of(name: str, recipe: Recipe, folders: Folders) -> TrainingTask:
+    """The training problem of a part."""
     pool = folders.pool("pool")
     match name:
         case "vae":
