@@ -16,9 +16,10 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from model.pictures.decoding import PictureError
 from stages.contract import Reporter
 from stages.data.datasets import PartWriter
-from stages.data.pictures import UndecodableError, exif_orientation, upright_jpeg
+from stages.data.jpeg import upright_jpeg
 from stages.data.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
 from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
 from stages.filter.verdicts import in_batches
@@ -88,9 +89,9 @@ def adopt_row(row: ForeignRow) -> dict[str, Any]:
     if not (_caption(row) or "").strip():
         return _rejection(row, "no_caption", "null" if _caption(row) is None else "blank")
     try:
-        picture, (width, height) = upright_jpeg(row.picture, exif_orientation(row.picture))
-    except UndecodableError as error:
-        return _rejection(row, "undecodable", str(error))
+        picture, (width, height) = upright_jpeg(row.picture)
+    except PictureError as error:
+        return _rejection(row, "undecodable", error.detail)
     sizes = {"width": width, "height": height}
     originals = {f"original_{name}": _side(row, f"original_{name}") or size for name, size in sizes.items()}
     scores = {ours: _number(row, SPELLINGS[ours]) for ours in LAION_SCORES.values()}

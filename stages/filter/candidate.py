@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.data.pictures import decode_small
+from model.pictures.decoding import load_reduced
 
 GRID = 32
 
@@ -24,8 +24,8 @@ class Candidate:
 
     @cached_property
     def picture(self) -> Image.Image:
-        """RGB, as small as what is asked of it here allows; raises UndecodableError."""
-        return decode_small(self.row["picture"], 2 * GRID)
+        """RGB, as small as what is asked of it here allows; raises PictureError."""
+        return load_reduced(self.row["picture"], 2 * GRID)
 
     @cached_property
     def grid(self) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from model.pictures.decoding import PictureError, load_picture, to_png
 from stages.config import FilterConfig
 from stages.data.datasets import PartWriter
-from stages.data.pictures import UndecodableError, decode
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter.rules import COMPUTABLE, computed_scores
 from stages.filter.verdicts import FileGroup, read_batches
@@ -112,13 +111,11 @@ def _collect(examples: dict[str, list[Example]], rejected: pa.Table) -> None:
 
 def _example(row: Mapping[str, Any]) -> Example:
     try:
-        picture = decode(row["picture"])
-    except UndecodableError:
+        picture = load_picture(row["picture"])
+    except PictureError:
         return Example(sample_id=row["sample_id"], detail=row["detail"], picture=None)
     picture.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return Example(sample_id=row["sample_id"], detail=row["detail"], picture=buffer.getvalue())
+    return Example(sample_id=row["sample_id"], detail=row["detail"], picture=to_png(picture))
 
 
 def join_outcomes(outcomes: list[Outcome]) -> Outcome:

@@ -9,7 +9,7 @@ Measured on 190 pictures of the micro world in 12 versions each, of 0.75 to 1.5 
 40: all 2,280 versions are recognised; two different pictures are at least 10 bits and 12.2 of 255 apart. Of 40
 photographs of DreamBench, 256 pixels wide, at 0.6 to 1.31 times the size: all 480; at least 21 bits and 19.5 apart.
 
-JPEGs come here at a half, a quarter or an eighth of their size (`stages.data.pictures.decode_small`), their sides 64
+JPEGs come here at a half, a quarter or an eighth of their size (`model.pictures.decoding.load_reduced`), their sides 64
 pixels or more, and "the same pixels" are those of that size.
 
 The search runs in one process, over the whole dataset. It holds about 100 bytes a picture in memory (the colours stay

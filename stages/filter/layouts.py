@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from model.pictures.decoding import PICTURE_SUFFIXES
 from stages.contract import StageError
 from stages.data.schemas import SPELLINGS
 
 #: Names of a picture's column, when more than one holds bytes, and of a tar file's members.
-PICTURE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "gif", "picture", "img")
+PICTURE_NAMES = ("image", *(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES), "picture", "img")
 CAPTION_NAMES = (*SPELLINGS["caption"], "txt")
 MAX_MEMBER_BYTES = 100_000_000  # of a tar file; more is not read
 _ROWS_AT_ONCE = 64

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from model.pictures.decoding import PictureError
 from stages.config import FilterConfig
-from stages.data.pictures import UndecodableError
 from stages.data.schemas import LAION_SCORES
 from stages.filter.candidate import Candidate
 
@@ -88,8 +88,8 @@ def _language(candidate: Candidate, languages: list[str]) -> str | None:
 def _undecodable(candidate: Candidate, _: Any) -> str | None:
     try:
         candidate.picture.load()
-    except UndecodableError as error:
-        return str(error)
+    except PictureError as error:
+        return error.detail
     return None
 
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from model.pictures.decoding import load_picture
 from stages.config import FilterConfig, ScoringConfig
 from stages.contract import Reporter, StageError
-from stages.data.pictures import decode
 from stages.filter.candidate import Candidate
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
@@ -124,9 +124,9 @@ class ScoreModels:
         """Every score of every row, by the score's name."""
         import torch
 
-        from model.pictures import to_tensor
+        from model.pictures.tensors import to_tensor
 
-        pictures = [to_tensor(decode(row["picture"]))[None] for row in rows]
+        pictures = [to_tensor(load_picture(row["picture"]))[None] for row in rows]
         found: dict[str, list[float]] = {}
         embedded: dict[int, torch.Tensor] = {}
         for score, clip in sorted(self.clips.items()):

@@ -23,7 +23,7 @@ from PIL import Image
 from stages.config import IngestConfig
 from stages.contract import Reporter
 from stages.ingest.fetch import PictureOpener
-from stages.ingest.pictures import CheckedResizer
+from stages.ingest.resizer import CheckedResizer
 from stages.ingest.shards import settled_ids
 from stages.ray_tools.tasks import run_tasks
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.microworld.camera import matching_pinhole, orbit_pose, rotation_from_quaternion
+from model.pictures.decoding import PictureError
 from stages.contract import StageError
 from stages.data.datasets import read_dataset
-from stages.data.pictures import UndecodableError
 from stages.data.schemas import FRAMES, PAIRS
 from stages.microworld.turntables import write_instance
 from stages.multiview import stage as multiview
@@ -217,13 +217,13 @@ def test_a_frame_whose_mask_shows_no_object_is_refused(tmp_path: Path) -> None:
     mask.paste(255, (0, 0, 2, 5))
     mask.save(masks / "001.jpg.png")
     check_foreground(masks, "001.jpg", 0.1)
-    with pytest.raises(UndecodableError, match=r"covers 10.00% of the picture, less than 11.00%"):
+    with pytest.raises(PictureError, match=r"covers 10.00% of the picture, less than 11.00%"):
         check_foreground(masks, "001.jpg", 0.11)
     Image.new("L", (10, 10)).save(masks / "002.png")
-    with pytest.raises(UndecodableError, match=r"covers 0.00%"):
+    with pytest.raises(PictureError, match=r"covers 0.00%"):
         check_foreground(masks, "002.jpg", 0.02)
     (masks / "003.png").write_bytes(b"text")
-    with pytest.raises(UndecodableError, match="wrong_type"):
+    with pytest.raises(PictureError, match=r"003\.png is not a picture"):
         check_foreground(masks, "003.jpg", 0.02)
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
-import re
-import struct
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +23,6 @@ from model.micro_sd.weights import WEIGHTS_FOLDER
 from stages.config import FilterConfig, ScoringConfig
 from stages.contract import StageError
 from stages.data.datasets import read_dataset, row_counts, write_part
-from stages.data.pictures import UndecodableError, decode, decode_small
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter import stage as filter_stage
 from stages.filter.candidate import Candidate
@@ -38,26 +33,7 @@ from stages.filter.verdicts import group_files
 from tests.support.contexts import make_context
 from tests.support.picture_files import encode, png, scene
 
-
-def grainy(**options: Any) -> bytes:
-    """A JPEG of 256 x 256 with coefficients of all frequencies."""
-    rng = np.random.default_rng(0)
-    pixels = np.asarray(scene(1, 256), dtype=np.int16) + rng.integers(-20, 20, (256, 256, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90, **options)
-    return buffer.getvalue()
-
-
-GRAINY = {progressive: grainy(progressive=progressive) for progressive in (False, True)}
 CYRILLIC = "\u0444\u043e\u0442\u043e a \u0432\u0430\u0437\u044b"
-
-
-def header_of_a_bomb() -> bytes:
-    """A PNG that says of itself that it is 12,000 pixels wide and high."""
-    data = bytearray(png(Image.new("RGB", (8, 8))))
-    data[16:24] = struct.pack(">II", 12_000, 12_000)
-    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    return bytes(data)
 
 
 def sample(number: int, **changes: Any) -> dict[str, Any]:
@@ -130,62 +106,6 @@ def test_every_reason_has_its_words_and_its_setting() -> None:
     always = {"no_picture", "no_caption", "unreadable", "undecodable", "duplicate_id"}
     assert set(SETTING_OF) == set(REASONS) - always
     assert all(hasattr(FilterConfig(), setting) for setting in SETTING_OF.values())
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (encode(scene(1))[:-200], "decode: .*truncated"),
-        (b"text", "wrong_type: starts with b'text'"),
-        (b"", "wrong_type"),
-        (header_of_a_bomb(), "too_many_pixels: 12000 x 12000 > 64000000"),
-    ],
-)
-def test_what_is_no_picture_is_told(data: bytes, message: str) -> None:
-    with pytest.raises(UndecodableError, match=message):
-        decode(data)
-
-
-@given(data=st.binary(max_size=60), cut=st.integers(0, 900), flips=st.lists(st.integers(0, 2000), max_size=5))
-def test_damaged_pictures_are_decoded_or_told(data: bytes, cut: int, flips: list[int]) -> None:
-    whole = bytearray(encode(scene(3)) if len(data) % 2 else png(scene(3)))
-    for place in flips:
-        whole[place % len(whole)] ^= 0x55
-    for damaged in (data, bytes(whole[: len(whole) - cut])):
-        with contextlib.suppress(UndecodableError):
-            assert decode(damaged).mode == "RGB"
-
-
-@given(
-    cut=st.integers(0, 3000),
-    flips=st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 255)), max_size=4),
-    progressive=st.booleans(),
-)
-def test_a_jpeg_decoded_small_is_damaged_if_and_only_if_it_is_in_full(
-    cut: int, flips: list[tuple[int, int]], progressive: bool
-) -> None:
-    data = bytearray(GRAINY[progressive])
-    for place, mask in flips:
-        data[place % len(data)] ^= mask
-    damaged = bytes(data[: len(data) - cut])
-    try:
-        whole = decode(damaged).size
-    except UndecodableError as error:
-        with pytest.raises(UndecodableError, match=re.escape(str(error).partition(":")[0])):
-            decode_small(damaged, 64)
-    else:
-        small = decode_small(damaged, 64)
-        assert small.mode == "RGB"
-        assert min(small.size) >= min(64, *whole)
-
-
-def test_a_small_picture_is_the_whole_one_averaged() -> None:
-    whole = Image.open(io.BytesIO(GRAINY[False]))
-    small = np.asarray(decode_small(GRAINY[False], 64), dtype=float)
-    assert small.shape == (64, 64, 3)
-    assert np.abs(small - np.asarray(whole.reduce(4), dtype=float)).mean() < 1.5
-    assert decode_small(encode(scene(1, 100)), 64).size == (100, 100)
-    assert decode_small(png(scene(1, 200)), 64).size == (200, 200)
 
 
 @given(
