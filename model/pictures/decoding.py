@@ -138,7 +138,7 @@ def upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
         picture = Image.new("RGB", layer.size, "white")
         picture.paste(layer, mask=layer.getchannel("A"))
     else:
-        picture = image.convert("RGB")
+        picture = image if image.mode == "RGB" else image.convert("RGB")  # a copy would double the time
     picture.info.clear()  # its EXIF orientation would turn a saved copy again
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
