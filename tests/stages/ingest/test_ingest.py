@@ -21,7 +21,7 @@ from stages.data.loopback import serve_folder
 from stages.data.schemas import REJECTED, SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from stages.ingest import stage as ingest
-from stages.ingest.outcomes import FAILED, check_sum, outcome_table, reason_of, refuse_failures
+from stages.ingest.outcomes import FAILED, check_failed_share, check_sum, outcome_table, reason_of
 from tests.support.contexts import make_context
 from tests.support.hostile_samples import SETTINGS
 from tests.support.hostile_web import CAPTIONS, LIMITS, hostile_rows, hostile_server
@@ -66,11 +66,11 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
         ("rejected", "too_small", "1", "10.0 %"),
         ("failed", "dns", "4", "40.0 %"),
     ]
-    refuse_failures(10, 3, rejected, failed, 0.4)
+    check_failed_share(10, 3, rejected, failed, 0.4)
     with pytest.raises(StageError, match=r"4 of 10 rows have failed .*\(dns 4; ingest.max_failed_share allows 0.3\)"):
-        refuse_failures(10, 3, rejected, failed, 0.3)
+        check_failed_share(10, 3, rejected, failed, 0.3)
     with pytest.raises(StageError, match=r"3 were rejected \(decode 2, too_small 1; none was kept\)"):
-        refuse_failures(3, 0, rejected, Counter(), 1.0)
+        check_failed_share(3, 0, rejected, Counter(), 1.0)
 
 
 @pytest.fixture
@@ -161,9 +161,9 @@ def _another_list(rows: list[dict[str, Any]], folder: Path, changes: dict[str, A
 def _retry(site: Path, earlier: Path, changes: dict[str, Any], tmp_path: Path) -> None:
     """`ingest.retry=failed`: only failed rows are asked for; the rest is the earlier output's, byte for byte."""
     retry = changes | {"retry": "failed"}
-    with pytest.raises(StageError, match=r"retry=failed needs an output"):
+    with pytest.raises(StageError, match=r"retry=failed needs an earlier output"):
         ingest.run(make_context(tmp_path / "none", ingest=retry))
-    with pytest.raises(StageError, match=r"made by other rules: ingest.image_size was 64"):
+    with pytest.raises(StageError, match=r"made with other settings: ingest.image_size was 64"):
         ingest.run(make_context(tmp_path / "other", previous=earlier, ingest=retry | {"image_size": 32}))
     old_samples = read_dataset(earlier / "samples", SAMPLES)
     (site / "good7.jpg").rename(site / "missing.jpg")  # what was missing is there; what was there is kept anyway

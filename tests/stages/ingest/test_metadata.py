@@ -22,7 +22,7 @@ from stages.data.schemas import REJECTED, content_id
 from stages.ingest import metadata, partitions
 from stages.ingest.download import shard_sizes
 from stages.ingest.metadata import metadata_files, write_url_list
-from stages.ingest.outcomes import FAILED, REJECTED_UNSEEN
+from stages.ingest.outcomes import FAILED, REJECTED_BY_METADATA
 
 
 def write_metadata(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -264,4 +264,4 @@ def test_metadata_that_is_missing_empty_or_no_parquet_is_one_sentence(tmp_path: 
 
 
 def test_a_reason_is_a_rejection_or_a_failure_not_both() -> None:
-    assert not set(REJECTED_UNSEEN) & set(FAILED)
+    assert not set(REJECTED_BY_METADATA) & set(FAILED)
