@@ -1,9 +1,9 @@
 """Stage `ingest`: pictures from the web by img2dataset, on Ray.
 
-Each row of the metadata ends in exactly one of three datasets: `samples`, `rejected` (not wanted) or `failed` (could not
-be downloaded this time), the last two with a reason from `stages.ingest.outcomes`. The list of URLs is sorted by sample
-id and cut into shards. A shard is a range of ids, so that the output, written shard by shard, is in order. Unfinished
-work is kept in `context.scratch`. Neither the list nor the pictures need to fit in memory.
+Each row of the metadata ends in exactly one of three datasets: `samples`, `rejected` (not wanted) or `failed` (not
+downloaded this time), the last two with a reason from `stages.ingest.outcomes`. The list of URLs is sorted by sample id
+and cut into shards. A shard is a range of ids, so that the output, written shard by shard, is in order. Unfinished work
+is kept in `context.scratch`. Neither the list nor the pictures need to fit in memory.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from stages.microworld.turntables import write_instance
 from stages.multiview import stage as multiview
 from stages.multiview.colmap import ColmapError, RegisteredImage, read_images
 from stages.multiview.frames import category_names, check_foreground, find_instances, load_frame, read_instance
-from stages.multiview.pairs import DRAWN, View, angles_degrees, balance, view_pairs, viewing_direction
+from stages.multiview.pairs import RANKED_PAIRS, View, angles_degrees, balance, view_pairs, viewing_direction
 from tests.support.contexts import make_context
 
 YAWS = [-0.6, -0.2, 0.2, 0.6]
@@ -192,11 +192,11 @@ def test_categories_are_capped_and_their_instances_share_evenly(
     counts: dict[tuple[str, str], int], at_most: int
 ) -> None:
     rows = [
-        {"category": category, "instance": instance, "place": place, "lot": f"{place}{instance}", "pair_id": "p"}
+        {"category": category, "instance": instance, "rank": rank, "hash": f"{rank}{instance}", "pair_id": "p"}
         for (category, instance), count in counts.items()
-        for place in range(count)
+        for rank in range(count)
     ]
-    kept = balance(pa.Table.from_pylist(rows, schema=DRAWN), at_most).to_pylist()
+    kept = balance(pa.Table.from_pylist(rows, schema=RANKED_PAIRS), at_most).to_pylist()
     for category in "ab":
         had = {instance: count for (own, instance), count in counts.items() if own == category}
         # Rounds: everyone who has one left gives one, until there are enough.

@@ -143,7 +143,7 @@ def test_a_threshold_on_a_score_that_nobody_has_names_column_and_setting(tmp_pat
 
 def test_nothing_left_says_which_filter_took_how_many() -> None:
     text = nothing_left(9, {"side": 2, "aesthetic": 7})
-    assert "none of 9 samples: aesthetic took 7, side took 2" in text
+    assert "all 9 samples: aesthetic 7, side 2" in text
     assert "--set filter.min_aesthetic=" in text
 
 
@@ -256,7 +256,7 @@ def test_the_stage_keeps_order_gives_every_row_one_place_and_does_not_depend_on_
         ("0002", "aesthetic"), ("0003", "undecodable"), ("0005", "duplicate"),
     ]  # fmt: skip
     empty = make_context(tmp_path / "one", inputs={"ingest": tmp_path / "one" / "ingest"}, filter={"min_aesthetic": 9})
-    with pytest.raises(StageError, match="none of 12 samples: aesthetic took 12; loosen"):
+    with pytest.raises(StageError, match="all 12 samples: aesthetic 12; loosen"):
         filter_stage.run(empty)
 
 

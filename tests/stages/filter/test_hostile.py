@@ -71,7 +71,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
 
 def test_rows_that_do_not_add_up_are_refused() -> None:
     check_sum(10, 7, 3)
-    with pytest.raises(StageError, match="10 came, but 7 are kept and 2 rejected"):
+    with pytest.raises(StageError, match="10 read, but 7 are kept and 2 rejected"):
         check_sum(10, 7, 2)
 
 
