@@ -84,7 +84,7 @@ def sample(number: int, **changes: Any) -> dict[str, Any]:
         ({"caption": "mug", "original_height": 3, "aesthetic": None, "picture": b""}, "side", "3 < 48"),
     ],
 )
-def test_the_first_rule_that_takes_a_sample_is_the_reason(
+def test_the_first_rule_that_rejects_a_sample_is_the_reason(
     changes: dict[str, Any], reason: str | None, detail: str | None
 ) -> None:
     config = FilterConfig(min_pixels=4000, caption_script="LATIN", languages=["en", "DE"])
@@ -102,7 +102,7 @@ def test_a_picture_is_decoded_only_when_the_metadata_lets_it_pass() -> None:
     assert "picture" not in vars(candidate)
 
 
-def test_every_reason_has_its_words_and_its_setting() -> None:
+def test_every_reason_has_its_description_and_its_setting() -> None:
     always = {"no_picture", "no_caption", "unreadable", "undecodable", "duplicate_id"}
     assert set(SETTING_OF) == set(REASONS) - always
     assert all(hasattr(FilterConfig(), setting) for setting in SETTING_OF.values())
@@ -124,7 +124,7 @@ def test_thresholds_against_a_plain_statement(
     assert (rejection(Candidate(row), active_rules(config)) is None) == (passes_side and passes_score)
 
 
-def test_a_threshold_on_a_score_that_nobody_has_names_column_and_setting(tmp_path: Path) -> None:
+def test_a_threshold_on_a_missing_score_names_column_and_setting(tmp_path: Path) -> None:
     rows = [sample(number, aesthetic=None, similarity=None, language=None) for number in (1, 2)]
     write_part(tmp_path, 0, pa.Table.from_pylist(rows, schema=SAMPLES), SAMPLES)
     with pytest.raises(StageError, match=r"'AESTHETIC_SCORE'.*--set filter.min_aesthetic=null"):
@@ -141,7 +141,7 @@ def test_a_threshold_on_a_score_that_nobody_has_names_column_and_setting(tmp_pat
         check_settings(tmp_path, without_clip)
 
 
-def test_nothing_left_says_which_filter_took_how_many() -> None:
+def test_an_empty_result_names_the_rules_and_their_counts() -> None:
     text = nothing_left(9, {"side": 2, "aesthetic": 7})
     assert "all 9 samples: aesthetic 7, side 2" in text
     assert "--set filter.min_aesthetic=" in text
@@ -219,7 +219,7 @@ def test_the_safety_score_is_that_of_the_safety_checker(tmp_path: Path) -> None:
         ScoreModels(ScoringConfig(safety_checker="/no/such"), {"unsafe"})
 
 
-def test_models_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+def test_unsuitable_models_are_one_sentence(tmp_path: Path) -> None:
     save_head(tmp_path / "wide.pth", [768, 1])
     scoring = ScoringConfig(aesthetic_clip="micro", aesthetic_head=str(tmp_path / "wide.pth"))
     with pytest.raises(StageError, match=r"reads embeddings of 768 numbers, the CLIP .* has 128"):
@@ -229,9 +229,7 @@ def test_models_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_stage_keeps_order_gives_every_row_one_place_and_does_not_depend_on_the_files(
-    tmp_path: Path, ray_cluster: str
-) -> None:
+def test_the_stage_keeps_the_order_and_does_not_depend_on_the_files(tmp_path: Path, ray_cluster: str) -> None:
     rows = [sample(number) for number in range(12)]
     rows[2] |= {"aesthetic": 4.0}
     rows[3] |= {"picture": rows[3]["picture"][:300]}
@@ -270,11 +268,11 @@ def test_missing_scores_are_computed_and_kept_with_the_samples(tmp_path: Path, r
     rows = [sample(number) for number in range(6)]
     for number in (1, 2, 4):
         rows[number] |= {"similarity": None}
-    rows[2] |= {"aesthetic": 1.0}  # taken by a cheaper rule: nothing is computed
+    rows[2] |= {"aesthetic": 1.0}  # rejected by a cheaper rule: nothing is computed
     rows[5] |= {"similarity": float("nan"), "aesthetic": 6.0}
     write_part(tmp_path / "ingest" / "samples", 0, pa.Table.from_pylist(rows, schema=SAMPLES), SAMPLES)
     similarity = ScoreModels(ScoringConfig(), {"similarity"})([rows[number] for number in (1, 4, 5)])["similarity"]
-    limit = sorted(similarity)[0] + 1e-3  # takes one of the three
+    limit = sorted(similarity)[0] + 1e-3  # rejects one of the three
     events: list[Mapping[str, Any]] = []
     changes = {"min_similarity": min(limit, 0.3)}
     context = make_context(tmp_path, inputs={"ingest": tmp_path / "ingest"}, events=events, filter=changes)
@@ -287,8 +285,8 @@ def test_missing_scores_are_computed_and_kept_with_the_samples(tmp_path: Path, r
         else:
             assert f"{number:04d}" not in kept
     assert kept["0000"]["similarity"] == pytest.approx(0.3)
-    told = [str(event["text"]) for event in events if event["event"] == "warning"]
-    assert told == [
+    warnings = [str(event["text"]) for event in events if event["event"] == "warning"]
+    assert warnings == [
         "3 samples lack a score in the metadata, which is computed: similarity by micro; the micro CLIP knows the "
         "micro world only."
     ]

@@ -1,4 +1,4 @@
-"""The list of pictures to fetch: columns, file systems, rules and repeated rows of metadata."""
+"""The list of URLs to download: columns, file systems, rules and repeated rows of the metadata."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_an_id_that_two_urls_share_is_one_rows_only(tmp_path: Path) -> None:
         ("url", "text", "nsfw_score_opennsfw2", "aesthetic_score_laion_v2", "lang"),  # COYO
     ],
 )
-def test_the_usual_spellings_of_columns_are_understood(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_usual_column_names_are_recognised(names: tuple[str, ...], tmp_path: Path) -> None:
     values = ("http://h/1", "a cup", 0.25, 5.5, "en")
     row = read(write_metadata(tmp_path / "m.parquet", [dict(zip(names, values, strict=True))])).rows.to_pylist()[0]
     assert tuple(row[name] for name in ("url", "caption", "unsafe", "aesthetic", "language")) == values
@@ -188,7 +188,7 @@ def test_the_usual_spellings_of_columns_are_understood(names: tuple[str, ...], t
         ({"min_image_size": 10}, "WIDTH", 30, 34, "aspect_ratio"),
     ],
 )
-def test_rules_ask_the_metadata_and_what_it_does_not_tell_is_no_reason(
+def test_rules_reject_by_the_metadata_and_missing_values_are_no_reason(
     setting: dict[str, Any], column: str, bad: Any, good: Any, reason: str, tmp_path: Path
 ) -> None:
     rows = [
@@ -202,7 +202,7 @@ def test_rules_ask_the_metadata_and_what_it_does_not_tell_is_no_reason(
     assert str(bad) in rejected["detail"]
 
 
-def test_captions_that_are_pages_or_no_unicode_harm_nobody(tmp_path: Path) -> None:
+def test_captions_that_are_too_long_or_invalid_unicode_are_handled(tmp_path: Path) -> None:
     raw = pa.array([b"http://h/1", b"http://h/2", b"http://h/3"]), pa.array([b"cup \xff\xfe", b"a" * 1_000_000, b"cup"])
     columns = {
         name: pa.Array.from_buffers(pa.string(), 3, array.buffers()) for name, array in zip("ut", raw, strict=True)
@@ -215,7 +215,7 @@ def test_captions_that_are_pages_or_no_unicode_harm_nobody(tmp_path: Path) -> No
     assert len(rejected["caption"]) == 1000
 
 
-def test_any_number_of_files_on_any_file_system(tmp_path: Path) -> None:
+def test_files_are_found_on_every_file_system(tmp_path: Path) -> None:
     folders = [tmp_path, tmp_path / "more"]
     (tmp_path / "more").mkdir()
     memory = fsspec.filesystem("memory")
@@ -246,7 +246,7 @@ def test_a_column_that_is_missing_or_of_another_type_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_metadata_that_is_missing_empty_or_no_parquet_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_empty_and_unreadable_metadata_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"there is no file or folder .*/missing"):
         read(tmp_path / "missing")
     with pytest.raises(StageError, match=r"holds no \*.parquet"):

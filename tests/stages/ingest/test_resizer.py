@@ -44,7 +44,7 @@ def test_pictures_of_every_kind_come_out_as_our_decoder_sees_them(kind: str, res
 
 
 @pytest.mark.parametrize("kind", [kind for kind, (reason, _) in BODIES.items() if reason])
-def test_what_is_refused_has_a_reason(kind: str, resizer: CheckedResizer) -> None:
+def test_refused_pictures_have_a_reason(kind: str, resizer: CheckedResizer) -> None:
     reason, body = BODIES[kind]
     wanted = {"too_small": "image too small", "aspect_ratio": "aspect ratio too large"}.get(reason, reason)
     *nothing, message = resizer(io.BytesIO(body))
