@@ -113,7 +113,7 @@ def adopt_all(source: Path, folder: Path) -> tuple[list[dict[str, Any]], list[di
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
-def test_every_row_of_every_layout_becomes_a_sample_or_has_a_reason(
+def test_every_row_of_every_layout_is_imported_or_rejected(
     write: Callable[[Path], None], tmp_path: Path
 ) -> None:
     (tmp_path / "source").mkdir()
