@@ -6,13 +6,13 @@ from PIL import Image
 
 
 def square_crop(picture: Image.Image, x: float, y: float, size: int) -> Image.Image:
-    """The largest square of a picture, resized.
+    """Cut the largest square out of a picture, and resize it.
 
     Args:
-        picture: of any shape.
-        x: 0 takes the square at the left end of the free travel, 1 at the right end.
-        y: 0 top, 1 bottom.
-        size: side of the result, pixels.
+        picture: Of any shape.
+        x: Horizontal position of the square, from 0 (left end of its free travel) to 1 (right end).
+        y: Vertical position, from 0 (top) to 1 (bottom).
+        size: Side of the result, pixels.
     """
     side = min(picture.size)
     left, top = _offset(picture.width - side, x), _offset(picture.height - side, y)
@@ -20,17 +20,17 @@ def square_crop(picture: Image.Image, x: float, y: float, size: int) -> Image.Im
 
 
 def crop_reference(picture: Image.Image, ratio: float, x: float, y: float, size: int) -> Image.Image:
-    """A crop of the reference picture as the curriculum asks for (RealCustom++ Eq. 11).
+    """Crop the reference picture of the curriculum (RealCustom++ Eq. 11).
 
-    The picture is resized to (size * ratio)^2, then a square of side `size` is cut out, which shows 1 / ratio^2 of the
+    The picture is resized to (size * ratio)^2. Then a square of side `size` is cut out, which shows 1 / ratio^2 of the
     picture. A picture that is not square is first cut to its central square, so that nothing is stretched.
 
     Args:
-        picture: the reference.
+        picture: The reference.
         ratio: r >= 1.
-        x: where the crop lies, from 0 (left end of the free travel) to 1 (right end).
-        y: the same from top to bottom.
-        size: side of the result, pixels.
+        x: Horizontal position of the crop, from 0 (left end of its free travel) to 1 (right end).
+        y: Vertical position, from 0 (top) to 1 (bottom).
+        size: Side of the result, pixels.
     """
     if ratio < 1:
         raise ValueError(f"the crop ratio must be at least 1, not {ratio}")
@@ -42,5 +42,5 @@ def crop_reference(picture: Image.Image, ratio: float, x: float, y: float, size:
 
 def _offset(travel: int, fraction: float) -> int:
     if not 0 <= fraction <= 1:
-        raise ValueError(f"the place of a crop must lie in [0, 1], not at {fraction}")
+        raise ValueError(f"the position of a crop must lie in [0, 1], not at {fraction}")
     return round(travel * fraction)

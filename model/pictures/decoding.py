@@ -29,7 +29,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 SIGNATURE_BYTES = 16  # that `picture_format` needs at most
 _ORIENTATION = 0x0112
 _EXIF_MARKERS = {"JPEG": b"Exif", "PNG": b"eXIf", "WEBP": b"EXIF"}
-#: What makes a picture upright, for each orientation of the EXIF standard but the upright one.
+#: The transpositions that make pictures upright, for each EXIF orientation but 1.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -96,7 +96,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the pic
             yield image
     except PictureError:
         raise
-    except Exception as error:  # nobody can foresee what a hostile file makes a decoder raise
+    except Exception as error:  # a hostile file can make a decoder raise anything
         raise _damaged(name, _words(error)) from error
 
 

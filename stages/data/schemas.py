@@ -103,7 +103,7 @@ PLAN = pa.schema(
     ]
 )
 
-#: `cache_latents/latents` and `cache_latents/texts`: what the backbone's encoders make of the plan's examples.
+#: `cache_latents/latents` and `cache_latents/texts`: the plan's examples, encoded by the backbone.
 ENCODINGS = pa.schema(
     [
         # `model.training.encodings.square_key` of a target square, or the caption

@@ -1,8 +1,8 @@
 """Resizing of downloaded pictures by img2dataset, after the checks and the decoding of `model.pictures`.
 
-img2dataset decodes with OpenCV, which knows nothing of our policy for pictures: it turns 16-bit PNGs white, keeps grey
-pictures grey, drops the EXIF orientation, and needs gigabytes for a transparent picture. So it only decodes what it
-decodes as we do. It gets every other picture decoded, as an uncompressed BMP file.
+img2dataset decodes with OpenCV, which does not follow our policy for pictures: it turns 16-bit PNGs white, keeps grey
+pictures grey, drops the EXIF orientation, and needs gigabytes for a transparent picture. So img2dataset only decodes
+the pictures that both decode alike. It gets all others already decoded, as uncompressed BMP files.
 """
 
 from __future__ import annotations
