@@ -26,10 +26,11 @@ from stages.data.datasets import dataset_files, dataset_rows, write_in_order
 from stages.data.loopback import serve_folder
 from stages.data.schemas import REJECTED
 from stages.ingest.download import SHARD, download_shards, shard_sizes
-from stages.ingest.metadata import UrlList, metadata_files, write_url_list
+from stages.ingest.metadata import metadata_files
 from stages.ingest.outcomes import check_failed_share, check_sum, outcome_table
 from stages.ingest.partitions import keys_of_ids
 from stages.ingest.shards import ShardSummary, convert_shard
+from stages.ingest.url_list import UrlList, write_url_list
 from stages.ray_tools.tasks import run_tasks
 
 #: A file in the output with the settings that its pictures depend on. Only outputs with the same can be merged.

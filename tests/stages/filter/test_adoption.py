@@ -113,9 +113,7 @@ def adopt_all(source: Path, folder: Path) -> tuple[list[dict[str, Any]], list[di
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
-def test_every_row_of_every_layout_is_imported_or_rejected(
-    write: Callable[[Path], None], tmp_path: Path
-) -> None:
+def test_every_row_of_every_layout_is_imported_or_rejected(write: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     write(tmp_path / "source")
     samples, rejected = adopt_all(tmp_path / "source", tmp_path / "adopted")

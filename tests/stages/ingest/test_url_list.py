@@ -21,8 +21,9 @@ from stages.contract import StageError
 from stages.data.schemas import REJECTED, content_id
 from stages.ingest import metadata, partitions
 from stages.ingest.download import shard_sizes
-from stages.ingest.metadata import metadata_files, write_url_list
+from stages.ingest.metadata import metadata_files
 from stages.ingest.outcomes import FAILED, REJECTED_BY_METADATA
+from stages.ingest.url_list import write_url_list
 
 
 def write_metadata(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -126,15 +127,15 @@ def test_many_partitions_give_the_list_that_one_gives(tmp_path: Path, monkeypatc
     ids = pieces.rows["sample_id"].to_pylist()
     assert ids == sorted(set(ids))
 
-    def places(listed: Listed) -> list[tuple[str, ...]]:
+    def details(listed: Listed) -> list[tuple[str, ...]]:
         return sorted(tuple(row.values()) for row in listed.rejected.to_pylist() if row["caption"])
 
-    assert places(pieces) == places(whole)
+    assert details(pieces) == details(whole)
     assert pieces.rejected["reason"].value_counts().to_pylist() == whole.rejected["reason"].value_counts().to_pylist()
 
 
 def test_memory_does_not_grow_with_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrow's and Python's peaks; of a list held in memory they are eight times as high for eight times the rows."""
+    """The peaks of Arrow and Python. A list in memory would take eight times as much for eight times the rows."""
     monkeypatch.setattr(partitions, "ROWS_PER_PARTITION", 500)
     monkeypatch.setattr(metadata, "_ROWS_AT_ONCE", 500)
     peaks = []
@@ -153,7 +154,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path: Path, monkeypatch: pytest.
     assert peaks[1] < 2 * peaks[0]
 
 
-def test_an_id_that_two_urls_share_is_one_rows_only(tmp_path: Path) -> None:
+def test_of_two_rows_with_the_same_id_one_is_kept(tmp_path: Path) -> None:
     rows = [{"URL": "http://h/a\nb", "TEXT": "c"}, {"URL": "http://h/a", "TEXT": "b\nc"}]
     urls = read(write_metadata(tmp_path / "m.parquet", rows))
     assert urls.rows["url"].to_pylist() == ["http://h/a\nb"] or urls.rows["url"].to_pylist() == ["http://h/a"]
