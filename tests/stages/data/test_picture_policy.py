@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,7 +30,7 @@ from stages.filter.layouts import ForeignRow
 from stages.filter.rules import active_rules, rejection
 from stages.ingest.resizer import CheckedResizer, Resized, decodable
 from stages.multiview.frames import load_frame
-from stages.register.pyfunc_model import RealwordModel
+from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from tests.support.hostile_web import bodies, encode, sixteen_bits
 from tests.support.picture_files import scene
 
@@ -48,7 +49,7 @@ def load_picture_or_bmp(data: bytes) -> Image.Image:
 
 
 def ingest(file: Path) -> bool:
-    """Our part of it; OpenCV decodes what is left as it is, and Pillow stands for it here."""
+    """Our part of the stage. Pillow stands for OpenCV, which decodes plain pictures."""
 
     def resize(stream: io.BytesIO, boxes: Any) -> Resized:
         load_picture_or_bmp(stream.getvalue())
@@ -76,10 +77,20 @@ def evaluation(file: Path) -> bool:
 
 
 def serving(file: Path) -> bool:
+    """The registered model with a pipeline that paints nothing."""
     model: Any = RealwordModel()
-    model.pipeline = SimpleNamespace(backbone=SimpleNamespace(token_positions=lambda *_: [1]))
-    subject = base64.b64encode(file.read_bytes()).decode()
-    return without_error(lambda: model.check({"prompt": "a cup", "word": "cup", "subject": subject}))
+    model.settings = {"painting": {}}
+    model.pipeline = BlankPipeline()
+    request = PaintRequest(prompt="a cup", word="cup", subject=base64.b64encode(file.read_bytes()).decode())
+    return without_error(lambda: model.predict(None, [request]))
+
+
+class BlankPipeline:
+    backbone = SimpleNamespace(token_positions=lambda *_: [1])
+
+    def __call__(self, prompts: list[str], *_: Any, **__: Any) -> SimpleNamespace:
+        blank = Image.new("RGB", (8, 8))
+        return SimpleNamespace(images=[blank for _ in prompts], masks=[[torch.ones(1, 4, 4)] for _ in prompts])
 
 
 def without_error(action: Callable[[], object]) -> bool:
