@@ -14,7 +14,8 @@ from torch import Tensor
 
 from model.backbone import load_backbone
 from model.concepts.textual_inversion import load_concept
-from model.pictures import load_picture, mask_picture, to_png, to_tensor
+from model.pictures.decoding import load_picture, to_png
+from model.pictures.tensors import mask_picture, to_tensor
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from stages.config import Config
 from stages.data.schemas import SCORES

@@ -45,7 +45,7 @@ from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import plain_caption
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes
 from model.microworld.shapes import TRAINED_CATEGORIES
-from model.pictures import to_tensor
+from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.scoring.metrics import Interval, JudgeScorer, bootstrap_interval, mask_iou
 from tests.benchmarks.support.command_line import benchmark_parser

@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.config.loading import load_config
 from stages.contract import StageContext, StageError
 from stages.data.datasets import write_part
-from stages.data.pictures import JPEG_QUALITY
+from stages.data.jpeg import JPEG_QUALITY
 from stages.data.schemas import SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from tests.benchmarks.support.environment import silent_reporter

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.pictures import to_tensor
+from model.pictures.tensors import to_tensor
 from model.scoring.metrics import (
     ClipScorer,
     DinoScorer,
