@@ -162,7 +162,7 @@ class JudgeScorer(nn.Module):
         inside = F.interpolate(regions[:, None].to(cover), cover.shape[-2:], mode="area")
         return self.look(pictures, cover * inside).identity
 
-    def ground_probability(self, pictures: Tensor, grounds: Sequence[str]) -> Tensor:
+    def background_probability(self, pictures: Tensor, grounds: Sequence[str]) -> Tensor:
         """The probability that the judge gives to each picture's own ground: (B,)."""
         probability = self.look(pictures).background.softmax(-1)
         wanted = torch.tensor([BACKGROUNDS.index(ground) for ground in grounds], device=probability.device)
@@ -206,7 +206,7 @@ def subject_similarity(generated: Tensor, views: Sequence[Tensor]) -> Tensor:
     return torch.stack([(own @ picture).mean() for picture, own in zip(generated, views, strict=True)])
 
 
-def ground_change(pictures: Tensor, plain: Tensor, subject: Tensor) -> Tensor:
+def background_change(pictures: Tensor, plain: Tensor, subject: Tensor) -> Tensor:
     """Mean absolute difference outside the subject to the picture painted without it from the same noise: (B,).
 
     What mask guidance is for: whatever is not the subject should stay as the prompt alone would have it. `subject`

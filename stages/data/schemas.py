@@ -136,7 +136,9 @@ SCORES = pa.schema(
         pa.field("similarity", pa.float32(), nullable=False),
         pa.field("controllability", pa.float32(), nullable=False),
         pa.field("clip_t", pa.float32(), nullable=False),  # cosine(prompt, picture)
-        pa.field("ground_change", pa.float32()),  # outside the subject, to the text-only picture; null: not measured
+        pa.field(
+            "background_change", pa.float32()
+        ),  # outside the subject, to the text-only picture; null: not measured
         pa.field("picture", pa.binary(), nullable=False),
         pa.field("mask", pa.binary()),
     ]

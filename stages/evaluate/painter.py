@@ -1,4 +1,4 @@
-"""A worker of the evaluation: paints a batch of cases in every arm and scores what it has painted."""
+"""A worker of the evaluation: it paints a batch of cases in every arm, and scores the pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.evaluate.cases import Case
 from stages.evaluate.scorer import Scorer
 from stages.inference import loading_options, painting_options
 
-#: What a worker is given: one row a case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
+#: The input of a worker: one row for each case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
 CASES = pa.schema(
     [
         pa.field("subject", pa.string()),
@@ -30,23 +30,23 @@ CASES = pa.schema(
         pa.field("prompt", pa.string()),
         pa.field("painted_prompt", pa.string()),
         pa.field("seed", pa.int64()),
-        pa.field("ground", pa.string()),
+        pa.field("background", pa.string()),
         pa.field("reference", pa.binary()),
         pa.field("views", pa.list_(pa.binary())),
         pa.field("arms", pa.list_(pa.string())),  # the same in all rows of a batch
     ]
 )
-#: What it gives back: a row a picture, and how long it took.
+#: The output: one row for each picture, with the seconds that it took.
 PAINTED = SCORES.append(pa.field("seconds", pa.float64(), nullable=False))
 
-MASK_SIDE = 64  # pixels that a mask is shown in, at least
+MASK_SIDE = 64  # pixels of a mask's picture, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaintingPaths:
-    """Where a worker finds its weights."""
+class ModelPaths:
+    """The weights that a worker loads."""
 
-    backbone: str
+    backbone: str  # a folder or a hub id
     adapter: Path
     concept: Path
 
@@ -60,7 +60,7 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
             "prompt": case.prompt,
             "painted_prompt": painted,
             "seed": case.seed,
-            "ground": case.ground,
+            "background": case.background,
             "reference": case.subject.reference,
             "views": list(case.subject.views),
             "arms": list(arms),
@@ -70,11 +70,11 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
     return pa.Table.from_pylist(rows, CASES)
 
 
-def load_pipeline(config: Config, place: PaintingPaths) -> RealCustomPipeline:
-    """The pipeline with the trained adapter, on the device that the configuration names."""
+def load_pipeline(config: Config, paths: ModelPaths) -> RealCustomPipeline:
+    """The pipeline with the trained adapter, on the configured device."""
     return RealCustomPipeline.from_pretrained(
-        place.backbone,
-        place.adapter,
+        paths.backbone,
+        paths.adapter,
         dtype=getattr(torch, config.backbone.dtype),
         device=device_of(config),
         **loading_options(config.backbone),
@@ -82,29 +82,29 @@ def load_pipeline(config: Config, place: PaintingPaths) -> RealCustomPipeline:
 
 
 def device_of(config: Config) -> str:
-    """Where the workers paint."""
+    """The torch device of the workers."""
     return "cuda" if config.evaluate.use_gpu else "cpu"
 
 
 class Painter:
-    """Ray Data calls it with tables of `CASES` and gets tables of `PAINTED`."""
+    """Takes tables of `CASES`, and returns tables of `PAINTED`."""
 
-    def __init__(self, config: Config, place: PaintingPaths) -> None:
-        self.place = place
-        self.pipeline = load_pipeline(config, place)
+    def __init__(self, config: Config, paths: ModelPaths) -> None:
+        self.paths = paths
+        self.pipeline = load_pipeline(config, paths)
         self.options = painting_options(config.inference)
-        self.scorer = Scorer(config.evaluate, place.backbone, device_of(config))
+        self.scorer = Scorer(config.evaluate, paths.backbone, device_of(config))
 
     @cached_property
     def concept_pipeline(self) -> RealCustomPipeline:
-        """The base model whose text encoder knows the learned concept."""
+        """The base model with the learned concept in its text encoder."""
         base = self.pipeline.backbone
-        backbone = load_backbone(self.place.backbone, base.dtype, base.device)
-        load_concept(backbone, self.place.concept)
+        backbone = load_backbone(self.paths.backbone, base.dtype, base.device)
+        load_concept(backbone, self.paths.concept)
         return RealCustomPipeline(backbone)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Every arm of every case."""
+        """Paint and score each case in every arm."""
         cases = batch.to_pylist()
         rows: list[dict[str, Any]] = []
         plain: Tensor | None = None
@@ -113,9 +113,9 @@ class Painter:
             pictures = to_tensor(output.images)
             scores: dict[str, Sequence[float | None]] = {**self.scorer.score(pictures, cases)}
             if plain is None:
-                plain, scores["ground_change"] = pictures, [None] * len(cases)
+                plain, scores["background_change"] = pictures, [None] * len(cases)
             else:
-                scores["ground_change"] = self.scorer.ground_changes(pictures, plain)
+                scores["background_change"] = self.scorer.background_change(pictures, plain)
             rows += [_row(arm, case, output, number, scores) for number, case in enumerate(cases)]
         return pa.Table.from_pylist(rows, PAINTED)
 

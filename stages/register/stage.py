@@ -1,9 +1,9 @@
 """Stage `register`: the adapter with its backbone becomes a version in MLflow's model registry.
 
-The alias `champion` names the version to serve. It moves to the new version when its score is higher than that of the
-champion: likeness to the subject times obedience to the prompt, of the arm with adapter and mask. Only scores of
-the same evaluation (subjects, prompts, seeds, judge) are compared. A version's tags name every output that it comes
-from (`lineage.curriculum`, ...), and its artifact `lineage.json` has their configurations, counts and metrics.
+The alias `champion` names the version to serve. It moves to the new version when the new score is higher than the
+champion's. The score is subject similarity times prompt fidelity in the arm with adapter and mask. Only scores of the
+same evaluation (subjects, prompts, seeds, judge) are compared. A version's tags name every output that it comes from
+(`lineage.curriculum`, ...), and its artifact `lineage.json` has their configurations, counts and metrics.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from model.checksums import folder_checksums
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location, loading_options, painting_options
-from stages.register import pyfunc_model
 from stages.register.lineage import Lineage, lineage_of
+from stages.registered_model import CHAMPION, INTERFACE, VERIFY_CHECKSUMS
 
-ALIAS = "champion"
 SCORED_ARM = "adapter_mask"
+_MODEL_CODE = Path(__file__).with_name("pyfunc_model.py").resolve()
 _PACKAGES = (
     "diffusers", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch", "transformers",
 )  # fmt: skip
@@ -37,7 +37,7 @@ def run(context: StageContext) -> StageResult:
     """Write `registered.json`."""
     if context.tracking_uri is None or context.tracking_run_id is None:
         raise StageError(
-            "register needs MLflow's registry, but this run has no tracker; see its warnings and run again."
+            "register needs MLflow's registry, but this run has no tracker; fix what its warnings name and run again."
         )
     config: Config = context.config
     name = config.register.model_name
@@ -53,10 +53,10 @@ def run(context: StageContext) -> StageResult:
     tags |= {f"lineage.{stage}": output["fingerprint"] for stage, output in lineage.items()}
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
-    context.report.progress(1, 2, f"comparing with the {ALIAS}")
-    moved, why = _crown(client, name, number, config.register.promote)
+    context.report.progress(1, 2, f"comparing with the {CHAMPION}")
+    moved, why = _promote(client, name, number, config.register.promote)
     if not moved:
-        context.report.warning(f"{name} version {number} is not the {ALIAS}: {why}")
+        context.report.warning(f"{name} version {number} is not the {CHAMPION}: {why}")
     registered = {
         "name": name,
         "version": number,
@@ -70,19 +70,20 @@ def run(context: StageContext) -> StageResult:
 
 
 def score_of(metrics: dict[str, Any]) -> float:
-    """Mean likeness times mean obedience of the arm with adapter and mask; negative means count as 0."""
+    """Mean subject similarity times mean prompt fidelity in the scored arm; negative means count as 0."""
     arm = metrics["arms"][SCORED_ARM]
     return max(0.0, arm["similarity"]["mean"]) * max(0.0, arm["controllability"]["mean"])
 
 
 def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
-    """Store the model with its weights, code, requirements and lineage; the number of the new version."""
+    """Store the model with its weights, code, requirements and lineage; return the number of the new version."""
     config: Config = context.config
     location = backbone_location(config.backbone, context.inputs)
     folders = {"adapter": context.inputs["train_adapter"] / "adapter"}
     if Path(location).is_dir():
         folders["backbone"] = Path(location)
     settings = {
+        "interface": INTERFACE,
         "backbone": location if "backbone" not in folders else None,  # a hub id
         "dtype": config.backbone.dtype,
         "loading": loading_options(config.backbone),
@@ -95,52 +96,53 @@ def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
     with mlflow.start_run(run_id=context.tracking_run_id):
         info = mlflow.pyfunc.log_model(
             name=name,
-            python_model=str(Path(pyfunc_model.__file__)),
+            python_model=str(_MODEL_CODE),
             code_paths=[str(_copy_code(context.scratch))],
             artifacts={
                 **{key: str(context.scratch / f"{key}.json") for key in files},
                 **{key: str(folder) for key, folder in folders.items()},
             },
             pip_requirements=_requirements(),
+            model_config={VERIFY_CHECKSUMS: True},
             registered_model_name=name,
         )
     return str(info.registered_model_version)
 
 
 def _requirements() -> list[str]:
-    """The installed versions of what the model needs, without a local part such as "+cpu"."""
+    """The installed versions of the model's packages, without a local part such as "+cpu"."""
     return [f"{package}=={version(package).partition('+')[0]}" for package in _PACKAGES]
 
 
 def _copy_code(scratch: Path) -> Path:
     """The modules of the package `model`, without the weights that ship with it: the backbone is an artifact."""
-    package = Path(pyfunc_model.__file__).resolve().parents[2] / "model"
+    package = _MODEL_CODE.parents[2] / "model"
     copy = scratch / "code" / "model"
     shutil.rmtree(copy, ignore_errors=True)
     for module in package.rglob("*.py"):
-        place = copy / module.relative_to(package)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(module, place)
+        target = copy / module.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(module, target)
     return copy
 
 
-def _crown(client: MlflowClient, name: str, number: str, promote: bool) -> tuple[bool, str]:
-    """Move the alias if the version deserves it; whether it moved, and why."""
-    moved, why = judge_version(client.get_model_version(name, number), _champion(client, name), promote)
+def _promote(client: MlflowClient, name: str, number: str, promote: bool) -> tuple[bool, str]:
+    """Move the alias if the version is better; return whether it moved, and why."""
+    moved, why = compare_versions(client.get_model_version(name, number), _champion(client, name), promote)
     if moved:
-        client.set_registered_model_alias(name, ALIAS, number)
+        client.set_registered_model_alias(name, CHAMPION, number)
     return moved, why
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
     try:
-        return client.get_model_version_by_alias(name, ALIAS)
+        return client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
         return None
 
 
-def judge_version(version: ModelVersion, champion: ModelVersion | None, promote: bool) -> tuple[bool, str]:
-    """Whether a version deserves the alias, and why, in one sentence."""
+def compare_versions(version: ModelVersion, champion: ModelVersion | None, promote: bool) -> tuple[bool, str]:
+    """Whether a version becomes the champion, and why, in one sentence."""
     if champion is None:
         return True, "there was no champion before"
     if promote:

@@ -27,7 +27,7 @@ from stages.contract import StageError, StageResult
 from stages.inference import loading_options, painting_options
 from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
-from stages.register.stage import judge_version, run, score_of
+from stages.register.stage import compare_versions, run, score_of
 from tests.support.contexts import make_context
 from tests.support.random_adapter import write_random_adapter
 from tests.support.random_backbone import write_random_backbone
@@ -64,7 +64,7 @@ def a_version(number: int, score: float, evaluation: str = "e") -> SimpleNamespa
 def test_the_alias_moves_to_a_better_version_only(
     champion: SimpleNamespace | None, promote: bool, moved: bool, why: str
 ) -> None:
-    found = judge_version(a_version(2, 0.3), champion, promote)
+    found = compare_versions(a_version(2, 0.3), champion, promote)
     assert found[0] is moved
     assert why in found[1]
 

@@ -35,8 +35,8 @@ from tests.support.registered_model import Registry
 _SERVER = """
 import json, sys
 from pathlib import Path
-from pipelines.config import config_from_dict
-from stages.serve import run_server
+from pipelines.config.loading import config_from_dict
+from stages.serve.server import run_server
 given = json.loads(sys.argv[1])
 run_server(config_from_dict(given["config"], []), given["uri"], Path(given["folder"]))
 """

@@ -19,7 +19,7 @@ from model.scoring.metrics import (
     JudgeScorer,
     PictureInput,
     bootstrap_interval,
-    ground_change,
+    background_change,
     largest_iou,
     mask_iou,
     subject_similarity,
@@ -72,12 +72,12 @@ def test_ground_change_looks_outside_the_subject_only() -> None:
     pictures[0, :, :2] = 1.0  # inside: does not count
     pictures[0, :, 2:] = 0.25
     pictures[1, :, 0, 0] = 1.0  # one position of sixteen
-    assert ground_change(pictures, plain, subject).tolist() == pytest.approx([0.25, 1 / 16])
+    assert background_change(pictures, plain, subject).tolist() == pytest.approx([0.25, 1 / 16])
 
 
 def test_a_picture_that_is_all_subject_has_no_ground_to_change() -> None:
     everything = torch.ones(1, 4, 4, dtype=torch.bool)
-    assert ground_change(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), everything).tolist() == [0.0]
+    assert background_change(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), everything).tolist() == [0.0]
 
 
 def test_text_alignment_is_the_cosine_of_transformers_own_embeddings(clip: ClipScorer) -> None:
@@ -122,7 +122,7 @@ def test_the_judge_gives_each_picture_the_probability_of_its_own_ground(judge: J
         names = ["beach", "desert", "snow", "grass", "night", "street", "forest", "ocean", "brick", "wood"]
         exponentials = [math.exp(value) for value in background[row].tolist()]
         expected = exponentials[names.index(ground)] / sum(exponentials)
-        assert judge.ground_probability(pictures, grounds)[row].item() == pytest.approx(expected, rel=1e-4)
+        assert judge.background_probability(pictures, grounds)[row].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_judge_takes_pictures_of_any_size(judge: JudgeScorer) -> None:
