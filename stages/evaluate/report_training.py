@@ -27,7 +27,7 @@ _PLOTS = (
         "train_adapter",
         "samples.png",
         "Sample pictures during training",
-        "Each row has the same subjects, prompts and noise; the subjects are part of the training data.",
+        "All samples have the same subjects, prompts and noise; the subjects are part of the training data.",
     ),
     (
         "curriculum",

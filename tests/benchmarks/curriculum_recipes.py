@@ -40,7 +40,7 @@ from stages.config import Config
 from stages.contract import Reporter, StageError
 from stages.data.plan import PlanReader
 from stages.evaluate.cases import load_subjects, make_cases
-from stages.evaluate.painter import Painter, ModelPaths, case_table
+from stages.evaluate.painter import ModelPaths, Painter, case_table
 from stages.evaluate.stage import ADAPTER_ARMS
 from stages.inference import backbone_location
 from stages.train_adapter.stage import adapter_task

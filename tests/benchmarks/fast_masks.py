@@ -130,7 +130,7 @@ def _paint_batch(
     return Painted(
         masks=torch.stack(masks),
         similarity=(judge.embed_subjects(pictures) * judge.embed_subjects(views)).sum(-1),
-        ground=judge.background_probability(pictures, [case.ground for case in cases]),
+        ground=judge.ground_probability(pictures, [case.ground for case in cases]),
     )
 
 
