@@ -1,4 +1,4 @@
-"""A worker of the evaluation: it measures the masks of RealCustom++ Table V's four recipes in each denoising step.
+"""An experiment of the evaluation: the masks of RealCustom++ Table V's four recipes in each denoising step.
 
 The independent judge finds the true mask of the object in the finished picture. The guidance branch runs in every
 step, without early stop, so that the report shows when the masks settle.
@@ -24,14 +24,14 @@ from model.scoring.metrics import JudgeScorer, largest_iou, mask_iou
 from stages.config import Config
 from stages.data.schemas import MASKS
 from stages.evaluate.cases import Case
-from stages.evaluate.painter import MASK_SIDE, ModelPaths, load_pipeline
-from stages.evaluate.scorer import load_judge
+from stages.evaluate.models import Models
+from stages.evaluate.painter import MASK_SIDE
 from stages.inference import painting_options
 
 #: Table V, Nos. 1 to 4; "cross" is the low resolution that the backbone's profile names.
 RECIPES = ("cross_all", "cross", "cross_self_all", "cross_self")
 
-#: The input of a worker: one row for each picture.
+#: The input: one row for each picture.
 MASK_CASES = pa.schema(
     [
         pa.field("recipe", pa.string()),  # the same in all rows of a batch
@@ -97,10 +97,11 @@ def attention_grids(backbone: Backbone) -> dict[int, int]:
 class MaskPainter:
     """Takes tables of `MASK_CASES`, and returns tables of `MASKS`: one row for each step of each picture."""
 
-    def __init__(self, config: Config, paths: ModelPaths) -> None:
-        self.pipeline = load_pipeline(config, paths)
+    def __init__(self, config: Config, models: Models) -> None:
+        assert models.scorer.judge is not None
+        self.pipeline = models.pipeline
         self.inference = config.inference
-        self.judge: JudgeScorer = load_judge(paths.backbone)
+        self.judge: JudgeScorer = models.scorer.judge
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Paint all cases with their recipe; a picture in which the judge finds no object has no rows."""

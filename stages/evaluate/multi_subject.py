@@ -1,4 +1,4 @@
-"""A worker of the evaluation: two subjects in one picture, and rounds of generation with one subject.
+"""An experiment of the evaluation: two subjects in one picture, and rounds of generation with one subject.
 
 All pictures of a pair start from the same noise. The task `text_only` keeps the masks and sets the strength of the
 visual attention to 0, so that its regions are found in the same way.
@@ -18,12 +18,12 @@ from model.pictures import load_picture, mask_picture, to_png, to_tensor
 from model.pipeline import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import MULTI_SUBJECT
-from stages.evaluate.painter import MASK_SIDE, ModelPaths, device_of, load_pipeline
+from stages.evaluate.models import Models
+from stages.evaluate.painter import MASK_SIDE
 from stages.evaluate.pairs import PairCase
-from stages.evaluate.scorer import Scorer
 from stages.inference import painting_options
 
-#: The input of a worker: one row for each pair; a list of two has an entry for each subject.
+#: The input: one row for each pair; a list of two has an entry for each subject.
 PAIR_CASES = pa.schema(
     [
         pa.field("subjects", pa.list_(pa.string())),
@@ -63,10 +63,10 @@ def pair_table(cases: Sequence[PairCase]) -> pa.Table:
 class MultiSubjectPainter:
     """Takes tables of `PAIR_CASES`, and returns tables of `MULTI_SUBJECT`: one row for each subject of each picture."""
 
-    def __init__(self, config: Config, paths: ModelPaths) -> None:
-        self.pipeline = load_pipeline(config, paths)
+    def __init__(self, config: Config, models: Models) -> None:
+        self.pipeline = models.pipeline
         self.options = painting_options(config.inference)
-        self.scorer = Scorer(config.evaluate, paths.backbone, device_of(config))
+        self.scorer = models.scorer
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Paint and score each pair in every task."""

@@ -1,28 +1,22 @@
-"""A worker of the evaluation: it paints a batch of cases in every arm, and scores the pictures."""
+"""The arms of the evaluation: each case is painted in every arm, and the pictures are scored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
-from model.backbone import load_backbone
-from model.concepts.textual_inversion import load_concept
 from model.pictures import load_picture, mask_picture, to_png, to_tensor
-from model.pipeline import RealCustomOutput, RealCustomPipeline
+from model.pipeline import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import SCORES
 from stages.evaluate.cases import Case
-from stages.evaluate.scorer import Scorer
-from stages.inference import loading_options, painting_options
+from stages.evaluate.models import Models
+from stages.inference import painting_options
 
-#: The input of a worker: one row for each case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
+#: The input: one row for each case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
 CASES = pa.schema(
     [
         pa.field("subject", pa.string()),
@@ -40,15 +34,6 @@ CASES = pa.schema(
 PAINTED = SCORES.append(pa.field("seconds", pa.float64(), nullable=False))
 
 MASK_SIDE = 64  # pixels of a mask's picture, at least
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelPaths:
-    """The weights that a worker loads."""
-
-    backbone: str  # a folder or a hub id
-    adapter: Path
-    concept: Path
 
 
 def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequence[str] | None = None) -> pa.Table:
@@ -70,38 +55,12 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
     return pa.Table.from_pylist(rows, CASES)
 
 
-def load_pipeline(config: Config, paths: ModelPaths) -> RealCustomPipeline:
-    """The pipeline with the trained adapter, on the configured device."""
-    return RealCustomPipeline.from_pretrained(
-        paths.backbone,
-        paths.adapter,
-        dtype=getattr(torch, config.backbone.dtype),
-        device=device_of(config),
-        **loading_options(config.backbone),
-    )
-
-
-def device_of(config: Config) -> str:
-    """The torch device of the workers."""
-    return "cuda" if config.evaluate.use_gpu else "cpu"
-
-
 class Painter:
     """Takes tables of `CASES`, and returns tables of `PAINTED`."""
 
-    def __init__(self, config: Config, paths: ModelPaths) -> None:
-        self.paths = paths
-        self.pipeline = load_pipeline(config, paths)
+    def __init__(self, config: Config, models: Models) -> None:
+        self.models = models
         self.options = painting_options(config.inference)
-        self.scorer = Scorer(config.evaluate, paths.backbone, device_of(config))
-
-    @cached_property
-    def concept_pipeline(self) -> RealCustomPipeline:
-        """The base model with the learned concept in its text encoder."""
-        base = self.pipeline.backbone
-        backbone = load_backbone(self.paths.backbone, base.dtype, base.device)
-        load_concept(backbone, self.paths.concept)
-        return RealCustomPipeline(backbone)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Paint and score each case in every arm."""
@@ -111,11 +70,11 @@ class Painter:
         for arm in cases[0]["arms"]:
             output = self._paint(arm, cases)
             pictures = to_tensor(output.images)
-            scores: dict[str, Sequence[float | None]] = {**self.scorer.score(pictures, cases)}
+            scores: dict[str, Sequence[float | None]] = {**self.models.scorer.score(pictures, cases)}
             if plain is None:
                 plain, scores["background_change"] = pictures, [None] * len(cases)
             else:
-                scores["background_change"] = self.scorer.background_change(pictures, plain)
+                scores["background_change"] = self.models.scorer.background_change(pictures, plain)
             rows += [_row(arm, case, output, number, scores) for number, case in enumerate(cases)]
         return pa.Table.from_pylist(rows, PAINTED)
 
@@ -123,12 +82,12 @@ class Painter:
         prompts = [case["painted_prompt"] for case in cases]
         request: dict[str, Any] = {"seeds": [case["seed"] for case in cases], **self.options}
         if arm == "concept":
-            return self.concept_pipeline(prompts, **request)
+            return self.models.concept_pipeline(prompts, **request)
         if arm != "text_only":
             request["subjects"] = [load_picture(case["reference"]) for case in cases]
             request["words"] = [case["word"] for case in cases]
             request["use_mask"] = arm == "adapter_mask"
-        return self.pipeline(prompts, **request)
+        return self.models.pipeline(prompts, **request)
 
 
 def _row(

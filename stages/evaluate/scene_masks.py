@@ -1,4 +1,4 @@
-"""A worker of the evaluation: the masks of Table V's recipes in noisy microworld scenes, against the exact masks.
+"""An experiment of the evaluation: the masks of Table V's recipes in noisy microworld scenes, against the exact masks.
 
 No picture is painted: the guidance branch runs once on rendered scenes with the noise of some timesteps.
 """
@@ -25,11 +25,11 @@ from model.scoring.metrics import largest_iou, mask_iou
 from stages.config import Config
 from stages.data.schemas import SCENE_MASKS
 from stages.evaluate.mask_quality import attention_grids, attention_processors, grids_of, recipe_downscales
-from stages.evaluate.painter import ModelPaths, load_pipeline
+from stages.evaluate.models import Models
 
 TIMESTEPS = (900, 700, 500, 300, 100)
 
-#: The input of a worker: one row for all scenes of a recipe with this number of objects.
+#: The input: one row for all scenes of a recipe with this number of objects.
 SCENE_CASES = pa.schema(
     [
         pa.field("recipe", pa.string()),
@@ -56,8 +56,8 @@ def draw_scenes(objects: int, count: int, seed: int) -> SceneBatch:
 class SceneMaskMeter:
     """Takes tables of `SCENE_CASES`, and returns tables of `SCENE_MASKS`: one row for each object and timestep."""
 
-    def __init__(self, config: Config, paths: ModelPaths) -> None:
-        self.backbone = load_pipeline(config, paths).backbone
+    def __init__(self, config: Config, models: Models) -> None:
+        self.backbone = models.pipeline.backbone
         self.inference = config.inference
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -22,11 +22,6 @@ from model.scoring.metrics import (
 from stages.config import EvaluateConfig
 
 
-def load_judge(backbone: str) -> JudgeScorer:
-    """The microworld's judge, which is part of the micro backbone."""
-    return JudgeScorer.from_pretrained(Path(backbone) / "judge")
-
-
 class Scorer:
     """Computes the configured metrics."""
 
@@ -35,7 +30,9 @@ class Scorer:
         clip: str | Path = inside if inside.is_dir() else config.clip
         tokenizer = Path(backbone) / "tokenizer" if inside.is_dir() else None
         self.clip = ClipScorer.from_pretrained(clip, tokenizer).to(device)
-        self.judge = load_judge(backbone) if config.similarity == "judge" else None
+        self.judge: JudgeScorer | None = None
+        if config.similarity == "judge":
+            self.judge = JudgeScorer.from_pretrained(Path(backbone) / "judge")
         self.subjects: SubjectEmbedder = self.judge or self.clip
         if config.similarity == "dino":
             self.subjects = DinoScorer.from_pretrained(config.dino).to(device)

@@ -26,13 +26,15 @@ from stages.data.schemas import MASKS, MULTI_SUBJECT, SCENE_MASKS, SCORES
 from stages.evaluate.cases import Case, evaluation_id, load_subjects, make_cases
 from stages.evaluate.concept import Concept, concept_cases, read_concept
 from stages.evaluate.experiments import Experiments
-from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table
-from stages.evaluate.multi_subject import MultiSubjectPainter, pair_table
-from stages.evaluate.painter import ModelPaths, Painter, case_table
+from stages.evaluate.mask_quality import RECIPES, mask_table
+from stages.evaluate.models import ModelPaths
+from stages.evaluate.multi_subject import pair_table
+from stages.evaluate.painter import case_table
 from stages.evaluate.pairs import PairCase, load_pairs, make_pair_cases
 from stages.evaluate.report import Evaluation, write_report
-from stages.evaluate.scene_masks import SceneMaskMeter, scene_table
+from stages.evaluate.scene_masks import scene_table
 from stages.evaluate.summary import Row, summarize
+from stages.evaluate.worker import RESULTS, EvaluationWorker, dataset_of
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.ray_tools.tasks import set_data_context
 
@@ -49,15 +51,17 @@ def run(context: StageContext) -> StageResult:
     pairs = make_pair_cases(load_pairs(folder, config.evaluate.pairs), config.evaluate, config.run.seed)
     paths = _model_paths(context, concept)
     tables = _batches(case_table(cases, ADAPTER_ARMS), config) + _batches(_concept_table(concept, config), config)
-    rows = _paint(Painter, context, paths, tables, "painting and scoring")
+    rows = _paint(context, paths, tables + _experiment_tables(config, cases, pairs))
     evaluation = Evaluation(
         config=config,
         inputs=context.inputs,
         subjects=subjects,
         concept=concept,
-        rows=rows,
-        summary=summarize(rows),
-        experiments=_run_experiments(context, paths, cases, pairs),
+        rows=rows["scores"],
+        summary=summarize(rows["scores"]),
+        experiments=Experiments.of(
+            rows["multi_subject"], rows["masks"], rows["scene_masks"], config.inference.mask_steps
+        ),
     )
     identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, paths.backbone))
     counts = _write_datasets(context, evaluation)
@@ -74,23 +78,15 @@ def _model_paths(context: StageContext, concept: Concept) -> ModelPaths:
     return ModelPaths(backbone=backbone, adapter=adapter.resolve(), concept=concept.folder.resolve())
 
 
-def _run_experiments(
-    context: StageContext, paths: ModelPaths, cases: Sequence[Case], pairs: Sequence[PairCase]
-) -> Experiments:
-    """Multi-subject generation and mask quality. Only the judge can score them: without it there are no rows."""
-    config: Config = context.config
+def _experiment_tables(config: Config, cases: Sequence[Case], pairs: Sequence[PairCase]) -> list[pa.Table]:
+    """Multi-subject generation and mask quality. Only the judge can score them: without it there are no tables."""
     settings, seed = config.evaluate, config.run.seed
     if settings.similarity != "judge":
-        return Experiments.of([], [], [], config.inference.mask_steps)
+        return []
     first = cases[:: settings.prompts_per_subject][: settings.mask_subjects]
-    recipes = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
+    masks = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
     scenes = [scene_table(recipe, settings.mask_scenes, seed) for recipe in RECIPES if settings.mask_scenes]
-    return Experiments.of(
-        _paint(MultiSubjectPainter, context, paths, _batches(pair_table(pairs), config), "painting multiple subjects"),
-        _paint(MaskPainter, context, paths, recipes, "measuring masks of pictures"),
-        _paint(SceneMaskMeter, context, paths, scenes, "measuring masks of scenes"),
-        config.inference.mask_steps,
-    )
+    return _batches(pair_table(pairs), config) + masks + scenes
 
 
 def _subjects_folder(context: StageContext) -> Path:
@@ -115,22 +111,14 @@ def _batches(table: pa.Table, config: Config) -> list[pa.Table]:
     return [table.slice(start, size) for start in range(0, table.num_rows, size)]
 
 
-def _paint(
-    worker: type[Painter | MultiSubjectPainter | MaskPainter | SceneMaskMeter],
-    context: StageContext,
-    paths: ModelPaths,
-    tables: Sequence[pa.Table],
-    what: str,
-) -> list[dict[str, Any]]:
-    """The rows that `evaluate.workers` processes return; each table is a batch."""
+def _paint(context: StageContext, paths: ModelPaths, tables: Sequence[pa.Table]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each dataset, by `evaluate.workers` processes; each table is a batch."""
     config: Config = context.config
-    if not tables:
-        return []
-    context.report.progress(0, len(tables), f"{what}: starting painters")
+    context.report.progress(0, len(tables), "starting workers")
     set_data_context()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     painted = ray.data.from_arrow(list(tables)).map_batches(
-        worker,
+        EvaluationWorker,
         fn_constructor_kwargs={"config": config, "paths": paths},
         batch_format="pyarrow",
         batch_size=None,  # a block is a batch
@@ -138,11 +126,12 @@ def _paint(
         num_cpus=1,
         num_gpus=1 if config.evaluate.use_gpu else None,
     )
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in RESULTS}
     with model_errors_as_stage_errors():
         for done, batch in enumerate(painted.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
-            rows += batch.to_pylist()
-            context.report.progress(done, len(tables), what)
+            rows[dataset_of(batch)] += batch.to_pylist()
+            context.report.progress(done, len(tables), "painting and scoring")
+    context.report.progress(len(tables), len(tables), "painting and scoring")  # Ray leaves out batches without results
     return rows
 
 

@@ -21,8 +21,6 @@ from stages.evaluate.cases import Subject, background_of, evaluation_id, load_su
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
 from tests.support.contexts import make_context
-from tests.support.random_adapter import write_random_adapter
-from tests.support.random_backbone import write_random_backbone
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
 ARMS = ("text_only", "adapter", "adapter_mask")
@@ -192,16 +190,14 @@ def test_a_grid_has_a_column_for_each_subject(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("inputs")
-    backbone = write_random_backbone(root / "base" / "backbone")
-    write_random_adapter(root / "train_adapter" / "adapter", backbone)
+def inputs(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("curves", "samples"):
-        Image.new("RGB", (40, 30)).save(root / "train_adapter" / f"{name}.png")
+        Image.new("RGB", (40, 30)).save(weights["train_adapter"] / f"{name}.png")
+    microworld = tmp_path_factory.mktemp("microworld")
     words = {"test-mug-1": "mug", "test-bear-2": "toy", "test-car-3": "car"}
-    folder = write_subjects(root / "microworld" / "subjects", words)
+    folder = write_subjects(microworld / "subjects", words)
     write_pairs(folder, [("test-mug-1", "test-bear-2"), ("test-car-3", "test-mug-1")])
-    return {name: root / name for name in ("base", "train_adapter", "microworld")}
+    return {**weights, "microworld": microworld}
 
 
 @pytest.fixture(scope="module")
@@ -303,16 +299,17 @@ def test_an_error_of_the_model_becomes_an_error_of_the_stage(
 def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(
     inputs: dict[str, Path], concept: Path, tmp_path: Path
 ) -> None:
-    from stages.evaluate.painter import ModelPaths, Painter, case_table
+    from stages.evaluate.models import ModelPaths, Models
+    from stages.evaluate.painter import Painter, case_table
 
     config: Config = make_context(tmp_path, **SMALL).config
-    place = ModelPaths(
+    paths = ModelPaths(
         backbone=str(inputs["base"] / "backbone"),
         adapter=inputs["train_adapter"] / "adapter",
         concept=concept / "concept",
     )
     cases = make_cases(load_subjects(inputs["microworld"] / "subjects", 3), config.evaluate, 0)
-    painter, table = Painter(config, place), case_table(cases, ARMS)
+    painter, table = Painter(config, Models(config, paths)), case_table(cases, ARMS)
     together = painter(table).to_pylist()
     alone = [row for number in range(3) for row in painter(table.slice(number, 1)).to_pylist()]
     for row in together:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from stages.evaluate.cases import load_subjects, make_cases
 from stages.evaluate.experiments import Experiments
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table, recipe_downscales
 from stages.evaluate.mask_summary import summarize_masks, summarize_scene_masks
+from stages.evaluate.models import ModelPaths, Models
 from stages.evaluate.multi_subject import MultiSubjectPainter, pair_table
 from stages.evaluate.multi_subject_summary import TASKS, summarize_multi_subject
-from stages.evaluate.painter import ModelPaths
 from stages.evaluate.pairs import load_pairs, make_pair_cases
 from stages.evaluate.report_multi_subject import (
     describe_masks,
@@ -35,8 +36,6 @@ from stages.evaluate.report_multi_subject import (
 from stages.evaluate.scene_masks import TIMESTEPS, SceneMaskMeter, draw_scenes, scene_table
 from stages.evaluate.summary import ARMS
 from tests.support.contexts import make_context
-from tests.support.random_adapter import write_random_adapter
-from tests.support.random_backbone import write_random_backbone
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
 WORDS = {"mug-1": "mug", "bear-2": "toy", "car-3": "car"}
@@ -104,27 +103,26 @@ def test_the_recipes_are_those_of_table_v() -> None:
 
 
 @pytest.fixture(scope="module")
-def painting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, ModelPaths]:
-    root = tmp_path_factory.mktemp("weights")
-    backbone = write_random_backbone(root / "backbone")
-    adapter = write_random_adapter(root / "adapter", backbone)
-    config: Config = make_context(root, inference={"steps": 3, "mask_steps": 2}).config
-    return config, ModelPaths(backbone=str(backbone), adapter=adapter, concept=root)
+def loaded(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Models]:
+    folder = tmp_path_factory.mktemp("context")
+    config: Config = make_context(folder, inference={"steps": 3, "mask_steps": 2}).config
+    backbone, adapter = weights["base"] / "backbone", weights["train_adapter"] / "adapter"
+    return config, Models(config, ModelPaths(backbone=str(backbone), adapter=adapter, concept=folder))
 
 
 def pixels(picture: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray(Image.open(io.BytesIO(picture)), dtype=np.int64)
 
 
-def test_each_task_gets_its_references_and_masks(folder: Path, painting: tuple[Config, ModelPaths]) -> None:
-    painter = MultiSubjectPainter(*painting)
+def test_each_task_gets_its_references_and_masks(folder: Path, loaded: tuple[Config, Models]) -> None:
+    painter = MultiSubjectPainter(*loaded)
     case = make_pair_cases(load_pairs(folder, 1), EvaluateConfig(), seed=3)[0]
     rows = painter(pair_table([case])).to_pylist()
     by_task = {task: [row for row in rows if row["task"] == task] for task in TASKS}
     assert [len(found) for found in by_task.values()] == [2, 2, 2, 1, 1, 1]
     assert [row["subject"] for row in by_task["many_to_many"]] == ["mug-1", "bear-2"]
 
-    plain = painter.pipeline(case.prompt, steps=3, guidance_scale=painting[0].inference.guidance_scale, seeds=3)
+    plain = painter.pipeline(case.prompt, steps=3, guidance_scale=loaded[0].inference.guidance_scale, seeds=3)
     text_only = pixels(by_task["text_only"][0]["picture"])
     assert np.abs(text_only - np.asarray(plain.images[0], dtype=np.int64)).max() <= 1
     assert np.abs(text_only - pixels(by_task["many_to_many"][0]["picture"])).max() > 1
@@ -140,21 +138,22 @@ def test_each_task_gets_its_references_and_masks(folder: Path, painting: tuple[C
 
 
 def test_own_and_other_similarity_swap_with_the_views_of_the_subjects(
-    folder: Path, painting: tuple[Config, ModelPaths]
+    folder: Path, loaded: tuple[Config, Models]
 ) -> None:
     table = pair_table(make_pair_cases(load_pairs(folder, 1), EvaluateConfig(), seed=3))
     views = table.column("views").to_pylist()
     exchanged = table.set_column(
         table.schema.get_field_index("views"), "views", pa.array([views[0][::-1]], table.schema.field("views").type)
     ).set_column(0, "subjects", pa.array([["exchanged-1", "exchanged-2"]]))
-    rows, others = (MultiSubjectPainter(*painting)(one).to_pylist() for one in (table, exchanged))
+    rows, others = (MultiSubjectPainter(*loaded)(one).to_pylist() for one in (table, exchanged))
     for row, other in zip(rows, others, strict=True):
         assert row["similarity"] == pytest.approx(other["other_similarity"], abs=1e-5)
         assert row["similarity"] != row["other_similarity"]
 
 
-def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, ModelPaths]) -> None:
-    painter = MaskPainter(*painting)
+def test_masks_are_measured_in_every_step(folder: Path, loaded: tuple[Config, Models]) -> None:
+    painter = MaskPainter(*loaded)
+    painter.judge = copy.deepcopy(painter.judge)
     torch.nn.init.normal_(painter.judge.judge.mask_head.weight, std=5.0)  # so that it finds some object
     cases = make_cases(load_subjects(folder, 2), EvaluateConfig(prompts_per_subject=1), 0)
     tables = {recipe: painter(mask_table(cases, recipe)) for recipe in RECIPES}
@@ -177,8 +176,8 @@ def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, 
         assert last["iou"] == pytest.approx((mask & found).sum() / (mask | found).sum(), abs=0.02)
 
 
-def test_masks_of_rendered_scenes_are_measured_against_the_exact_ones(painting: tuple[Config, ModelPaths]) -> None:
-    worker = SceneMaskMeter(*painting)
+def test_masks_of_rendered_scenes_are_measured_against_the_exact_ones(loaded: tuple[Config, Models]) -> None:
+    worker = SceneMaskMeter(*loaded)
     rows = worker(scene_table("cross", 2, seed=5)).to_pylist()
     assert {row["timestep"] for row in rows} == set(TIMESTEPS)
     assert {(row["objects"], row["scene"]) for row in rows} == {(1, 0), (1, 1), (2, 0), (2, 1)}
