@@ -34,6 +34,7 @@ from model.pictures import load_picture, mask_picture, to_png
 from model.pipeline import GenerationError, RealCustomPipeline
 
 _MASK_SIDE = 256
+_VERIFY_CHECKSUMS = "verify_checksums"  # as in `stages.registered_model`, which is not registered with this file
 
 
 class PaintRequest(BaseModel):
@@ -78,7 +79,7 @@ class RealwordModel(PythonModel):
             DamagedArtifactError: A file is missing or damaged.
         """
         self.settings = json.loads(Path(context.artifacts["inference"]).read_text())
-        if (context.model_config or {}).get("verify_checksums", True):
+        if (context.model_config or {}).get(_VERIFY_CHECKSUMS, True):
             for name, checksums in self.settings["checksums"].items():
                 verify_checksums(Path(context.artifacts[name]), checksums)
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -35,38 +35,34 @@ _PACKAGES = (
 
 def run(context: StageContext) -> StageResult:
     """Write `registered.json`."""
-    if context.tracking_uri is None or context.tracking_run_id is None:
-        raise StageError(
-            "register needs MLflow's registry, but this run has no tracker; fix what its warnings name and run again."
-        )
-    config: Config = context.config
-    name = config.register.model_name
-    mlflow.set_tracking_uri(context.tracking_uri)
-    mlflow.set_registry_uri(context.tracking_uri)
-    client = MlflowClient()
+    client = _connect(context)
+    name, promote = context.config.register.model_name, context.config.register.promote
     context.report.progress(0, 2, f"copying the model into the registry as {name}")
     metrics = json.loads((context.inputs["evaluate"] / "metrics.json").read_text())
-    lineage = lineage_of(context.inputs)
+    lineage, score = lineage_of(context.inputs), score_of(metrics)
     number = _log_model(context, name, lineage)
-    score = score_of(metrics)
-    tags = {"score": repr(score), "evaluation": metrics["evaluation"], "profile": config.profile}
+    tags = {"score": repr(score), "evaluation": metrics["evaluation"], "profile": context.config.profile}
     tags |= {f"lineage.{stage}": output["fingerprint"] for stage, output in lineage.items()}
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
     context.report.progress(1, 2, f"comparing with the {CHAMPION}")
-    moved, why = _promote(client, name, number, config.register.promote)
+    moved, why = _move_alias(client, name, number, promote)
     if not moved:
         context.report.warning(f"{name} version {number} is not the {CHAMPION}: {why}")
-    registered = {
-        "name": name,
-        "version": number,
-        "alias_moved": moved,
-        "uri": f"models:/{name}/{number}",
-        "score": score,
-        "why": why,
-    }
-    (context.output / "registered.json").write_text(json.dumps(registered, indent=2) + "\n")
+    registered = {"name": name, "version": number, "alias_moved": moved, "uri": f"models:/{name}/{number}"}
+    content = json.dumps({**registered, "score": score, "why": why}, indent=2)
+    (context.output / "registered.json").write_text(content + "\n")
     return StageResult(metrics={"score": score}, notes={"model": f"{name} version {number}", "champion": why})
+
+
+def _connect(context: StageContext) -> MlflowClient:
+    if context.tracking_uri is None or context.tracking_run_id is None:
+        raise StageError(
+            "register needs MLflow's registry, but this run has no tracker; fix what its warnings name and run again."
+        )
+    mlflow.set_tracking_uri(context.tracking_uri)
+    mlflow.set_registry_uri(context.tracking_uri)
+    return MlflowClient()
 
 
 def score_of(metrics: dict[str, Any]) -> float:
@@ -77,6 +73,21 @@ def score_of(metrics: dict[str, Any]) -> float:
 
 def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
     """Store the model with its weights, code, requirements and lineage; return the number of the new version."""
+    with mlflow.start_run(run_id=context.tracking_run_id):
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(_MODEL_CODE),
+            code_paths=[str(_copy_code(context.scratch))],
+            artifacts={key: str(path) for key, path in _artifacts(context, lineage).items()},
+            pip_requirements=_requirements(),
+            model_config={VERIFY_CHECKSUMS: True},
+            registered_model_name=name,
+        )
+    return str(info.registered_model_version)
+
+
+def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
+    """The folders and files of the model by name; settings and lineage are written into the scratch folder."""
     config: Config = context.config
     location = backbone_location(config.backbone, context.inputs)
     folders = {"adapter": context.inputs["train_adapter"] / "adapter"}
@@ -90,23 +101,10 @@ def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
         "painting": painting_options(config.inference),
         "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
     }
-    files = {"inference": settings, "lineage": lineage}
-    for key, content in files.items():
-        (context.scratch / f"{key}.json").write_text(json.dumps(content, indent=2) + "\n")
-    with mlflow.start_run(run_id=context.tracking_run_id):
-        info = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(_MODEL_CODE),
-            code_paths=[str(_copy_code(context.scratch))],
-            artifacts={
-                **{key: str(context.scratch / f"{key}.json") for key in files},
-                **{key: str(folder) for key, folder in folders.items()},
-            },
-            pip_requirements=_requirements(),
-            model_config={VERIFY_CHECKSUMS: True},
-            registered_model_name=name,
-        )
-    return str(info.registered_model_version)
+    files = {key: context.scratch / f"{key}.json" for key in ("inference", "lineage")}
+    files["inference"].write_text(json.dumps(settings, indent=2) + "\n")
+    files["lineage"].write_text(json.dumps(lineage, indent=2) + "\n")
+    return {**files, **folders}
 
 
 def _requirements() -> list[str]:
@@ -126,7 +124,7 @@ def _copy_code(scratch: Path) -> Path:
     return copy
 
 
-def _promote(client: MlflowClient, name: str, number: str, promote: bool) -> tuple[bool, str]:
+def _move_alias(client: MlflowClient, name: str, number: str, promote: bool) -> tuple[bool, str]:
     """Move the alias if the version is better; return whether it moved, and why."""
     moved, why = compare_versions(client.get_model_version(name, number), _champion(client, name), promote)
     if moved:

@@ -14,7 +14,9 @@ LIGHT_MODULES = ("stages.serve.form", "stages.serve.registry", "stages.serve.ser
 def packages() -> list[str]:
     """Every package of the project, by its dotted name."""
     folders = [
-        path.parent for root in ("model", "pipelines", "prompts", "stages") for path in (REPOSITORY / root).rglob("*.py")
+        path.parent
+        for root in ("model", "pipelines", "prompts", "stages")
+        for path in (REPOSITORY / root).rglob("*.py")
     ]
     initialized = {folder for folder in folders if (folder / "__init__.py").is_file()}
     return sorted(".".join(folder.relative_to(REPOSITORY).parts) for folder in initialized)

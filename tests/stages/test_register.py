@@ -162,29 +162,25 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
 # The registry
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry(tmp_path_factory.mktemp("registry"))
-
-
 @pytest.mark.slow
 def test_versions_and_their_champion(registry: Registry) -> None:
-    first, result = registry.register(0.6)
+    name = {"model_name": "five-versions"}
+    first, result = registry.register(0.6, register=name)
     assert first == {
-        "name": NAME,
+        "name": "five-versions",
         "version": "1",
         "alias_moved": True,
-        "uri": f"models:/{NAME}/1",
+        "uri": "models:/five-versions/1",
         "score": pytest.approx(0.3),
         "why": "there was no champion before",
     }
     assert result.metrics["score"] == pytest.approx(0.3)
-    assert not registry.register(0.5)[0]["alias_moved"]
-    assert registry.register(0.7)[0]["alias_moved"]
-    assert not registry.register(0.9, evaluation="with other prompts")[0]["alias_moved"]
-    assert registry.client.get_model_version_by_alias(NAME, "champion").version == 3
-    assert registry.register(0.1, register={"promote": True})[0]["alias_moved"]
-    champion = registry.client.get_model_version_by_alias(NAME, "champion")
+    assert not registry.register(0.5, register=name)[0]["alias_moved"]
+    assert registry.register(0.7, register=name)[0]["alias_moved"]
+    assert not registry.register(0.9, evaluation="with other prompts", register=name)[0]["alias_moved"]
+    assert registry.client.get_model_version_by_alias("five-versions", "champion").version == 3
+    assert registry.register(0.1, register={**name, "promote": True})[0]["alias_moved"]
+    champion = registry.client.get_model_version_by_alias("five-versions", "champion")
     assert champion.version == 5
     assert champion.tags["lineage.train_adapter"] == "train_adapter"  # a folder without a manifest, by its name
 
@@ -205,8 +201,6 @@ print(json.dumps({"code": package.__file__, "pictures": [painting.picture for pa
 @pytest.mark.slow
 def test_the_model_works_without_the_project(registry: Registry, tmp_path: Path) -> None:
     """In a process that does not find the project, from the artifacts alone."""
-    if not registry.runs:
-        registry.register(0.6)
     request = {"subject": picture(), "word": "mug", "prompt": "a photo of a mug in the snow"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -230,8 +224,6 @@ def test_the_model_works_without_the_project(registry: Registry, tmp_path: Path)
 def test_invalid_requests_and_damaged_files_are_refused(registry: Registry, tmp_path: Path) -> None:
     import mlflow
 
-    if not registry.runs:
-        registry.register(0.6)
     mlflow.set_tracking_uri(registry.uri)
     mlflow.set_registry_uri(registry.uri)
     stored = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion"))
