@@ -42,7 +42,8 @@ from stages.config import Config
 from stages.contract import Reporter, StageError
 from stages.data.plan import PlanReader
 from stages.evaluate.cases import load_subjects, make_cases
-from stages.evaluate.painter import Painter, PaintingPaths, case_table
+from stages.evaluate.models import ModelPaths, Models
+from stages.evaluate.painter import Painter, case_table
 from stages.evaluate.stage import ADAPTER_ARMS
 from stages.inference import backbone_location
 from stages.train_adapter.stage import adapter_task
@@ -148,9 +149,8 @@ class RecipeTrainer:
         arms = [arm for arm in ADAPTER_ARMS if with_text_only or arm != TEXT_ONLY]
         inputs = self.experiment.source.inputs
         backbone = backbone_location(config.backbone, inputs)
-        painter = Painter(
-            config, PaintingPaths(backbone=backbone, adapter=adapter, concept=inputs["customize"] / "concept")
-        )
+        paths = ModelPaths(backbone=backbone, adapter=adapter, concept=inputs["customize"] / "concept")
+        painter = Painter(config, Models(config, paths))
         cases = case_table(self.cases, arms)
         size, rows = config.evaluate.batch_size, []
         for start in range(0, cases.num_rows, size):
