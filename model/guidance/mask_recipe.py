@@ -20,7 +20,7 @@ from model.backbone import Backbone
 from model.guidance.guidance_branch import GuidanceLayers
 from model.guidance.masks import Grid, grid_at, normalise_by_maximum, select_top, token_indicator, top_count
 from model.guidance.subjects import GenerationError, Subject
-from model.pictures import to_tensor
+from model.pictures.tensors import to_tensor
 
 
 @dataclass(frozen=True)

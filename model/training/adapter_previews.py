@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from model.pictures import load_picture
+from model.pictures.decoding import load_picture
 from model.pipeline import RealCustomPipeline
 from model.training.adapter_loss import AdapterModule
 

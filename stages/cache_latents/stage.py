@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from model.backbone import Backbone, BackboneError, load_backbone
-from model.pictures import square_crop, to_tensor
+from model.pictures.crops import square_crop
+from model.pictures.tensors import to_tensor
 from model.training.adapter_examples import open_picture
 from model.training.encodings import EncodingCacheError, encode_captions, encode_squares, encoder_identity
 from stages.config import CacheLatentsConfig

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.microworld.captions import BACKGROUND_PHRASES
-from model.pictures import PictureError, load_picture
+from model.pictures.decoding import PictureError, is_picture_file, load_picture
 from prompts.dreambench import dreambench_prompts
 from stages.config import EvaluateConfig
 from stages.contract import StageError
-
-_PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,7 @@ def _list_subfolders(folder: Path) -> list[tuple[str, str, list[Path]]]:
 
 def picture_files(folder: Path) -> list[Path]:
     """The pictures in a folder, by name."""
-    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURE_SUFFIXES]
+    return [path for path in sorted(folder.iterdir()) if is_picture_file(path)]
 
 
 def read_subject(name: str, word: str, paths: Sequence[Path]) -> Subject:

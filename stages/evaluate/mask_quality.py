@@ -18,7 +18,8 @@ from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
 from model.guidance.masks import grid_at
 from model.guidance.settings import InferenceSettings
-from model.pictures import load_picture, mask_picture, to_png, to_tensor
+from model.pictures.decoding import load_picture, to_png
+from model.pictures.tensors import mask_picture, to_tensor
 from model.pipeline import RealCustomOutput
 from model.scoring.metrics import JudgeScorer, largest_iou, mask_iou
 from stages.config import Config

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from model.guidance.subjects import Subject
-from model.pictures import load_picture, mask_picture, to_png, to_tensor
+from model.pictures.decoding import load_picture, to_png
+from model.pictures.tensors import mask_picture, to_tensor
 from model.pipeline import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import MULTI_SUBJECT

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from model.pictures import load_picture, mask_picture, to_png, to_tensor
+from model.pictures.decoding import load_picture, to_png
+from model.pictures.tensors import mask_picture, to_tensor
 from model.pipeline import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import SCORES

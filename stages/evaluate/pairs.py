@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.microworld.captions import article
-from model.pictures import PictureError, load_picture
+from model.pictures.decoding import PictureError, load_picture
 from stages.config import EvaluateConfig
 from stages.contract import StageError
 from stages.evaluate.cases import Subject, load_subjects, templates_for

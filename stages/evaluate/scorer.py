@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.pictures import load_picture, square_crop, to_tensor
+from model.pictures.crops import square_crop
+from model.pictures.decoding import load_picture
+from model.pictures.tensors import to_tensor
 from model.scoring.metrics import (
     ClipScorer,
     DinoScorer,

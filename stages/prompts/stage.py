@@ -1,7 +1,7 @@
 """Stage `prompts`: context-rich prompts for each concept, by a language model or by the grammar.
 
-With `prompts.endpoint` set, Ray tasks ask it, `prompts.concurrency` concepts at a time. What has been written for a
-concept is kept in `context.scratch`: an interrupted stage does not pay for it twice.
+With `prompts.endpoint`, Ray tasks send the requests, `prompts.concurrency` concepts at a time. `context.scratch` keeps
+the prompts of finished concepts, so that an interrupted stage does not pay for them again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stages.ray_tools.tasks import worker_errors_as_stage_errors
 
 
 def run(context: StageContext) -> StageResult:
-    """Write `prompts/`."""
+    """Write the dataset `prompts/`."""
     settings = context.config.prompts
     concepts = list(dict.fromkeys(concept.strip() for concept in settings.concepts))
     if not all(concepts) or not concepts or settings.prompts_per_concept < 1:
@@ -63,7 +63,7 @@ def _by_grammar(concepts: list[str], settings: PromptsConfig, seed: int) -> Iter
 
 
 def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> Iterator[tuple[str, list[RichPrompt]]]:
-    """Each concept with its prompts, in the order in which they are finished."""
+    """Each concept with its prompts, in the order of completion."""
     endpoint = Endpoint(
         base_url=settings.endpoint or "",
         model=settings.model,
@@ -89,10 +89,10 @@ def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> It
 
 
 def write_concept(endpoint: Endpoint, concept: str, count: int, kept: Path) -> list[dict[str, str]]:
-    """The prompts of one concept; from the file `kept` when it is there, else asked for and kept there."""
+    """Read the prompts of a concept from the file `kept`; if it does not exist, request them and write it."""
     if not kept.is_file():
         prompts = RichPrompts(prompts=PromptWriter(endpoint).write(concept, count))
-        half_written = kept.with_suffix(".part")
-        half_written.write_text(prompts.model_dump_json())
-        half_written.rename(kept)
+        partial = kept.with_suffix(".part")
+        partial.write_text(prompts.model_dump_json())
+        partial.rename(kept)
     return list(json.loads(kept.read_text())["prompts"])

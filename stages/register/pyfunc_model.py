@@ -30,7 +30,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
-from model.pictures import load_picture, mask_picture, to_png
+from model.pictures.decoding import load_picture, to_png
+from model.pictures.tensors import mask_picture
 from model.pipeline import GenerationError, RealCustomPipeline
 
 _MASK_SIDE = 256

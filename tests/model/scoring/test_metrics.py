@@ -1,4 +1,4 @@
-"""Metrics against slow, obvious twins, and the confidence intervals against what they promise."""
+"""Metrics compared with slow, obvious implementations, and the coverage of the confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.pictures import to_tensor
+from model.pictures.tensors import to_tensor
 from model.scoring.metrics import (
     ClipScorer,
     DinoScorer,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.pictures import load_picture
+from model.pictures.decoding import load_picture
 from model.pipeline import RealCustomPipeline
 from model.training.adapter_examples import Method
 from model.training.adapter_loss import AdapterModule

@@ -15,7 +15,9 @@ from model.adapters.adaptive_scoring import ScoreFusion
 from model.adapters.loading import load_adapter
 from model.adapters.realcustom import RealCustomAdapter
 from model.backbone import BackboneError
-from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.pictures.crops import crop_reference, square_crop
+from model.pictures.decoding import PictureError, load_picture
+from model.pictures.tensors import to_tensor
 from model.training.adapter_examples import Method
 from model.training.adapter_task import GAIN_EVERY
 from tests.support.adapter_tasks import example, make_task, randomise_values

@@ -1,4 +1,4 @@
-"""The list of pictures to fetch: columns, file systems, rules and repeated rows of metadata."""
+"""The list of URLs to download: columns, file systems, rules and repeated rows of the metadata."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stages.ingest.url_list import write_url_list
 
 from stages.config import IngestConfig
 from stages.contract import StageError
 from stages.data.schemas import REJECTED, content_id
 from stages.ingest import metadata, partitions
 from stages.ingest.download import shard_sizes
-from stages.ingest.metadata import metadata_files, write_url_list
-from stages.ingest.outcomes import FAILED, REJECTED_UNSEEN
+from stages.ingest.metadata import metadata_files
+from stages.ingest.outcomes import FAILED, REJECTED_BY_METADATA
 
 
 def write_metadata(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -126,15 +127,15 @@ def test_many_partitions_give_the_list_that_one_gives(tmp_path: Path, monkeypatc
     ids = pieces.rows["sample_id"].to_pylist()
     assert ids == sorted(set(ids))
 
-    def places(listed: Listed) -> list[tuple[str, ...]]:
+    def details(listed: Listed) -> list[tuple[str, ...]]:
         return sorted(tuple(row.values()) for row in listed.rejected.to_pylist() if row["caption"])
 
-    assert places(pieces) == places(whole)
+    assert details(pieces) == details(whole)
     assert pieces.rejected["reason"].value_counts().to_pylist() == whole.rejected["reason"].value_counts().to_pylist()
 
 
 def test_memory_does_not_grow_with_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrow's and Python's peaks; of a list held in memory they are eight times as high for eight times the rows."""
+    """The peaks of Arrow and Python. A list in memory would take eight times as much for eight times the rows."""
     monkeypatch.setattr(partitions, "ROWS_PER_PARTITION", 500)
     monkeypatch.setattr(metadata, "_ROWS_AT_ONCE", 500)
     peaks = []
@@ -153,7 +154,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path: Path, monkeypatch: pytest.
     assert peaks[1] < 2 * peaks[0]
 
 
-def test_an_id_that_two_urls_share_is_one_rows_only(tmp_path: Path) -> None:
+def test_of_two_rows_with_the_same_id_one_is_kept(tmp_path: Path) -> None:
     rows = [{"URL": "http://h/a\nb", "TEXT": "c"}, {"URL": "http://h/a", "TEXT": "b\nc"}]
     urls = read(write_metadata(tmp_path / "m.parquet", rows))
     assert urls.rows["url"].to_pylist() == ["http://h/a\nb"] or urls.rows["url"].to_pylist() == ["http://h/a"]
@@ -169,7 +170,7 @@ def test_an_id_that_two_urls_share_is_one_rows_only(tmp_path: Path) -> None:
         ("url", "text", "nsfw_score_opennsfw2", "aesthetic_score_laion_v2", "lang"),  # COYO
     ],
 )
-def test_the_usual_spellings_of_columns_are_understood(names: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_usual_column_names_are_recognised(names: tuple[str, ...], tmp_path: Path) -> None:
     values = ("http://h/1", "a cup", 0.25, 5.5, "en")
     row = read(write_metadata(tmp_path / "m.parquet", [dict(zip(names, values, strict=True))])).rows.to_pylist()[0]
     assert tuple(row[name] for name in ("url", "caption", "unsafe", "aesthetic", "language")) == values
@@ -188,7 +189,7 @@ def test_the_usual_spellings_of_columns_are_understood(names: tuple[str, ...], t
         ({"min_image_size": 10}, "WIDTH", 30, 34, "aspect_ratio"),
     ],
 )
-def test_rules_ask_the_metadata_and_what_it_does_not_tell_is_no_reason(
+def test_rules_reject_by_the_metadata_and_missing_values_are_no_reason(
     setting: dict[str, Any], column: str, bad: Any, good: Any, reason: str, tmp_path: Path
 ) -> None:
     rows = [
@@ -202,7 +203,7 @@ def test_rules_ask_the_metadata_and_what_it_does_not_tell_is_no_reason(
     assert str(bad) in rejected["detail"]
 
 
-def test_captions_that_are_pages_or_no_unicode_harm_nobody(tmp_path: Path) -> None:
+def test_captions_that_are_too_long_or_invalid_unicode_are_handled(tmp_path: Path) -> None:
     raw = pa.array([b"http://h/1", b"http://h/2", b"http://h/3"]), pa.array([b"cup \xff\xfe", b"a" * 1_000_000, b"cup"])
     columns = {
         name: pa.Array.from_buffers(pa.string(), 3, array.buffers()) for name, array in zip("ut", raw, strict=True)
@@ -215,7 +216,7 @@ def test_captions_that_are_pages_or_no_unicode_harm_nobody(tmp_path: Path) -> No
     assert len(rejected["caption"]) == 1000
 
 
-def test_any_number_of_files_on_any_file_system(tmp_path: Path) -> None:
+def test_files_are_found_on_every_file_system(tmp_path: Path) -> None:
     folders = [tmp_path, tmp_path / "more"]
     (tmp_path / "more").mkdir()
     memory = fsspec.filesystem("memory")
@@ -246,7 +247,7 @@ def test_a_column_that_is_missing_or_of_another_type_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_metadata_that_is_missing_empty_or_no_parquet_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_empty_and_unreadable_metadata_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"there is no file or folder .*/missing"):
         read(tmp_path / "missing")
     with pytest.raises(StageError, match=r"holds no \*.parquet"):
@@ -264,4 +265,4 @@ def test_metadata_that_is_missing_empty_or_no_parquet_is_one_sentence(tmp_path: 
 
 
 def test_a_reason_is_a_rejection_or_a_failure_not_both() -> None:
-    assert not set(REJECTED_UNSEEN) & set(FAILED)
+    assert not set(REJECTED_BY_METADATA) & set(FAILED)
