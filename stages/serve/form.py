@@ -1,7 +1,4 @@
-"""The form of an HTTP request, validated: nothing from outside passes this module unchecked, but the picture.
-
-A painter decodes the picture, once.
-"""
+"""The form of an HTTP request, validated. The picture stays encoded here: a painter decodes it, once."""
 
 from __future__ import annotations
 

@@ -20,10 +20,11 @@ def read(fields: dict[str, Any], picture: bytes = b"picture") -> dict[str, Any]:
     """What `read_form` returns for a multipart form, whose body arrives in pieces of 1000 bytes."""
     files = {"subject": ("subject.png", picture)}
     prepared = requests.Request("POST", "http://server/generate", data=fields, files=files).prepare()
-    assert isinstance(prepared.body, bytes)
-    body = prepared.body
+    body, content_type = prepared.body, prepared.headers["content-type"]
+    assert isinstance(body, bytes)
+    assert isinstance(content_type, str)
     pieces = [body[start : start + 1000] for start in range(0, len(body), 1000)]
-    return read_body(pieces, prepared.headers["content-type"])
+    return read_body(pieces, content_type)
 
 
 def read_body(pieces: list[bytes], content_type: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stages.ingest.url_list import write_url_list
 
 from stages.config import IngestConfig
 from stages.contract import StageError
@@ -24,6 +23,7 @@ from stages.ingest import metadata, partitions
 from stages.ingest.download import shard_sizes
 from stages.ingest.metadata import metadata_files
 from stages.ingest.outcomes import FAILED, REJECTED_BY_METADATA
+from stages.ingest.url_list import write_url_list
 
 
 def write_metadata(file: Path, rows: list[dict[str, Any]]) -> Path:
