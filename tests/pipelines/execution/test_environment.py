@@ -52,7 +52,7 @@ def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pyt
 
 def test_a_killed_run_takes_its_processes_and_its_folder_along() -> None:
     code = (
-        "import subprocess, sys, time, pathlib; from pipelines.environment import temporary_folder\n"
+        "import subprocess, sys, time, pathlib; from pipelines.execution.environment import temporary_folder\n"
         "with temporary_folder(pathlib.Path(sys.argv[1])) as folder:\n"
         "    first = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
         "    log = (folder / 'log').open('w')\n"

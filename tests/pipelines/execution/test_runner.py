@@ -227,7 +227,7 @@ def run(context):
     time.sleep(600)
 """
     toy_graph(tmp_path, filter=slow)
-    code = "import sys, pathlib, toy_pipeline as t; t.carry_out(t.toy_graph(pathlib.Path(sys.argv[1])))"
+    code = "import sys, pathlib, tests.support.toy_pipeline as t; t.carry_out(t.toy_graph(pathlib.Path(sys.argv[1])))"
     runner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     wait_until(lambda: note.exists() and len(note.read_text().split()) == 2)
     runner.kill()
@@ -249,7 +249,7 @@ def run(context):
     time.sleep(600)
 """
     toy_graph(tmp_path, filter=stubborn)
-    code = "import sys, pathlib, toy_pipeline as t; t.carry_out(t.toy_graph(pathlib.Path(sys.argv[1])))"
+    code = "import sys, pathlib, tests.support.toy_pipeline as t; t.carry_out(t.toy_graph(pathlib.Path(sys.argv[1])))"
     runner = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell

@@ -63,7 +63,7 @@ def test_steps_come_out_of_a_table_as_they_went_in(steps: list[Prepared]) -> Non
 def test_data_workers_load_no_model_libraries() -> None:
     """They are started for every training: what they import is paid each time, in seconds and memory."""
     code = (
-        "import sys, model.adapter_pictures, stages.feeder, stages.training_plan; "
+        "import sys, model.training.adapter_examples, stages.training.feeder, stages.data.plan; "
         "print([name for name in ('diffusers', 'transformers', 'deepspeed') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

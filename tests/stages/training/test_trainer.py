@@ -175,10 +175,10 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 import ray
-from helpers import make_context
+from tests.support.contexts import make_context
 from stages.config import TrainerConfig
-from stages.trainer import fit
-from training_tasks import LinearTask
+from stages.training.trainer import fit
+from tests.support.training_tasks import LinearTask
 address, folder, config, steps, seed = sys.argv[1:]
 ray.init(address=address, logging_level="ERROR")
 config = TrainerConfig(**json.loads(config))
