@@ -89,15 +89,11 @@ def serve(arguments: argparse.Namespace) -> None:
     config, store = last_run(arguments)
     set_environment(config.profile)
     from pipelines.tracking import tracking_uri
-    from stages.contract import StageError
 
-    with temporary_folder(store.folder):
+    with temporary_folder(store.folder), _stage_errors_as_pipeline_errors():
         from stages.serve.server import run_server
 
-        try:
-            run_server(config, tracking_uri(store), store.folder)
-        except StageError as error:
-            raise PipelineError(str(error)) from error
+        run_server(config, tracking_uri(store), store.folder)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -116,29 +112,32 @@ def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
     return config_from_dict(store.read_latest()[0], arguments.settings), store
 
 
-def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str | None) -> dict[str, Output]:
-    """Run the plan: with a Ray, a tracker and a display that end with it."""
-    from pipelines.cli.progress import Display
-    from pipelines.execution.cluster import check_address, local_cluster
+def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) -> dict[str, Output]:
+    """Run the plan, with a Ray cluster, a tracker and a display that end with the run."""
+    from pipelines.cli.progress import make_display
     from pipelines.execution.runner import Runner
     from pipelines.execution.stage_job import RunContext
     from pipelines.tracking import Tracker
+    from stages.ray_tools.cluster import find_cluster, local_cluster
 
     config = graph.config
     set_environment(config.profile)
-    if ray_address is not None:
-        check_address(ray_address)
-    with store.writable(), ExitStack() as stack, _stopped_by_signals():
+    with ExitStack() as stack:
+        stack.enter_context(_stage_errors_as_pipeline_errors())
+        running = find_cluster(ray_address)
+        stack.enter_context(store.writable())
+        stack.enter_context(_stopped_by_signals())
         stack.enter_context(temporary_folder(store.folder))
-        display = stack.enter_context(Display(plan))
+        display = stack.enter_context(make_display(plan))
         tracker = stack.enter_context(Tracker(config, store, plan, display.warn))
-        display.say("starting Ray" if ray_address is None else "")
-        address = ray_address or stack.enter_context(local_cluster())
+        if running is None:
+            display.set_note("starting Ray")
+        address = running or stack.enter_context(local_cluster())
         run_context = RunContext(
             graph=graph,
             store=store,
             ray_address=address,
-            ray_is_local=ray_address is None,
+            ray_is_local=running is None,
             tracking_uri=tracker.uri,
         )
         runner = Runner(
@@ -164,6 +163,20 @@ def _plan(graph: Graph, store: Store, arguments: argparse.Namespace) -> list[Ste
 
 def _fingerprints(outputs: dict[str, Output]) -> dict[str, str]:
     return {name: output.fingerprint for name, output in outputs.items()}
+
+
+@contextmanager
+def _stage_errors_as_pipeline_errors() -> Iterator[None]:
+    """Errors of a stage's code that this process calls, with the exit code of a wrong command line where it is one."""
+    from stages.contract import StageError
+    from stages.ray_tools.cluster import AddressError
+
+    try:
+        yield
+    except AddressError as error:
+        raise UsageError(str(error)) from error
+    except StageError as error:
+        raise PipelineError(str(error)) from error
 
 
 @contextmanager

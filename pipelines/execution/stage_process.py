@@ -20,8 +20,8 @@ from typing import Any
 
 from pipelines.config.loading import config_from_dict
 from pipelines.errors import PipelineError, folder_error
-from pipelines.execution.cluster import connect
 from stages.contract import Reporter, StageContext, StageError, StageResult
+from stages.ray_tools.cluster import connect
 
 
 class EventPipe:

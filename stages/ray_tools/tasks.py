@@ -21,7 +21,7 @@ _ATTEMPTS = 2  # of a task; a dead worker is Ray's to replace, and does not coun
 def cluster_cores() -> int:
     """Cores of the cluster that this process is connected to.
 
-    Ray is told of more CPUs than this machine has (see `pipelines.execution.cluster.logical_cpus`): as many tasks that
+    Ray is told of more CPUs than this machine has (see `stages.ray_tools.cluster.logical_cpus`): as many tasks that
     keep a core busy would only take each other's turns, and memory for each.
     """
     here = ray.get_runtime_context().get_node_id()

@@ -14,8 +14,8 @@ import multiprocessing
 import tempfile
 from pathlib import Path
 
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import set_environment, temporary_folder
+from stages.ray_tools.cluster import local_cluster
 from tests.benchmarks.filter_samples import run_filter, write_samples
 from tests.benchmarks.process_tree import TreeMeter
 
