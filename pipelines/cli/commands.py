@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipelines.cli import messages
+from pipelines.cli.announcement import announce
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
             if step.action is Action.REFUSE:
                 raise PipelineError(step.why)
         if any(step.action is Action.RUN for step in plan):
+            print(announce(config, store, plan))
             outputs = execute(graph, store, plan, arguments.ray_address)
         else:
             outputs = {step.stage.name: step.output for step in plan if step.output}

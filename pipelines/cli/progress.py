@@ -46,7 +46,7 @@ class Display:
         """Print something the user should know that does not end the run."""
         self._print("", f"warning: {text}")
 
-    def stage_started(self, step: Step) -> str | None:
+    def stage_started(self, step: Step) -> None:
         """See `Listener`."""
 
     def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class LineDisplay(Display):
         if note:
             self._print("", note)
 
-    def stage_started(self, step: Step) -> str | None:
+    def stage_started(self, step: Step) -> None:
         """See `Listener`."""
         name = step.stage.name
         self._print(name, f"starts ({step.why})")
@@ -149,7 +149,7 @@ class LiveDisplay(Display):
         """Show what the run as a whole is doing."""
         self._progress.update(self._run, note=note)
 
-    def stage_started(self, step: Step) -> str | None:
+    def stage_started(self, step: Step) -> None:
         """See `Listener`."""
         self.set_note("")
         self._progress.start_task(self._stages[step.stage.name])
