@@ -1,4 +1,4 @@
-"""What each command of `pipeline.py` does."""
+"""The commands of `pipeline.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.config import Config
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run what is not up to date."""
+    """Run the stages that are not up to date."""
     config = load_config(arguments.profile, arguments.settings)
     graph, store = pipeline_graph(config), Store(Path(config.run.folder))
     if arguments.dry_run:
@@ -44,21 +44,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Say what `run` would do, and why."""
+    """Print what `run` would do, and why."""
     config = load_config(arguments.profile, arguments.settings)
     store = Store(Path(config.run.folder))
     print(messages.plan_table(_plan(pipeline_graph(config), store, arguments)))
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """Say where each stage of the last run stands."""
+    """Print the state of each stage of the last run."""
     config, store = last_run(arguments)
     graph = pipeline_graph(config)
     print(messages.status_table(make_plan(graph, store, graph.order), store))
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Say where the HTML report of the last run is."""
+    """Print the path of the last run's HTML report."""
     _, store = last_run(arguments)
     output = store.latest_outputs().get("evaluate")
     if output is None:
@@ -68,7 +68,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    """Paint the subject from a sentence; write the picture and its mask."""
+    """Generate pictures of the subjects from a prompt, with their masks; print their paths."""
     config, store = last_run(arguments)
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
@@ -87,7 +87,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Answer requests until the user has had enough."""
+    """Serve the registered model over HTTP until the user stops it."""
     config, store = last_run(arguments)
     set_environment(config.profile)
     from pipelines.tracking import tracking_uri
@@ -109,7 +109,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
-    """The configuration of the last run in the folder that the arguments name, with their settings over it."""
+    """The configuration of the last run in the arguments' run folder, overridden by their settings."""
     store = Store(Path(load_config(arguments.profile, arguments.settings).run.folder))
     return config_from_dict(store.read_latest()[0], arguments.settings), store
 
@@ -169,7 +169,7 @@ def _fingerprints(outputs: dict[str, Output]) -> dict[str, str]:
 
 @contextmanager
 def _stage_errors_as_pipeline_errors() -> Iterator[None]:
-    """Errors of a stage's code that this process calls, with the exit code of a wrong command line where it is one."""
+    """Turn errors of code in `stages/` into errors of a command; a wrong address is a wrong command line."""
     from stages.contract import StageError
     from stages.ray_tools.cluster import AddressError
 
@@ -183,7 +183,7 @@ def _stage_errors_as_pipeline_errors() -> Iterator[None]:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the run in the same orderly way as Ctrl-C."""
+    """Let SIGTERM and SIGHUP end the run in the same way as Ctrl-C."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,8 @@
-"""Work on Ray: tasks by number, so many at a time; and what a worker complains of."""
+"""Ray tasks that write files by number, such as the shards of a download.
+
+Use `map_on_workers` for everything else. Here a task that fails gets a second attempt, and the caller gets each result
+as soon as it is there, in any order, so that an interrupted stage need not do the finished numbers again.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from ray.exceptions import RayError
 from stages.contract import StageError
 
 logger = logging.getLogger(__name__)
-_ATTEMPTS = 2  # of a task; a dead worker is Ray's to replace, and does not count
+_ATTEMPTS = 2  # of a task that raises; Ray itself repeats the tasks of a worker that dies
 
 
 def cluster_cores() -> int:
@@ -63,17 +67,16 @@ def run_tasks(
     finished: Callable[[int, Any], None],
     name: str,
 ) -> None:
-    """Run a Ray task for each number, `at_once` at a time; `finished` hears of each as it ends, in any order.
+    """Run a Ray task for each number, `at_once` at a time; `finished` is called as each ends, in any order.
 
     Args:
         start: Submits the task with this number; returns its reference.
-        numbers: Of the tasks.
         at_once: How many run side by side.
-        finished: Is given the number and the result.
+        finished: Called with the number and the result.
         name: What a number stands for, such as "shard {} of the list".
 
     Raises:
-        StageError: A task has failed again.
+        StageError: A task has failed twice.
     """
     waiting = deque(numbers)
     attempts = dict.fromkeys(numbers, 0)

@@ -94,7 +94,7 @@ def test_the_adapter_is_trained(killed: Path) -> None:
 def test_a_stopped_training_writes_a_checkpoint_first(stopped: tuple[Path, Stop, Stop]) -> None:
     for stop in stopped[1:]:
         assert stop.code == 130
-        assert stop.printed.endswith("Stopped. What is finished is kept; the same command goes on from here.\n")
+        assert stop.printed.endswith("Stopped. Finished stages are kept; the same command continues from here.\n")
         found = re.search(
             "Stage train_adapter was stopped: .* after step ([0-9]+) of 24; the same command", stop.printed
         )
