@@ -9,16 +9,14 @@ masks of different recipes fit the object (`mask_quality`, `scene_masks`).
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
 
 from model.checksums import folder_checksums
+from model.errors import ModelError
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
@@ -33,8 +31,8 @@ from stages.evaluate.pairs import load_pairs, make_pair_cases
 from stages.evaluate.report import Evaluation, write_report
 from stages.evaluate.scene_masks import SceneMasks, scene_table
 from stages.evaluate.summary import Row, summarize
-from stages.inference import backbone_location, model_errors_as_stage_errors
-from stages.ray_tools.tasks import set_data_context
+from stages.inference import backbone_location
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
@@ -133,23 +131,15 @@ def _paint(
     if not tables:
         return []
     context.report.progress(0, len(tables), f"{what}: starting painters")
-    set_data_context()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    painted = ray.data.from_arrow(list(tables)).map_batches(
+    painted = map_on_workers(
         worker,
-        fn_constructor_kwargs={"config": config, "place": place},
-        batch_format="pyarrow",
-        batch_size=None,  # a block is a batch
-        compute=ray.data.ActorPoolStrategy(size=min(config.evaluate.workers, len(tables))),
-        num_cpus=1,
-        num_gpus=1 if config.evaluate.use_gpu else None,
+        tables,
+        arguments={"config": config, "place": place},
+        workers=Workers(count=config.evaluate.workers, gpus=1 if config.evaluate.use_gpu else 0),
+        progress=Progress(report=context.report, total=len(tables), note=what),
+        errors=(ModelError,),
     )
-    rows: list[dict[str, Any]] = []
-    with model_errors_as_stage_errors():
-        for done, batch in enumerate(painted.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
-            rows += batch.to_pylist()
-            context.report.progress(done, len(tables), what)
-    return rows
+    return [row for table in painted for row in table.to_pylist()]
 
 
 def _write(context: StageContext, name: str, rows: Sequence[Row], schema: pa.Schema, order: Sequence[str]) -> int:

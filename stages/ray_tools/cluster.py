@@ -32,6 +32,19 @@ def logical_cpus() -> int:
     return max(8, 4 * (os.cpu_count() or 1))
 
 
+def cluster_cores() -> int:
+    """Cores of the cluster that this process is connected to.
+
+    A local Ray has more CPUs than this machine has cores (see `logical_cpus`), but that many busy tasks would only
+    compete for the cores, and each takes memory.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [(node["NodeID"], int(node["Resources"].get("CPU", 0))) for node in ray.nodes() if node["Alive"]]
+    return max(1, sum(min(cpus, os.cpu_count() or 1) if node == here else cpus for node, cpus in nodes))
+
+
 @contextmanager
 def local_cluster(*, dashboard: bool = True) -> Iterator[str]:
     """Start a Ray head on the loopback interface; yield its address. It ends with this process, even by SIGKILL.

@@ -99,6 +99,11 @@ def map_on_workers(
         yield from progress.follow(results) if progress else results
 
 
+def rows_of(result: pa.Table) -> int:
+    """The sum of a result's column `rows`, as the amount of `Progress`."""
+    return sum(result["rows"].to_pylist())
+
+
 def one_row_batches(rows: Iterable[Mapping[str, Any]]) -> list[pa.Table]:
     """A batch for each row."""
     return [pa.Table.from_pylist([dict(row)]) for row in rows]
