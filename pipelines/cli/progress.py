@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from pipelines.cli.messages import align
 from pipelines.errors import PipelineError, StoppedError
@@ -126,12 +127,13 @@ class LiveDisplay(Display):
             _StageBar(),
             TextColumn("{task.fields[share]}"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
+            expand=True,  # so that a narrow terminal cuts the notes only
             refresh_per_second=4,
         )
         self._stages = {step.stage.name: self._add(step.stage.name) for step in plan}
-        self._run = self._progress.add_task("all stages", total=len(plan), state="", style="", share="", note="")
+        self._run = self._progress.add_task("all stages", total=len(plan), state="", style="none", share="", note="")
         for step in plan:
             self._set_state(step.stage.name, "up to date" if step.action is Action.KEEP else "waits")
 
@@ -171,14 +173,13 @@ class LiveDisplay(Display):
         self._progress.update(self._stages[name], completed=done, total=total or None, share=share, note=note)
 
     def _add(self, name: str) -> TaskID:
-        return self._progress.add_task(name, start=False, total=None, state="", style="", share="", note="")
+        return self._progress.add_task(name, start=False, total=None, state="", style="none", share="", note="")
 
     def _set_state(self, name: str, state: str, note: str = "") -> None:
         self._progress.update(self._stages[name], state=state, style=_STYLES[state], note=note)
         stages = [task for task in self._progress.tasks if task.id != self._run]
         ended = sum(task.fields["state"] in ("done", "up to date") for task in stages)
-        share = f"{ended} of {len(stages)} stages are up to date"
-        self._progress.update(self._run, completed=ended, share=share)
+        self._progress.update(self._run, completed=ended, share=f"{ended}/{len(stages)}")
 
 
 class _StageBar(ProgressColumn):

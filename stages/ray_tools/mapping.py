@@ -112,6 +112,7 @@ def one_row_batches(rows: Iterable[Mapping[str, Any]]) -> list[pa.Table]:
 def _compute(function: Callable[..., Any], count: int | None, batches: int) -> Any:
     import ray.data
 
-    if not isinstance(function, type):
-        return ray.data.TaskPoolStrategy(size=count)
-    return ray.data.ActorPoolStrategy(size=batches if count is None else min(count, batches))
+    size = None if count is None else min(count, batches)
+    if isinstance(function, type):
+        return ray.data.ActorPoolStrategy(size=size or batches)
+    return ray.data.TaskPoolStrategy(size=size)

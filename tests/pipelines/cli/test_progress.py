@@ -80,6 +80,6 @@ def test_a_terminal_shows_a_table(plan: list[Step], tmp_path: Path) -> None:
     display = make_display(plan, Console(file=text, force_terminal=True, width=120, color_system=None))
     assert isinstance(display, LiveDisplay)
     run_stages(display, plan, tmp_path)
-    for expected in ("ingest", "done", "1200 samples, 30 rejected", "failed", "waits", "1 of 4 stages are up to date"):
+    for expected in ("ingest", "done", "1200 samples, 30 rejected", "failed", "waits", "all stages", "1/4"):
         assert expected in text.getvalue()
     assert "warning: [3] hosts refuse" in text.getvalue()
