@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """The address of a local Ray head that this process is connected to; one for the whole session."""
-    from pipelines.execution.cluster import local_cluster
     from pipelines.execution.environment import temporary_folder
+    from stages.ray_tools.cluster import local_cluster
 
     # A place of its own that is short enough for Ray's sockets: other tests make theirs in the system's.
     with (

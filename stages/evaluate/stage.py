@@ -9,16 +9,14 @@ the quality of the masks of different recipes (`mask_quality`, `scene_masks`).
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
 
 from model.checksums import folder_checksums
+from model.errors import ModelError
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
@@ -35,8 +33,8 @@ from stages.evaluate.report import Evaluation, write_report
 from stages.evaluate.scene_masks import scene_table
 from stages.evaluate.summary import Row, summarize
 from stages.evaluate.worker import RESULTS, EvaluationWorker, dataset_of
-from stages.inference import backbone_location, model_errors_as_stage_errors
-from stages.ray_tools.tasks import set_data_context
+from stages.inference import backbone_location
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
@@ -115,22 +113,17 @@ def _paint(context: StageContext, paths: ModelPaths, tables: Sequence[pa.Table])
     """The rows of each dataset, by `evaluate.workers` processes; each table is a batch."""
     config: Config = context.config
     context.report.progress(0, len(tables), "starting workers")
-    set_data_context()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    painted = ray.data.from_arrow(list(tables)).map_batches(
+    painted = map_on_workers(
         EvaluationWorker,
-        fn_constructor_kwargs={"config": config, "paths": paths},
-        batch_format="pyarrow",
-        batch_size=None,  # a block is a batch
-        compute=ray.data.ActorPoolStrategy(size=min(config.evaluate.workers, len(tables))),
-        num_cpus=1,
-        num_gpus=1 if config.evaluate.use_gpu else None,
+        tables,
+        arguments={"config": config, "paths": paths},
+        workers=Workers(count=config.evaluate.workers, gpus=1 if config.evaluate.use_gpu else 0),
+        progress=Progress(report=context.report, total=len(tables), note="painting and scoring"),
+        errors=(ModelError,),
     )
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in RESULTS}
-    with model_errors_as_stage_errors():
-        for done, batch in enumerate(painted.iter_batches(batch_size=None, batch_format="pyarrow"), 1):
-            rows[dataset_of(batch)] += batch.to_pylist()
-            context.report.progress(done, len(tables), "painting and scoring")
+    for batch in painted:
+        rows[dataset_of(batch)] += batch.to_pylist()
     context.report.progress(len(tables), len(tables), "painting and scoring")  # Ray leaves out batches without results
     return rows
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import ray
 
 from prompts.client import Endpoint, PromptError, PromptWriter
 from prompts.grammar import WRITER, grammar_prompts
@@ -21,7 +20,7 @@ from stages.config import PromptsConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
-from stages.ray_tools.tasks import worker_errors_as_stage_errors
+from stages.ray_tools.mapping import Workers, map_on_workers, one_row_batches
 
 
 def run(context: StageContext) -> StageResult:
@@ -73,19 +72,21 @@ def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> It
         timeout_seconds=settings.timeout_seconds,
         retries=settings.retries,
     )
-    write = ray.remote(max_retries=0)(write_concept)
-    waiting = list(concepts)
-    running: dict[ray.ObjectRef, str] = {}
-    while waiting or running:
-        while waiting and len(running) < max(1, settings.concurrency):
-            concept = waiting.pop(0)
-            kept = scratch.resolve() / f"{content_id(concept)}.json"
-            running[write.remote(endpoint, concept, settings.prompts_per_concept, kept)] = concept
-        (finished,), _ = ray.wait(list(running), num_returns=1)
-        concept = running.pop(finished)
-        with worker_errors_as_stage_errors(PromptError):
-            prompts = ray.get(finished)
-        yield concept, [RichPrompt(**prompt) for prompt in prompts]
+    written = map_on_workers(
+        write_prompts,
+        one_row_batches({"concept": concept} for concept in concepts),
+        arguments={"endpoint": endpoint, "count": settings.prompts_per_concept, "folder": scratch.resolve()},
+        workers=Workers(count=max(1, settings.concurrency)),
+        errors=(PromptError,),
+    )
+    for concept, table in zip(concepts, written, strict=True):
+        yield concept, [RichPrompt(**prompt) for prompt in table.to_pylist()]
+
+
+def write_prompts(batch: pa.Table, endpoint: Endpoint, count: int, folder: Path) -> pa.Table:
+    """The prompts of the concept in the batch's only row."""
+    (concept,) = batch["concept"].to_pylist()
+    return pa.Table.from_pylist(write_concept(endpoint, concept, count, folder / f"{content_id(concept)}.json"))
 
 
 def write_concept(endpoint: Endpoint, concept: str, count: int, kept: Path) -> list[dict[str, str]]:

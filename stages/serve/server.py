@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import signal
 import socket
@@ -25,6 +24,7 @@ from types import FrameType
 
 from stages.config import Config, ServeConfig
 from stages.contract import StageError
+from stages.ray_tools.cluster import local_cluster
 from stages.serve.registry import load_champion
 
 _START_SECONDS = 60
@@ -44,7 +44,7 @@ def run_server(config: Config, tracking_uri: str, run_folder: Path) -> None:
     settings = config.serve
     check_address(settings)
     champion = load_champion(config.register.model_name, tracking_uri, run_folder, config.profile)
-    with _local_ray(), _stopped_by_signals():
+    with local_cluster(dashboard=False), _stopped_by_signals():
         from ray import serve
 
         from stages.serve.app import build_app
@@ -95,25 +95,6 @@ def example(address: str, run_folder: Path) -> str:
         subject, word = str(latest.parent / entry["pictures"][0]), entry["word"]
     prompt = shlex.quote(f"prompt=a photo of a {word} in the snow")
     return f"curl -F {shlex.quote(f'subject=@{subject}')} -F word={word} -F {prompt} {address}/generate -o painted.png"
-
-
-@contextmanager
-def _local_ray() -> Iterator[None]:
-    """A local Ray on the loopback interface, for the time of the block."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=max(8, 4 * (os.cpu_count() or 1)),  # logical: Serve's own actors count as well
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _wait_until_ready(settings: ServeConfig) -> str:

@@ -49,8 +49,8 @@ from stages.inference import backbone_location
 from stages.train_adapter.stage import adapter_task
 from stages.training.job import TrainingJob
 from stages.training.loop import run_worker
-from stages.training.record import read_lines
-from stages.training.trainer import following
+from stages.training.metrics import read_lines
+from stages.training.trainer import reporting
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.finished_run import FinishedRun, open_run
 from tests.benchmarks.support.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
@@ -128,13 +128,13 @@ class RecipeTrainer:
             folder=folder,
             name="adapter",
         )
-        with following(job, _printing_reporter()):
+        with reporting(job, _printing_reporter()):
             run_worker(job, torch.device("cpu"))
         if job.ending.exists():
             raise StageError(job.ending.read_text())
         trained = time.process_time()
         pictures = self._paint(config, job.weights, with_text_only=row is RECIPES[0])
-        last = list(read_lines(job.record))[-1]
+        last = list(read_lines(job.metrics_file))[-1]
         seconds = {"training": trained - began, "painting": time.process_time() - trained}
         return {"recipe": row.number, "seed": seed, "loss": last["loss"], "cpu_seconds": seconds, "pictures": pictures}
 

@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.training.adapter_examples import ExamplePictures
 from model.training.task import Prepared
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
 from stages.data.datasets import PictureStore, write_dataset
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import FRAMES, PLAN, SAMPLES
+from stages.ray_tools.cluster import local_cluster
 from stages.training.feeder import stream
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.environment import set_benchmark_environment

@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import set_environment, temporary_folder
+from stages.ray_tools.cluster import local_cluster
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.filter_samples import run_filter, write_samples
 from tests.benchmarks.support.process_tree import TreeMeter

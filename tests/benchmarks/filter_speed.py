@@ -27,10 +27,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
 from stages.data.datasets import dataset_files
 from stages.filter.verdicts import ROWS_PER_BATCH
+from stages.ray_tools.cluster import local_cluster
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.environment import set_benchmark_environment
 from tests.benchmarks.support.filter_samples import run_filter, write_samples

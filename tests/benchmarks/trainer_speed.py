@@ -35,11 +35,11 @@ from torch import nn
 from model.training.adapter_task import AdapterTask
 from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
 from stages.config import Config, TrainerConfig
 from stages.contract import StageError
 from stages.data.plan import PlanReader
+from stages.ray_tools.cluster import local_cluster
 from stages.train_adapter.stage import adapter_task
 from stages.training.engine import learning_rate
 from stages.training.trainer import fit
