@@ -31,7 +31,7 @@ from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
 from model.methods.registry import load_adapter, method_of
 from model.offload import accelerator, offload
-from model.pictures import to_pictures
+from model.pictures.tensors import to_pictures
 
 StepCallback = Callable[["RealCustomPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 

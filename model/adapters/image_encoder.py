@@ -20,7 +20,8 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from model.errors import ModelError
-from model.pictures import square_crop, to_tensor
+from model.pictures.crops import square_crop
+from model.pictures.tensors import to_tensor
 
 _HALF = (0.5, 0.5, 0.5)  # default mean and std: pictures in [-1, 1]
 

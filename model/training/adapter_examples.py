@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.errors import ModelError
-from model.pictures import PictureError, crop_reference, load_picture, square_crop
+from model.pictures.crops import crop_reference, square_crop
+from model.pictures.decoding import PictureError, load_picture
 from model.training.task import Prepared
 
 
@@ -59,7 +60,7 @@ def open_picture(picture: Callable[[str], bytes], picture_id: str) -> Image.Imag
     try:
         return load_picture(picture(picture_id))
     except PictureError as error:
-        raise PictureError(f"picture {picture_id} of the plan: {error}") from error
+        raise PictureError(f"picture {picture_id} of the plan: {error}", error.detail) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class ExamplePictures:
         try:
             pictures = {picture_id: open_picture(self.picture, picture_id) for picture_id in dict.fromkeys(ids)}
         except PictureError as error:
-            raise PictureError(f"step {step}: {error}") from error
+            raise PictureError(f"step {step}: {error}", error.detail) from error
         prepared = {"reference": _stack([self._reference(row, pictures) for row in rows])}
         if not self.targets:
             return prepared

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from model.guidance.settings import InferenceSettings
-from model.pictures import load_picture
+from model.pictures.decoding import load_picture
 from model.pipeline import RealCustomPipeline
 from model.training.adapter_loss import AdapterModule
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from model.errors import ModelError
-from model.pictures import load_picture, mask_picture
+from model.pictures.decoding import load_picture
+from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
@@ -22,7 +23,7 @@ from stages.inference import backbone_location, loading_options
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to paint: one picture for each subject, all from one prompt.
+    """One picture for each subject, all from one prompt.
 
     Attributes:
         subjects: Picture files.

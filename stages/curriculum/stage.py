@@ -1,11 +1,11 @@
-"""Stage `curriculum`: the training plan, one row a training example, on Ray.
+"""Stage `curriculum`: the training plan, with one row for each training example, on Ray.
 
-RealCustom++ trains by its curriculum (Eqs. 10-11). RealCustom trains on generic text-image samples alone, each its own
-reference: `curriculum.multiview_probability=0`, `curriculum.max_crop_ratio=1`.
+RealCustom++ trains by its curriculum (Eqs. 10-11). RealCustom trains on generic text-image samples only, each of which
+is its own reference: `curriculum.multiview_probability=0`, `curriculum.max_crop_ratio=1`.
 
-A step's rows depend on the seed and its number alone, not on the workers. All parts of the plan but the last hold the
-same number of steps, so that a reader can start anywhere. Samples and pairs are mapped from files: neither they nor the
-plan need fit in memory.
+The rows of a step depend only on the seed and the step's number, not on the workers. All parts of the plan but the last
+hold the same number of steps, so that a reader can start at any step. Samples and pairs are memory-mapped, and neither
+they nor the plan need to fit in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from model.training.curriculum import Recipe, draw_step
@@ -25,6 +25,7 @@ from stages.config import CurriculumConfig
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.data.datasets import check_columns, dataset_files, write_part
 from stages.data.schemas import PAIRS, PLAN, SAMPLES
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
 
 _ROWS_PER_PART = 2**17
 _SAMPLE_COLUMNS = ["sample_id", "caption"]
@@ -54,10 +55,10 @@ def run(context: StageContext) -> StageResult:
 
 
 def recipe_of(settings: CurriculumConfig) -> Recipe:
-    """The configuration in the words of `model.training.task.curriculum`.
+    """The recipe of `model.training.curriculum` for this configuration.
 
     Raises:
-        StageError: A value makes no sense.
+        StageError: A value is out of its range.
     """
     if settings.steps < 1 or settings.batch_size < 1:
         raise StageError("curriculum.steps and curriculum.batch_size must be at least 1.")
@@ -76,7 +77,7 @@ def recipe_of(settings: CurriculumConfig) -> Recipe:
 
 
 def map_columns(folder: Path, schema: pa.Schema, columns: list[str], file: Path) -> int:
-    """Write some columns of a dataset to an Arrow file that tasks can map; returns the number of rows.
+    """Write some columns of a dataset to an Arrow file that tasks can memory-map; returns the number of rows.
 
     Raises:
         StageError: There is no such dataset, or it has other columns.
@@ -93,18 +94,30 @@ def map_columns(folder: Path, schema: pa.Schema, columns: list[str], file: Path)
 
 
 def write_plan(folder: Path, recipe: Recipe, scratch: Path, seed: int, report: Reporter) -> pa.Table:
-    """Write all parts of the plan; returns what `summarize` says of every step, in order."""
+    """Write all parts of the plan; returns the summary of each step, in order (see `summarize`)."""
     per_part = max(1, _ROWS_PER_PART // recipe.batch_size)
-    plan_part = ray.remote(write_plan_part)
-    waiting = [
-        plan_part.remote(folder, number, range(first, min(first + per_part, recipe.steps)), recipe, scratch, seed)
+    parts = [
+        {"number": number, "first": first, "end": min(first + per_part, recipe.steps)}
         for number, first in enumerate(range(0, recipe.steps, per_part))
     ]
-    curves = []
-    for number, summary in enumerate(waiting, start=1):
-        curves.append(ray.get(summary))
-        report.progress(min(number * per_part, recipe.steps), recipe.steps, "planning training steps")
-    return pa.concat_tables(curves)
+    summaries = map_on_workers(
+        _write_part,
+        one_row_batches(parts),
+        arguments={"folder": folder, "recipe": recipe, "scratch": scratch, "seed": seed},
+        workers=Workers(),
+        progress=Progress(
+            report=report,
+            total=recipe.steps,
+            note="planning training steps",
+            amount=lambda summary: summary.num_rows,
+        ),
+    )
+    return pa.concat_tables(summaries)
+
+
+def _write_part(batch: pa.Table, folder: Path, recipe: Recipe, scratch: Path, seed: int) -> pa.Table:
+    (part,) = batch.to_pylist()
+    return write_plan_part(folder, part["number"], range(part["first"], part["end"]), recipe, scratch, seed)
 
 
 def write_plan_part(folder: Path, number: int, steps: range, recipe: Recipe, scratch: Path, seed: int) -> pa.Table:
@@ -121,14 +134,14 @@ def write_plan_part(folder: Path, number: int, steps: range, recipe: Recipe, scr
 
 
 def plan_steps(steps: Sequence[int], samples: pa.Table, pairs: pa.Table, recipe: Recipe, seed: int) -> pa.Table:
-    """The rows (schema PLAN) of some steps.
+    """The rows (schema `PLAN`) of some steps.
 
-    A generic sample is its own reference; a pair of views is described by its category alone.
+    A generic sample is its own reference. The caption of a pair of views names only its category.
     """
     draws = [draw_step(recipe, step, seed) for step in steps]
     is_multiview = pa.array(np.concatenate([draw.is_multiview for draw in draws]))
     choice = np.concatenate([draw.choice for draw in draws])
-    place = np.concatenate([draw.crop_position for draw in draws])
+    crop = np.concatenate([draw.crop_position for draw in draws])
     sample = samples.take(pa.array((choice * samples.num_rows).astype(np.int64)))
     pair = pairs.take(pa.array((choice * pairs.num_rows).astype(np.int64)))
     category_caption = pc.binary_join_element_wise("a photo of a", pair["category"], " ")
@@ -140,16 +153,16 @@ def plan_steps(steps: Sequence[int], samples: pa.Table, pairs: pa.Table, recipe:
         "target_id": pc.if_else(is_multiview, pair["target_frame_id"], sample["sample_id"]),
         "caption": pc.if_else(is_multiview, category_caption, sample["caption"]),
         "crop_ratio": np.concatenate([draw.crop_ratio for draw in draws]),
-        "crop_x": place[:, 0],
-        "crop_y": place[:, 1],
-        "target_crop_x": place[:, 2],
-        "target_crop_y": place[:, 3],
+        "crop_x": crop[:, 0],
+        "crop_y": crop[:, 1],
+        "target_crop_x": crop[:, 2],
+        "target_crop_y": crop[:, 3],
     }
     return pa.table(columns).cast(PLAN)
 
 
 def summarize(plan: pa.Table, batch_size: int) -> pa.Table:
-    """One row a step: the share of view pairs, the mean crop ratio, and the crop ratio of the first example."""
+    """A row for each step: the share of view pairs, the mean crop ratio, and the crop ratio of the first example."""
     is_multiview = pc.equal(plan["source"], "multiview").to_numpy().reshape(-1, batch_size)
     ratio = plan["crop_ratio"].to_numpy().reshape(-1, batch_size)
     return pa.table(
@@ -162,23 +175,29 @@ def summarize(plan: pa.Table, batch_size: int) -> pa.Table:
 
 
 def plot_plan(curve: pa.Table, recipe: Recipe, file: Path) -> None:
-    """Draw the steps' summaries against what the recipe asks for."""
-    bins = np.linspace(0, recipe.steps, min(recipe.steps, 40) + 1)
-    share = curve["multiview_share"].to_numpy()
-    step = np.arange(recipe.steps)
-    binned = np.histogram(step, bins, weights=share)[0] / np.histogram(step, bins)[0]
+    """Plot the steps' summaries, and what the recipe prescribes."""
     shown = np.unique(np.linspace(0, recipe.steps - 1, _SHOWN_STEPS, dtype=np.int64))
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.bar((bins[1:] + bins[:-1]) / 2, binned, width=bins[1] - bins[0], color="tab:blue", alpha=0.5, label="drawn")
-    name = "Eq. 10" if recipe.multiview is None else "as configured"
-    left.plot(shown, [recipe.multiview_share(int(s)) for s in shown], color="black", label=name)
-    left.set(xlabel="step", ylabel="share of view pairs", ylim=(0, 1))
-    ratio = curve["crop_ratio"].to_numpy()[shown]
-    right.scatter(shown, ratio, s=1, alpha=0.5, color="tab:orange", label="drawn, one a step")
+    _plot_shares(left, curve, recipe, shown)
+    right.scatter(
+        shown, curve["crop_ratio"].to_numpy()[shown], s=1, alpha=0.5, color="tab:orange", label="drawn, one a step"
+    )
     name = "r_cur, Eq. 11" if recipe.crops == "curriculum" else "r_max"
     right.plot(shown, [recipe.largest_crop_ratio(int(s)) for s in shown], color="black", label=name)
     right.set(xlabel="step", ylabel="crop ratio r of the reference")
     for axes in (left, right):
         axes.legend(loc="upper left")
     figure.savefig(file, dpi=110)
+
+
+def _plot_shares(axes: Axes, curve: pa.Table, recipe: Recipe, shown: np.ndarray) -> None:
+    """Plot the share of view pairs, averaged over bins of steps."""
+    bins = np.linspace(0, recipe.steps, min(recipe.steps, 40) + 1)
+    step = np.arange(recipe.steps)
+    share = curve["multiview_share"].to_numpy()
+    binned = np.histogram(step, bins, weights=share)[0] / np.histogram(step, bins)[0]
+    axes.bar((bins[1:] + bins[:-1]) / 2, binned, width=bins[1] - bins[0], color="tab:blue", alpha=0.5, label="drawn")
+    name = "Eq. 10" if recipe.multiview is None else "as configured"
+    axes.plot(shown, [recipe.multiview_share(int(s)) for s in shown], color="black", label=name)
+    axes.set(xlabel="step", ylabel="share of view pairs", ylim=(0, 1))

@@ -26,7 +26,9 @@ from model.concepts.textual_inversion import (
     load_concept,
     save_concept,
 )
-from model.pictures import PictureError, load_picture, square_crop, to_tensor
+from model.pictures.crops import square_crop
+from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, is_picture_file, load_picture
+from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
 from stages.config import CustomizeConfig
@@ -34,7 +36,6 @@ from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.training.trainer import Curves, plot_curves
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _SAMPLES = 4
 _MAX_PICTURES = 6
 #: Steps at the end that are averaged for the metrics.
@@ -93,10 +94,10 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
         folder = Path(config.subject)
         if not folder.is_dir():
             raise StageError(f"{folder} is not a folder: set customize.subject to a folder of pictures of one subject.")
-        pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        pictures = sorted(path for path in folder.iterdir() if is_picture_file(path))
         if not pictures:
             raise StageError(
-                f"{folder} has no picture ({', '.join(sorted(_SUFFIXES))}): put 4 to 6 pictures of one subject there."
+                f"{folder} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one subject there."
             )
         return Subject(name=folder.name, word=config.word, pictures=pictures[:_MAX_PICTURES])
     folder = inputs["microworld"] / "subjects"

@@ -1,7 +1,7 @@
 """Datasets on disk: folders of Parquet files with the schemas of `stages/data/schemas.py`, in a fixed order.
 
-The same rows always give the same bytes: rows are sorted, files are cut at fixed sizes. Row groups with pictures are
-small, so that one picture can be fetched without reading a whole file.
+The same rows always give the same bytes, because rows are sorted and files are cut at fixed sizes. Row groups with
+pictures are small, so that one picture can be read without reading a whole file.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from stages.contract import StageError
 
 ROWS_PER_FILE = 20_000
-ROWS_PER_GROUP = 128  # where there are pictures
+ROWS_PER_GROUP = 128  # of datasets with pictures
 _WAITING_BYTES = 64_000_000
 
 
 def write_dataset(folder: Path, table: pa.Table, schema: pa.Schema, order: Sequence[str] = ()) -> int:
-    """Write `table` as `folder/part-00000.parquet`, ... and return the number of rows.
+    """Write `table` as `folder/part-00000.parquet`, ...; returns the number of rows.
 
     Rows are sorted by the columns `order` (default: the schema's first column, the id); equal keys keep their order.
-    Columns that the schema does not have are left out.
+    Columns that are not in the schema are left out.
 
     Raises:
         ValueError: A column is missing, cannot be cast, or holds a null that the schema forbids.
@@ -38,9 +38,9 @@ def write_dataset(folder: Path, table: pa.Table, schema: pa.Schema, order: Seque
 
 
 def write_in_order(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Write tables, whose rows come in the dataset's order, as `write_dataset` does one; returns the number of rows.
+    """Write tables whose rows are already in the dataset's order; returns the number of rows.
 
-    Of these, the rows of a file are held in memory.
+    Holds the rows of one file in memory.
     """
     waiting, number, rows = None, 0, 0
     for table in tables:
@@ -54,7 +54,7 @@ def write_in_order(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) 
 
 
 def write_part(folder: Path, number: int, table: pa.Table, schema: pa.Schema) -> None:
-    """Write one file of a dataset, for those who produce it in pieces: rows and parts must come in order.
+    """Write one file of a dataset that is produced in parts. Rows and parts must be in order.
 
     Raises:
         ValueError: As `write_dataset`.
@@ -64,7 +64,7 @@ def write_part(folder: Path, number: int, table: pa.Table, schema: pa.Schema) ->
 
 
 class PartWriter:
-    """One file of a dataset, written some rows at a time. They wait in memory until they fill a row group, or 64 MB."""
+    """Writes one file of a dataset, some rows at a time. Rows are buffered until they fill a row group, or 64 MB."""
 
     def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class PartWriter:
         )
 
     def write(self, table: pa.Table) -> None:
-        """Append the rows of a table; columns that the schema does not have are left out.
+        """Append the rows of a table. Columns that are not in the schema are left out.
 
         Raises:
             ValueError: As `write_dataset`.
@@ -108,12 +108,12 @@ class PartWriter:
 
 
 def dataset_rows(folder: Path) -> int:
-    """Rows of a dataset, from its files' footers; raises StageError when there is no such dataset."""
+    """The number of rows, from the files' footers; raises StageError when there is no such dataset."""
     return sum(row_counts(dataset_files(folder)))
 
 
 def row_counts(files: Sequence[Path]) -> list[int]:
-    """Rows of each Parquet file, from its footer."""
+    """The number of rows of each Parquet file, from its footer."""
     return [int(pq.read_metadata(file).num_rows) for file in files]
 
 
@@ -135,7 +135,7 @@ def dataset_files(folder: Path) -> list[Path]:
 
 
 def read_dataset(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a dataset, in the order in which they were written; only `columns`, when given.
+    """Read a dataset in its order; only `columns`, if given.
 
     Raises:
         StageError: There is no such dataset, a column is missing, or one has another type than `schema` says.
@@ -149,7 +149,7 @@ def read_dataset(folder: Path, schema: pa.Schema, columns: Sequence[str] | None 
 
 
 def check_columns(file: Path, found: pa.Schema, schema: pa.Schema, wanted: Sequence[str]) -> None:
-    """Refuse a file that lacks one of the columns `wanted` or has it with another type than `schema`."""
+    """Check that a file has the columns `wanted` with the types of `schema`; raises StageError."""
     for name in wanted:
         if name not in found.names:
             raise StageError(f"{file} lacks the column {name!r}; its columns are {', '.join(found.names)}.")
@@ -161,10 +161,11 @@ def check_columns(file: Path, found: pa.Schema, schema: pa.Schema, wanted: Seque
 
 
 class ColumnStore:
-    """Random access, by id, to a column of bytes of a dataset.
+    """Random access by id to a column of bytes of a dataset.
 
-    Cheap to make and to send to a worker: only the path travels, files are mapped on first use. Held in memory are an
-    index of the ids' hashes, 16 bytes a row, and the last `cached_groups` row groups of the column.
+    An instance is cheap to create and to send to a worker, because only its path is pickled and the files are
+    memory-mapped at the first access. In memory are an index of the ids' hashes, 16 bytes a row, and the last
+    `cached_groups` row groups of the column.
     """
 
     def __init__(self, folder: Path, id_column: str, column: str, cached_groups: int = 64) -> None:
@@ -176,10 +177,10 @@ class ColumnStore:
 
     def _clear(self) -> None:
         self._files: list[pq.ParquetFile] = []
-        self._places: list[tuple[int, int]] = []  # row group of the dataset -> file, row group of the file
+        self._row_groups: list[tuple[int, int]] = []  # row group of the dataset -> file, row group of the file
         self._starts: NDArray[np.int64] = np.empty(0, np.int64)  # row group of the dataset -> its first row
         self._hashes: NDArray[np.uint64] = np.empty(0, np.uint64)  # of the ids, ascending
-        self._rows: NDArray[np.int64] = np.empty(0, np.int64)  # whose ids they are
+        self._rows: NDArray[np.int64] = np.empty(0, np.int64)  # the rows of these ids
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -197,8 +198,10 @@ class ColumnStore:
             pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
             for file in dataset_files(self.folder)
         ]
-        self._places = [(number, group) for number, file in enumerate(files) for group in range(file.num_row_groups)]
-        sizes = [files[number].metadata.row_group(group).num_rows for number, group in self._places]
+        self._row_groups = [
+            (number, group) for number, file in enumerate(files) for group in range(file.num_row_groups)
+        ]
+        sizes = [files[number].metadata.row_group(group).num_rows for number, group in self._row_groups]
         self._starts = np.cumsum([0, *sizes])[:-1]
         hashes = np.concatenate([_hashes_of(self._ids(file)) for file in files])
         self._rows = np.argsort(hashes, kind="stable")
@@ -219,20 +222,20 @@ class ColumnStore:
         return (key for file in self._files for key in self._ids(file))
 
     def __contains__(self, key: str) -> bool:
-        """Whether some id has this one's hash: in a hundred million rows, wrong for one in 10^11 that are not there."""
+        """Whether some id has the hash of `key`. With 10^8 rows, one in 10^11 missing ids is found by mistake."""
         return len(self._candidates(key)) > 0
 
     def __getitem__(self, key: str) -> bytes:
-        """The bytes with this id; KeyError when the dataset has no such row."""
+        """The bytes of the row with this id; raises KeyError when there is none."""
         for row in self._candidates(key):
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
-            table, place = self._read(group), int(row - self._starts[group])
-            if table.column(self.id_column)[place].as_py() == key:
-                return bytes(table.column(self.column)[place].as_py())
+            table, index = self._read(group), int(row - self._starts[group])
+            if table.column(self.id_column)[index].as_py() == key:
+                return bytes(table.column(self.column)[index].as_py())
         raise KeyError(f"{self.folder} has no {self.column} {key!r}")
 
     def _candidates(self, key: str) -> NDArray[np.int64]:
-        """Rows whose ids have the hash of `key`: one, as a rule."""
+        """The rows whose ids have the hash of `key`, usually one."""
         self._open()
         wanted = _hashes_of([key])[0]
         first, end = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
@@ -240,8 +243,8 @@ class ColumnStore:
 
     def _read(self, group: int) -> pa.Table:
         if group not in self._groups:
-            number, place = self._places[group]
-            self._groups[group] = self._files[number].read_row_group(place, columns=[self.id_column, self.column])
+            file, row_group = self._row_groups[group]
+            self._groups[group] = self._files[file].read_row_group(row_group, columns=[self.id_column, self.column])
             if len(self._groups) > self.cached_groups:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
@@ -254,7 +257,7 @@ def _hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:
 
 
 class PictureStore(ColumnStore):
-    """Random access, by id, to encoded pictures (JPEG or PNG): the column `picture` of a dataset."""
+    """Random access by id to the encoded pictures of a dataset, in its column `picture`."""
 
     def __init__(self, folder: Path, id_column: str, cached_groups: int = 64) -> None:
         super().__init__(folder, id_column, "picture", cached_groups)

@@ -1,8 +1,8 @@
-"""Latents and text states on disk: what the stage `cache_latents` writes and `train_adapter` reads.
+"""Latents and text states on disk, which the stage `cache_latents` writes and `train_adapter` reads.
 
-A row is a target square or a caption with its tensors. Row groups are small, so that one row can be fetched without
-reading many; pages carry checksums, for a damaged tensor would look like any other. Every file says what its rows were
-computed with.
+A row is a target square or a caption, with its tensors. Row groups are small, so that one row can be read without many
+others. Pages have checksums, because a damaged tensor could not be recognised otherwise. Each file stores the identity
+of the models that computed its rows.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _SQUARE = ["target_id", "target_crop_x", "target_crop_y"]
 _REMEDY = "run the stage cache_latents again (--force cache_latents)."
 
 
-# --- what the plan needs -------------------------------------------------------------------------------------------
+# --- the squares and captions of a plan -------------------------------------------------------------------------------
 
 
 def distinct_squares(plan: PlanReader, pictures: PlanPictures) -> pa.Table:
-    """The target squares of a plan, each once, sorted.
+    """The distinct target squares of a plan, sorted.
 
     Returns:
-        target_id, target_crop_x, target_crop_y; the place of the crop is null where the picture is square.
+        target_id, target_crop_x, target_crop_y; the position of the crop is null where the picture is square.
     """
     square_ids = pa.chunked_array([*_square_ids(pictures)], pa.string())
-    found = [_distinct_places(part, square_ids) for part in plan.parts(*_SQUARE)]
+    found = [_distinct_crops(part, square_ids) for part in plan.parts(*_SQUARE)]
     table = pa.concat_tables(found).group_by(_SQUARE).aggregate([])
     return table.sort_by([(name, "ascending") for name in _SQUARE])
 
@@ -57,14 +57,14 @@ def _square_ids(pictures: PlanPictures) -> Iterator[pa.Array]:
         yield from table.filter(pc.equal(table["width"], table["height"]))[store.id_column].chunks
 
 
-def _distinct_places(part: pa.Table, square_ids: pa.ChunkedArray) -> pa.Table:
+def _distinct_crops(part: pa.Table, square_ids: pa.ChunkedArray) -> pa.Table:
     is_square = pc.is_in(part["target_id"], value_set=square_ids)
-    places = [pc.if_else(is_square, pa.scalar(None, pa.float32()), part[name]) for name in _SQUARE[1:]]
-    return pa.table([part["target_id"], *places], names=_SQUARE).group_by(_SQUARE).aggregate([])
+    positions = [pc.if_else(is_square, pa.scalar(None, pa.float32()), part[name]) for name in _SQUARE[1:]]
+    return pa.table([part["target_id"], *positions], names=_SQUARE).group_by(_SQUARE).aggregate([])
 
 
 def distinct_captions(plan: PlanReader) -> pa.Table:
-    """The captions of a plan, each once, sorted; with the empty one, for examples that lose theirs."""
+    """The distinct captions of a plan, sorted, and the empty caption, for examples whose caption is dropped."""
     captions = pc.unique(pa.chunked_array([plan.distinct("caption"), pa.array([""])]))
     return pa.table({"caption": captions}).sort_by("caption")
 
@@ -79,12 +79,12 @@ def keys_of_squares(squares: pa.Table) -> list[str]:
 
 
 def encoding_rows(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> pa.Table:
-    """Some rows of `ENCODINGS`.
+    """Rows of the schema `ENCODINGS`.
 
     Args:
         keys: B keys.
-        tensors: (B, ...) each.
-        dtype: They are kept in. SDXL's time ids, which are whole numbers, stay as they are.
+        tensors: Each (B, ...).
+        dtype: The dtype to store. SDXL's time ids, which are whole numbers, keep theirs.
 
     Raises:
         EncodingCacheError: A value is not finite in this dtype.
@@ -93,7 +93,9 @@ def encoding_rows(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: tor
     for name, tensor in kept.items():
         finite = tensor.isfinite().flatten(1).all(1)
         if not finite.all():
-            remedy = "set cache_latents.dtype=float32" if tensors[name].isfinite().all() else "mend the backbone"
+            remedy = (
+                "set cache_latents.dtype=float32" if tensors[name].isfinite().all() else "check the backbone's weights"
+            )
             raise EncodingCacheError(
                 f"{name} of {keys[int(finite.int().argmin())]!r} has values that are not finite in {dtype}: {remedy}."
             )
@@ -102,7 +104,7 @@ def encoding_rows(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: tor
 
 
 def write_encodings(file: Path, identity: Mapping[str, str], tables: Iterable[pa.Table]) -> None:
-    """Write one file of a dataset, all of it or nothing; of the rows one table is held in memory."""
+    """Write one file of a dataset atomically. Holds one table in memory."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.parent.with_name(f"{file.parent.name}-{file.stem}.{os.getpid()}")
     schema = ENCODINGS.with_metadata({_IDENTITY: json.dumps(identity)})
@@ -115,7 +117,7 @@ def write_encodings(file: Path, identity: Mapping[str, str], tables: Iterable[pa
 
 
 def identity_of(file: Path) -> dict[str, str]:
-    """What the rows of a file were computed with.
+    """The identity of the models that computed the rows of a file.
 
     Raises:
         EncodingCacheError: The file is damaged.
@@ -129,12 +131,13 @@ def identity_of(file: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _damage_named(place: Path) -> Iterator[None]:
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn the errors of reading damaged files into EncodingCacheErrors that name the path."""
     try:
         yield
     except (pa.ArrowException, OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise EncodingCacheError(f"{place} is damaged: {reason}; {_REMEDY}") from error
+        raise EncodingCacheError(f"{path} is damaged: {reason}; {_REMEDY}") from error
 
 
 class EncodingStore(ColumnStore):
@@ -147,7 +150,7 @@ class EncodingStore(ColumnStore):
         """The tensors (B, ...) of B keys, in float32.
 
         Raises:
-            EncodingCacheError: A key is not there, or the files are damaged.
+            EncodingCacheError: A key is missing, or a file is damaged.
         """
         with _damage_named(self.folder):
             missing = [key for key in keys if key not in self]
@@ -178,7 +181,7 @@ class StoredEncodings:
         return self.captions.batch(captions)
 
     def check(self, backbone: Backbone, resolution: int) -> None:
-        """Raises EncodingCacheError: they are another backbone's, or of pictures of another size, or damaged."""
+        """Raises EncodingCacheError if another backbone or another picture size was used, or a file is damaged."""
         needed = encoder_identity(backbone, resolution)
         for store in (self.squares, self.captions):
             for file in dataset_files(store.folder):
@@ -188,10 +191,10 @@ class StoredEncodings:
                     raise EncodingCacheError(f"{str(error).rstrip('.')}; {_REMEDY}") from error
 
     def check_plan(self, plan: PlanReader, pictures: PlanPictures) -> None:
-        """Refuse a cache of another plan before there are any workers.
+        """Check that the cache holds all squares and captions of a plan.
 
         Raises:
-            EncodingCacheError: A square or a caption of the plan is missing, or a file is damaged.
+            EncodingCacheError: One is missing, or a file is damaged.
         """
         wanted = [
             (self.squares, keys_of_squares(distinct_squares(plan, pictures))),
@@ -207,6 +210,6 @@ class StoredEncodings:
                 )
 
     def _key(self, row: PlanRow) -> str:
-        """Of a square picture its id alone is there."""
+        """The key of a row's target; a square picture has its id alone as key."""
         whole = square_key(row.target_id, None)
         return whole if whole in self.squares else square_key(row.target_id, (row.target_crop_x, row.target_crop_y))

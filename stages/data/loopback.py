@@ -1,4 +1,7 @@
-"""A web server for the pictures of the micro world, on this machine and only while it is needed."""
+"""A web server for the pictures of the micro world.
+
+It runs only while it is needed, and listens only on the loopback interface: no other machine can reach it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def serve_folder(root: Path, port: int) -> Iterator[str]:
-    """Serve the files below `root` at the base URL that is yielded, until the block is left. Port 0 picks a free one.
+    """Serve the files below `root` while the block runs; yields the base URL. Port 0 picks a free port.
 
     Raises:
         StageError: The port is taken or may not be used.
@@ -40,7 +43,7 @@ def serve_folder(root: Path, port: int) -> Iterator[str]:
             raise
         raise StageError(
             f"the micro world's pictures cannot be served on {HOST}:{port} ({error.strerror}); "
-            f"end what uses the port, or choose another with --set microworld.port={port + 1}."
+            f"stop the program that uses the port, or choose another port with --set microworld.port={port + 1}."
         ) from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -1,6 +1,6 @@
-"""The training plan as an adapter's training reads it: the rows of a step, the pictures that they name.
+"""Reader of the training plan and of its pictures.
 
-What a plan can get wrong is found before anything is trained on it: `check_plan`.
+`check_plan` finds the errors that a plan can have before a training starts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SOURCES = ("image_text", "multiview")
 
 
 class PlanReader:
-    """Step -> rows of the plan. Only the path travels to the workers; each holds one part of the plan at a time.
+    """Returns the rows of a step. Only the path is pickled, and one part of the plan at a time is in memory.
 
-    A step lies in one part of the plan, as the stage `curriculum` writes it: reading may start at any.
+    The stage `curriculum` writes all rows of a step into one part, so that reading can start at any step.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class PlanReader:
 
     def _clear(self) -> None:
         self._files: list[Path] = []
-        self._first_steps: list[int] = []  # of each file, and the number of steps
+        self._first_steps: list[int] = []  # of each file; and at the end the number of steps
         self._part = -1
         self._table: Any = None
         self._bounds: Any = None
@@ -50,21 +50,21 @@ class PlanReader:
         self._clear()
 
     def __call__(self, step: int) -> Sequence[PlanRow]:
-        """The rows of a step, counted from 0, by slot."""
+        """The rows of a step (from 0), by slot."""
         self._open()
         self._read_part(bisect_right(self._first_steps, step) - 1)
-        place = step - self._first_steps[self._part]
-        start, end = int(self._bounds[place]), int(self._bounds[place + 1])
+        index = step - self._first_steps[self._part]
+        start, end = int(self._bounds[index]), int(self._bounds[index + 1])
         return [PlanRow(**row) for row in self._table.slice(start, end - start).to_pylist()]
 
     @property
     def steps(self) -> int:
-        """Steps of the plan."""
+        """The number of steps."""
         self._open()
         return self._first_steps[-1]
 
     def parts(self, *columns: str) -> Iterator[pa.Table]:
-        """These columns of the whole plan, a part at a time."""
+        """Some columns of the plan, part by part."""
         self._open()
         return (pq.read_table(file, columns=list(columns)) for file in self._files)
 
@@ -75,12 +75,12 @@ class PlanReader:
         return all(pc.all(pc.equal(table["reference_id"], table["target_id"])).as_py() for table in tables)
 
     def distinct(self, *columns: str) -> pa.Array:
-        """The values, each once, that these columns of the whole plan have."""
+        """The distinct values of some columns of the plan."""
         tables = self.parts(*columns)
         return pc.unique(pa.chunked_array([pc.unique(column) for table in tables for column in table.columns]))
 
     def batch_sizes(self) -> set[int]:
-        """How many rows the steps have."""
+        """The distinct numbers of rows that steps have."""
         columns = (part["step"].to_numpy() for part in self.parts("step"))
         return {int(size) for steps in columns for size in np.unique(steps, return_counts=True)[1]}
 
@@ -106,7 +106,7 @@ class PlanReader:
 
 
 def _range_of_steps(file: Path) -> tuple[int, int]:
-    """The first and the last step of a part of the plan, from the file's footer."""
+    """The first and the last step of a part of the plan, from its footer."""
     metadata = pq.read_metadata(file)
     column = metadata.schema.names.index("step")
     groups = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
@@ -115,19 +115,19 @@ def _range_of_steps(file: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PlanPictures:
-    """Id of the plan -> encoded picture: a sample of `filter` or a frame of `multiview`."""
+    """Returns the encoded picture with an id of the plan: a sample of `filter` or a frame of `multiview`."""
 
     samples: PictureStore
     frames: PictureStore
 
     @classmethod
     def of(cls, inputs: Mapping[str, Path]) -> Self:
-        """Those of a stage's inputs."""
+        """The pictures in the inputs of a stage."""
         samples, frames = inputs["filter"] / "samples", inputs["multiview"] / "frames"
         return cls(PictureStore(samples.resolve(), "sample_id"), PictureStore(frames.resolve(), "frame_id"))
 
     def __call__(self, picture_id: str) -> bytes:
-        """Raises StageError when neither has it."""
+        """The encoded picture; raises StageError when there is none with this id."""
         for store in (self.samples, self.frames):
             with suppress(KeyError):
                 return store[picture_id]
@@ -138,10 +138,10 @@ class PlanPictures:
 
 
 def check_plan(plan: PlanReader, pictures: PlanPictures) -> None:
-    """Refuse a plan that is not whole, or was not made from these pictures.
+    """Check that a plan is complete and was made from these pictures.
 
     Raises:
-        StageError: Steps are missing, a source is unknown, or a picture is in neither dataset; names the first.
+        StageError: A step is missing, a source is unknown, or a picture is in neither dataset; names the first.
     """
     remedy = "run the stage curriculum again."
     found = plan.distinct("step").to_numpy()
@@ -152,6 +152,10 @@ def check_plan(plan: PlanReader, pictures: PlanPictures) -> None:
     unknown = sorted(set(sources) - set(_SOURCES))
     if unknown:
         raise StageError(f"{plan.folder} has the source {unknown[0]!r}; it must be {' or '.join(_SOURCES)}; {remedy}")
+    _check_pictures(plan, pictures, remedy)
+
+
+def _check_pictures(plan: PlanReader, pictures: PlanPictures, remedy: str) -> None:
     named = plan.distinct("reference_id", "target_id")
     samples = read_dataset(pictures.samples.folder, SAMPLES, [pictures.samples.id_column])
     frames = read_dataset(pictures.frames.folder, FRAMES, [pictures.frames.id_column])

@@ -1,6 +1,6 @@
-"""The datasets' schemas, declared once. Column names are part of the contract between stages.
+"""The schemas of the datasets. Column names are part of the contract between stages.
 
-Pictures travel as encoded bytes (JPEG or PNG). Ids are content hashes, never counters.
+Pictures are stored as encoded bytes (JPEG or PNG). Ids are content hashes, never counters.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 
 import pyarrow as pa
 
-#: LAION's score columns, as img2dataset carries them, with our names for them.
+#: LAION's score columns, which img2dataset keeps, with our names for them.
 LAION_SCORES = {
     "similarity": "similarity",
     "punsafe": "unsafe",
@@ -17,7 +17,7 @@ LAION_SCORES = {
     "AESTHETIC_SCORE": "aesthetic",
 }
 
-#: What a row's fate may depend on, and how LAION-400M, LAION-5B, Re-LAION, DataComp and COYO spell it, in lower case.
+#: The columns that the rules read, and their lower-case names in LAION-400M, LAION-5B, Re-LAION, DataComp and COYO.
 SPELLINGS = {
     "url": ("url", "image_url", "img_url"),
     "caption": ("text", "caption", "alt_text", "alt"),
@@ -49,7 +49,7 @@ SAMPLES = pa.schema(
     ]
 )
 
-#: `ingest/rejected`, `ingest/failed` and `filter/rejected`: what was dropped, each row with its reason.
+#: `ingest/rejected`, `ingest/failed` and `filter/rejected`: the dropped rows, each with its reason.
 REJECTED = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -60,7 +60,7 @@ REJECTED = pa.schema(
     ]
 )
 
-#: `multiview/frames`: one photograph of an object with its camera (world to camera, as in COLMAP) where it is known.
+#: `multiview/frames`: a photograph of an object, with its camera (world to camera, as in COLMAP) if it is known.
 FRAMES = pa.schema(
     [
         pa.field("frame_id", pa.string(), nullable=False),
@@ -69,7 +69,7 @@ FRAMES = pa.schema(
         pa.field("picture", pa.binary(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
-        pa.field("rotation", pa.list_(pa.float64())),  # unit quaternion w, x, y, z; null: no camera is known
+        pa.field("rotation", pa.list_(pa.float64())),  # unit quaternion w, x, y, z; null: unknown camera
         pa.field("translation", pa.list_(pa.float64())),  # x, y, z
     ]
 )
@@ -82,33 +82,32 @@ PAIRS = pa.schema(
         pa.field("instance", pa.string(), nullable=False),
         pa.field("reference_frame_id", pa.string(), nullable=False),
         pa.field("target_frame_id", pa.string(), nullable=False),
-        pa.field("angle_degrees", pa.float32()),  # between the viewing directions; null: no cameras
+        pa.field("angle_degrees", pa.float32()),  # between the viewing directions; null: unknown cameras
     ]
 )
 
-#: `curriculum/plan`: what the adapter sees, one row a training example, `batch_size` rows a step.
+#: `curriculum/plan`: the training examples of the adapter, one a row, `batch_size` rows a step.
 PLAN = pa.schema(
     [
         pa.field("step", pa.int32(), nullable=False),
-        pa.field("slot", pa.int32(), nullable=False),  # place in the batch
+        pa.field("slot", pa.int32(), nullable=False),  # position in the batch
         pa.field("source", pa.string(), nullable=False),  # "image_text" or "multiview"
         pa.field("reference_id", pa.string(), nullable=False),  # sample_id or frame_id
         pa.field("target_id", pa.string(), nullable=False),
         pa.field("caption", pa.string(), nullable=False),
         pa.field("crop_ratio", pa.float32(), nullable=False),  # r of Eq. 11, for the reference
-        pa.field("crop_x", pa.float32(), nullable=False),  # place of the reference crop, in [0, 1] of its free play
+        pa.field("crop_x", pa.float32(), nullable=False),  # position of the reference crop in its free travel, 0 to 1
         pa.field("crop_y", pa.float32(), nullable=False),
-        pa.field("target_crop_x", pa.float32(), nullable=False),  # place of the square target crop, likewise
+        pa.field("target_crop_x", pa.float32(), nullable=False),  # position of the square target crop, in the same way
         pa.field("target_crop_y", pa.float32(), nullable=False),
     ]
 )
 
-#: `cache_latents/latents` and `cache_latents/texts`: what the backbone's encoders make of the plan's examples.
+#: `cache_latents/latents` and `cache_latents/texts`: the plan's examples, encoded by the backbone.
 ENCODINGS = pa.schema(
     [
-        pa.field(
-            "key", pa.string(), nullable=False
-        ),  # `model.training.encodings.square_key` of a target square, or the caption
+        # `model.training.encodings.square_key` of a target square, or the caption
+        pa.field("key", pa.string(), nullable=False),
         # safetensors: latent (4, h, w); or hidden (n_t, c_t), for SDXL also text_embeds (c_p) and time_ids (6)
         pa.field("tensors", pa.binary(), nullable=False),
     ]
@@ -136,7 +135,8 @@ SCORES = pa.schema(
         pa.field("similarity", pa.float32(), nullable=False),
         pa.field("controllability", pa.float32(), nullable=False),
         pa.field("clip_t", pa.float32(), nullable=False),  # cosine(prompt, picture)
-        pa.field("ground_change", pa.float32()),  # outside the subject, to the text-only picture; null: not measured
+        # Outside the subject, to the text-only picture; null: not measured.
+        pa.field("background_change", pa.float32()),
         pa.field("picture", pa.binary(), nullable=False),
         pa.field("mask", pa.binary()),
     ]
@@ -148,36 +148,36 @@ MULTI_SUBJECT = pa.schema(
         pa.field("task", pa.string(), nullable=False),  # "text_only", "many_to_many", "one_to_many", "round_1", ...
         pa.field("pair", pa.string(), nullable=False),  # the two subjects' names
         pa.field("subject", pa.string(), nullable=False),
-        pa.field("phrase", pa.string(), nullable=False),  # of the prompt, that the reference stands for
+        pa.field("phrase", pa.string(), nullable=False),  # the words of the prompt that the reference stands for
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("similarity", pa.float32(), nullable=False),  # of the subject's region to its own other views
-        pa.field("other_similarity", pa.float32(), nullable=False),  # and to those of the pair's other subject
-        pa.field("reference", pa.binary(), nullable=False),  # as the model was shown it
+        pa.field("similarity", pa.float32(), nullable=False),  # of the subject's region to its other views
+        pa.field("other_similarity", pa.float32(), nullable=False),  # and to the views of the pair's other subject
+        pa.field("reference", pa.binary(), nullable=False),  # as the model received it
         pa.field("picture", pa.binary(), nullable=False),
         pa.field("mask", pa.binary(), nullable=False),
     ]
 )
 
-#: `evaluate/masks`: one subject's mask in one denoising step.
+#: `evaluate/masks`: the mask of one subject in one denoising step.
 MASKS = pa.schema(
     [
         pa.field("recipe", pa.string(), nullable=False),  # "cross_all", "cross", "cross_self_all" or "cross_self"
-        pa.field("cross_grids", pa.list_(pa.int32()), nullable=False),  # heights of the attention grids taking part
+        pa.field("cross_grids", pa.list_(pa.int32()), nullable=False),  # heights of the attention grids that are used
         pa.field("self_grids", pa.list_(pa.int32()), nullable=False),
         pa.field("subject", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("step", pa.int32(), nullable=False),  # from 0
         pa.field("timestep", pa.int32(), nullable=False),
-        pa.field("iou", pa.float32(), nullable=False),  # of M_hat > 0 with the object that the judge finds
-        pa.field("largest_iou", pa.float32(), nullable=False),  # that a mask of so many positions can have
+        pa.field("iou", pa.float32(), nullable=False),  # of M_hat > 0 with the object that the judge detects
+        pa.field("largest_iou", pa.float32(), nullable=False),  # that a mask with this number of positions can have
         pa.field("picture", pa.binary()),  # in the last step only
         pa.field("mask", pa.binary()),
     ]
 )
 
-#: `evaluate/scene_masks`: one object's mask in a real scene with noise, of which the object's mask is known exactly.
+#: `evaluate/scene_masks`: the mask of one object in a noisy scene in which its true mask is known.
 SCENE_MASKS = pa.schema(
     [
         pa.field("recipe", pa.string(), nullable=False),  # as in `evaluate/masks`
@@ -195,5 +195,8 @@ SCENE_MASKS = pa.schema(
 
 
 def content_id(*parts: str) -> str:
-    """The id of a row: the first 24 hexadecimal digits of the SHA-256 of its parts (URL and caption, for a sample)."""
+    """The id of a row: the first 24 hexadecimal digits of the SHA-256 of its parts.
+
+    The parts of a sample are its URL and its caption.
+    """
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

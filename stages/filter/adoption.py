@@ -1,8 +1,8 @@
-"""Samples from a folder that another tool has written, in place of the stage `ingest`.
+"""Import of captioned pictures that another tool has written, instead of running the stage `ingest`.
 
-Every file becomes a part of a dataset `samples` and one of `rejected`, as `ingest` would have written them: pictures
-are upright RGB JPEGs, ids are content hashes. A row that is no sample is rejected with its reason. So is what is left
-of a damaged file, as one row.
+Each file becomes a part of the datasets `samples` and `rejected`, as `ingest` would have written them: pictures are
+upright RGB JPEGs, and ids are content hashes. Rows that cannot become samples are rejected with a reason. So is the
+unreadable rest of a damaged file, as one row.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 
+from model.pictures.decoding import PictureError
 from stages.contract import Reporter
 from stages.data.datasets import PartWriter
-from stages.data.pictures import UndecodableError, exif_orientation, upright_jpeg
+from stages.data.jpeg import upright_jpeg
 from stages.data.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
 from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
 from stages.filter.verdicts import in_batches
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
 
 _ROWS_AT_ONCE = 64
 _LARGEST_SIDE = 2**31 - 1
@@ -29,24 +30,22 @@ _LARGEST_SCORE = 1e30
 
 
 def adopt(source: Path, folder: Path, report: Reporter) -> None:
-    """Write `samples/` and `rejected/` into `folder`, a part of each for every file of `source`.
+    """Write `samples/` and `rejected/` into `folder`, a part of each for each file of `source`.
 
     Raises:
-        StageError: `source` is no folder of captioned pictures.
+        StageError: `source` is not a folder of captioned pictures.
     """
     layout = find_layout(source)
     shutil.rmtree(folder, ignore_errors=True)  # an interrupted call's
-    items = [{"number": number} for number in range(len(layout.files))]
-    adopted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    adopted = map_on_workers(
         _adopt_files,
-        fn_kwargs={"layout": layout, "source": source, "folder": folder},
-        batch_format="pyarrow",
-        batch_size=None,
+        one_row_batches({"number": number} for number in range(len(layout.files))),
+        arguments={"layout": layout, "source": source, "folder": folder},
+        workers=Workers(),
+        progress=Progress(report=report, total=len(layout.files), note="importing pictures"),
     )
-    done = 0
-    for batch in adopted.iter_batches(batch_format="pyarrow", batch_size=None):
-        done += batch.num_rows
-        report.progress(done, len(items), "taking over pictures")
+    for _ in adopted:
+        pass
 
 
 def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: Path, folder: Path) -> Iterator[pa.Table]:
@@ -56,7 +55,7 @@ def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: Path, folder: P
 
 
 def adopt_file(layout: ForeignFolder, number: int, source: Path, folder: Path) -> None:
-    """Write part `number` of `folder/samples` and `folder/rejected`, from the file with this number."""
+    """Write part `number` of `folder/samples` and `folder/rejected` from the file with this number."""
     file = layout.files[number]
     name = os.fsencode(file.relative_to(source)).decode("utf-8", "replace")
     with (
@@ -69,7 +68,7 @@ def adopt_file(layout: ForeignFolder, number: int, source: Path, folder: Path) -
 
 
 def _rows_of(layout: ForeignFolder, file: Path, name: str) -> Iterator[dict[str, Any]]:
-    """A sample (schema SAMPLES) or a rejected row (schema REJECTED) for each row of a file."""
+    """A sample (schema `SAMPLES`) or a rejected row (schema `REJECTED`) for each row of a file."""
     done = 0
     try:
         for row in layout.read(file, name):
@@ -81,16 +80,16 @@ def _rows_of(layout: ForeignFolder, file: Path, name: str) -> Iterator[dict[str,
 
 
 def adopt_row(row: ForeignRow) -> dict[str, Any]:
-    """The row as a sample, or as a rejected row."""
+    """Convert a row to a sample, or to a rejected row, which has a `reason`."""
     if row.picture is None:
-        told = (_text(row, name) for name in ("status", "error_message"))
-        return _rejection(row, "no_picture", ": ".join(part for part in told if part) or "null")
+        errors = (_text(row, name) for name in ("status", "error_message"))
+        return _rejection(row, "no_picture", ": ".join(error for error in errors if error) or "null")
     if not (_caption(row) or "").strip():
         return _rejection(row, "no_caption", "null" if _caption(row) is None else "blank")
     try:
-        picture, (width, height) = upright_jpeg(row.picture, exif_orientation(row.picture))
-    except UndecodableError as error:
-        return _rejection(row, "undecodable", str(error))
+        picture, (width, height) = upright_jpeg(row.picture)
+    except PictureError as error:
+        return _rejection(row, "undecodable", error.detail)
     sizes = {"width": width, "height": height}
     originals = {f"original_{name}": _side(row, f"original_{name}") or size for name, size in sizes.items()}
     scores = {ours: _number(row, SPELLINGS[ours]) for ours in LAION_SCORES.values()}
@@ -99,7 +98,7 @@ def adopt_row(row: ForeignRow) -> dict[str, Any]:
 
 
 def _head(row: ForeignRow) -> dict[str, Any]:
-    """A row without a URL is known by its file and its place there."""
+    """Id, URL and caption. A row without a URL has its file and its number in the file instead."""
     url, caption = _first_text(row, SPELLINGS["url"]) or row.origin, _caption(row)
     return {"sample_id": content_id(url, caption or ""), "url": url, "caption": caption}
 

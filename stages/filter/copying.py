@@ -1,8 +1,7 @@
-"""The last pass over the samples: each goes to `samples` or, with its reason, to `rejected`."""
+"""The last pass over the samples: each is written to `samples` or, with its reason, to `rejected`."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,29 +14,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from model.pictures.decoding import PictureError, load_picture, to_png
 from stages.config import FilterConfig
 from stages.data.datasets import PartWriter
-from stages.data.pictures import UndecodableError, decode
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter.rules import COMPUTABLE, computed_scores
 from stages.filter.verdicts import FileGroup, read_batches
 
-EXAMPLES = 5  # of every reason are shown
+EXAMPLES = 5  # shown for each reason
 _EXAMPLE_SIDE = 96
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A rejected sample, small enough to be shown."""
+    """A thumbnail of a rejected sample."""
 
     sample_id: str
     detail: str
-    picture: bytes | None  # PNG; None when there is nothing to see
+    picture: bytes | None  # PNG; None when the picture cannot be decoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a group's samples."""
+    """How many samples were kept, why the others were rejected, and examples of these."""
 
     kept: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -48,13 +47,13 @@ def copy_group(group: FileGroup, verdicts: Path, duplicates: pa.Table, output: P
     """Write the parts of `samples/` and `rejected/` that belong to the group's files.
 
     Args:
-        group: Whose files are copied.
+        group: The files to copy.
         verdicts: The folder of verdicts.
-        duplicates: Columns row (place in the group), reason, detail: what else is rejected in this group.
+        duplicates: The duplicates in this group: columns row (in the group), reason, detail.
         output: The stage's output folder.
-        settings: Tells which scores were computed where the metadata had none.
+        settings: They determine which scores were computed where the metadata had none.
     """
-    judged = _final_verdicts(group.verdicts(verdicts), duplicates)
+    final = _final_verdicts(group.verdicts(verdicts), duplicates)
     kept, reasons, examples = 0, Counter[str](), defaultdict[str, list[Example]](list)
     start = 0
     for number, file in enumerate(group.files, start=group.first):
@@ -62,10 +61,9 @@ def copy_group(group: FileGroup, verdicts: Path, duplicates: pa.Table, output: P
             PartWriter(output / "samples", number, SAMPLES) as samples_part,
             PartWriter(output / "rejected", number, REJECTED) as rejected_part,
         ):
-            for batch in read_batches(file):
-                mine = judged.slice(start, batch.num_rows)
-                start += batch.num_rows
-                samples, rejected = _divide(pa.Table.from_batches([batch]), mine, computed_scores(settings))
+            for rows in read_batches(file):
+                samples, rejected = _divide(rows, final.slice(start, rows.num_rows), computed_scores(settings))
+                start += rows.num_rows
                 samples_part.write(samples)
                 rejected_part.write(rejected)
                 kept += samples.num_rows
@@ -75,34 +73,35 @@ def copy_group(group: FileGroup, verdicts: Path, duplicates: pa.Table, output: P
 
 
 def _final_verdicts(file: Path, duplicates: pa.Table) -> pa.Table:
-    """Reason, detail and computed scores of the group's samples, with what was found about duplicates."""
+    """Reason, detail and computed scores of the group's samples, duplicates included."""
     columns = ["reason", "detail", *COMPUTABLE]
-    judged = pq.read_table(file, columns=columns).select(columns)
+    verdicts = pq.read_table(file, columns=columns).select(columns)
     late = {row["row"]: row for row in duplicates.to_pylist()}
-    for place, name in enumerate(("reason", "detail")):
-        words = [late[row][name] if row in late else word for row, word in enumerate(judged[name].to_pylist())]
-        judged = judged.set_column(place, name, pa.array(words, pa.string()))
-    return judged
+    for column, name in enumerate(("reason", "detail")):
+        texts = [late[row][name] if row in late else text for row, text in enumerate(verdicts[name].to_pylist())]
+        verdicts = verdicts.set_column(column, name, pa.array(texts, pa.string()))
+    return verdicts
 
 
-def _divide(rows: pa.Table, verdicts: pa.Table, scores: set[str]) -> tuple[pa.Table, pa.Table]:
-    """The rows that are kept, and those that are rejected, with reason and detail."""
+def _divide(batch: pa.RecordBatch, verdicts: pa.Table, scores: set[str]) -> tuple[pa.Table, pa.Table]:
+    """The rows that are kept, and the rejected rows with reason and detail."""
+    rows = pa.Table.from_batches([batch])
     reason, detail = verdicts["reason"], verdicts["detail"]
     rejected = rows.append_column("reason", reason).append_column("detail", detail)
     return _with_scores(rows, verdicts, scores).filter(reason.is_null()), rejected.filter(reason.is_valid())
 
 
 def _with_scores(rows: pa.Table, verdicts: pa.Table, scores: set[str]) -> pa.Table:
-    """The samples with the computed scores where they had none (null or NaN)."""
+    """The samples with computed scores in place of missing ones (null or NaN)."""
     for name in sorted(scores):
-        place = rows.column_names.index(name)
+        column = rows.column_names.index(name)
         known = pc.if_else(pc.is_nan(rows[name]), None, rows[name])
-        rows = rows.set_column(place, rows.schema.field(name), pc.coalesce(known, verdicts[name]))
+        rows = rows.set_column(column, rows.schema.field(name), pc.coalesce(known, verdicts[name]))
     return rows
 
 
 def _collect(examples: dict[str, list[Example]], rejected: pa.Table) -> None:
-    """Add the first of every reason, while there is room."""
+    """Add the first rows of each reason, at most `EXAMPLES` in all."""
     reasons = np.array(rejected["reason"].to_pylist(), dtype=object)
     for reason in sorted(set(reasons)):
         for row in np.flatnonzero(reasons == reason)[: EXAMPLES - len(examples[reason])]:
@@ -112,17 +111,15 @@ def _collect(examples: dict[str, list[Example]], rejected: pa.Table) -> None:
 
 def _example(row: Mapping[str, Any]) -> Example:
     try:
-        picture = decode(row["picture"])
-    except UndecodableError:
+        picture = load_picture(row["picture"])
+    except PictureError:
         return Example(sample_id=row["sample_id"], detail=row["detail"], picture=None)
     picture.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return Example(sample_id=row["sample_id"], detail=row["detail"], picture=buffer.getvalue())
+    return Example(sample_id=row["sample_id"], detail=row["detail"], picture=to_png(picture))
 
 
 def join_outcomes(outcomes: list[Outcome]) -> Outcome:
-    """All groups' together; of every reason the first examples."""
+    """The outcomes of all groups together, with the first examples of each reason."""
     examples: dict[str, list[Example]] = defaultdict(list)
     for outcome in outcomes:
         for reason, found in outcome.examples.items():

@@ -1,19 +1,20 @@
-"""Duplicates: the same pixels under another URL, and the same picture after a resize or another compression.
+"""Duplicates: the same pixels under another URL, and the same picture resized or compressed again.
 
 A picture's signature has three parts: the hash of its pixels, a perceptual hash (the signs of the low frequencies of
 its cosine transform, as in pHash) and its colours on an 8 x 8 grid. Two pictures are near duplicates when at most
-`MAX_BITS` bits of the perceptual hash differ and their colours are alike. The colours matter: the perceptual hash does
-not tell objects apart that differ only in colour.
+`MAX_BITS` bits of the perceptual hash differ and their colours are similar. The colours matter because the perceptual
+hash cannot distinguish objects that differ only in colour.
 
-Measured on 190 pictures of the micro world in 12 versions each, of 0.75 to 1.5 times the size and of JPEG quality 75 to
-40: all 2,280 versions are recognised; two different pictures are at least 10 bits and 12.2 of 255 apart. Of 40
-photographs of DreamBench, 256 pixels wide, at 0.6 to 1.31 times the size: all 480; at least 21 bits and 19.5 apart.
+Measured on 190 pictures of the micro world in 12 versions each, at 0.75 to 1.5 times the size and JPEG quality 75 to
+40: all 2,280 versions are recognised, and two different pictures differ in at least 10 bits and by 12.2 of 255. The
+same for 40 photographs of DreamBench, 256 pixels wide, at 0.6 to 1.31 times the size: all 480 are recognised, and
+different photographs differ in at least 21 bits and by 19.5.
 
-JPEGs come here at a half, a quarter or an eighth of their size (`stages.data.pictures.decode_small`), their sides 64
-pixels or more, and "the same pixels" are those of that size.
+JPEGs are decoded at a half, a quarter or an eighth of their size, with sides of 64 pixels or more
+(`model.pictures.decoding.load_reduced`). "The same pixels" means the pixels at that size.
 
-The search runs in one process, over the whole dataset. It holds about 100 bytes a picture in memory (the colours stay
-on disk) and compares a picture with those that share 15 of 16 bits of a quarter of the hash and are about as bright.
+The search runs in one process over the whole dataset. It needs about 100 bytes of memory a picture (the colours stay on
+disk). A picture is compared with those that share 15 of 16 bits of a quarter of the hash and are about as bright.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _BAND_BITS = 16
 _LEVELS = 64
 _BLOCK = 1024
 _ROWS_AT_ONCE = 65536
-_MAX_CANDIDATES = 8_000_000  # pairs looked at together: 64 MB an array
+_MAX_CANDIDATES = 8_000_000  # pairs compared at once: 64 MB an array
 
 Bits = NDArray[np.uint64]
 Index = NDArray[np.int64]
@@ -57,7 +58,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What is remembered of a picture."""
+    """What the search for duplicates needs of a picture."""
 
     digest: bytes  # 16 bytes of a hash of size and pixels
     bits: int  # 64-bit perceptual hash
@@ -65,11 +66,11 @@ class Signature:
 
 
 def signatures(pictures: Iterable[tuple[Image.Image, NDArray[np.uint8]]]) -> list[Signature]:
-    """The signatures of RGB pictures, each given with its `colour_grid`; only the grids are kept in memory."""
+    """The signatures of RGB pictures, each given with its `colour_grid`. Only the grids are kept in memory."""
     parts = [(pixel_digest(picture), grid) for picture, grid in pictures]
     if not parts:
         return []
-    grids = np.stack([grid for _, grid in parts])  # all at once: one by one it takes longer
+    grids = np.stack([grid for _, grid in parts])  # all at once is faster than one by one
     cells = grids.reshape(-1, _CELLS, GRID // _CELLS, _CELLS, GRID // _CELLS, 3).mean((2, 4))
     return [
         Signature(digest=digest, bits=bits, colours=colours.tobytes())
@@ -82,7 +83,7 @@ def signatures(pictures: Iterable[tuple[Image.Image, NDArray[np.uint8]]]) -> lis
 def pixel_digest(picture: Image.Image) -> bytes:
     """16 bytes for the size and the pixels of an RGB picture.
 
-    Not a cryptographic hash, which would take as long as all rules together: a collision gains nobody anything.
+    A cryptographic hash would take as long as all rules together, and an attacker gains nothing from a collision.
     """
     return xxhash.xxh3_128_digest(picture.tobytes(), seed=picture.width)
 
@@ -95,16 +96,16 @@ def perceptual_bits(grids: NDArray[np.uint8]) -> Bits:
 
 @dataclass(frozen=True, kw_only=True)
 class Signatures:
-    """The signatures of n pictures in the order of their ids; of equal digests everything is equal."""
+    """The signatures of n pictures in the order of their ids. Pictures with equal digests are equal in all parts."""
 
     digests: Bits  # (n, 2)
     bits: Bits  # (n,)
     colours: NDArray[np.uint8]  # (n, 192); may be mapped from a file
-    rows: Index  # (n,) the row of `colours` that is each picture's
+    rows: Index  # (n,) the row of `colours` that belongs to each picture
 
     @classmethod
     def of(cls, signatures: Sequence[Signature]) -> Signatures:
-        """A few pictures', in memory."""
+        """Collect the signatures of a few pictures in memory."""
         digests = b"".join(one.digest for one in signatures)
         colours = b"".join(one.colours for one in signatures)
         return cls(
@@ -117,14 +118,14 @@ class Signatures:
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """For each of n pictures the earlier one that shows the same (-1: none), and whether every pixel is the same."""
+    """For each of n pictures the earlier picture that it duplicates (-1: none), and whether all pixels are equal."""
 
     original: Index  # (n,)
     is_exact: NDArray[np.bool_]  # (n,)
 
 
 def find_duplicates(signatures: Signatures) -> Duplicates:
-    """Each picture is compared with those before it that were kept; of a group the first stays."""
+    """Compare each picture with the earlier pictures that are kept. The first of a group of duplicates is kept."""
     first = _first_with_digest(signatures.digests)
     own = np.flatnonzero(first == np.arange(len(first)))  # the pictures without their exact copies
     near = np.full(len(first), -1, dtype=np.int64)
@@ -136,7 +137,7 @@ def find_duplicates(signatures: Signatures) -> Duplicates:
 
 
 def _first_with_digest(digests: Bits) -> Index:
-    """For each row of (n, 2) the first that equals it: (n,)."""
+    """For each row of (n, 2) the first row that equals it: (n,)."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal rows stay in order
     ordered = digests[order]
     starts = np.ones(len(order), dtype=bool)
@@ -147,7 +148,7 @@ def _first_with_digest(digests: Bits) -> Index:
 
 
 def _near_duplicates(bits: Bits, colours: NDArray[np.uint8], rows: Index) -> Index:
-    """For each picture the first kept one before it that is near, or -1: (n,)."""
+    """For each picture the first earlier picture that is kept and near, or -1: (n,)."""
     levels = _brightness_levels(colours, rows)
     bands = [_Band(bits, levels, number) for number in range(_BANDS)]
     original = np.full(len(bits), -1, dtype=np.int64)
@@ -162,7 +163,7 @@ def _near_duplicates(bits: Bits, colours: NDArray[np.uint8], rows: Index) -> Ind
 
 
 def _brightness_levels(colours: NDArray[np.uint8], rows: Index) -> Index:
-    """The mean over each picture's colours, in steps of `MAX_COLOUR_DIFFERENCE`: (n,), less than `_LEVELS`."""
+    """The mean of each picture's colours in steps of `MAX_COLOUR_DIFFERENCE`: (n,), less than `_LEVELS`."""
     sums = np.empty(len(rows), np.int64)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
@@ -172,7 +173,7 @@ def _brightness_levels(colours: NDArray[np.uint8], rows: Index) -> Index:
 
 
 class _Band:
-    """The pictures sorted by 16 of the 64 bits of their hash, those with the same bits by their brightness."""
+    """The pictures sorted by 16 of the 64 bits of their hash, and then by their brightness."""
 
     def __init__(self, bits: Bits, levels: Index, number: int) -> None:
         self.shift = np.uint64(number * _BAND_BITS)
@@ -186,7 +187,7 @@ class _Band:
         return ((bits >> self.shift) & np.uint64(2**_BAND_BITS - 1)).astype(np.int64)
 
     def ranges(self, queries: Index, bits: Bits) -> tuple[Index, Index]:
-        """Where in `order` those lie whose band differs in at most one bit and whose brightness in at most one level.
+        """The ranges of `order` whose band differs in at most one bit, and whose brightness in at most one level.
 
         Returns:
             Starts and lengths, (17, n).
@@ -199,7 +200,7 @@ class _Band:
 
 
 def _affordable(queries: Index, bits: Bits, bands: list[_Band]) -> Iterator[Index]:
-    """The queries in order, in pieces that have not too many candidates to hold in memory."""
+    """The queries in order, in pieces whose candidates fit in memory."""
     candidates = sum(int(band.ranges(queries, bits)[1].sum()) for band in bands)
     if candidates <= _MAX_CANDIDATES or len(queries) == 1:
         yield queries
@@ -210,15 +211,15 @@ def _affordable(queries: Index, bits: Bits, bands: list[_Band]) -> Iterator[Inde
 
 
 def _close_pairs(queries: Index, bits: Bits, bands: list[_Band], original: Index) -> Index:
-    """Pairs (m, 2) of a query and a picture before it that was not rejected, at most MAX_BITS bits apart, sorted."""
+    """Sorted pairs (m, 2) of a query and an earlier picture that is kept, at most MAX_BITS bits apart."""
     found = [np.empty((0, 2), dtype=np.int64)]
     for band in bands:
         starts, lengths = (values.ravel() for values in band.ranges(queries, bits))
-        asked = np.repeat(np.tile(queries, _BAND_BITS + 1), lengths)
+        repeated = np.repeat(np.tile(queries, _BAND_BITS + 1), lengths)
         before = np.cumsum(lengths) - lengths
-        others = band.order[np.repeat(starts - before, lengths) + np.arange(len(asked))]
-        earlier = others < asked
-        asked, others = asked[earlier], others[earlier]
-        is_close = (np.bitwise_count(bits[asked] ^ bits[others]) <= MAX_BITS) & (original[others] < 0)
-        found.append(np.stack([asked[is_close], others[is_close]], axis=1))
+        others = band.order[np.repeat(starts - before, lengths) + np.arange(len(repeated))]
+        earlier = others < repeated
+        repeated, others = repeated[earlier], others[earlier]
+        is_close = (np.bitwise_count(bits[repeated] ^ bits[others]) <= MAX_BITS) & (original[others] < 0)
+        found.append(np.stack([repeated[is_close], others[is_close]], axis=1))
     return np.unique(np.concatenate(found), axis=0)

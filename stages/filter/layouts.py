@@ -1,10 +1,11 @@
-"""Folders of captioned pictures that other tools write, read row by row. Nothing is unpickled or executed.
+"""Readers of folders with captioned pictures that other tools write. Nothing is unpickled or executed.
 
 - webdataset: tar files with `key.jpg` (or png, webp, gif), `key.txt` and `key.json`, as img2dataset writes them;
-- Parquet: img2dataset's, or a Hugging Face dataset's with an image column {bytes, path};
-- Arrow streams: what `datasets.Dataset.save_to_disk` writes, also with several splits.
+- Parquet: from img2dataset, or from a Hugging Face dataset with an image column {bytes, path};
+- Arrow streams: from `datasets.Dataset.save_to_disk`, with one or more splits.
 
-A folder is what the first of these is that it holds: beside img2dataset's tar files lie Parquet files without pictures.
+The first of these that a folder holds determines its layout: img2dataset also writes Parquet files without pictures
+beside its tar files.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from model.pictures.decoding import PICTURE_SUFFIXES
 from stages.contract import StageError
 from stages.data.schemas import SPELLINGS
 
-#: Names of a picture's column, when more than one holds bytes, and of a tar file's members.
-PICTURE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "gif", "picture", "img")
+#: Names of the picture column, when more than one column holds bytes, and suffixes of the members of a tar file.
+PICTURE_NAMES = ("image", *(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES), "picture", "img")
 CAPTION_NAMES = (*SPELLINGS["caption"], "txt")
-MAX_MEMBER_BYTES = 100_000_000  # of a tar file; more is not read
+MAX_MEMBER_BYTES = 100_000_000  # larger members of a tar file are not read
 _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20  # of a column; a row group may be gigabytes
 _BLOCK = tarfile.BLOCKSIZE
-_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, KeyError)  # of files that are damaged
+_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, KeyError)  # that damaged files cause
 
 
 class DamagedFileError(Exception):
-    """A file that cannot be read, or not to its end; the message says how."""
+    """A file that cannot be read to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +44,9 @@ class ForeignRow:
     """A row as another tool has written it.
 
     Attributes:
-        origin: File and place in it: "00000.tar#000000017".
-        picture: The encoded picture; None when there is none.
-        fields: The other columns, by their names in lower case; text is Unicode.
+        origin: The file, and the row's key or number: "00000.tar#000000017".
+        picture: The encoded picture, if there is one.
+        fields: The other columns, by their names in lower case. Text is valid Unicode.
     """
 
     origin: str
@@ -54,11 +56,11 @@ class ForeignRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignFolder:
-    """A folder's files, in the order of their names, and what reads one of them.
+    """The files of a folder, and their reader.
 
     Attributes:
-        files: Paths.
-        read: Yields a file's rows, given its path and the name for it in `origin`; raises DamagedFileError.
+        files: Sorted paths.
+        read: Yields the rows of a file, given its path and its name in `origin`; raises DamagedFileError.
     """
 
     files: list[Path]
@@ -66,15 +68,15 @@ class ForeignFolder:
 
 
 def find_layout(folder: Path) -> ForeignFolder:
-    """The folder in the layout that it has.
+    """Find the layout of a folder.
 
     Raises:
-        StageError: There is no folder, it has none of the layouts, or its files have no picture and caption.
+        StageError: There is no such folder, it has none of the layouts, or its files lack pictures or captions.
     """
     if not folder.is_dir():
         raise StageError(f"filter.pictures_folder: there is no folder {folder}.")
     for pattern, read in (("*.tar", read_tar), ("*.arrow", read_arrow), ("*.parquet", read_parquet)):
-        # `datasets` leaves the outcome of earlier maps beside a dataset, as cache-<fingerprint>.arrow.
+        # `datasets` leaves the results of earlier maps beside a dataset, as cache-<fingerprint>.arrow.
         others = (".", "_", "cache-") if pattern == "*.arrow" else (".", "_")
         files = sorted(file for file in folder.rglob(pattern) if not file.name.startswith(others))
         if files:
@@ -87,7 +89,7 @@ def find_layout(folder: Path) -> ForeignFolder:
 
 
 def _check_columns(files: Iterable[Path], pattern: str) -> None:
-    """Look at the first file that can be opened; columns that another one lacks are its rows' to answer for."""
+    """Check the columns of the first readable file. If another file lacks a column, its rows are rejected later."""
     if pattern == "*.tar":
         return
     for file in files:
@@ -95,18 +97,15 @@ def _check_columns(files: Iterable[Path], pattern: str) -> None:
             schema = pq.read_schema(file) if pattern == "*.parquet" else _arrow_schema(file)
         except _ERRORS:
             continue
-        lacking = [
-            f"{what} ({names})"
-            for what, names, found in (
-                ("a picture's bytes", "a column image, jpg, ...", picture_column(schema)),
-                ("a caption", "a text column " + " or ".join(CAPTION_NAMES), caption_column(schema)),
-            )
-            if found is None
-        ]
+        lacking = []
+        if picture_column(schema) is None:
+            lacking.append("a picture's bytes (a column image, jpg, ...)")
+        if caption_column(schema) is None:
+            lacking.append(f"a caption (a text column {' or '.join(CAPTION_NAMES)})")
         if lacking:
+            columns = ", ".join(schema.names)
             raise StageError(
-                f"filter.pictures_folder: {file} lacks {' and '.join(lacking)}; its columns are "
-                f"{', '.join(schema.names)}."
+                f"filter.pictures_folder: {file} lacks {' and '.join(lacking)}; its columns are {columns}."
             )
         return
 
@@ -128,8 +127,8 @@ def caption_column(schema: pa.Schema) -> str | None:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _holds_bytes(kind.field(place).type)
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
@@ -138,43 +137,48 @@ def _is_text(field: pa.Field) -> bool:
 
 
 def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
-    """The rows of a webdataset: consecutive members whose names agree up to the first dot behind the folder."""
+    """The rows of a webdataset: consecutive members whose names agree up to the first dot after the folder."""
     try:
         with tarfile.open(file, "r:", encoding="utf-8", errors="replace") as archive:
             key, parts = "", dict[str, bytes]()
-            for member in archive:
-                folder, slash, base = member.name.rpartition("/")
-                stem, dot, ending = base.partition(".")
-                if not member.isreg() or not dot:
-                    continue
-                if folder + slash + stem != key:
+            for member_key, suffix, data in _tar_members(archive):
+                if member_key != key:
                     if parts:
                         yield _tar_row(f"{name}#{key}", parts)
-                    key, parts = folder + slash + stem, {}
-                stream = archive.extractfile(member)
-                whole = stream is not None and member.size <= MAX_MEMBER_BYTES
-                parts.setdefault(ending.lower(), stream.read() if stream is not None and whole else b"")
+                    key, parts = member_key, {}
+                parts.setdefault(suffix, data)
             if parts:
                 yield _tar_row(f"{name}#{key}", parts)
             end = archive.offset
     except (tarfile.TarError, *_ERRORS) as error:
         raise DamagedFileError(_words(error)) from error
-    with file.open("rb") as raw:  # tarfile takes what is no header for the end
+    with file.open("rb") as raw:  # tarfile treats everything that is not a header as the end
         raw.seek(end)
         if raw.read(_BLOCK) != b"\0" * _BLOCK:
             raise DamagedFileError(f"the archive breaks off at byte {end}")
 
 
+def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+    """Key, suffix and content of the regular files; the content of one that is too large is empty."""
+    for member in archive:
+        folder, slash, base = member.name.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        if member.isreg() and dot:
+            stream = archive.extractfile(member)
+            is_read = stream is not None and member.size <= MAX_MEMBER_BYTES
+            yield folder + slash + stem, suffix.lower(), stream.read() if stream is not None and is_read else b""
+
+
 def _tar_row(origin: str, parts: Mapping[str, bytes]) -> ForeignRow:
     fields: dict[str, Any] = {}
     try:
-        told = json.loads(parts.get("json", b"{}"))
-        fields = {str(key).lower(): _unicode(value) for key, value in told.items()}
+        content = json.loads(parts.get("json", b"{}"))
+        fields = {str(key).lower(): _unicode(value) for key, value in content.items()}
     except (ValueError, AttributeError, RecursionError):
         pass  # the picture and the caption do not depend on it
     if "txt" in parts:
-        fields[CAPTION_NAMES[0]] = _unicode(parts["txt"])  # before what the JSON has for a caption
-    picture = next((parts[ending] for ending in PICTURE_NAMES if ending in parts), None)
+        fields[CAPTION_NAMES[0]] = _unicode(parts["txt"])  # replaces a caption in the JSON
+    picture = next((parts[suffix] for suffix in PICTURE_NAMES if suffix in parts), None)
     return ForeignRow(origin=origin, picture=picture, fields=fields)
 
 
@@ -189,7 +193,7 @@ def read_parquet(file: Path, name: str) -> Iterator[ForeignRow]:
 
 
 def read_arrow(file: Path, name: str) -> Iterator[ForeignRow]:
-    """The rows of an Arrow stream, which is mapped, not read into memory."""
+    """The rows of an Arrow stream. The file is memory-mapped."""
     try:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
             wanted = _wanted(stream.schema)
@@ -209,7 +213,7 @@ def _arrow_schema(file: Path) -> pa.Schema:
 
 
 def _wanted(schema: pa.Schema) -> list[str]:
-    """The columns to read: of what another tool has added, none can be of use or do harm."""
+    """The columns to read. Columns that another tool has added are ignored."""
     usual = {*CAPTION_NAMES, *(name for names in SPELLINGS.values() for name in names)}
     usual |= {"original_width", "original_height", "status", "error_message"}
     return [name for name in schema.names if name.lower() in usual or name == picture_column(schema)]
@@ -227,18 +231,18 @@ def _table_rows(batches: Iterable[pa.RecordBatch], schema: pa.Schema, name: str)
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Python's values; text whose bytes are no UTF-8, which neither Parquet nor Arrow checks, is mended."""
+    """Python values. Invalid UTF-8, for which neither Parquet nor Arrow checks, is replaced."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return [_unicode(value) for value in column.cast(pa.large_binary()).to_pylist()]
-    if pa.types.is_struct(column.type):  # Hugging Face's image; what only its path leads to is not fetched
+    if pa.types.is_struct(column.type):  # Hugging Face's image; one that has only a path is not read
         return pc.struct_field(column, "bytes").to_pylist()
     return column.to_pylist()
 
 
 def _unicode(value: Any) -> Any:
-    """Text that can be stored: also JSON's lone surrogates are mended."""
+    """Text that can be stored; invalid UTF-8 and the lone surrogates of JSON are replaced."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -1,8 +1,8 @@
-"""The rules, cheapest first: a sample's reason is the name of the first that takes it.
+"""The rules, cheapest first. A sample is rejected by the first rule that applies, whose name is the reason.
 
-First what the metadata says, then what the picture shows, which must be decoded for it. Scores that a model has to
-compute (`stages/filter/scoring.py`) come after these, duplicates (`stages/filter/duplicates.py`) last. Rows of another
-tool's folder that are no samples (`stages/filter/adoption.py`) come before all.
+The rules on the metadata come first, then those on the decoded picture, then the scores that a model has to compute
+(`stages/filter/scoring.py`), and duplicates last (`stages/filter/duplicates.py`). Rows of another tool's folder that
+cannot become samples (`stages/filter/adoption.py`) are rejected before all rules.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from model.pictures.decoding import PictureError
 from stages.config import FilterConfig
-from stages.data.pictures import UndecodableError
 from stages.data.schemas import LAION_SCORES
 from stages.filter.candidate import Candidate
 
-_SCRIPT_CHARACTERS = 1000  # of a caption are looked at for its script
+_SCRIPT_CHARACTERS = 1000  # of a caption determine its script
 
-#: What a rule says of a sample that it takes: the offending value and the limit, or None when the sample may pass.
+#: Applies a rule: returns the offending value and the limit, or None when the sample passes.
 Test = Callable[[Candidate, Any], str | None]
 
 
@@ -32,9 +32,9 @@ class Rule:
 
     Attributes:
         name: The reason, a short fixed word.
-        text: What it takes, for people.
-        setting: Its key in the section `filter`; null there switches the rule off. None: it is always on.
-        test: From a sample and the setting's value to the detail, None for a sample that passes.
+        text: A description of the rejected samples.
+        setting: Its key in the section `filter`; null there disables the rule. None: the rule is always on.
+        test: Called with a sample and the setting's value; returns the detail, or None for a sample that passes.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Rule:
     test: Test
 
     def limit(self, settings: FilterConfig) -> Any:
-        """The setting's value; True for a rule that has none; None when it is switched off."""
+        """The setting's value; True for a rule without a setting; None when the rule is disabled."""
         return True if self.setting is None else getattr(settings, self.setting)
 
 
@@ -73,7 +73,7 @@ def _caption_characters(candidate: Candidate, limit: int) -> str | None:
 
 
 def _caption_script(candidate: Candidate, script: str) -> str | None:
-    """Fewer than half of the letters belong to the script, by their Unicode names ("LATIN SMALL LETTER A")."""
+    """Reject when fewer than half of the letters belong to the script, by their Unicode names ("LATIN SMALL ...")."""
     letters = [character for character in candidate.row["caption"][:_SCRIPT_CHARACTERS] if character.isalpha()]
     own = sum(unicodedata.name(letter, "").startswith(f"{script.upper()} ") for letter in letters)
     return f"{own} of {len(letters)} letters are {script}" if 2 * own < len(letters) or not letters else None
@@ -88,13 +88,13 @@ def _language(candidate: Candidate, languages: list[str]) -> str | None:
 def _undecodable(candidate: Candidate, _: Any) -> str | None:
     try:
         candidate.picture.load()
-    except UndecodableError as error:
-        return str(error)
+    except PictureError as error:
+        return error.detail
     return None
 
 
 def _single_colour(candidate: Candidate, limit: float) -> str | None:
-    """The colours of a 32 x 32 grid hardly differ: the largest standard deviation of a channel, of 255."""
+    """Reject when the largest standard deviation of a channel over a 32 x 32 grid is below the limit (of 255)."""
     colours = candidate.grid.reshape(-1, 3).astype(np.float64)
     share = np.full(len(colours), 1 / len(colours))
     variance = share @ colours**2 - (share @ colours) ** 2  # one product is faster than `std` over so few
@@ -103,14 +103,14 @@ def _single_colour(candidate: Candidate, limit: float) -> str | None:
 
 
 def score_of(candidate: Candidate, score: str) -> float | None:
-    """A score of the metadata; NaN is none."""
+    """A score of the metadata; None when it is null or NaN."""
     value = candidate.row[score]
     return None if value is None or value != value else float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRule(Rule):
-    """A threshold on one of LAION's scores. A sample without the score passes here: `<score>_missing` takes it."""
+    """A threshold on one of LAION's scores. A sample without the score passes; the rule `missing` rejects it."""
 
     score: str
 
@@ -120,7 +120,7 @@ class ScoreRule(Rule):
         return next(theirs for theirs, ours in LAION_SCORES.items() if ours == self.score)
 
     def missing(self) -> Rule:
-        """The rule for samples without this score."""
+        """The rule that rejects samples without this score."""
 
         def test(candidate: Candidate, _: Any) -> str | None:
             return "the row has no such score" if score_of(candidate, self.score) is None else None
@@ -165,19 +165,19 @@ METADATA_RULES: tuple[Rule, ...] = (
 
 PICTURE_RULES: tuple[Rule, ...] = (
     Rule(name="undecodable", text="not a picture, or a damaged one", setting=None, test=_undecodable),
-    Rule(name="single_colour", text="one colour all over", setting="min_contrast", test=_single_colour),
+    Rule(name="single_colour", text="a single colour", setting="min_contrast", test=_single_colour),
 )
 
-#: What is found elsewhere; here for its place in the order and its words.
+#: Reasons from other modules, listed here for their order and their descriptions.
 _ADOPTION_REASONS = {
     "no_picture": "the row has no picture",
     "no_caption": "the row has no caption",
     "unreadable": "the rest of a damaged file, as one row",
 }
-_ID_REASONS = {"duplicate_id": "the id of another"}
-_DUPLICATE_REASONS = {"duplicate": "the same pixels as another", "near_duplicate": "much like another"}
+_ID_REASONS = {"duplicate_id": "the id of an earlier sample"}
+_DUPLICATE_REASONS = {"duplicate": "the same pixels as another", "near_duplicate": "nearly the same as another"}
 
-#: Every reason in the order in which it is asked, with its words.
+#: All reasons in the order in which they are checked, with their descriptions.
 REASONS = (
     _ADOPTION_REASONS
     | {rule.name: rule.text for rule in (*METADATA_RULES, *PICTURE_RULES)}
@@ -185,18 +185,18 @@ REASONS = (
     | _DUPLICATE_REASONS
 )
 
-#: The setting behind each reason that has one.
+#: The setting of each reason that has one.
 SETTING_OF = {rule.name: rule.setting for rule in (*METADATA_RULES, *PICTURE_RULES) if rule.setting} | dict.fromkeys(
     _DUPLICATE_REASONS, "drop_duplicates"
 )
 
 
-#: The scores that there are models for (`stages/filter/scoring.py`), and the key of `filter.scoring` that names each.
+#: The scores that a model can compute (`stages/filter/scoring.py`), and the key of `filter.scoring` that names it.
 COMPUTABLE = {"similarity": "similarity_clip", "aesthetic": "aesthetic_head", "unsafe": "safety_checker"}
 
 
 def computed_scores(settings: FilterConfig) -> set[str]:
-    """The scores that a threshold needs and a configured model computes where the metadata lacks them."""
+    """The scores that a threshold needs and that a configured model computes when the metadata lacks them."""
     models = settings.scoring
     scores = set()
     if models.similarity_clip is not None and settings.min_similarity is not None:
@@ -209,14 +209,14 @@ def computed_scores(settings: FilterConfig) -> set[str]:
 
 
 def active_rules(settings: FilterConfig) -> list[tuple[Rule, Any]]:
-    """The rules that are switched on, cheapest first, each with its limit."""
+    """The enabled rules, cheapest first, each with its limit."""
     computed = {f"{score}_missing" for score in computed_scores(settings)}
     rules = [(rule, rule.limit(settings)) for rule in (*METADATA_RULES, *PICTURE_RULES) if rule.name not in computed]
     return [(rule, limit) for rule, limit in rules if limit is not None]
 
 
 def rejection(candidate: Candidate, rules: Iterable[tuple[Rule, Any]]) -> tuple[str, str] | None:
-    """Reason and detail of the first of the `active_rules` that takes the sample, else None."""
+    """Reason and detail of the first of the `active_rules` that rejects the sample; None when it passes."""
     for rule, limit in rules:
         detail = rule.test(candidate, limit)
         if detail is not None:

@@ -1,8 +1,8 @@
-"""Scores that the metadata lacks and a threshold needs, computed by actors.
+"""Actors that compute scores which a threshold needs and the metadata lacks.
 
-The similarity is CLIP's, the aesthetic score that of LAION's head, the safety score the margin of Stable Diffusion's
-safety checker (`model/scoring/safety.py`): 0.5 is its threshold, as of LAION's own score, which comes from a Keras
-model. The watermark score is LAION's alone. Only samples that all other rules let pass are looked at.
+The similarity is CLIP's. The aesthetic score is that of LAION's head. The safety score is the margin of Stable
+Diffusion's safety checker (`model/scoring/safety.py`); its threshold is 0.5, like that of LAION's own score, which a
+Keras model computes. The watermark score cannot be computed. Only samples that pass all other rules are scored.
 """
 
 from __future__ import annotations
@@ -16,39 +16,34 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
+from model.pictures.decoding import load_picture
 from stages.config import FilterConfig, ScoringConfig
 from stages.contract import Reporter, StageError
-from stages.data.pictures import decode
 from stages.filter.candidate import Candidate
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
-from stages.ray_tools.tasks import worker_errors_as_stage_errors
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 
 MICRO = "micro"
 
 
 def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig, report: Reporter) -> None:
     """Rewrite the verdicts of `groups`, those with samples that wait for a score."""
-    models = settings.scoring
-    total = sum(group.rows for group in groups)
-    scored = ray.data.from_items(
-        [{"group": vars(group)} for group in groups], override_num_blocks=len(groups)
-    ).map_batches(
+    scored = map_on_workers(
         Scorer,
-        fn_constructor_kwargs={"folder": folder, "settings": settings},
-        batch_format="pyarrow",
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(models.actors, len(groups))),
-        num_cpus=0.5,
-        num_gpus=models.gpus_per_actor or None,
+        one_row_batches({"group": vars(group)} for group in groups),
+        arguments={"folder": folder, "settings": settings},
+        workers=Workers(count=settings.scoring.actors, cpus=0.5, gpus=settings.scoring.gpus_per_actor),
+        progress=Progress(
+            report=report,
+            total=sum(group.rows for group in groups),
+            note="computing missing scores",
+            amount=rows_of,
+        ),
     )
-    done = 0
-    with worker_errors_as_stage_errors(StageError):
-        for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
-            done += sum(batch["rows"].to_pylist())
-            report.progress(done, total, "computing scores that the metadata lacks")
+    for _ in scored:
+        pass
 
 
 class Scorer:
@@ -61,34 +56,34 @@ class Scorer:
 
     @cached_property
     def models(self) -> ScoreModels:
-        """Loaded for the first batch: of an actor that fails before, Ray keeps the text of the error only."""
+        """Loaded for the first batch, because of an actor that fails earlier Ray keeps only the error's text."""
         return ScoreModels(self.settings.scoring, self.scores)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Rewrite the verdicts of the file groups in the column `group`."""
         for group in batch["group"].to_pylist():
-            place = FileGroup(**group).verdicts(self.folder)
-            verdicts = pq.read_table(place).to_pylist()
+            file = FileGroup(**group).verdicts(self.folder)
+            verdicts = pq.read_table(file).to_pylist()
             rows = itertools.chain.from_iterable(read_rows(group["files"]))
             pending = ((row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if verdict["is_pending"])
             for some in in_batches(pending, self.settings.scoring.batch_size):
                 found = self.score([row for row, _ in some])
                 for (row, verdict), scores in zip(some, found, strict=True):
                     verdict |= scores | threshold(row, scores, self.settings)
-            unfinished = place.with_suffix(f".{os.getpid()}")
+            unfinished = file.with_suffix(f".{os.getpid()}")
             pq.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS), unfinished)
-            unfinished.replace(place)
+            unfinished.replace(file)
             yield tally(group["number"], len(verdicts), sum(verdict["is_pending"] for verdict in verdicts))
 
     def score(self, rows: list[dict[str, Any]]) -> list[dict[str, float]]:
         """The scores that each row lacks."""
         found = self.models(rows)
         missing = [[name for name in sorted(self.scores) if score_of(Candidate(row), name) is None] for row in rows]
-        return [{name: found[name][place] for name in names} for place, names in enumerate(missing)]
+        return [{name: found[name][row] for name in names} for row, names in enumerate(missing)]
 
 
 def threshold(row: Mapping[str, Any], scores: Mapping[str, float], settings: FilterConfig) -> dict[str, Any]:
-    """Reason and detail when a computed score lies on the wrong side; nothing otherwise."""
+    """Reason and detail when a computed score is on the wrong side of its threshold, else an empty mapping."""
     candidate = Candidate({**row, **scores})
     for rule in SCORE_RULES:
         if rule.score in scores and (detail := rule.test(candidate, rule.limit(settings))) is not None:
@@ -97,7 +92,7 @@ def threshold(row: Mapping[str, Any], scores: Mapping[str, float], settings: Fil
 
 
 class ScoreModels:
-    """The models behind the scores, loaded once."""
+    """The models that compute the scores."""
 
     def __init__(self, settings: ScoringConfig, scores: set[str]) -> None:
         import torch
@@ -121,12 +116,12 @@ class ScoreModels:
             self.safety = load_safety(settings.safety_checker).to(self.device)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-        """Every score of every row, by the score's name."""
+        """All scores of all rows, by the score's name."""
         import torch
 
-        from model.pictures import to_tensor
+        from model.pictures.tensors import to_tensor
 
-        pictures = [to_tensor(decode(row["picture"]))[None] for row in rows]
+        pictures = [to_tensor(load_picture(row["picture"]))[None] for row in rows]
         found: dict[str, list[float]] = {}
         embedded: dict[int, torch.Tensor] = {}
         for score, clip in sorted(self.clips.items()):
@@ -145,7 +140,7 @@ class ScoreModels:
 
 
 def load_clip(name: str) -> Any:
-    """A `ClipScorer`; `micro` is the CLIP of the micro world that ships with the code.
+    """Load a `ClipScorer`; `micro` is the CLIP of the micro world that ships with the code.
 
     Raises:
         StageError: There is no such model.
@@ -162,7 +157,7 @@ def load_clip(name: str) -> Any:
 
 
 def load_safety(name: str) -> Any:
-    """A `SafetyScorer`.
+    """Load a `SafetyScorer`.
 
     Raises:
         StageError: There is no such safety checker.
@@ -176,10 +171,10 @@ def load_safety(name: str) -> Any:
 
 
 def load_head(path: str, clip: Any) -> Any:
-    """LAION's aesthetic head for the embeddings of `clip`.
+    """Load LAION's aesthetic head for the embeddings of `clip`.
 
     Raises:
-        StageError: It is none, or reads embeddings of another width.
+        StageError: The file is not such a head, or the head reads embeddings of another width.
     """
     from model.scoring.aesthetic import AestheticHead, AestheticHeadError
 

@@ -1,16 +1,16 @@
 """Stage `filter`: which samples are worth training on, with Ray Data.
 
-1. Every sample meets the rules (`rules.py`), cheapest first, in parallel; a verdict and the picture's signature are
-   written to `context.scratch`.
-2. Scores that the metadata lacks are computed for what is left, where a model for them is configured.
-3. Duplicates are found among what passes, in the order of the ids, so that the outcome does not depend on how the work
-   was divided. Of rows with the same id the first stays: an id is a sample's name from here on.
-4. Every sample is copied to `samples/` or to `rejected/`; the rows must add up.
+1. The rules (`rules.py`), cheapest first, are applied to all samples in parallel. A verdict on each sample and the
+   picture's signature are written to `context.scratch`.
+2. Scores that the metadata lacks are computed for the samples that are left, if a model for them is configured.
+3. Duplicates are searched among the samples that pass, in the order of the ids, so that the result does not depend on
+   how the work was divided. Of rows with the same id the first is kept, because ids identify samples from here on.
+4. Each sample is copied to `samples/` or to `rejected/`, and the numbers of rows must add up.
 
 With `filter.pictures_folder` the samples come from a folder that another tool has written, not from `ingest`.
 
-No picture comes to the driver but the few of the plot `waterfall.png`; the search for duplicates needs about 100 bytes
-there for a sample that passes, and 0.2 GB besides.
+The driver holds no pictures but the examples of the plot `waterfall.png`. The search for duplicates needs 0.2 GB there,
+and about 100 bytes for each sample that passes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
 from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
 from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
-from stages.ray_tools.tasks import cluster_cores, run_tasks
+from stages.ray_tools.cluster import cluster_cores
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
+from stages.ray_tools.tasks import run_tasks
 
-#: A task is followed by the next one after a fifth of a second: tasks are to be long, but enough for all cores, and one
-#: more than there are cores goes on meanwhile.
+#: Between two tasks Ray Data needs a fifth of a second. So tasks are long, but there are enough for all cores, and one
+#: task more than there are cores runs at the same time.
 _LEAST_ROWS_PER_TASK, _MOST_ROWS_PER_TASK = 1024, 8192
 _TASKS_PER_CORE = 4
 _NO_DUPLICATES = pa.schema([("row", pa.int32()), ("reason", pa.string()), ("detail", pa.string())]).empty_table()
@@ -53,40 +55,53 @@ def run(context: StageContext) -> StageResult:
     cores = context.config.run.cpus or cluster_cores()
     files = dataset_files(folder)
     counts = row_counts(files)
-    groups = group_files(files, counts, _rows_per_task(sum(counts), cores))
-    total = sum(group.rows for group in groups) + refused.total()
-    if total == refused.total():
-        raise StageError(nothing_came(context.config.filter.pictures_folder, refused))
+    if not sum(counts):
+        raise StageError(nothing_to_filter(settings.pictures_folder, refused))
     check_settings(folder, settings)
+    groups = group_files(files, counts, _rows_per_task(sum(counts), cores))
     verdicts = context.scratch.resolve() / "verdicts"
     verdicts.mkdir(exist_ok=True)
-    pending = judge(groups, verdicts, settings, cores, context.report)
-    if pending:
-        waiting = sum(pending.values())
-        context.report.warning(_who_computes(waiting, settings))
-        compute_scores([group for group in groups if pending[group.number]], verdicts, settings, context.report)
+    scored = _judge(groups, verdicts, context, cores)
     duplicates = duplicates_by_group(groups, verdicts, settings.drop_duplicates)
-    outcome = _copy(groups, verdicts, duplicates, output, settings, cores, context.report)
+    outcome = _copy(groups, verdicts, duplicates, context, cores)
     _copy_refused(folder.parent / "rejected", output / "rejected", refused)
     outcome = join_outcomes([outcome, Outcome(reasons=refused)])
+    total = sum(counts) + refused.total()
     check_sum(total, dataset_rows(output / "samples"), dataset_rows(output / "rejected"))
     if not outcome.kept:
         raise StageError(nothing_left(total, outcome.reasons))
-    from stages.filter.waterfall import plot_waterfall  # here, for the workers need not import matplotlib
-
-    plot_waterfall(outcome, context.output / "waterfall.png")
-    context.report.picture("waterfall", context.output / "waterfall.png")
+    _plot(outcome, context)
     return StageResult(
         rows={"samples": outcome.kept, "rejected": outcome.reasons.total()},
         metrics={
             **{f"rejected_{reason}": float(count) for reason, count in sorted(outcome.reasons.items())},
-            **({"scored": float(sum(pending.values()))} if pending else {}),
+            **({"scored": float(scored)} if scored else {}),
         },
     )
 
 
+def _plot(outcome: Outcome, context: StageContext) -> None:
+    from stages.filter.waterfall import plot_waterfall  # here, because workers need no matplotlib
+
+    plot_waterfall(outcome, context.output / "waterfall.png")
+    context.report.picture("waterfall", context.output / "waterfall.png")
+
+
+def _judge(groups: list[FileGroup], verdicts: Path, context: StageContext, cores: int) -> int:
+    """Write the verdicts of all groups; returns the number of samples whose missing scores were computed."""
+    settings = context.config.filter
+    pending = apply_rules(groups, verdicts, settings, cores, context.report)
+    if pending:
+        context.report.warning(_computed_scores_note(pending.total(), settings))
+        compute_scores([group for group in groups if pending[group.number]], verdicts, settings, context.report)
+    return pending.total()
+
+
 def _source(context: StageContext) -> tuple[Path, Counter[str]]:
-    """The folder of the samples; and why rows of another tool's folder are none, which lie in `rejected` beside it."""
+    """The folder of the samples, and the rows of another tool's folder that were refused, by reason.
+
+    Beside the folder lies `rejected` with the refused rows.
+    """
     source = context.config.filter.pictures_folder
     if source is None:
         return context.inputs["ingest"] / "samples", Counter()
@@ -97,7 +112,7 @@ def _source(context: StageContext) -> tuple[Path, Counter[str]]:
 
 
 def _copy_refused(folder: Path, rejected: Path, refused: Counter[str]) -> None:
-    """Append what was refused before the rules to the rejected rows."""
+    """Append the rows that were refused before the rules to the rejected rows."""
     if refused:
         parts = len(dataset_files(rejected))
         for number, file in enumerate(dataset_files(folder), start=parts):
@@ -105,29 +120,23 @@ def _copy_refused(folder: Path, rejected: Path, refused: Counter[str]) -> None:
 
 
 def check_sum(rows: int, kept: int, rejected: int) -> None:
-    """Refuse to commit when rows are missing or too many; raises StageError."""
+    """Check that each row has exactly one outcome; raises StageError."""
     if rows != kept + rejected:
         raise StageError(
-            f"the rows do not add up: {rows} came, but {kept} are kept and {rejected} rejected; this is a defect of "
+            f"the rows do not add up: {rows} read, but {kept} are kept and {rejected} rejected; this is a defect of "
             "the stage filter, and nothing was committed."
         )
 
 
 def check_settings(folder: Path, settings: FilterConfig) -> None:
-    """Refuse a threshold on what no sample has and nothing computes.
+    """Check that each threshold is on a score that some sample has or a model computes.
 
     Raises:
-        StageError: Naming the column of LAION's metadata that is missing, and the setting that goes without it.
+        StageError: Names the missing column of LAION's metadata, and the setting that disables the threshold.
     """
     if settings.scoring.actors < 1 or settings.scoring.batch_size < 1:
         raise StageError("filter.scoring.actors and filter.scoring.batch_size must be at least 1.")
-    needed = {
-        rule.score: (rule.laion_column, f"filter.{rule.setting}")
-        for rule in SCORE_RULES
-        if rule.limit(settings) is not None and rule.score not in computed_scores(settings)
-    }
-    if settings.languages is not None:
-        needed["language"] = ("LANGUAGE", "filter.languages")
+    needed = _needed_columns(settings)
     rows = read_dataset(folder, SAMPLES, columns=sorted(needed)) if needed else None
     for score, (column, setting) in needed.items():
         assert rows is not None
@@ -139,32 +148,42 @@ def check_settings(folder: Path, settings: FilterConfig) -> None:
             )
 
 
+def _needed_columns(settings: FilterConfig) -> dict[str, tuple[str, str]]:
+    """Our columns that the metadata must have: LAION's name of each, and the setting that needs it."""
+    needed = {
+        rule.score: (rule.laion_column, f"filter.{rule.setting}")
+        for rule in SCORE_RULES
+        if rule.limit(settings) is not None and rule.score not in computed_scores(settings)
+    }
+    if settings.languages is not None:
+        needed["language"] = ("LANGUAGE", "filter.languages")
+    return needed
+
+
 def _rows_per_task(rows: int, cores: int) -> int:
     return min(max(rows // (_TASKS_PER_CORE * cores), _LEAST_ROWS_PER_TASK), _MOST_ROWS_PER_TASK)
 
 
-def judge(groups: list[FileGroup], folder: Path, settings: FilterConfig, cores: int, report: Reporter) -> Counter[int]:
-    """Write the verdicts of all groups; returns how many samples of each wait for a score."""
-    total, done = sum(group.rows for group in groups), 0
+def apply_rules(
+    groups: list[FileGroup], folder: Path, settings: FilterConfig, cores: int, report: Reporter
+) -> Counter[int]:
+    """Write the verdicts of all groups; returns for each group how many samples wait for a score."""
     pending = Counter[int]()
-    inspected = ray.data.from_items(
-        [{"group": vars(group)} for group in groups], override_num_blocks=len(groups)
-    ).map_batches(
+    total = sum(group.rows for group in groups)
+    inspected = map_on_workers(
         inspect,
-        fn_kwargs={"folder": folder, "settings": settings},
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ray.data.TaskPoolStrategy(size=cores + 1),
+        one_row_batches({"group": vars(group)} for group in groups),
+        arguments={"folder": folder, "settings": settings},
+        workers=Workers(count=cores + 1),
+        progress=Progress(report=report, total=total, note="applying the rules", amount=rows_of),
     )
-    for batch in inspected.iter_batches(batch_format="pyarrow", batch_size=None):
+    for batch in inspected:
         for row in batch.to_pylist():
-            done += row["rows"]
             pending[row["group"]] += row["pending"]
-        report.progress(done, total, "looking at pictures")
     return +pending
 
 
-def _who_computes(samples: int, settings: FilterConfig) -> str:
+def _computed_scores_note(samples: int, settings: FilterConfig) -> str:
     models = {score: getattr(settings.scoring, key) for score, key in COMPUTABLE.items()}
     named = ", ".join(f"{score} by {models[score]}" for score in sorted(computed_scores(settings)))
     note = "; the micro CLIP knows the micro world only" if MICRO in models.values() else ""
@@ -172,7 +191,7 @@ def _who_computes(samples: int, settings: FilterConfig) -> str:
 
 
 def duplicates_by_group(groups: list[FileGroup], folder: Path, drop_duplicates: bool) -> list[pa.Table]:
-    """For each group the samples that are duplicates: columns row (place in the group), reason, detail."""
+    """The samples of each group that are duplicates: columns row (in the group), reason, detail."""
     passing = read_verdicts(groups, folder, ["sample_id", "digest", "bits"])
     if not passing.num_rows:
         return [_NO_DUPLICATES for _ in groups]
@@ -180,29 +199,32 @@ def duplicates_by_group(groups: list[FileGroup], folder: Path, drop_duplicates: 
     order = pc.sort_indices(ids).to_numpy()  # stable: of equal ids the first row stays first
     ordered = ids.take(pa.array(order))
     is_repeated = np.concatenate([[False], pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)])
-    late, order = order[is_repeated], order[~is_repeated]
-    told = [("duplicate_id", f"{name} has come before") for name in ids.take(pa.array(late)).to_pylist()]
+    rows, order = order[is_repeated], order[~is_repeated]
+    reasons = [("duplicate_id", f"{name} has come before") for name in ids.take(pa.array(rows)).to_pylist()]
     if drop_duplicates:
         colours = _colours(groups, folder, passing.num_rows)
-        copies, alike = _alike(passing.select(["digest", "bits"]), colours, ids, order)
-        late, told = np.concatenate([late, copies]), told + alike
+        copies, found = _copies(passing.select(["digest", "bits"]), colours, ids, order)
+        rows, reasons = np.concatenate([rows, copies]), reasons + found
     columns = {
-        "row": passing["row"].to_numpy()[late],
-        "reason": [reason for reason, _ in told],
-        "detail": [detail for _, detail in told],
+        "row": passing["row"].to_numpy()[rows],
+        "reason": [reason for reason, _ in reasons],
+        "detail": [detail for _, detail in reasons],
     }
-    table = pa.table(columns, schema=_NO_DUPLICATES.schema)
     ends = np.cumsum([read_verdicts([group], folder, ["bits"]).num_rows for group in groups])
-    group_of = np.searchsorted(ends, late, side="right")
+    return _split_by_group(pa.table(columns, schema=_NO_DUPLICATES.schema), np.searchsorted(ends, rows, "right"), ends)
+
+
+def _split_by_group(table: pa.Table, group_of: np.ndarray, ends: np.ndarray) -> list[pa.Table]:
+    """Cut a table by the number of the group that each row belongs to."""
     table = table.take(pa.array(np.argsort(group_of, kind="stable")))
-    bounds = np.cumsum([0, *np.bincount(group_of, minlength=len(groups))])
+    bounds = np.cumsum([0, *np.bincount(group_of, minlength=len(ends))])
     return [table[start:end] for start, end in pairwise(bounds)]
 
 
-def _alike(
+def _copies(
     signatures: pa.Table, colours: np.ndarray, ids: pa.Array, order: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Which rows show the picture of one before them in `order`, and for each reason and detail."""
+    """The rows that duplicate an earlier row in `order`, and the reason and detail of each."""
     found = find_duplicates(
         Signatures(
             digests=_bytes_of(signatures["digest"], np.uint64)[order],
@@ -213,15 +235,15 @@ def _alike(
     )
     is_copy = found.original >= 0
     originals = ids.take(pa.array(order[found.original[is_copy]])).to_pylist()
-    told = [
+    reasons = [
         ("duplicate", f"same pixels as {other}") if exact else ("near_duplicate", f"much like {other}")
         for exact, other in zip(found.is_exact[is_copy].tolist(), originals, strict=True)
     ]
-    return order[is_copy], told
+    return order[is_copy], reasons
 
 
 def _bytes_of(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
-    """A column of byte strings of one length, as (rows, numbers)."""
+    """A column of byte strings of equal length as an array (rows, numbers)."""
     chunk = column.combine_chunks()
     data = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
     width = chunk.type.byte_width
@@ -230,7 +252,7 @@ def _bytes_of(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
 
 
 def _colours(groups: list[FileGroup], folder: Path, rows: int) -> np.ndarray:
-    """The colours of all passing samples (rows, 192), mapped from a file of their own: they may not fit in memory."""
+    """The colours of all passing samples (rows, 192), mapped from a file because they may not fit in memory."""
     file = folder / "colours.bin"
     colours = np.memmap(file, dtype=np.uint8, mode="w+", shape=(rows, COLOUR_BYTES))
     start = 0
@@ -242,41 +264,41 @@ def _colours(groups: list[FileGroup], folder: Path, rows: int) -> np.ndarray:
 
 
 def _copy(
-    groups: list[FileGroup],
-    verdicts: Path,
-    duplicates: list[pa.Table],
-    output: Path,
-    settings: FilterConfig,
-    cores: int,
-    report: Reporter,
+    groups: list[FileGroup], verdicts: Path, duplicates: list[pa.Table], context: StageContext, cores: int
 ) -> Outcome:
     """Write the samples and the rejected rows of all groups."""
     copy = ray.remote(copy_group)
-    waiting: dict[int, Outcome] = {}
-    joined, done, total = Outcome(), 0, sum(group.rows for group in groups)
-    following = 0
+    output, settings = context.output.resolve(), context.config.filter
+    progress = _CopyProgress(groups, context.report)
 
-    def finished(number: int, outcome: Outcome) -> None:
-        nonlocal joined, done, following
-        waiting[number] = outcome
-        while following in waiting:  # in order, and one by one: each holds the pictures of some examples
-            joined = join_outcomes([joined, waiting.pop(following)])
-            following += 1
-        done += groups[number].rows
-        report.progress(done, total, "writing samples")
+    def start(number: int) -> ray.ObjectRef:
+        return copy.remote(groups[number], verdicts, duplicates[number], output, settings)
 
-    run_tasks(
-        lambda number: copy.remote(groups[number], verdicts, duplicates[number], output, settings),
-        range(len(groups)),
-        cores,
-        finished,
-        "group {} of the samples",
-    )
-    return joined
+    run_tasks(start, range(len(groups)), cores, progress.finished, "group {} of the samples")
+    return progress.joined
 
 
-def nothing_came(source: str | None, refused: Counter[str]) -> str:
-    """What to tell a user when there is no sample to filter."""
+class _CopyProgress:
+    """Joins the outcomes of the groups in order, each as early as possible: they hold the pictures of examples."""
+
+    def __init__(self, groups: list[FileGroup], report: Reporter) -> None:
+        self.groups, self.report = groups, report
+        self.joined = Outcome()
+        self._waiting: dict[int, Outcome] = {}
+        self._done = self._next = 0
+
+    def finished(self, number: int, outcome: Outcome) -> None:
+        """Add the outcome of a group, in any order."""
+        self._waiting[number] = outcome
+        while self._next in self._waiting:
+            self.joined = join_outcomes([self.joined, self._waiting.pop(self._next)])
+            self._next += 1
+        self._done += self.groups[number].rows
+        self.report.progress(self._done, sum(group.rows for group in self.groups), "writing samples")
+
+
+def nothing_to_filter(source: str | None, refused: Counter[str]) -> str:
+    """The error message for an empty input."""
     if source is None:
         return "the stage ingest has kept no sample, so there is nothing to filter; see its rejected rows."
     counts = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "there are none"
@@ -284,9 +306,9 @@ def nothing_came(source: str | None, refused: Counter[str]) -> str:
 
 
 def nothing_left(total: int, reasons: Mapping[str, int]) -> str:
-    """What to tell a user whose filter took everything."""
-    taken = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    counts = ", ".join(f"{reason} took {count}" for reason, count in taken)
-    settings = [SETTING_OF[reason] for reason, _ in taken if reason in SETTING_OF]
+    """The error message when all samples were rejected."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{reason} {count}" for reason, count in ordered)
+    settings = [SETTING_OF[reason] for reason, _ in ordered if reason in SETTING_OF]
     advice = f"; loosen the first with --set filter.{settings[0]}=..." if settings else ""
-    return f"the filter left none of {total} samples: {counts}{advice}."
+    return f"the filter rejected all {total} samples: {counts}{advice}."

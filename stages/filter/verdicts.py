@@ -1,6 +1,6 @@
-"""What is found about every sample, file group by file group: a file of verdicts for each, rows as in the samples.
+"""Verdicts on the samples: for each file group one file, with a row for each sample.
 
-Tasks write these files and only numbers travel to the driver, which so needs no more memory for a larger dataset.
+Tasks write these files and return only numbers, so that the driver's memory does not depend on the dataset's size.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ VERDICTS = pa.schema(
         ("sample_id", pa.string()),
         ("reason", pa.string()),  # null: the sample passes
         ("detail", pa.string()),
-        ("is_pending", pa.bool_()),  # a score has to be computed before it passes
-        *((score, pa.float32()) for score in COMPUTABLE),  # as computed; null: not computed
+        ("is_pending", pa.bool_()),  # it passes once a missing score has been computed
+        *((score, pa.float32()) for score in COMPUTABLE),  # a computed score; null: not computed
         ("digest", pa.binary(DIGEST_BYTES)),  # the picture's signature; null: the sample is rejected
         ("bits", pa.uint64()),
         ("colours", pa.binary(COLOUR_BYTES)),
@@ -42,7 +42,7 @@ VERDICTS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class FileGroup:
-    """Consecutive files of the samples that one task works on, and the number of the first."""
+    """Consecutive files of the samples that one task processes, and the number of the first."""
 
     number: int
     first: int
@@ -55,7 +55,13 @@ class FileGroup:
 
 
 def group_files(files: Sequence[Path], counts: Sequence[int], rows: int) -> list[FileGroup]:
-    """Consecutive files of so many rows each, at least `rows` a group: a task's start costs more than a few."""
+    """Group consecutive files, at least `rows` rows a group, because the start of a task is expensive.
+
+    Args:
+        files: The files of the samples.
+        counts: The number of rows of each.
+        rows: The smallest size of a group but the last.
+    """
     groups: list[FileGroup] = []
     taken: list[str] = []
     counted, first = 0, 0
@@ -69,21 +75,21 @@ def group_files(files: Sequence[Path], counts: Sequence[int], rows: int) -> list
 
 
 def read_batches(file: str) -> Iterator[pa.RecordBatch]:
-    """The rows of a file of samples, some at a time."""
-    # A buffer made before would keep what has been read.
+    """Read a file of samples in batches."""
+    # A pre-buffer would keep all bytes read.
     return pq.ParquetFile(file, pre_buffer=False).iter_batches(ROWS_PER_BATCH)
 
 
 def read_rows(files: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of some files of samples, some at a time."""
+    """Read files of samples in batches of rows."""
     return (batch.to_pylist() for file in files for batch in read_batches(file))
 
 
 def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[pa.Table]:
-    """Write the verdicts of the file groups in the column `group`; tell of each its rows, and how many lack a score."""
+    """Write the verdicts of the file groups in the column `group`; yields a `tally` of each."""
     for group in batch["group"].to_pylist():
-        place = FileGroup(**group).verdicts(folder)
-        unfinished = place.with_suffix(f".{os.getpid()}")
+        file = FileGroup(**group).verdicts(folder)
+        unfinished = file.with_suffix(f".{os.getpid()}")
         inspected = pending = 0
         with pq.ParquetWriter(unfinished, VERDICTS) as writer:
             for rows in read_rows(group["files"]):
@@ -91,12 +97,12 @@ def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[p
                 writer.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS))
                 inspected += len(verdicts)
                 pending += sum(verdict["is_pending"] for verdict in verdicts)
-        unfinished.replace(place)
+        unfinished.replace(file)
         yield tally(group["number"], inspected, pending)
 
 
 def inspect_rows(rows: Sequence[Mapping[str, Any]], settings: FilterConfig) -> list[dict[str, Any]]:
-    """The verdicts of the rules on some samples; the signatures of the pictures that they let pass."""
+    """Apply the rules to some samples, and compute the signatures of the pictures that pass."""
     rules, computed = active_rules(settings), computed_scores(settings)
     verdicts: list[dict[str, Any]] = []
     passing: list[dict[str, Any]] = []
@@ -114,18 +120,18 @@ def inspect_rows(rows: Sequence[Mapping[str, Any]], settings: FilterConfig) -> l
             passing.append(verdict)
             yield candidate.picture, candidate.grid
 
-    for seen, verdict in zip(signatures(passing_pictures()), passing, strict=True):
-        verdict |= {"digest": seen.digest, "bits": seen.bits, "colours": seen.colours}
+    for signature, verdict in zip(signatures(passing_pictures()), passing, strict=True):
+        verdict |= vars(signature)
     return verdicts
 
 
 def tally(group: int, rows: int, pending: int) -> pa.Table:
-    """One row: how many verdicts of the group, and how many of them wait for a score."""
+    """One row: the number of verdicts of the group, and how many of them wait for a score."""
     return pa.table({"group": [group], "rows": [rows], "pending": [pending]})
 
 
 def read_verdicts(groups: Sequence[FileGroup], folder: Path, columns: list[str]) -> pa.Table:
-    """Some columns of the verdicts on the samples that pass, of all groups; `row` is the place within the group."""
+    """Some columns of the verdicts on the samples that pass, of all groups; `row` is the row within the group."""
     tables = []
     for group in groups:
         table = pq.read_table(group.verdicts(folder), columns=[*columns, "reason"], memory_map=True)
@@ -135,7 +141,7 @@ def read_verdicts(groups: Sequence[FileGroup], folder: Path, columns: list[str])
 
 
 def in_batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Lists of `size` rows; the last may be shorter."""
+    """Cut rows into lists of `size`; the last may be shorter."""
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""The waterfall: what each rule took from the samples, in the order of the rules, with pictures that it took."""
+"""The waterfall plot: how many samples each rule rejects, in the order of the rules, with examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.filter.rules import REASONS
 
 
 def plot_waterfall(outcome: Outcome, file: Path) -> None:
-    """Write the plot; a row a reason that took something, between what came and what was kept."""
+    """Write the plot: a row for each reason that rejected samples, between all samples and those kept."""
     taken = [(reason, outcome.reasons[reason]) for reason in REASONS if outcome.reasons[reason]]
     total = outcome.kept + outcome.reasons.total()
     rows = len(taken) + 2

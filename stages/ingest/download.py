@@ -1,10 +1,10 @@
-"""The downloads: img2dataset's pieces, a Ray task a shard.
+"""The downloads: img2dataset's components in one Ray task for each shard.
 
-`img2dataset.download` shares its work out by `ray_distributor`, which starts all tasks at once and drops a shard that
-fails without a word. This module calls the pieces below it (Downloader, Resizer, ParquetSampleWriter) in tasks of its
-own: at most `ingest.processes` at a time, an error is an error, and a shard counts only when the task that downloaded
-it has told this process so. Workers outlive a killed stage by a few seconds, in which they finish shards full of
-refused connections to a loopback server that is no more: those are not marked, and done again.
+`img2dataset.download` distributes its work with `ray_distributor`, which starts all tasks at once and silently drops a
+shard that fails. This module calls the components below it (Downloader, Resizer, ParquetSampleWriter) in its own tasks:
+at most `ingest.processes` run at a time, errors are reported, and a shard is marked as done only by the driver, when
+its task has returned. When a stage is killed, its workers live on for a few seconds and may finish shards full of
+refused connections, because the stage's web server is gone. Such shards are not marked, and are downloaded again.
 """
 
 from __future__ import annotations
@@ -23,28 +23,43 @@ from PIL import Image
 from stages.config import IngestConfig
 from stages.contract import Reporter
 from stages.ingest.fetch import PictureOpener
-from stages.ingest.pictures import CheckedResizer
+from stages.ingest.resizer import CheckedResizer
 from stages.ingest.shards import settled_ids
 from stages.ray_tools.tasks import run_tasks
 
-#: What `run_tasks` is to call a shard.
+#: The name of a shard in the errors of `run_tasks`.
 SHARD = "shard {} of the list"
+
+#: Options of img2dataset's Downloader that do not depend on the configuration.
+_FIXED_OPTIONS: dict[str, Any] = {
+    "save_caption": False,
+    "extract_exif": False,
+    "oom_shard_count": 5,
+    "compute_hash": None,
+    "verify_hash_type": None,
+    "encode_format": "jpg",
+    "retries": 0,  # `PictureOpener` retries, and checks the opt-outs
+    "user_agent_token": None,
+    "disallowed_header_directives": None,
+}
 
 
 def download_shards(
     urls_file: Path, shards: Path, settings: IngestConfig, earlier: Path | None, report: Reporter
 ) -> None:
-    """Fetch every picture of the list, but for rows that are settled in `earlier`; go on where a call was interrupted.
+    """Download the pictures of the list, except for rows that are settled in `earlier`.
 
-    A shard is a row group of `urls_file`.
+    A shard is a row group of `urls_file`. Shards that an interrupted call has finished are not downloaded again.
 
     Raises:
-        StageError: A shard could not be done.
+        StageError: A shard could not be downloaded.
     """
     sizes = shard_sizes(urls_file)
     shards.mkdir(exist_ok=True)
+    missing = [number for number in range(len(sizes)) if not mark(shards, number).exists()]
+    done = sum(sizes) - sum(sizes[number] for number in missing)
+    report.progress(done, sum(sizes), "downloading pictures")
     fetch = ray.remote(fetch_shard)
-    done = sum(size for number, size in enumerate(sizes) if mark(shards, number).exists())
 
     def finished(number: int, _: Any) -> None:
         nonlocal done
@@ -52,30 +67,25 @@ def download_shards(
         done += sizes[number]
         report.progress(done, sum(sizes), "downloading pictures")
 
-    report.progress(done, sum(sizes), "downloading pictures")
-    missing = [number for number in range(len(sizes)) if not mark(shards, number).exists()]
-    run_tasks(
-        lambda number: fetch.remote(urls_file, number, shards, settings, earlier),
-        missing,
-        settings.processes,
-        finished,
-        SHARD,
-    )
+    def start(number: int) -> Any:
+        return fetch.remote(urls_file, number, shards, settings, earlier)
+
+    run_tasks(start, missing, settings.processes, finished, SHARD)
 
 
 def shard_sizes(urls_file: Path) -> list[int]:
-    """Rows by shard."""
+    """The number of rows of each shard."""
     metadata = pq.read_metadata(urls_file)
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
 def mark(shards: Path, number: int) -> Path:
-    """The file that says that a shard is whole."""
+    """The file that marks a shard as done."""
     return shards / f"{number:05d}.done"
 
 
 def fetch_shard(urls_file: Path, number: int, shards: Path, settings: IngestConfig, earlier: Path | None) -> None:
-    """Let img2dataset download the rows of one shard into `shards/<number>.parquet`, which replaces an earlier one."""
+    """Download the rows of one shard with img2dataset into `shards/<number>.parquet`."""
     rows = pq.ParquetFile(urls_file).read_row_group(number, columns=["sample_id", "url"])
     if earlier is not None:
         settled = settled_ids(earlier, rows["sample_id"])
@@ -83,7 +93,7 @@ def fetch_shard(urls_file: Path, number: int, shards: Path, settings: IngestConf
     file = shards / f"{number:05d}.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget is `ingest.max_pixels`
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is `ingest.max_pixels`
     urllib.request.install_opener(PictureOpener(settings))
     try:
         make_downloader(shards, settings).download_shard((number, str(file)))
@@ -92,7 +102,7 @@ def fetch_shard(urls_file: Path, number: int, shards: Path, settings: IngestConf
 
 
 def make_downloader(shards: Path, settings: IngestConfig) -> Any:
-    """img2dataset's, with our limits. Importing it takes seconds: it brings torch, wandb and albumentations."""
+    """img2dataset's Downloader with our limits. Its import takes seconds: it loads torch, wandb and albumentations."""
     from img2dataset.downloader import Downloader
     from img2dataset.resizer import Resizer
     from img2dataset.writer import ParquetSampleWriter
@@ -108,17 +118,9 @@ def make_downloader(shards: Path, settings: IngestConfig) -> Any:
         sample_writer_class=ParquetSampleWriter,
         resizer=CheckedResizer(resizer, settings.max_pixels),
         thread_count=settings.threads,
-        save_caption=False,
-        extract_exif=False,
         output_folder=str(shards),
         column_list=["sample_id", "url"],
         timeout=settings.timeout_seconds,
         number_sample_per_shard=settings.samples_per_shard,
-        oom_shard_count=5,
-        compute_hash=None,
-        verify_hash_type=None,
-        encode_format="jpg",
-        retries=0,  # PictureOpener's work, and so are the opt-outs
-        user_agent_token=None,
-        disallowed_header_directives=None,
+        **_FIXED_OPTIONS,
     )

@@ -1,18 +1,21 @@
-"""One picture from a web that nobody vouches for.
+"""Downloads of single pictures from untrusted servers.
 
-Covers: only http and https; the address that was checked is the one that is connected to, at every redirect (so that a
-name that resolves differently a moment later wins nothing); limits on the bytes and on the seconds of a download,
-also on one that drips; opt-outs by X-Robots-Tag; bodies that do not start like a picture are not read on.
-Does not cover: the time that the system's resolver takes for a name (its own limit, some 10 to 30 seconds), and
-proxies: the environment's are not used, for then the proxy would choose the address.
+Covered: only http and https are used. The address that was checked is the address that is connected to, also after
+each redirect, so that DNS rebinding gains nothing. The bytes and the total seconds of a download are limited, also for
+a server that sends a byte at a time. X-Robots-Tag is respected. A body that does not start like a picture is not read
+further.
 
-img2dataset asks for pictures with `urllib.request.urlopen`, and Python lets a process say what does the work behind
-it: `urllib.request.install_opener`. `PictureOpener` is made for that. It needs no fork of img2dataset and none of its
-names replaced: only that it goes on using urllib, which a test of the stage would notice.
+Not covered: the time that the system's resolver takes for a name, which has its own limit of 10 to 30 seconds. The
+environment's proxies are not used, because a proxy would choose the address itself.
+
+img2dataset downloads with `urllib.request.urlopen`, whose work a process can replace by `install_opener`.
+`PictureOpener` is such a replacement. img2dataset needs no fork and no patch for it, as long as it uses urllib; a test
+of the stage would fail if it no longer did.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import io
@@ -23,20 +26,22 @@ import ssl
 import time
 import urllib.request
 import urllib.response
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from model.pictures.decoding import SIGNATURE_BYTES, picture_format
 from stages.config import IngestConfig
-from stages.data.pictures import SIGNATURE_BYTES, picture_format
 from stages.ingest.outcomes import TRANSIENT, reason_of_status
 
 ROBOT = "realword"
-USER_AGENT = f"Mozilla/5.0 (compatible; {ROBOT}; collects captioned pictures; obeys X-Robots-Tag)"
+USER_AGENT = f"Mozilla/5.0 (compatible; {ROBOT}; collects captioned pictures; respects X-Robots-Tag)"
 MAX_REDIRECTS = 5
-#: Directives of X-Robots-Tag that ask not to be in a data set, and those whose colon is not that of a robot's name.
+#: Directives of X-Robots-Tag that forbid the use in a data set.
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+#: Directives that have a value after a colon; before any other colon stands the name of a robot.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -47,7 +52,7 @@ _AZURE_METADATA = ipaddress.ip_address("168.63.129.16")  # the one metadata serv
 
 
 class FetchError(Exception):
-    """Why there is no picture: one of the reasons of `stages.ingest.stage.outcomes`, and what exactly was seen."""
+    """A failed download: one of the reasons of `stages.ingest.outcomes`, and the details."""
 
     def __init__(self, reason: str, detail: object) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -55,8 +60,8 @@ class FetchError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a server said at last: the body, the headers, and the address after all redirects."""
+class Response:
+    """The final response of a server; `url` is the address after all redirects."""
 
     body: bytes
     headers: Message
@@ -64,35 +69,35 @@ class Answer:
 
 
 class PictureOpener(urllib.request.OpenerDirector):
-    """For `urllib.request.install_opener`: urlopen then gives pictures, within limits, or raises `FetchError`."""
+    """For `urllib.request.install_opener`: urlopen then returns pictures within the limits, or raises `FetchError`."""
 
     def __init__(self, settings: IngestConfig) -> None:
         super().__init__()
         self.settings = settings
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
-        """The answer as a file with headers. Time limits are those of the settings."""
+        """The response as a file with headers. The time limits are those of the settings."""
         url = fullurl.full_url if isinstance(fullurl, urllib.request.Request) else fullurl
         try:
-            answer = fetch(url, self.settings)
+            response = fetch(url, self.settings)
         except FetchError:
             raise
-        except Exception as error:  # a row must have a reason, whatever a server comes up with
+        except Exception as error:  # a row must have a reason, whatever a server sends
             raise FetchError("error", repr(error)) from error
-        return urllib.response.addinfourl(io.BytesIO(answer.body), answer.headers, answer.url, http.client.OK)
+        return urllib.response.addinfourl(io.BytesIO(response.body), response.headers, response.url, http.client.OK)
 
 
-def fetch(url: str, settings: IngestConfig) -> Answer:
-    """Get the picture at `url`; what may be over in a moment is tried again after a pause.
+def fetch(url: str, settings: IngestConfig) -> Response:
+    """Download the picture at `url`. After a transient error it is tried again.
 
     Raises:
-        FetchError: There is none to be had.
+        FetchError: The picture could not be downloaded.
     """
     deadline = time.monotonic() + settings.total_seconds
     for attempt in itertools.count():
         pause = _FIRST_PAUSE_SECONDS * 2**attempt
         try:
-            return _follow(url, settings, deadline)
+            return _follow_redirects(url, settings, deadline)
         except FetchError as error:
             is_last = attempt >= settings.retries or time.monotonic() + pause >= deadline
             if is_last or error.reason not in TRANSIENT:
@@ -101,22 +106,21 @@ def fetch(url: str, settings: IngestConfig) -> Answer:
     raise AssertionError("unreachable")
 
 
-def _follow(url: str, settings: IngestConfig, deadline: float) -> Answer:
-    """The answer at the end of the redirects."""
+def _follow_redirects(url: str, settings: IngestConfig, deadline: float) -> Response:
     start = url
     for _ in range(MAX_REDIRECTS + 1):
-        answer = _ask(url, settings, deadline)
-        if isinstance(answer, Answer):
-            return answer
-        url = answer
+        response = _request(url, settings, deadline)
+        if isinstance(response, Response):
+            return response
+        url = response
     raise FetchError("redirects", f"more than {MAX_REDIRECTS} from {start[:100]}")
 
 
-def _ask(url: str, settings: IngestConfig, deadline: float) -> Answer | str:
-    """The answer of one server, or the address that it sends us to."""
+def _request(url: str, settings: IngestConfig, deadline: float) -> Response | str:
+    """Send one request. Returns the response, or the URL that it redirects to."""
     address = parse_url(url)
     connection = _Connection(address, settings, deadline)
-    try:
+    with _network_errors(), contextlib.closing(connection):
         connection.request("GET", address.target, headers={"User-Agent": USER_AGENT, "Accept": "image/*"})
         response = connection.getresponse()
         if response.status in _REDIRECTS and (location := response.headers.get("Location")):
@@ -125,7 +129,14 @@ def _ask(url: str, settings: IngestConfig, deadline: float) -> Answer | str:
             raise FetchError(reason_of_status(response.status), f"HTTP {response.status}")
         if opted_out(response.headers):
             raise FetchError("opted_out", ", ".join(response.headers.get_all("X-Robots-Tag", [])))
-        return Answer(body=_read(response, settings.max_bytes), headers=response.headers, url=url)
+        return Response(body=_read(response, settings.max_bytes), headers=response.headers, url=url)
+
+
+@contextlib.contextmanager
+def _network_errors() -> Iterator[None]:
+    """Turn the errors of sockets, TLS and HTTP into FetchErrors."""
+    try:
+        yield
     except TimeoutError as error:
         raise FetchError("timeout", error) from error
     except ssl.SSLError as error:
@@ -138,12 +149,10 @@ def _ask(url: str, settings: IngestConfig, deadline: float) -> Answer | str:
         raise FetchError("incomplete", error) from error
     except (http.client.HTTPException, ValueError) as error:  # ValueError: chunk sizes that are no numbers
         raise FetchError("protocol", repr(error)) from error
-    finally:
-        connection.close()
 
 
 def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    """The whole body of a picture."""
+    """Read the whole body, and stop early when it is not a picture."""
     if response.length is not None and response.length > max_bytes:
         raise FetchError("too_many_bytes", f"{response.length} > {max_bytes}")
     body = bytearray()
@@ -166,9 +175,9 @@ def _refuse_other_types(body: bytes | bytearray, headers: Message) -> None:
 
 
 def opted_out(headers: Message) -> bool:
-    """Whether X-Robots-Tag asks all robots, or this one, to leave the picture alone.
+    """Whether X-Robots-Tag forbids all robots, or this one, to use the picture.
 
-    A header is a list of directives; `name: directive` makes it and what follows hold for the robot of that name only.
+    A header is a list of directives. `name: directive` restricts this directive and those after it to the robot `name`.
     """
     for value in headers.get_all("X-Robots-Tag", []):
         robot = None
@@ -183,7 +192,7 @@ def opted_out(headers: Message) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """An http or https URL, taken apart; `target` is its path and query in ASCII."""
+    """The parts of an http or https URL; `target` is its path and query in ASCII."""
 
     is_tls: bool
     host: str
@@ -192,15 +201,15 @@ class Address:
 
 
 def parse_url(url: str) -> Address:
-    """Take a URL apart; characters outside ASCII are escaped as browsers do.
+    """Split a URL into its parts. Characters outside ASCII are escaped as browsers do.
 
     Raises:
-        FetchError: It is none of http or https.
+        FetchError: The URL is malformed, or its scheme is not http or https.
     """
     try:
         parts = urlsplit(url.strip())
         host, port = (parts.hostname or "").encode("idna").decode(), parts.port
-    except ValueError as error:  # UnicodeError, a host name that is none, is one too
+    except ValueError as error:  # among them UnicodeError, of a malformed host name
         raise FetchError("bad_url", error) from error
     if parts.scheme not in ("http", "https"):
         raise FetchError("bad_url", f"the scheme is {parts.scheme[:20]!r}, not http or https")
@@ -213,8 +222,9 @@ def parse_url(url: str) -> Address:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet: not loopback, private, link-local, reserved or a metadata
-    service, nor an IPv6 form of such an IPv4 address.
+    """Whether an IP address belongs to the public internet.
+
+    Loopback, private, link-local and reserved addresses and metadata services do not, nor do their IPv6 forms.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -228,79 +238,77 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip != _AZURE_METADATA
 
 
-def connect(host: str, port: int, settings: IngestConfig, deadline: float) -> BoundedSocket:
-    """Resolve the name, check every address that it has, and connect to the first that answers."""
+def connect(host: str, port: int, settings: IngestConfig, deadline: float) -> DeadlineSocket:
+    """Resolve the host, check all its addresses, and connect to the first that accepts."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise FetchError("dns", f"{error.strerror}: {host}") from error
-    for *_, place in found:
-        if not settings.allow_private_addresses and not is_public(str(place[0])):
-            raise FetchError("private_address", f"{host} is {place[0]}")
-    problem: OSError | None = None
-    for family, kind, protocol, _, place in found:
-        bounded = BoundedSocket(family, kind, protocol)
+    for *_, address in found:
+        if not settings.allow_private_addresses and not is_public(str(address[0])):
+            raise FetchError("private_address", f"{host} is {address[0]}")
+    last_error: OSError | None = None
+    for family, kind, protocol, _, address in found:
+        connected = DeadlineSocket(family, kind, protocol)
         try:
-            bounded.bound(settings.timeout_seconds, deadline)
-            bounded.connect(place)
-            return bounded
+            connected.set_limits(settings.timeout_seconds, deadline)
+            connected.connect(address)
+            return connected
         except OSError as error:
-            bounded.close()
-            problem = error
-    raise problem or OSError(f"{host} has no address")
+            connected.close()
+            last_error = error
+    raise last_error or OSError(f"{host} has no address")
 
 
-class _Bounded:
-    """A socket that waits no longer than `patience` seconds for its peer, nor beyond `deadline`.
+class _DeadlineMixin:
+    """A socket with a time limit for each operation, `timeout_seconds`, and one for all together, `deadline`.
 
-    Python's time limits are for one operation each: a server that drips could hold a plain socket for ever.
+    Python only has the first: a server that sends a byte at a time could hold a plain socket for ever.
     """
 
-    patience: float
+    timeout_seconds: float
     deadline: float
 
-    def bound(self: Any, patience: float, deadline: float) -> None:
-        """Set the limits for what is next."""
-        self.patience, self.deadline = patience, deadline
-        self.settimeout(patience)
-        self.heed_deadline()
+    def set_limits(self: Any, timeout_seconds: float, deadline: float) -> None:
+        """Set both limits for the next operations; `deadline` is a value of `time.monotonic`."""
+        self.timeout_seconds, self.deadline = timeout_seconds, deadline
+        self.settimeout(timeout_seconds)
+        self.apply_deadline()
 
-    def heed_deadline(self: Any) -> None:
-        """Before each operation: wait no longer than until the deadline."""
+    def apply_deadline(self: Any) -> None:
+        """Shorten the next operation's time limit to what is left; raises TimeoutError when nothing is left."""
         remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("the time for this download is over")
-        if remaining < self.patience:  # settimeout is a system call
+        if remaining < self.timeout_seconds:  # settimeout is a system call
             self.settimeout(remaining)
 
 
-class BoundedSocket(_Bounded, socket.socket):
-    """Over TCP."""
+class DeadlineSocket(_DeadlineMixin, socket.socket):
+    """A TCP socket with a deadline."""
 
     def recv_into(self, *arguments: Any) -> int:
-        """All of http.client's reading comes through here."""
-        self.heed_deadline()
+        """As `socket.recv_into`, which http.client uses for all its reading."""
+        self.apply_deadline()
         return super().recv_into(*arguments)
 
 
-class _BoundedTLSSocket(_Bounded, ssl.SSLSocket):
-    """Over TLS."""
-
+class _DeadlineTLSSocket(_DeadlineMixin, ssl.SSLSocket):
     def recv_into(self, *arguments: Any) -> int:
-        self.heed_deadline()
+        self.apply_deadline()
         return super().recv_into(*arguments)
 
 
-@functools.cache  # reading the authorities takes longer than many a download
+@functools.cache  # reading the certificate authorities takes longer than a small download
 def _tls_context() -> ssl.SSLContext:
-    """Certificates are verified; sockets are bounded."""
+    """Certificates are verified, and the sockets have deadlines."""
     context = ssl.create_default_context()
-    context.sslsocket_class = _BoundedTLSSocket
+    context.sslsocket_class = _DeadlineTLSSocket
     return context
 
 
 class _Connection(http.client.HTTPConnection):
-    """Connects to checked addresses only."""
+    """An HTTP or HTTPS connection, to checked addresses only."""
 
     def __init__(self, address: Address, settings: IngestConfig, deadline: float) -> None:
         super().__init__(address.host, address.port)
@@ -312,6 +320,6 @@ class _Connection(http.client.HTTPConnection):
         self.sock = connect(self._address.host, self._address.port, self._settings, self._deadline)
         if self._address.is_tls:
             tls = _tls_context().wrap_socket(self.sock, server_hostname=self._address.host)
-            assert isinstance(tls, _BoundedTLSSocket)
-            tls.bound(self._settings.timeout_seconds, self._deadline)
+            assert isinstance(tls, _DeadlineTLSSocket)
+            tls.set_limits(self._settings.timeout_seconds, self._deadline)
             self.sock = tls

@@ -1,61 +1,24 @@
-"""The list of pictures to fetch, from metadata that somebody else has written."""
+"""Reader of LAION-shaped metadata: Parquet files on any file system that pyarrow or fsspec knows."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stages.config import IngestConfig
 from stages.contract import StageError
-from stages.data.schemas import LAION_SCORES, REJECTED, SPELLINGS, content_id
-from stages.ingest.partitions import Partitions, keys_of_ids, keys_of_texts
+from stages.data.schemas import SPELLINGS
 
-#: The list that img2dataset works on.
-URLS = pa.schema(
-    [("sample_id", pa.string()), ("url", pa.string()), ("caption", pa.string())]
-    + [(name, pa.float32()) for name in LAION_SCORES.values()]
-    + [("language", pa.string())]
-)
-
-_METADATA = pa.schema([field for field in URLS if field.name != "sample_id"])
 _ROWS_AT_ONCE = 65_536
-#: Of our columns that hold no score.
+#: Types of our columns that are not scores.
 _TYPES = {"url": pa.string(), "caption": pa.string(), "language": pa.string(), "width": pa.float64()}
 _TYPES["height"] = pa.float64()
-
-#: A longer text is no caption; a crawl has pages in its alt attributes.
-MAX_CAPTION_LETTERS = 20_000
-_KEPT_OF_A_LONG_CAPTION = 1_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class UrlList:
-    """What the metadata asks for; it lies on disk.
-
-    Attributes:
-        file: Parquet: a row for each URL that is wanted (schema `URLS`), sorted by sample id, a row group a shard.
-        wanted: Rows of `file`.
-        rejected_rows: All other rows (schema `REJECTED`) by sample id, each with the first reason that is true of it.
-        rejected: How many rows are rejected for what.
-        total: Rows of the metadata, as the files' footers count them.
-    """
-
-    file: Path
-    wanted: int
-    rejected_rows: Partitions
-    rejected: Counter[str]
-    total: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +30,13 @@ class MetadataFiles:
 
 
 def metadata_files(source: str) -> MetadataFiles:
-    """The Parquet files of a file or folder, and of the folders in it; a path, or a URI such as s3://bucket/folder.
+    """Find the Parquet files of a file or folder, with subfolders.
+
+    Args:
+        source: A path, or a URI such as s3://bucket/folder.
 
     Raises:
-        StageError: There is nothing there, or no such file system.
+        StageError: There is no such file or folder, no such file system, or no Parquet file.
     """
     try:
         system, path = _file_system(source)
@@ -102,136 +68,35 @@ def _file_system(source: str) -> tuple[pafs.FileSystem, str]:
         return pafs.PyFileSystem(pafs.FSSpecHandler(system)), path
 
 
-def write_url_list(files: MetadataFiles, settings: IngestConfig, folder: Path) -> UrlList:
-    """Read the metadata, reject the rows that nobody should ask the web for, and write the others to `folder`.
+def count_rows(files: MetadataFiles) -> int:
+    """The number of rows, according to the files' footers; raises StageError for a file that is not Parquet."""
+    total = 0
+    for path in files.paths:
+        with _opened(files.system, path) as file:
+            total += file.metadata.num_rows
+    return total
 
-    Score columns that the metadata does not have become nulls. Of rows with the same URL the first counts. Rows are
-    held in memory some 100,000 at a time: they are shared out to files by a hash of their URL, in which repeated URLs
-    are found, and from there by their ids, which sorts them.
+
+def read_tables(files: MetadataFiles, settings: IngestConfig) -> Iterator[pa.Table]:
+    """Read our columns with our names and types, some rows at a time. Missing columns are null.
 
     Raises:
-        StageError: A file is not Parquet or lacks a column; a column has a wrong type; no row is of use.
+        StageError: A file is not Parquet, lacks the URLs or the captions, or has a column of a wrong type.
     """
-    total = sum(_rows(files.system, path) for path in files.paths)
-    if not total:
-        raise StageError(f"ingest.metadata: {files.paths[0]} {_and_others(files)}holds no rows.")
-    rejected_rows = Partitions(folder / "rejected_rows", REJECTED, total)
-    by_url, by_id = Partitions(folder / "by_url", _METADATA, total), Partitions(folder / "by_id", URLS, total)
-    rejected = Counter[str]()
-
-    def drop(table: pa.Table, rule: MetadataRule, keep: pc.Expression | pa.Array) -> pa.Table:
-        dropped = table.filter(~keep if isinstance(keep, pc.Expression) else pc.invert(keep))
-        if dropped.num_rows:
-            rows = _rejected(dropped, rule)
-            rejected_rows.add(rows, keys_of_ids(rows["sample_id"].to_pylist()))
-            rejected[rule.reason] += dropped.num_rows
-        return table.filter(keep)
-
-    rules = metadata_rules(settings)
-    for table in itertools.chain.from_iterable(_read_file(files.system, path, settings) for path in files.paths):
-        for rule in rules:
-            table = drop(table, rule, rule.keep)
-        by_url.add(table, keys_of_texts(table["url"].to_pylist()))
-    for table in by_url.tables():
-        table = drop(table, _SAME_URL, _is_first(table["url"]))
-        ids = _sample_ids(table)
-        by_id.add(table.append_column("sample_id", ids), keys_of_ids(ids.to_pylist()))
-    ordered = (table.sort_by("sample_id") for table in by_id.tables())
-    unique = (drop(table, _SAME_ID, _is_first(table["sample_id"])) for table in ordered)
-    wanted = _write_shards(folder / "urls.parquet", unique, settings.samples_per_shard)
-    if not wanted:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common(3))
-        raise StageError(
-            f"ingest.metadata: of the {total} rows of {files.paths[0]} {_and_others(files)}none is wanted ({reasons})."
-        )
-    return UrlList(
-        file=folder / "urls.parquet", wanted=wanted, rejected_rows=rejected_rows, rejected=rejected, total=total
-    )
-
-
-def _write_shards(file: Path, tables: Iterable[pa.Table], rows_per_shard: int) -> int:
-    """Write tables of schema URLS as one Parquet file, a row group a shard; returns the number of rows."""
-    waiting, rows = URLS.empty_table(), 0
-    with pq.ParquetWriter(file, URLS) as writer:
-        for table in tables:
-            waiting = pa.concat_tables([waiting, table]).combine_chunks()
-            whole = waiting.num_rows // rows_per_shard * rows_per_shard
-            if whole:
-                writer.write_table(waiting.slice(0, whole), row_group_size=rows_per_shard)
-            waiting, rows = waiting.slice(whole), rows + table.num_rows
-        if waiting.num_rows:
-            writer.write_table(waiting, row_group_size=rows_per_shard)
-    return rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetadataRule:
-    """Rows for which `keep`, which is never null, is false are rejected with `reason`; `columns` show why."""
-
-    reason: str
-    keep: pc.Expression
-    columns: tuple[str, ...] = ()
-    text: str = ""
-
-
-_SAME_URL = MetadataRule(reason="duplicate_url", keep=pc.scalar(True), text="an earlier row has this URL")
-#: URL and caption are hashed with a line break between them, which a URL may have in it.
-_SAME_ID = MetadataRule(reason="duplicate_id", keep=pc.scalar(True), text="another row has this id")
-
-
-def metadata_rules(settings: IngestConfig) -> list[MetadataRule]:
-    """The rules in the order in which they are asked. What the metadata does not tell is no reason to reject."""
-    field = pc.field
-    letters = pc.utf8_length(field("caption"))
-    is_web = pc.match_substring_regex(field("url"), pattern=r"^\s*https?://[^\s/]", ignore_case=True)
-    width, height, ratio = field("width"), field("height"), settings.max_aspect_ratio
-    unknown = ~(pc.is_valid(width) & pc.is_valid(height)) | (width < 1) | (height < 1)
-    large = (width >= settings.min_image_size) & (height >= settings.min_image_size)
-    fair = (width <= height * ratio) & (height <= width * ratio)
-    rules = [
-        MetadataRule(reason="no_url", keep=_filled("url"), text="the metadata row has none"),
-        MetadataRule(reason="no_caption", keep=_filled("caption"), text="the metadata row has none"),
-        MetadataRule(reason="long_caption", keep=letters <= MAX_CAPTION_LETTERS, text=f"> {MAX_CAPTION_LETTERS}"),
-        MetadataRule(reason="bad_url", keep=is_web, text="neither http:// nor https://"),
-        MetadataRule(reason="too_small", keep=unknown | large, columns=("width", "height"), text="in the metadata"),
-        MetadataRule(reason="aspect_ratio", keep=unknown | fair, columns=("width", "height"), text="in the metadata"),
-    ]
-    for score in LAION_SCORES.values():
-        low, high = getattr(settings, f"min_{score}", None), getattr(settings, f"max_{score}", None)
-        if low is not None:
-            keep = pc.is_null(field(score)) | (field(score) >= low)
-            rules.append(MetadataRule(reason=score, keep=keep, columns=(score,), text=f"< {low:g}"))
-        if high is not None:
-            keep = pc.is_null(field(score)) | (field(score) <= high)
-            rules.append(MetadataRule(reason=score, keep=keep, columns=(score,), text=f"> {high:g}"))
-    if settings.languages is not None:
-        known = [language.lower() for language in settings.languages]
-        keep = pc.is_null(field("language")) | pc.utf8_lower(field("language")).isin(known)
-        rules.append(MetadataRule(reason="language", keep=keep, columns=("language",), text="is not asked for"))
-    return rules
-
-
-def _filled(column: str) -> pc.Expression:
-    text = pc.field(column)
-    return pc.is_valid(text) & (pc.utf8_length(pc.utf8_trim_whitespace(text)) > 0)
+    for path in files.paths:
+        yield from _read_file(files.system, path, settings)
 
 
 @contextmanager
 def _opened(system: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
     try:
         with system.open_input_file(path) as source:
-            yield pq.ParquetFile(source, pre_buffer=False)  # which would keep what has been read
+            yield pq.ParquetFile(source, pre_buffer=False)  # a pre-buffer would keep all bytes read
     except (pa.ArrowInvalid, OSError) as error:
         raise StageError(f"ingest.metadata: {path} is not a Parquet file ({str(error).splitlines()[0]})") from error
 
 
-def _rows(system: pafs.FileSystem, path: str) -> int:
-    with _opened(system, path) as file:
-        return int(file.metadata.num_rows)
-
-
 def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> Iterator[pa.Table]:
-    """The columns that matter, under our names and types, some rows at a time; those that are not there are null."""
     with _opened(system, path) as file:
         columns = _columns(path, file.schema_arrow.names, settings)
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(columns.values())):
@@ -243,7 +108,7 @@ def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> It
 
 
 def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, str]:
-    """Their names of our columns, for those that are there."""
+    """Our column names and the names that the file has for them, without the columns that it lacks."""
     lower = {name.lower(): name for name in reversed(names)}
     found = {ours: lower[name] for ours, usual in SPELLINGS.items() for name in reversed(usual) if name in lower}
     for ours in ("url", "caption"):
@@ -273,7 +138,7 @@ def _cast(column: pa.ChunkedArray, ours: str, path: str, theirs: str) -> pa.Chun
 
 
 def _unicode(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A text column whose bytes are UTF-8; Parquet does not check what a writer has put there."""
+    """A text column in valid UTF-8, which Parquet does not guarantee."""
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
@@ -282,37 +147,3 @@ def _unicode(column: pa.ChunkedArray) -> pa.ChunkedArray:
             [pa.array([None if text is None else text.decode("utf-8", "replace") for text in raw], pa.large_string())]
         )
     return column
-
-
-def _sample_ids(table: pa.Table) -> pa.Array:
-    pairs = zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
-    return pa.array([content_id(url or "", caption or "") for url, caption in pairs], pa.string())
-
-
-def _is_first(texts: pa.ChunkedArray) -> pa.Array:
-    """Whether no row above has the same."""
-    first: dict[str, int] = {}
-    for position, text in enumerate(texts.to_pylist()):
-        first.setdefault(text, position)
-    mask = np.zeros(len(texts), bool)
-    mask[list(first.values())] = True
-    return pa.array(mask)
-
-
-def _rejected(table: pa.Table, rule: MetadataRule) -> pa.Table:
-    detail: Any = pa.repeat(rule.text, table.num_rows)
-    if rule.columns:
-        values = (table[name].cast(pa.string()) for name in rule.columns)
-        detail = pc.binary_join_element_wise(pc.binary_join_element_wise(*values, " x "), detail, " ")
-    columns = {
-        "sample_id": _sample_ids(table),
-        "url": pc.fill_null(table["url"], ""),
-        "caption": pc.utf8_slice_codeunits(table["caption"], 0, _KEPT_OF_A_LONG_CAPTION),
-        "reason": pa.repeat(rule.reason, table.num_rows),
-        "detail": detail,
-    }
-    return pa.table(columns).cast(REJECTED)
-
-
-def _and_others(files: MetadataFiles) -> str:
-    return f"and {len(files.paths) - 1} other files " if len(files.paths) > 1 else ""

@@ -1,6 +1,6 @@
-"""What can become of a row: it is kept, it is rejected, or it has failed; the last two with a reason.
+"""The outcomes of a metadata row: kept, rejected or failed, the last two with a reason.
 
-Rejected: we do not want it. Failed: it could not be had this time; `ingest.retry=failed` asks for it again.
+Rejected rows are not wanted. Failed rows could not be downloaded this time; `ingest.retry=failed` tries them again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from stages.contract import StageError
 
-#: Seen in the metadata; such rows are never asked for.
-REJECTED_UNSEEN = (
+#: Reasons found in the metadata; nothing is downloaded for such rows.
+REJECTED_BY_METADATA = (
     "no_url",
     "no_caption",
     "long_caption",
@@ -26,9 +26,9 @@ REJECTED_UNSEEN = (
     "duplicate_url",
     "duplicate_id",
 )
-#: Seen when the picture was asked for.
-REJECTED_SEEN = (
-    "bad_url",  # a redirect's
+#: Reasons found during the download.
+REJECTED_AFTER_DOWNLOAD = (
+    "bad_url",  # of a redirect
     "private_address",
     "opted_out",
     "too_many_bytes",
@@ -52,9 +52,9 @@ FAILED = (
     "protocol",
     "incomplete",
     "lost",  # img2dataset has dropped the row
-    "error",  # unforeseen, in its own words
+    "error",  # unexpected; the detail is its message
 )
-#: Failures that may be over in a moment. A host that does not answer in time is not asked twice in a row.
+#: Failures that may be short. A host that timed out is not tried again at once.
 TRANSIENT = frozenset({"reset", "busy", "incomplete"})
 
 _STATUSES = {401: "forbidden", 403: "forbidden", 451: "forbidden", 404: "not_found", 410: "not_found"}
@@ -63,30 +63,31 @@ _IMG2DATASET = {"image too small": "too_small", "aspect ratio too large": "aspec
 
 
 def reason_of_status(status: int) -> str:
-    """Our short word for an HTTP status that is no success."""
+    """The reason for an HTTP status other than 200."""
     return _STATUSES.get(status, "http_error")
 
 
 def reason_of(status: str | None, message: str) -> tuple[str, str]:
-    """Our short word, and the detail, for img2dataset's status and message; status None: it returned no such row.
+    """Reason and detail for img2dataset's status and message.
 
-    Our own fetching and decoding speak through these messages as "reason: detail".
+    Errors of our own code arrive in the message as "reason: detail". The status is None when img2dataset returned no
+    such row.
     """
     reason, _, detail = message.partition(": ")
     if status is None:
         return "lost", "img2dataset returned no such row"
-    if reason in REJECTED_SEEN or reason in FAILED:
+    if reason in REJECTED_AFTER_DOWNLOAD or reason in FAILED:
         return reason, detail
     if status == "failed_to_resize":
         return _IMG2DATASET.get(message, "decode"), message
-    return "bad_url", message  # urllib's, which refuses some URLs before it asks our opener
+    return "bad_url", message  # urllib refuses some URLs before it calls our opener
 
 
 def check_sum(rows: int, kept: int, rejected: Counter[str], failed: Counter[str]) -> None:
-    """Refuse to commit when rows are missing or too many.
+    """Check that each row has exactly one outcome.
 
     Raises:
-        StageError: With all four numbers.
+        StageError: Rows are missing or counted twice.
     """
     if rows != kept + rejected.total() + failed.total():
         raise StageError(
@@ -96,7 +97,7 @@ def check_sum(rows: int, kept: int, rejected: Counter[str], failed: Counter[str]
 
 
 def outcome_table(kept: int, rejected: Counter[str], failed: Counter[str]) -> Sequence[tuple[str, str, str, str]]:
-    """Outcome, reason, rows and share, the largest first within each outcome."""
+    """The printed table: outcome, reason, rows and share. Within an outcome the largest reason comes first."""
     rows = max(1, kept + rejected.total() + failed.total())
     found = [("kept", "", kept)]
     found += [("rejected", reason, count) for reason, count in rejected.most_common()]
@@ -104,11 +105,11 @@ def outcome_table(kept: int, rejected: Counter[str], failed: Counter[str]) -> Se
     return [(outcome, reason, str(count), f"{100 * count / rows:.1f} %") for outcome, reason, count in found]
 
 
-def refuse_failures(rows: int, kept: int, rejected: Counter[str], failed: Counter[str], allowed: float) -> None:
-    """Stop when nothing was kept, or when a larger share than `allowed` has failed.
+def check_failed_share(rows: int, kept: int, rejected: Counter[str], failed: Counter[str], allowed: float) -> None:
+    """Check that some rows were kept and that not too many have failed.
 
     Raises:
-        StageError: With the leading reasons.
+        StageError: Nothing was kept, or a larger share than `allowed` has failed; names the leading reasons.
     """
     if kept and failed.total() <= allowed * rows:
         return
@@ -116,5 +117,5 @@ def refuse_failures(rows: int, kept: int, rejected: Counter[str], failed: Counte
     share = f"ingest.max_failed_share allows {allowed:g}" if kept else "none was kept"
     raise StageError(
         f"{failed.total()} of {rows} rows have failed and {rejected.total()} were rejected ({leading}; {share}); check "
-        "the metadata's URLs and the network; the same command asks again for what has failed."
+        "the metadata's URLs and the network; the same command tries the failed rows again."
     )

@@ -1,4 +1,4 @@
-"""Rows that need not fit in memory: shared out to files by a hash, and taken back a file at a time."""
+"""Tables larger than the memory: rows are distributed to files by a hash, and read back a file at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 ROWS_PER_PARTITION = 250_000  # of metadata: some 60 MB
 MAX_PARTITIONS = 250  # each is an open file
 
-#: Numbers below 2^32, by which rows are shared out: partition n of p has those from n / p to (n + 1) / p of 2^32.
+#: Numbers below 2^32 that distribute the rows: partition n of p holds the keys from n / p to (n + 1) / p of 2^32.
 Keys = NDArray[np.uint64]
 
 
@@ -22,9 +22,9 @@ class Partitions:
     """Tables on disk. Rows with the same key come back together, in the order in which they were added.
 
     Args:
-        folder: For the files; what lies there is removed.
-        schema: Of the rows.
-        rows: How many are expected at most; decides on the number of files.
+        folder: Where the files are written. Earlier content is removed.
+        schema: The schema of the rows.
+        rows: The largest number of rows expected, which determines the number of files.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, rows: int) -> None:
@@ -55,7 +55,7 @@ class Partitions:
         return self.folder / f"{number:03d}.arrow"
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows, by rising ranges of their keys; nothing may be added any more, and a file goes when it is read."""
+        """All rows, in ascending ranges of their keys. Ends the writing; each file is removed when it has been read."""
         for sink, writer in self._writers.values():
             writer.close()
             sink.close()
@@ -66,10 +66,10 @@ class Partitions:
 
 
 def keys_of_texts(texts: Iterable[str]) -> Keys:
-    """A hash of each."""
+    """Keys of texts: their CRC-32."""
     return np.fromiter((zlib.crc32(text.encode()) for text in texts), np.uint64)
 
 
 def keys_of_ids(ids: Iterable[str]) -> Keys:
-    """The first digits of sample ids, which are hexadecimal: partitions are ranges of ids, in order."""
+    """Keys of sample ids: their first hexadecimal digits, so that partitions are ascending ranges of ids."""
     return np.fromiter((int(name[:8], 16) for name in ids), np.uint64)

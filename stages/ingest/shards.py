@@ -1,4 +1,4 @@
-"""From img2dataset's shards to our datasets: one shard in, one part each of `samples`, `rejected` and `failed` out."""
+"""Conversion of a shard that img2dataset wrote to a part of each of the datasets `samples`, `rejected` and `failed`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from stages.data.datasets import write_part
 from stages.data.schemas import REJECTED, SAMPLES
-from stages.ingest.outcomes import FAILED, REJECTED_SEEN, reason_of
+from stages.ingest.outcomes import FAILED, REJECTED_AFTER_DOWNLOAD, reason_of
 
-#: What a shard is read for; `sample_id` finds the row that was asked for.
+#: The columns that are read from a shard.
 _FETCHED = ["sample_id", "status", "error_message", "width", "height", "original_width", "original_height", "jpg"]
 _SIZES = ("width", "height", "original_width", "original_height")
 _ROWS_AT_ONCE = 256  # pictures together may be more than the 2 GB that an Arrow array of bytes holds
@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 256  # pictures together may be more than the 2 GB that an Arrow
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSummary:
-    """What became of a shard's rows: how many were kept, and why the others were not."""
+    """How many rows of a shard were kept, rejected and failed, the last two by reason."""
 
     samples: int
     rejected: Counter[str] = field(default_factory=Counter)
@@ -32,16 +32,16 @@ class ShardSummary:
 
 
 def convert_shard(scratch: Path, number: int, samples_folder: Path, earlier: Path | None) -> ShardSummary:
-    """Write part `number` of the samples, and of `scratch/rejected` and `scratch/failed`.
+    """Write part `number` of the samples, of `scratch/rejected` and of `scratch/failed`.
 
-    Every row that was asked for is in one of the three, also one that img2dataset has lost. Rows that an `earlier`
-    output has settled come from there.
+    Each row of the list is in one of the three, also a row that img2dataset has lost. Rows that an `earlier` output has
+    settled are copied from there.
     """
-    asked = pq.ParquetFile(scratch / "urls.parquet").read_row_group(number)
+    listed = pq.ParquetFile(scratch / "urls.parquet").read_row_group(number)
     fetched = pq.read_table(scratch / "shards" / f"{number:05d}.parquet", columns=_FETCHED)
-    samples, rest = _split(asked, fetched)
+    samples, rest = _split(listed, fetched)
     if earlier is not None:
-        old_samples, old_rejected = settled_rows(earlier, asked["sample_id"])
+        old_samples, old_rejected = settled_rows(earlier, listed["sample_id"])
         samples = pa.concat_tables([samples, old_samples]).sort_by("sample_id")
         is_old = pc.is_in(rest["sample_id"], value_set=_settled(old_samples, old_rejected))
         rest = pa.concat_tables([rest.filter(pc.invert(is_old)), old_rejected]).sort_by("sample_id")
@@ -58,22 +58,22 @@ def convert_shard(scratch: Path, number: int, samples_folder: Path, earlier: Pat
 
 
 def settled_ids(earlier: Path, ids: pa.ChunkedArray) -> pa.Array:
-    """Which of these sample ids an earlier output has kept, or rejected for what came back."""
+    """The sample ids that an earlier output has kept, or rejected after the download."""
     return _settled(*settled_rows(earlier, ids, columns=["sample_id"]))
 
 
 def settled_rows(earlier: Path, ids: pa.ChunkedArray, columns: list[str] | None = None) -> tuple[pa.Table, pa.Table]:
-    """The samples and the rejected rows of an earlier output that have one of these sample ids.
+    """The samples and the rejected rows of an earlier output with these sample ids.
 
-    A row that was rejected for its metadata is not among them: a repeated row has the id of the one that was kept.
+    Rows that were rejected by their metadata are left out: a repeated row has the id of the row that was kept.
     """
     wanted = pads.field("sample_id").isin(ids.combine_chunks())
     if len(ids):  # the files are sorted: their statistics say which row groups to read
         bounds = pc.min_max(ids).as_py()
         wanted &= (pads.field("sample_id") >= bounds["min"]) & (pads.field("sample_id") <= bounds["max"])
-    seen = pads.field("reason").isin(REJECTED_SEEN)
+    is_settled = pads.field("reason").isin(REJECTED_AFTER_DOWNLOAD)
     samples = pads.dataset(earlier / "samples", schema=SAMPLES).to_table(filter=wanted, columns=columns)
-    rejected = pads.dataset(earlier / "rejected", schema=REJECTED).to_table(filter=wanted & seen, columns=columns)
+    rejected = pads.dataset(earlier / "rejected", schema=REJECTED).to_table(filter=wanted & is_settled, columns=columns)
     is_kept = pc.is_in(rejected["sample_id"], value_set=samples["sample_id"])
     return samples, rejected.filter(pc.invert(is_kept))
 
@@ -82,12 +82,12 @@ def _settled(samples: pa.Table, rejected: pa.Table) -> pa.Array:
     return pa.concat_arrays([*samples["sample_id"].chunks, *rejected["sample_id"].chunks, pa.array([], pa.string())])
 
 
-def _split(asked: pa.Table, fetched: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The samples (schema SAMPLES) and the other rows (schema REJECTED), both in the order of `asked`."""
+def _split(listed: pa.Table, fetched: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The samples (schema SAMPLES) and the other rows (schema REJECTED), both in the order of `listed`."""
     fetched = fetched.set_column(_FETCHED.index("jpg"), "jpg", fetched["jpg"].cast(pa.large_binary()))
     samples, rest = [SAMPLES.empty_table()], [REJECTED.empty_table()]
-    for start in range(0, asked.num_rows, _ROWS_AT_ONCE):
-        rows = asked.slice(start, _ROWS_AT_ONCE)
+    for start in range(0, listed.num_rows, _ROWS_AT_ONCE):
+        rows = listed.slice(start, _ROWS_AT_ONCE)
         found = fetched.take(pc.index_in(rows["sample_id"], value_set=fetched["sample_id"]))
         is_kept = pc.fill_null(pc.equal(found["status"], "success"), False)
         samples.append(_samples(rows.filter(is_kept), found.filter(is_kept)))
@@ -103,8 +103,8 @@ def _samples(rows: pa.Table, found: pa.Table) -> pa.Table:
 
 
 def _others(rows: pa.Table, found: pa.Table) -> pa.Table:
-    answers = zip(found["status"].to_pylist(), found["error_message"].to_pylist(), strict=True)
-    reasons = [reason_of(status, " ".join((message or "unknown").split())) for status, message in answers]
+    errors = zip(found["status"].to_pylist(), found["error_message"].to_pylist(), strict=True)
+    reasons = [reason_of(status, " ".join((message or "unknown").split())) for status, message in errors]
     columns: dict[str, Any] = {name: rows[name] for name in ("sample_id", "url", "caption")}
     columns["reason"] = pa.array([reason for reason, _ in reasons], pa.string())
     columns["detail"] = pa.array([detail[:200] for _, detail in reasons], pa.string())

@@ -1,9 +1,9 @@
 """Stage `ingest`: pictures from the web by img2dataset, on Ray.
 
-Every row of the metadata ends in exactly one of three datasets: `samples`, `rejected` (we do not want it) or `failed`
-(it could not be had this time), the last two with a reason from `stages.ingest.outcomes`. The list of URLs is sorted by
-sample id and cut into shards, so that a shard is a range of ids and the output, written shard by shard, is in order.
-Half-done work lies in `context.scratch`. Neither the list nor the pictures need fit in memory.
+Each row of the metadata ends in exactly one of three datasets: `samples`, `rejected` (not wanted) or `failed` (not
+downloaded this time), the last two with a reason from `stages.ingest.outcomes`. The list of URLs is sorted by sample id
+and cut into shards. A shard is a range of ids, so that the output, written shard by shard, is in order. Unfinished work
+is kept in `context.scratch`. Neither the list nor the pictures need to fit in memory.
 """
 
 from __future__ import annotations
@@ -26,27 +26,42 @@ from stages.data.datasets import dataset_files, dataset_rows, write_in_order
 from stages.data.loopback import serve_folder
 from stages.data.schemas import REJECTED
 from stages.ingest.download import SHARD, download_shards, shard_sizes
-from stages.ingest.metadata import metadata_files, write_url_list
-from stages.ingest.outcomes import check_sum, outcome_table, refuse_failures
+from stages.ingest.metadata import metadata_files
+from stages.ingest.outcomes import check_failed_share, check_sum, outcome_table
 from stages.ingest.partitions import keys_of_ids
 from stages.ingest.shards import ShardSummary, convert_shard
+from stages.ingest.url_list import UrlList, write_url_list
 from stages.ray_tools.tasks import run_tasks
 
-#: In the output: what its pictures have in common. Another output may be merged with it only when it has the same.
+#: A file in the output with the settings that its pictures depend on. Only outputs with the same can be merged.
 _RULES_FILE = "picture_rules.json"
 _PICTURE_RULES = ("image_size", "min_image_size", "max_aspect_ratio", "max_pixels")
 
 
 def run(context: StageContext) -> StageResult:
     """Write `samples/`, `rejected/` and `failed/`."""
-    settings, scratch, output = context.config.ingest, context.scratch.resolve(), context.output.resolve()
+    settings, scratch = context.config.ingest, context.scratch.resolve()
     earlier = _earlier_output(context) if settings.retry else None
     source = settings.metadata or str(context.inputs["microworld"] / "metadata")
     urls = write_url_list(metadata_files(source), settings, scratch / "list")
     _use_list(urls.file, scratch)
     with _microworld_served(context):
         download_shards(scratch / "urls.parquet", scratch / "shards", settings, earlier, context.report)
-    context.report.progress(urls.wanted, urls.wanted, "sorting what came back")
+    context.report.progress(urls.wanted, urls.wanted, "sorting the downloaded pictures")
+    counts = _write_datasets(urls, scratch, context.output.resolve(), earlier, settings)
+    context.report.table(("outcome", "reason", "rows", "share"), outcome_table(*counts))
+    try:
+        check_failed_share(urls.total, *counts, settings.max_failed_share)
+    except StageError:
+        shutil.rmtree(scratch / "shards")  # the same command tries the failed rows again
+        raise
+    return _result(urls.total, *counts)
+
+
+def _write_datasets(
+    urls: UrlList, scratch: Path, output: Path, earlier: Path | None, settings: IngestConfig
+) -> tuple[int, Counter[str], Counter[str]]:
+    """Write the output from the downloaded shards; returns the rows kept, and those rejected and failed by reason."""
     summaries = _convert_shards(scratch, output, earlier, settings)
     for part in _parts(scratch / "rejected"):
         urls.rejected_rows.add(part, keys_of_ids(part["sample_id"].to_pylist()))
@@ -59,17 +74,10 @@ def run(context: StageContext) -> StageResult:
     kept, *others = (dataset_rows(output / name) for name in ("samples", "rejected", "failed"))
     check_sum(urls.total, kept, rejected, failed)
     check_sum(urls.total, kept, *(Counter(all=rows) for rows in others))
-    context.report.table(("outcome", "reason", "rows", "share"), outcome_table(kept, rejected, failed))
-    try:
-        refuse_failures(urls.total, kept, rejected, failed, settings.max_failed_share)
-    except StageError:
-        shutil.rmtree(scratch / "shards")  # the same command asks the hosts again
-        raise
-    return _result(urls.total, kept, rejected, failed)
+    return kept, rejected, failed
 
 
 def _result(total: int, kept: int, rejected: Counter[str], failed: Counter[str]) -> StageResult:
-    """The counts, for the manifest and the tracker."""
     return StageResult(
         rows={"samples": kept, "rejected": rejected.total(), "failed": failed.total()},
         metrics={
@@ -81,20 +89,24 @@ def _result(total: int, kept: int, rejected: Counter[str], failed: Counter[str])
 
 
 def _earlier_output(context: StageContext) -> Path:
-    """The output whose failed rows are to be asked for again.
+    """The output whose failed rows are to be downloaded again.
 
     Raises:
-        StageError: There is none, or its pictures were made by other rules.
+        StageError: There is none, or its pictures were made with other settings.
     """
     earlier = context.previous
     if earlier is None:
-        raise StageError("ingest.retry=failed needs an output whose failed rows it can ask for: run without it first.")
+        raise StageError("ingest.retry=failed needs an earlier output with failed rows: run without it first.")
     if not (earlier / "failed").is_dir():
-        raise StageError(f"ingest.retry=failed: {earlier} does not tell its failed rows; make it again without retry.")
+        raise StageError(
+            f"ingest.retry=failed: {earlier} does not list its failed rows; run the stage again without retry."
+        )
     was, now = json.loads((earlier / _RULES_FILE).read_text()), _picture_rules(context.config.ingest)
     changed = ", ".join(f"ingest.{key} was {was.get(key)}" for key in now if was.get(key) != now[key])
     if changed:
-        raise StageError(f"ingest.retry=failed goes on with {earlier}, which was made by other rules: {changed}.")
+        raise StageError(
+            f"ingest.retry=failed continues {earlier}, which was made with other settings: {changed}; use the same."
+        )
     return earlier.resolve()
 
 
@@ -103,7 +115,7 @@ def _picture_rules(settings: IngestConfig) -> dict[str, float]:
 
 
 def _use_list(new: Path, scratch: Path) -> None:
-    """Make it the list that is cut into shards; what was downloaded for another list is of no use."""
+    """Make `new` the list of this stage, and remove the downloads of another list."""
     file = scratch / "urls.parquet"
     if file.exists() and not filecmp.cmp(file, new, shallow=False):
         shutil.rmtree(scratch / "shards", ignore_errors=True)
@@ -112,7 +124,7 @@ def _use_list(new: Path, scratch: Path) -> None:
 
 @contextmanager
 def _microworld_served(context: StageContext) -> Iterator[None]:
-    """While the block runs, the microworld's URLs are answered, if it is its pictures that are wanted."""
+    """Serve the micro world's pictures while the block runs, unless the metadata comes from elsewhere."""
     if context.config.ingest.metadata is not None:
         yield
         return
@@ -123,9 +135,9 @@ def _microworld_served(context: StageContext) -> Iterator[None]:
 
 
 def _convert_shards(scratch: Path, output: Path, earlier: Path | None, settings: IngestConfig) -> list[ShardSummary]:
-    """Write `samples`, one part a shard, and the parts of `rejected` and `failed` into `scratch`."""
+    """Write `samples`, and the parts of `rejected` and `failed` into `scratch`; one part of each a shard."""
     for parts in ("rejected", "failed"):
-        shutil.rmtree(scratch / parts, ignore_errors=True)  # an interrupted call's
+        shutil.rmtree(scratch / parts, ignore_errors=True)  # of an interrupted call
     convert = ray.remote(convert_shard)
     summaries: dict[int, ShardSummary] = {}
     run_tasks(
@@ -139,5 +151,5 @@ def _convert_shards(scratch: Path, output: Path, earlier: Path | None, settings:
 
 
 def _parts(folder: Path) -> Iterator[pa.Table]:
-    """The files of a dataset of rejected rows, which one shard has each: in the order of their ids."""
+    """The files of a dataset, one after the other: one a shard, so in the order of their ids."""
     return (pq.read_table(file) for file in dataset_files(folder))

@@ -1,9 +1,9 @@
-"""Stage `microworld`: a small web of captioned pictures, a turn-table data set, and held-out subjects.
+"""Stage `microworld`: a small web of captioned pictures, a turntable data set, and held-out subjects.
 
-What it writes has the shape of the real thing: LAION's metadata columns over URLs that a loopback server answers, with
-the dead links, broken files, duplicates and poor rows of any crawl; MVImgNet's folders with COLMAP's camera files.
-Everything in it is drawn from the run's seed. The web and the turn-tables show objects of the split `adapter`, the
-subjects are of the split `test`.
+The output has the form of real data. The web has LAION's metadata columns and URLs on a loopback web server, with the
+dead links, broken files, duplicates and poor rows of a real crawl. The turntable sequences have MVImgNet's folders with
+COLMAP's camera files. The run's seed determines everything. The web and the turntables show objects of the split
+`adapter`, the subjects are objects of the split `test`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def run(context: StageContext) -> StageResult:
     """Write `metadata/`, `web/`, `site.json`, `mvimgnet/` and `subjects/`."""
     settings, seed = context.config.microworld, context.config.run.seed
     if settings.pictures < 1:
-        raise StageError(f"microworld.pictures is {settings.pictures}; a web needs at least one picture.")
+        raise StageError(f"microworld.pictures is {settings.pictures}; it must be at least 1.")
     rows = write_web(context.output, settings, seed, context.report)
     site = {"port": settings.port, "root": "web"}
     (context.output / "site.json").write_text(json.dumps(site) + "\n")

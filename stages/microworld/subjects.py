@@ -1,4 +1,4 @@
-"""Held-out subjects: objects that no training data shows, each in several pictures with its mask."""
+"""Held-out subjects: objects that no training data shows, each in some pictures with masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from model.microworld.captions import GENERIC_NOUN
 from model.microworld.instances import InstanceId
-from model.microworld.scenes import SceneShares, categories_of, draw_spec, draw_specs, render_scenes
+from model.microworld.scenes import SceneShares, SceneSpec, categories_of, draw_spec, draw_specs, render_scenes
 from model.microworld.shapes import HELD_OUT_CATEGORIES
 
 SUBJECTS_PER_CATEGORY = 5
@@ -20,16 +20,15 @@ PICTURES_PER_SUBJECT = 5
 
 
 def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
-    """Write `word/instance/NN.png`, `NN_mask.png`, `subjects.json` and pairs; return the number of subjects.
+    """Write `word/instance/NN.png`, `NN_mask.png`, `subjects.json` and pairs; returns the number of subjects.
 
-    The class word is the category; objects of a category that the base model has never seen are called "toy".
-    Categories take turns in `subjects.json`, so that its first few subjects already differ. Its paths are relative to
+    The class word is the category; objects of a category that the base model has never seen are called "toy". The
+    categories alternate in `subjects.json`, so that its first entries already differ. Its paths are relative to
     `folder`.
     """
-    categories = categories_of("test")
-    shares = SceneShares(two_objects=0.0)
     listing: list[dict[str, Any]] = []
     instances: dict[str, InstanceId] = {}
+    categories = categories_of("test")
     for turn in range(SUBJECTS_PER_CATEGORY):
         for category in HELD_OUT_CATEGORIES + tuple(name for name in categories if name not in HELD_OUT_CATEGORIES):
             specs = draw_specs(
@@ -38,28 +37,33 @@ def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
                 seed + turn * 1000 + categories.index(category),
                 views=PICTURES_PER_SUBJECT,
                 categories=[category],
-                shares=shares,
+                shares=SceneShares(two_objects=0.0),
             )
-            word = GENERIC_NOUN if category in HELD_OUT_CATEGORIES else category
-            subject = str(specs[0].subject.instance)
-            instances[subject] = specs[0].subject.instance
-            place = folder / word / subject
-            place.mkdir(parents=True)
-            scenes = render_scenes(specs, picture_size)
-            for number, scene in enumerate(scenes[index] for index in range(len(scenes))):
-                Image.fromarray(scene.image).save(place / f"{number:02d}.png")
-                Image.fromarray(scene.mask).save(place / f"{number:02d}_mask.png")
-            pictures = [f"{word}/{subject}/{number:02d}.png" for number in range(len(scenes))]
-            listing.append({"subject": subject, "word": word, "category": category, "pictures": pictures})
+            listing.append(_write_subject(folder, category, specs, picture_size))
+            instances[listing[-1]["subject"]] = specs[0].subject.instance
     (folder / "subjects.json").write_text(json.dumps(listing, indent=2) + "\n")
     _write_pairs(folder, listing, instances, picture_size, seed)
     return len(listing)
 
 
+def _write_subject(folder: Path, category: str, specs: Sequence[SceneSpec], picture_size: int) -> dict[str, Any]:
+    """Write the pictures and masks of one subject; returns its entry of `subjects.json`."""
+    word = GENERIC_NOUN if category in HELD_OUT_CATEGORIES else category
+    subject = str(specs[0].subject.instance)
+    subject_folder = folder / word / subject
+    subject_folder.mkdir(parents=True)
+    scenes = render_scenes(specs, picture_size)
+    for number, scene in enumerate(scenes[index] for index in range(len(scenes))):
+        Image.fromarray(scene.image).save(subject_folder / f"{number:02d}.png")
+        Image.fromarray(scene.mask).save(subject_folder / f"{number:02d}_mask.png")
+    pictures = [f"{word}/{subject}/{number:02d}.png" for number in range(len(scenes))]
+    return {"subject": subject, "word": word, "category": category, "pictures": pictures}
+
+
 def _write_pairs(
     folder: Path, listing: Sequence[dict[str, Any]], instances: dict[str, InstanceId], picture_size: int, seed: int
 ) -> None:
-    """Write `pairs.json` and `pairs/NN.png`: the subjects two by two, with different words, in one scene together."""
+    """Write `pairs.json` and `pairs/NN.png`: pairs of subjects with different words, together in one scene."""
     pairs = disjoint_pairs([entry["word"] for entry in listing])
     names = [(listing[first]["subject"], listing[second]["subject"]) for first, second in pairs]
     specs = [
@@ -76,7 +80,7 @@ def _write_pairs(
 
 
 def disjoint_pairs(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Each place with the next free one that has another word; who finds none stays alone."""
+    """Pair each index with the next unpaired index that has another word; an index without one is left out."""
     free, pairs = list(range(len(words))), []
     while free:
         first = free.pop(0)

@@ -1,4 +1,4 @@
-"""Turn-table sequences in MVImgNet's layout: category/instance/images and COLMAP's text files in sparse/0."""
+"""Turntable sequences in MVImgNet's layout: category/instance/images and COLMAP's text files in sparse/0."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from PIL import Image
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.camera import CameraPose, PinholeIntrinsics
 from model.microworld.instances import InstanceId
-from model.microworld.scenes import Ground, SceneShares, categories_of, render_views
+from model.microworld.scenes import Background, SceneShares, categories_of, render_views
 from stages.config import MicroworldConfig
 from stages.contract import Reporter
+
+_IMAGES_HEADER = (
+    "# Image list with two lines of data per image:",
+    "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
+    "#   POINTS2D[] as (X, Y, POINT3D_ID)",
+)
 
 
 def write_turntables(folder: Path, settings: MicroworldConfig, seed: int, report: Reporter) -> int:
@@ -22,36 +28,34 @@ def write_turntables(folder: Path, settings: MicroworldConfig, seed: int, report
     folder.mkdir()
     for number in range(settings.multiview_instances):
         rng = np.random.default_rng([seed, 3, number])
-        # Beyond the instances that scenes are drawn from: the web shows none of these objects.
+        # The index lies beyond the instances of the web's scenes, so that the web shows none of these objects.
         identity = InstanceId(
             split="adapter", category=categories[number % len(categories)], index=shares.instances + number
         )
         spread = np.linspace(-shares.yaw, shares.yaw, settings.views)
         yaws = spread + rng.uniform(-0.4, 0.4, settings.views) * shares.yaw / settings.views
         pitches = rng.uniform(*shares.pitch) + rng.uniform(-0.05, 0.05, settings.views)
-        ground = Ground(name=str(rng.choice(BACKGROUNDS)), seed=int(rng.integers(2**31)))
-        views = render_views(identity, yaws.tolist(), pitches.tolist(), ground=ground, size=settings.picture_size)
+        background = Background(name=str(rng.choice(BACKGROUNDS)), seed=int(rng.integers(2**31)))
+        views = render_views(
+            identity, yaws.tolist(), pitches.tolist(), background=background, size=settings.picture_size
+        )
         write_instance(folder / identity.category / str(identity), list(views.image), views.poses, views.intrinsics)
         if number % 20 == 0:
-            report.progress(number, settings.multiview_instances, "painting turn-table sequences")
+            report.progress(number, settings.multiview_instances, "rendering turntable sequences")
     return settings.multiview_instances * settings.views
 
 
 def write_instance(
     folder: Path, images: Sequence[np.ndarray], poses: Sequence[CameraPose], intrinsics: PinholeIntrinsics
 ) -> None:
-    """One object's frames (H, W, 3) uint8 and its cameras.
+    """Write one object's frames (H, W, 3) uint8 and its cameras.
 
-    Numbers are written with all their digits: reading them back gives the same floats.
+    Numbers are written with all digits, so that reading them gives the same floats.
     """
     (folder / "images").mkdir(parents=True)
     sparse = folder / "sparse" / "0"
     sparse.mkdir(parents=True)
-    lines = [
-        "# Image list with two lines of data per image:",
-        "#   IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
-    ]
-    lines.append("#   POINTS2D[] as (X, Y, POINT3D_ID)")
+    lines = list(_IMAGES_HEADER)
     for number, (pixels, pose) in enumerate(zip(images, poses, strict=True), start=1):
         name = f"{number:03d}.jpg"
         Image.fromarray(pixels).save(folder / "images" / name, quality=95)

@@ -1,4 +1,4 @@
-"""The pictures of the web, good and bad, and their LAION-shaped metadata."""
+"""The micro world's web: good and bad pictures with LAION-shaped metadata."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ METADATA = pa.schema(
     ]
 )
 
-GROUPS = {  # what can be wrong with a row, by the share of the configuration that says how often
+GROUPS = {  # the kinds of bad rows, by the share of the configuration that sets their number
     "dead": ("not_found", "refused"),
     "broken": ("truncated", "not_a_picture", "empty"),
     "duplicate": ("copy", "near_copy", "same_row"),
     "tiny": ("tiny",),
     "poor": ("aesthetic", "similarity", "unsafe", "watermark", "caption_words", "wide", "very_wide", "small"),
 }
-_UNPAINTED = {"not_found", "refused", "not_a_picture", "empty", *GROUPS["duplicate"]}
-_FRAME_SCALES = (1.0, 1.25, 1.5)  # pictures of the web differ in size
+_NOT_RENDERED = {"not_found", "refused", "not_a_picture", "empty", *GROUPS["duplicate"]}
+_FRAME_SCALES = (1.0, 1.25, 1.5)  # web pictures differ in size
 _PICTURES_AT_ONCE = 64
 
 
@@ -55,11 +55,11 @@ class Scores:
 
 
 def draw_kinds(settings: MicroworldConfig, rng: np.random.Generator) -> list[str]:
-    """What each row is: "good", or one of the ways of `GROUPS` to be bad. Counts follow the shares exactly."""
+    """The kind of each row: "good" or one of `GROUPS`. The counts follow the shares exactly."""
     kinds: list[str] = []
-    for group, ways in GROUPS.items():
+    for group, members in GROUPS.items():
         count = round(getattr(settings, f"{group}_share") * settings.pictures)
-        kinds += [ways[number % len(ways)] for number in range(count)]
+        kinds += [members[number % len(members)] for number in range(count)]
     if len(kinds) >= settings.pictures:
         raise StageError(
             f"the microworld's shares leave no good picture: {len(kinds)} of {settings.pictures} rows are to be bad; "
@@ -70,9 +70,9 @@ def draw_kinds(settings: MicroworldConfig, rng: np.random.Generator) -> list[str
 
 
 def draw_scores(kind: str, rng: np.random.Generator) -> Scores:
-    """Scores as a crawl has them: all follow one hidden quality; good rows clear LAION's usual thresholds.
+    """Scores like those of a crawl: all depend on one hidden quality, and good rows pass LAION's usual thresholds.
 
-    A row that is poor in one score is of low quality, and has that score on the wrong side.
+    A row that is poor in one score has a low quality, and that score is on the wrong side of its threshold.
     """
     quality = rng.normal() if kind not in GROUPS["poor"] else rng.normal() - 1.0
     noise = rng.normal(size=4)
@@ -94,20 +94,20 @@ def _logistic(value: float) -> float:
 
 
 def encode(picture: Image.Image, quality: int = 92) -> bytes:
-    """The picture as a JPEG file."""
+    """Encode a picture as JPEG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def frame_side(kind: str, picture_size: int, rng: np.random.Generator) -> int:
-    """The side, in pixels, at which the scene of a row is painted before `finish` cuts it."""
+    """The side, in pixels, at which the scene of a row is rendered before `finish` cuts it."""
     scale = {"wide": 2.5, "very_wide": 3.6}.get(kind) or float(rng.choice(_FRAME_SCALES))
     return round(picture_size * scale)
 
 
 def finish(kind: str, picture: Image.Image, picture_size: int, rng: np.random.Generator) -> bytes:
-    """The file behind a row's URL: the painted scene, with what is wrong about it."""
+    """Encode the rendered scene as the file of a row, with the defect of its kind."""
     if kind in ("wide", "very_wide"):  # the middle band
         top = (picture.height - picture_size) // 2
         picture = picture.crop((0, top, picture.width, top + picture_size))
@@ -121,26 +121,26 @@ def finish(kind: str, picture: Image.Image, picture_size: int, rng: np.random.Ge
 
 @dataclass(frozen=True, kw_only=True)
 class WebRow:
-    """One row of the metadata before it has an address."""
+    """A row of the metadata before it has a URL."""
 
     kind: str
-    name: str  # of its file
+    name: str  # of the picture file
     spec: SceneSpec
     side: int
     scores: Scores
 
     @property
     def caption(self) -> str:
-        """The scene's caption; two words of it, for a row with a poor caption."""
+        """The scene's caption; only two words for a row with a poor caption."""
         return self.spec.caption.noun + " photo" if self.kind == "caption_words" else self.spec.caption.text
 
     def url(self, port: int) -> str:
-        """Its address. Nothing listens on port 1, so that a connection there is refused."""
+        """The picture's URL. Nothing listens on port 1, so that a connection there is refused."""
         return f"http://{HOST}:{1 if self.kind == 'refused' else port}/pictures/{self.name}.jpg"
 
 
 def draw_rows(settings: MicroworldConfig, seed: int) -> list[WebRow]:
-    """All rows with a scene of their own; the duplicates among them get their files from `copy_of`."""
+    """Draw all rows, each with a scene of its own, also the duplicates, which later get another row's picture."""
     rng = np.random.default_rng([seed, 1])
     kinds = draw_kinds(settings, rng)
     specs = draw_specs("adapter", len(kinds), seed)
@@ -156,9 +156,9 @@ def draw_rows(settings: MicroworldConfig, seed: int) -> list[WebRow]:
     ]
 
 
-def paint(rows: Sequence[WebRow]) -> Iterator[tuple[WebRow, Image.Image]]:
-    """The scenes of the rows that need one, side by side of equal size."""
-    wanted = sorted((row for row in rows if row.kind not in _UNPAINTED), key=lambda row: row.side)
+def render(rows: Sequence[WebRow]) -> Iterator[tuple[WebRow, Image.Image]]:
+    """Render the scenes of the rows that need one, in batches of equal size."""
+    wanted = sorted((row for row in rows if row.kind not in _NOT_RENDERED), key=lambda row: row.side)
     for side in sorted({row.side for row in wanted}):
         same = [row for row in wanted if row.side == side]
         for start in range(0, len(same), _PICTURES_AT_ONCE):
@@ -169,35 +169,41 @@ def paint(rows: Sequence[WebRow]) -> Iterator[tuple[WebRow, Image.Image]]:
 
 
 def write_web(output: Path, settings: MicroworldConfig, seed: int, report: Reporter) -> Counter[str]:
-    """Write `output/web/pictures/*.jpg` and `output/metadata/`; return how many rows are of which kind."""
+    """Write `output/web/pictures/*.jpg` and `output/metadata/`; returns the number of rows of each kind."""
     pictures = output / "web" / "pictures"
     pictures.mkdir(parents=True)
     rows = draw_rows(settings, seed)
     rng = np.random.default_rng([seed, 2])
-    for done, (row, picture) in enumerate(paint(rows)):
+    for done, (row, picture) in enumerate(render(rows)):
         (pictures / f"{row.name}.jpg").write_bytes(finish(row.kind, picture, settings.picture_size, rng))
         if done % _PICTURES_AT_ONCE == 0:
-            report.progress(done, len(rows), "painting the web's pictures")
-    table = [_metadata(row, row, settings.port) for row in rows]
+            report.progress(done, len(rows), "rendering the pictures of the web")
+    table = _metadata_table(rows, pictures, settings.port, rng)
+    (output / "metadata").mkdir()
+    pq.write_table(table, output / "metadata" / "part-00000.parquet")
+    return Counter(row.kind for row in rows)
+
+
+def _metadata_table(rows: Sequence[WebRow], pictures: Path, port: int, rng: np.random.Generator) -> pa.Table:
+    """The metadata of all rows; writes the files that are not rendered."""
+    table = [_metadata(row, row, port) for row in rows]
     good = [row for row in rows if row.kind == "good"]
     for number, row in enumerate(rows):
         if row.kind in GROUPS["duplicate"]:
             original = good[int(rng.integers(len(good)))]
-            table[number] = _duplicate(row, original, pictures, settings.port)
+            table[number] = _duplicate(row, original, pictures, port)
         elif row.kind in ("not_a_picture", "empty"):
             text = "<html><body>Moved.</body></html>\n" if row.kind == "not_a_picture" else ""
             (pictures / f"{row.name}.jpg").write_text(text)
-    (output / "metadata").mkdir()
-    pq.write_table(pa.Table.from_pylist(table, schema=METADATA), output / "metadata" / "part-00000.parquet")
-    return Counter(row.kind for row in rows)
+    return pa.Table.from_pylist(table, schema=METADATA)
 
 
 def _duplicate(row: WebRow, original: WebRow, pictures: Path, port: int) -> dict[str, object]:
-    """The metadata row of a duplicate of `original`, whose file is written when it has one of its own."""
+    """The metadata row of a duplicate of `original`; writes its file if it has one of its own."""
     if row.kind == "same_row":
         return _metadata(original, original, port)
     data = (pictures / f"{original.name}.jpg").read_bytes()
-    if row.kind == "near_copy":  # what a re-upload does: another size, another compression
+    if row.kind == "near_copy":  # like a re-upload: another size and compression
         with Image.open(io.BytesIO(data)) as picture:
             side = round(picture.width * 1.125)
             data = encode(picture.resize((side, side), Image.Resampling.BICUBIC), quality=75)
@@ -206,7 +212,7 @@ def _duplicate(row: WebRow, original: WebRow, pictures: Path, port: int) -> dict
 
 
 def _metadata(row: WebRow, content: WebRow, port: int) -> dict[str, object]:
-    """The address of `row` with the caption, size and similarity of what it shows."""
+    """The URL of `row` with the caption, size and scores of `content`, the row whose picture it shows."""
     return {
         "URL": row.url(port),
         "TEXT": content.caption,

@@ -1,4 +1,4 @@
-"""Reading the camera poses of a COLMAP model, text or binary (colmap.github.io/format.html)."""
+"""Reader of the camera poses in a COLMAP model, text or binary (colmap.github.io/format.html)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _POINT_BYTES = 24  # x, y as doubles and the id of the 3-D point
 
 
 class ColmapError(ValueError):
-    """A model that cannot be read; the message says what is wrong."""
+    """A COLMAP model that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredImage:
-    """One image with its camera's pose, world to camera.
+    """An image with its camera's pose, world to camera.
 
     Attributes:
         name: File name, relative to the image folder.
@@ -33,7 +33,7 @@ class RegisteredImage:
 
 
 def read_images(sparse: Path) -> list[RegisteredImage]:
-    """The registered images of the model in `sparse`, in the order of the file; the binary file goes first.
+    """The registered images of the model in `sparse`, in the order of the file. A binary file is preferred.
 
     Raises:
         ColmapError: There is no such file, or it is damaged.
@@ -50,7 +50,7 @@ def read_images(sparse: Path) -> list[RegisteredImage]:
 
 
 def _parse_text(content: str) -> Iterator[RegisteredImage]:
-    """Two lines an image: the pose, and its points, which may be none."""
+    """Each image has two lines: its pose, and its points, whose line may be empty."""
     lines = [line for line in content.splitlines() if not line.startswith("#")]
     for line in lines[::2]:
         if not line.strip():
@@ -68,15 +68,15 @@ def _parse_text(content: str) -> Iterator[RegisteredImage]:
 def _parse_binary(content: bytes) -> Iterator[RegisteredImage]:
     try:
         (count,) = _COUNT.unpack_from(content)
-        place = _COUNT.size
+        offset = _COUNT.size
         for _ in range(count):
-            _, *numbers, _ = _POSE.unpack_from(content, place)
-            place += _POSE.size
-            end = content.index(b"\0", place)
-            name = content[place:end].decode()
+            _, *numbers, _ = _POSE.unpack_from(content, offset)
+            offset += _POSE.size
+            end = content.index(b"\0", offset)
+            name = content[offset:end].decode()
             (points,) = _COUNT.unpack_from(content, end + 1)
-            place = end + 1 + _COUNT.size + points * _POINT_BYTES
-            if place > len(content):
+            offset = end + 1 + _COUNT.size + points * _POINT_BYTES
+            if offset > len(content):
                 raise ColmapError("images.bin is cut short")
             yield _image(name, numbers)
     except (struct.error, ValueError) as error:
@@ -84,7 +84,7 @@ def _parse_binary(content: bytes) -> Iterator[RegisteredImage]:
 
 
 def _image(name: str, numbers: list[float]) -> RegisteredImage:
-    """Checked, and with the quaternion's length made 1."""
+    """Check the numbers, and normalize the quaternion."""
     w, x, y, z, tx, ty, tz = numbers
     length = math.sqrt(w * w + x * x + y * y + z * z)
     if not math.isfinite(length + tx + ty + tz) or length < 1e-8:

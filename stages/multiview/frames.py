@@ -1,8 +1,7 @@
-"""From instance folders to rows: pictures, with their cameras where these are known."""
+"""Frames of instance folders: the pictures, with their cameras where these are known."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image
 
-from stages.data.pictures import UndecodableError, decoding
+from model.pictures.decoding import PictureError, exif_orientation, is_picture_file, open_picture, upright_rgb
+from stages.data.jpeg import encode_jpeg, is_stored_form
 from stages.data.schemas import FRAMES, content_id
 from stages.multiview.colmap import ColmapError, read_images
 
-JPEG_QUALITY = 95
 CATEGORY_FILE = "mvimgnet_category.txt"
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
-#: What a task gives back: a frame; or, with a null id, what could not be read, and whether that was a whole instance.
+#: A frame; or, with a null id, a problem, and whether it concerns a whole instance.
 READ = pa.schema(
     [field.with_nullable(True) for field in FRAMES] + [("problem", pa.string()), ("is_instance", pa.bool_())]
 )
@@ -32,10 +30,10 @@ class Instance:
     """One object.
 
     Attributes:
-        folder: Its folder.
-        category: The class's name.
+        folder: The folder's path.
+        category: The name of the class.
         name: Unique within the category.
-        has_cameras: Whether the folder is in MVImgNet's layout; else it holds pictures and nothing else.
+        has_cameras: Whether the folder has MVImgNet's layout; otherwise it holds only pictures.
     """
 
     folder: str
@@ -45,7 +43,7 @@ class Instance:
 
 
 def category_names(root: Path) -> dict[str, str]:
-    """MVImgNet's mapping from class labels, which name the folders, to class names; empty without the file."""
+    """MVImgNet's mapping from class labels (the folders' names) to class names; empty without the file."""
     file = root / CATEGORY_FILE
     if not file.is_file():
         return {}
@@ -54,7 +52,7 @@ def category_names(root: Path) -> dict[str, str]:
 
 
 def find_instances(roots: Iterable[Path]) -> tuple[list[Instance], list[str]]:
-    """The instances below the roots, sorted within each; and what is left out because it has been found before."""
+    """The instances below the roots, sorted within each root, and a description of each repeated one."""
     found: dict[tuple[str, str], Instance] = {}
     repeated: list[str] = []
     for root in roots:
@@ -75,16 +73,12 @@ def _turntables(root: Path, names: dict[str, str]) -> Iterator[Instance]:
 
 
 def _subjects(root: Path, names: dict[str, str]) -> Iterator[Instance]:
-    """The plain layout: a folder of pictures a subject, whose class is its name without a number ("dog2": dog)."""
+    """The plain layout: a folder of pictures for each subject. Its class is its name without a number ("dog2": dog)."""
     for folder in root.iterdir():
-        if folder.is_dir() and any(_is_picture(file) for file in folder.iterdir()):
+        if folder.is_dir() and any(is_picture_file(file) for file in folder.iterdir()):
             words = re.sub(r"[_\s]*\d*$", "", folder.name).replace("_", " ").strip().lower() or folder.name
             category, name = names.get(folder.name, words), f"{root.name}/{folder.name}"
             yield Instance(folder=str(folder), category=category, name=name, has_cameras=False)
-
-
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in PICTURE_SUFFIXES
 
 
 def read_instances(batch: pa.Table, image_size: int, min_foreground: float) -> pa.Table:
@@ -96,42 +90,45 @@ def read_instances(batch: pa.Table, image_size: int, min_foreground: float) -> p
 
 
 def read_instance(instance: Instance, image_size: int, min_foreground: float) -> list[dict[str, Any]]:
-    """One instance's frames, or the one row that says why there are fewer than two."""
-    folder, place = Path(instance.folder), f"{Path(instance.folder).parent.name}/{Path(instance.folder).name}"
+    """The frames of one instance and the problems with others; one problem if fewer than two frames are readable."""
+    folder = Path(instance.folder)
+    short_name = f"{folder.parent.name}/{folder.name}"
     try:
         frames = list(_frames_of(instance))
     except (ColmapError, OSError) as error:
-        return [_problem(f"the instance {place}: {error}", is_instance=True)]
+        return [_problem(f"the instance {short_name}: {error}", is_instance=True)]
     rows = []
     for name, camera in frames:
-        file = folder / "images" / Path(name).name if instance.has_cameras else folder / name
         try:
-            check_foreground(folder / "masks", file.name, min_foreground)
-            picture, (width, height) = load_frame(file, image_size)
-        except (OSError, UndecodableError) as error:
-            rows.append(_problem(f"the frame {place}/{name}: {error}", is_instance=False))
-            continue
-        rows.append(
-            {
-                "frame_id": content_id(instance.category, instance.name, name),
-                "category": instance.category,
-                "instance": instance.name,
-                "picture": picture,
-                "width": width,
-                "height": height,
-                **camera,
-            }
-        )
+            rows.append(_read_frame(instance, name, image_size, min_foreground) | camera)
+        except (OSError, PictureError) as error:
+            rows.append(_problem(f"the frame {short_name}/{name}: {error}", is_instance=False))
     if sum("frame_id" in row for row in rows) < 2:
-        return [_problem(f"the instance {place}: fewer than two of its frames are readable", is_instance=True)]
+        return [_problem(f"the instance {short_name}: fewer than two of its frames are readable", is_instance=True)]
     return rows
 
 
+def _read_frame(instance: Instance, name: str, image_size: int, min_foreground: float) -> dict[str, Any]:
+    """A frame without its camera."""
+    folder = Path(instance.folder)
+    file = folder / "images" / Path(name).name if instance.has_cameras else folder / name
+    check_foreground(folder / "masks", file.name, min_foreground)
+    picture, (width, height) = load_frame(file, image_size)
+    return {
+        "frame_id": content_id(instance.category, instance.name, name),
+        "category": instance.category,
+        "instance": instance.name,
+        "picture": picture,
+        "width": width,
+        "height": height,
+    }
+
+
 def _frames_of(instance: Instance) -> Iterator[tuple[str, dict[str, Any]]]:
-    """File names and cameras (empty where none are known)."""
+    """File names and cameras; a camera is empty if it is unknown."""
     folder = Path(instance.folder)
     if not instance.has_cameras:
-        yield from ((file.name, {}) for file in sorted(folder.iterdir()) if _is_picture(file))
+        yield from ((file.name, {}) for file in sorted(folder.iterdir()) if is_picture_file(file))
         return
     for image in read_images(folder / "sparse" / "0"):
         camera = asdict(image)
@@ -143,43 +140,40 @@ def _problem(text: str, *, is_instance: bool) -> dict[str, Any]:
 
 
 def check_foreground(masks: Path, name: str, min_foreground: float) -> None:
-    """Refuse a frame whose mask shows hardly any object. A frame without a mask passes.
+    """Check that the mask of a frame covers enough of it. A frame without a mask passes.
 
-    Masks lie in `masks/`, as `001.jpg.png` (COLMAP's and MVImgNet's way) or `001.png`, white on the object.
+    The mask of `001.jpg` is `001.jpg.png` (as in COLMAP and MVImgNet) or `001.png`, white on the object.
 
     Raises:
-        UndecodableError: The mask shows too little, or is no picture.
+        PictureError: The mask covers too little, or is not a picture.
     """
     for file in (masks / f"{name}.png", masks / f"{Path(name).stem}.png"):
         if not file.is_file():
             continue
-        with decoding(file.read_bytes()) as mask:
+        with open_picture(file.read_bytes(), name=f"the mask {file.name}") as mask:
             share = float((np.asarray(mask.convert("L")) > 127).mean())
         if share < min_foreground:
-            raise UndecodableError(f"its mask covers {share:.2%} of the picture, less than {min_foreground:.2%}")
+            raise PictureError(f"its mask covers {share:.2%} of the picture, less than {min_foreground:.2%}")
         return
 
 
 def load_frame(file: Path, image_size: int) -> tuple[bytes, tuple[int, int]]:
-    """The picture as upright RGB JPEG with its shorter side at most `image_size`, and its size (width, height).
+    """The picture as the datasets store it, its shorter side at most `image_size`, and its size (width, height).
 
-    A file that is that already is taken as it is, after one full decoding.
+    A file that already is in this form is returned as it is, after a full decoding.
 
     Raises:
-        UndecodableError: It is no picture.
+        PictureError: The file is not a picture, or is damaged.
     """
     data = file.read_bytes()
-    with decoding(data) as image:
-        is_jpeg = image.format == "JPEG"
-        upright = ImageOps.exif_transpose(image)
-        if is_jpeg and upright.mode == "RGB" and upright.size == image.size and min(upright.size) <= image_size:
-            upright.load()
-            return data, upright.size
-        upright = upright.convert("RGB")
-    scale = image_size / min(upright.size)
+    orientation = exif_orientation(data)
+    with open_picture(data) as image:
+        is_stored = is_stored_form(image, orientation)
+        picture = upright_rgb(image, orientation)
+    scale = image_size / min(picture.size)
     if scale < 1:
-        size = (max(1, round(upright.width * scale)), max(1, round(upright.height * scale)))
-        upright = upright.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    upright.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue(), upright.size
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    elif is_stored:
+        return data, picture.size
+    return encode_jpeg(picture), picture.size

@@ -1,4 +1,4 @@
-"""Stage `multiview`: two views of one object, from one or several folders, with Ray Data.
+"""Stage `multiview`: pairs of views of one object, from one or more folders, with Ray Data.
 
 MVImgNet's layout, where pairs are chosen by the angle between their cameras:
 
@@ -7,17 +7,16 @@ MVImgNet's layout, where pairs are chosen by the angle between their cameras:
     ROOT/class_label/instance_id/masks/*.jpg.png (optional): white on the object
     ROOT/mvimgnet_category.txt (optional): lines "class_label,class name"
 
-A plain layout, where nothing is known of the cameras and any two pictures of a subject make a pair:
+A plain layout, where the cameras are unknown and any two pictures of a subject make a pair:
 
-    ROOT/subject/*.jpg (jpeg, png, webp); masks/ and the category file as above
+    ROOT/subject/*.jpg (jpeg, png, webp, gif); masks/ and the category file as above
 
-An instance that cannot be read is left out with a warning; a frame that cannot be read, or whose mask shows no object,
+An instance that cannot be read is left out with a warning. A frame that cannot be read, or whose mask shows no object,
 is left out of its instance.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,34 +25,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from stages.config import MultiviewConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.data.schemas import FRAMES, PAIRS
 from stages.multiview.frames import Instance, find_instances, read_instances
-from stages.multiview.pairs import DRAWN, View, balance, view_pairs
-from stages.ray_tools.tasks import set_data_context
+from stages.multiview.pairs import RANKED_PAIRS, View, balance, view_pairs
+from stages.ray_tools.mapping import Workers, map_on_workers
 
 _INSTANCES_PER_TASK = 64
+_INSTANCES_AT_ONCE = 8
 _WARNINGS = 5
 
 
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
-    settings, seed = context.config.multiview, context.config.run.seed
+    settings = context.config.multiview
     roots = [Path(folder).expanduser().resolve() for folder in settings.folders]
-    instances, damaged = find(roots or [(context.inputs["microworld"] / "mvimgnet").resolve()])
-    frames, pairs = _FrameWriter(context.output / "frames"), _PairFinder(settings, seed)
+    instances, damaged = find_all(roots or [(context.inputs["microworld"] / "mvimgnet").resolve()])
+    frames = _FrameWriter(context.output / "frames")
+    pairs = _PairFinder(settings, context.config.run.seed)
     lost_frames = 0
     for batch in _read(instances, settings):
-        problems = batch.filter(batch["frame_id"].is_null())
-        damaged += [row["problem"] for row in problems.to_pylist() if row["is_instance"]]
-        lost_frames += sum(not row["is_instance"] for row in problems.to_pylist())
-        whole = batch.filter(batch["frame_id"].is_valid())
-        frames.add(whole)
-        pairs.add(whole)
+        problems = batch.filter(batch["frame_id"].is_null()).to_pylist()
+        damaged += [row["problem"] for row in problems if row["is_instance"]]
+        lost_frames += sum(not row["is_instance"] for row in problems)
+        readable = batch.filter(batch["frame_id"].is_valid())
+        frames.add(readable)
+        pairs.add(readable)
         context.report.progress(min(pairs.instances + len(damaged), len(instances)), len(instances), "reading views")
     frames.close()
     for text in damaged[:_WARNINGS]:
@@ -62,22 +62,25 @@ def run(context: StageContext) -> StageResult:
         raise StageError(f"multiview.folders: none of {len(instances)} instances is readable; first: {damaged[0]}")
     found = balance(pairs.close(), settings.pairs_per_category)
     if not found.num_rows:
-        raise StageError(
-            f"multiview found no pair of views between {settings.min_angle_degrees:g} and "
-            f"{settings.max_angle_degrees:g} degrees apart among {frames.rows} frames; widen the range with "
-            "--set multiview.min_angle_degrees=... and --set multiview.max_angle_degrees=..."
-        )
+        raise StageError(_no_pairs(frames.rows, settings))
     write_dataset(context.output / "pairs", found, PAIRS)
-    return StageResult(
-        rows={"frames": frames.rows, "pairs": found.num_rows}, metrics=_metrics(found, len(damaged), lost_frames)
+    metrics = _metrics(found, len(damaged), lost_frames)
+    return StageResult(rows={"frames": frames.rows, "pairs": found.num_rows}, metrics=metrics)
+
+
+def _no_pairs(frames: int, settings: MultiviewConfig) -> str:
+    return (
+        f"multiview found no pair of views between {settings.min_angle_degrees:g} and "
+        f"{settings.max_angle_degrees:g} degrees apart among {frames} frames; widen the range with "
+        "--set multiview.min_angle_degrees=... and --set multiview.max_angle_degrees=..."
     )
 
 
-def find(roots: list[Path]) -> tuple[list[Instance], list[str]]:
-    """The instances below the roots, and why some are left out.
+def find_all(roots: list[Path]) -> tuple[list[Instance], list[str]]:
+    """The instances below the roots, and a description of those left out.
 
     Raises:
-        StageError: A root is no folder, or holds no instance.
+        StageError: A root is not a folder, or holds no instance.
     """
     for root in roots:
         if not root.is_dir():
@@ -106,25 +109,24 @@ def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float
 
 
 def _read(instances: list[Instance], settings: MultiviewConfig) -> Iterator[pa.Table]:
-    """Batches of frames (schema `READ`) in the instances' order; rows without an id tell what could not be read."""
-    set_data_context()
-    found = ray.data.from_items(
-        [asdict(instance) for instance in instances],
-        override_num_blocks=math.ceil(len(instances) / _INSTANCES_PER_TASK),
-    ).map_batches(
-        read_instances,
-        fn_kwargs={"image_size": settings.image_size, "min_foreground": settings.min_foreground},
-        batch_format="pyarrow",
-        batch_size=8,
+    """Batches of frames and problems (schema `READ`) in the order of the instances."""
+    table = pa.Table.from_pylist([asdict(instance) for instance in instances])
+    yield from map_on_workers(
+        _read_some,
+        [table.slice(start, _INSTANCES_PER_TASK) for start in range(0, table.num_rows, _INSTANCES_PER_TASK)],
+        arguments={"image_size": settings.image_size, "min_foreground": settings.min_foreground},
+        workers=Workers(),
     )
-    yield from found.iter_batches(batch_format="pyarrow", batch_size=None)
+
+
+def _read_some(instances: pa.Table, image_size: int, min_foreground: float) -> Iterator[pa.Table]:
+    """Read a few instances at a time, because their pictures take memory."""
+    for start in range(0, instances.num_rows, _INSTANCES_AT_ONCE):
+        yield read_instances(instances.slice(start, _INSTANCES_AT_ONCE), image_size, min_foreground)
 
 
 class _FrameWriter:
-    """Writes frames, a file whenever there are enough for one.
-
-    Frames are sorted by id within a file. Which file they are in follows the order in which they come.
-    """
+    """Writes frames, sorted by id within each file. The files follow the order in which the frames arrive."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -133,7 +135,7 @@ class _FrameWriter:
         self._parts = 0
 
     def add(self, frames: pa.Table) -> None:
-        """Take the next frames."""
+        """Add the next frames."""
         self.rows += frames.num_rows
         self._waiting.append(frames)
         waiting = pa.concat_tables(self._waiting)
@@ -143,7 +145,7 @@ class _FrameWriter:
         self._waiting = [waiting]
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write the remaining frames."""
         self._write(pa.concat_tables(self._waiting))
 
     def _write(self, frames: pa.Table) -> None:
@@ -152,18 +154,18 @@ class _FrameWriter:
 
 
 class _PairFinder:
-    """Finds each instance's pairs when the frames of the next one come; holds the cameras of one instance only."""
+    """Finds the pairs of each instance as soon as the next one begins. Holds the cameras of one instance only."""
 
     def __init__(self, settings: MultiviewConfig, seed: int) -> None:
         self.settings = settings
         self.seed = seed
         self.instances = 0
-        self._tables: list[pa.Table] = [DRAWN.empty_table()]
+        self._tables: list[pa.Table] = [RANKED_PAIRS.empty_table()]
         self._instance: tuple[str, str] | None = None
         self._views: list[View] = []
 
     def add(self, frames: pa.Table) -> None:
-        """Take the next frames; those of an instance come one after the other."""
+        """Add the next frames. The frames of an instance must be consecutive."""
         for row in frames.select(["frame_id", "category", "instance", "rotation"]).to_pylist():
             instance = (row["category"], row["instance"])
             if instance != self._instance:
@@ -174,7 +176,7 @@ class _PairFinder:
             self._views.append(View(frame_id=row["frame_id"], rotation=rotation))
 
     def close(self) -> pa.Table:
-        """All pairs (schema `DRAWN`)."""
+        """All pairs (schema `RANKED_PAIRS`)."""
         self._finish()
         return pa.concat_tables(self._tables)
 
@@ -185,5 +187,5 @@ class _PairFinder:
         limits = (settings.min_angle_degrees, settings.max_angle_degrees)
         named: dict[str, Any] = {"category": category, "instance": instance}
         pairs = [named | pair for pair in view_pairs(self._views, limits, settings.pairs_per_instance, self.seed)]
-        self._tables.append(pa.Table.from_pylist(pairs, schema=DRAWN))
+        self._tables.append(pa.Table.from_pylist(pairs, schema=RANKED_PAIRS))
         self._views = []

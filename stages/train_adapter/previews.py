@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from model.pictures import load_picture, square_crop
+from model.pictures.crops import square_crop
+from model.pictures.decoding import load_picture
 from model.training.adapter_previews import PreviewSubject
 from stages.contract import StageError
 from stages.data.datasets import PictureStore, read_dataset

@@ -23,7 +23,7 @@ from PIL import Image
 from model.methods.names import MethodName
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes
-from model.pictures import to_png
+from model.pictures.decoding import to_png
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_task import AdapterTask
 from model.training.curriculum import Recipe, draw_step

@@ -26,7 +26,8 @@ from model.guidance.masks import grid_at
 from model.guidance.subjects import Subject
 from model.methods.realcustom import guide_by_text_and_image
 from model.methods.registry import load_adapter
-from model.pictures import square_crop, to_tensor
+from model.pictures.crops import square_crop
+from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from tests.support.attention_records import naive_maps, printed_loop
 from tests.support.tiny_models import ENCODERS, RESOLUTION

@@ -184,7 +184,7 @@ def test_sdxl_has_its_pooled_embedding_and_time_ids(inputs: Mapping[str, Path], 
         torch.testing.assert_close(found[name], tensor, rtol=2**-10, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize(("value", "remedy"), [(1e6, "set cache_latents.dtype=float32"), (np.nan, "mend the backbone")])
+@pytest.mark.parametrize(("value", "remedy"), [(1e6, "set cache_latents.dtype=float32"), (np.nan, "check the back")])
 def test_values_that_half_precision_cannot_hold_are_refused(value: float, remedy: str) -> None:
     latent = torch.zeros(2, 4, 2, 2)
     latent[1, 0, 0, 0] = value

@@ -1,4 +1,4 @@
-"""The plan: the right columns from the right source, the same rows every time, and what it cannot do without."""
+"""The plan: its columns and their sources, reproducible rows, and errors of missing inputs and settings."""
 
 from __future__ import annotations
 
@@ -119,6 +119,6 @@ def test_without_samples_or_pairs_there_is_no_plan(samples: int, pairs: int, mes
 @pytest.mark.parametrize(
     "changes", [{"steps": 0}, {"min_crop_ratio": 0.5}, {"min_crop_ratio": 4.0}, {"multiview_probability": 1.5}]
 )
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, float], tmp_path: Path) -> None:
+def test_settings_out_of_range_are_refused(changes: dict[str, float], tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"curriculum\."):
         curriculum.run(make_context(tmp_path, curriculum=changes))

@@ -1,4 +1,4 @@
-"""The micro world on disk: shaped like LAION and MVImgNet, with the faults it says it has, and always the same."""
+"""The micro world on disk: in the form of LAION and MVImgNet, with the configured defects, and reproducible."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(world: Path,
     assert digests(other.output) != digests(world)
 
 
-def test_metadata_has_laions_columns_and_urls_answer_as_told(world: Path) -> None:
+def test_metadata_has_laions_columns_and_the_urls_have_the_configured_defects(world: Path) -> None:
     table = pq.read_table(world / "metadata")
     assert table.schema.equals(METADATA)
     site = json.loads((world / "site.json").read_text())
@@ -104,7 +104,7 @@ def test_scores_fail_exactly_where_they_should(kind: str, seed: int) -> None:
     assert [name for name, fails in failing.items() if fails] == ([kind] if kind in failing else [])
 
 
-def test_scores_of_good_rows_hang_together() -> None:
+def test_scores_of_good_rows_are_correlated() -> None:
     drawn = [draw_scores("good", np.random.default_rng(seed)) for seed in range(2000)]
     table = np.array([[row.similarity, row.aesthetic, row.unsafe, row.watermark] for row in drawn])
     correlation = np.corrcoef(table.T)
@@ -156,7 +156,7 @@ def test_subjects_are_paired_once_each_and_shown_together(world: Path) -> None:
             assert picture.size == (48, 48)
 
 
-def test_who_finds_no_other_word_stays_alone() -> None:
+def test_a_subject_without_another_word_is_left_out() -> None:
     assert disjoint_pairs(["toy", "toy", "mug", "car", "toy"]) == [(0, 2), (1, 3)]
     assert disjoint_pairs(["toy", "toy"]) == []
 
@@ -167,7 +167,7 @@ def test_shares_that_leave_nothing_good_are_refused(tmp_path: Path) -> None:
             "broken_share": 0.0, "duplicate_share": 0.0, "tiny_share": 0.0}))  # fmt: skip
 
 
-def test_a_port_in_use_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
     with serve_folder(tmp_path, 0) as base:
         port = int(base.rsplit(":", 1)[1])
         with (

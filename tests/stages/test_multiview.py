@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.microworld.camera import matching_pinhole, orbit_pose, rotation_from_quaternion
+from model.pictures.decoding import PictureError
 from stages.contract import StageError
 from stages.data.datasets import read_dataset
-from stages.data.pictures import UndecodableError
 from stages.data.schemas import FRAMES, PAIRS
 from stages.microworld.turntables import write_instance
 from stages.multiview import stage as multiview
 from stages.multiview.colmap import ColmapError, RegisteredImage, read_images
 from stages.multiview.frames import category_names, check_foreground, find_instances, load_frame, read_instance
-from stages.multiview.pairs import DRAWN, View, angles_degrees, balance, view_pairs, viewing_direction
+from stages.multiview.pairs import RANKED_PAIRS, View, angles_degrees, balance, view_pairs, viewing_direction
 from tests.support.contexts import make_context
 
 YAWS = [-0.6, -0.2, 0.2, 0.6]
@@ -54,7 +54,7 @@ quaternions = (
 
 @settings(max_examples=40, deadline=None)
 @given(rotations=st.lists(quaternions, min_size=1, max_size=5), points=st.integers(0, 3))
-def test_text_and_binary_say_the_same(
+def test_text_and_binary_are_equivalent(
     rotations: list[np.ndarray], points: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     sparse = tmp_path_factory.mktemp("sparse")
@@ -71,7 +71,7 @@ def test_text_and_binary_say_the_same(
 
 
 @given(cut=st.integers(0, 400), flips=st.lists(st.integers(0, 399), max_size=4))
-def test_damaged_binaries_are_told_or_read_but_never_crash(
+def test_damaged_binaries_are_read_or_reported(
     cut: int, flips: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     image = RegisteredImage(name="001.jpg", rotation=(1.0, 0.0, 0.0, 0.0), translation=(0.0, 0.0, 1.0))
@@ -92,7 +92,7 @@ def test_damaged_binaries_are_told_or_read_but_never_crash(
     [("1 1 0 0 0 0 0\n", "7 of 10 fields"), ("1 1 0 x 0 0 0 0 1 a.jpg\n", "images.txt: could not convert"),
      ("1 0 0 0 0 0 0 0 1 a.jpg\n", "has no rotation"), ("1 nan 0 0 0 0 0 0 1 a.jpg\n", "not finite")],
 )  # fmt: skip
-def test_damaged_text_is_told(content: str, message: str, tmp_path: Path) -> None:
+def test_damaged_text_is_reported(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "images.txt").write_text(content)
     with pytest.raises(ColmapError, match=message):
         read_images(tmp_path)
@@ -132,7 +132,7 @@ def test_pairs_are_those_within_the_limits(yaws: list[float], at_most: int, seed
     assert pairs == view_pairs(views[::-1], (10.0, 60.0), at_most, seed)
 
 
-def test_frames_are_made_small_upright_and_rgb(tmp_path: Path) -> None:
+def test_frames_are_reduced_upright_and_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (120, 60)).save(tmp_path / "turned.jpg", exif=exif)
@@ -152,7 +152,7 @@ def test_mvimgnets_numeric_labels_get_their_names(tmp_path: Path) -> None:
     assert {row["category"] for row in read_instance(instance, 32, 0.0)} == {"mug"}
 
 
-def test_instances_of_several_roots_and_layouts(tmp_path: Path) -> None:
+def test_instances_of_two_roots_and_both_layouts(tmp_path: Path) -> None:
     for name in ("a/mug/1", "b/mug/2", "b/mug/1"):
         make_instance(tmp_path / name)
     for subject in ("a/dog2", "a/fancy_boot", "b/dog2", "b/17"):
@@ -192,14 +192,14 @@ def test_categories_are_capped_and_their_instances_share_evenly(
     counts: dict[tuple[str, str], int], at_most: int
 ) -> None:
     rows = [
-        {"category": category, "instance": instance, "place": place, "lot": f"{place}{instance}", "pair_id": "p"}
+        {"category": category, "instance": instance, "rank": rank, "hash": f"{rank}{instance}", "pair_id": "p"}
         for (category, instance), count in counts.items()
-        for place in range(count)
+        for rank in range(count)
     ]
-    kept = balance(pa.Table.from_pylist(rows, schema=DRAWN), at_most).to_pylist()
+    kept = balance(pa.Table.from_pylist(rows, schema=RANKED_PAIRS), at_most).to_pylist()
     for category in "ab":
         had = {instance: count for (own, instance), count in counts.items() if own == category}
-        # Rounds: everyone who has one left gives one, until there are enough.
+        # In each round every instance gives a pair, as long as it has one, until there are enough.
         expected = dict.fromkeys(had, 0)
         while sum(expected.values()) < min(at_most, sum(had.values())):
             for instance in sorted(had):
@@ -217,18 +217,18 @@ def test_a_frame_whose_mask_shows_no_object_is_refused(tmp_path: Path) -> None:
     mask.paste(255, (0, 0, 2, 5))
     mask.save(masks / "001.jpg.png")
     check_foreground(masks, "001.jpg", 0.1)
-    with pytest.raises(UndecodableError, match=r"covers 10.00% of the picture, less than 11.00%"):
+    with pytest.raises(PictureError, match=r"covers 10.00% of the picture, less than 11.00%"):
         check_foreground(masks, "001.jpg", 0.11)
     Image.new("L", (10, 10)).save(masks / "002.png")
-    with pytest.raises(UndecodableError, match=r"covers 0.00%"):
+    with pytest.raises(PictureError, match=r"covers 0.00%"):
         check_foreground(masks, "002.jpg", 0.02)
     (masks / "003.png").write_bytes(b"text")
-    with pytest.raises(UndecodableError, match="wrong_type"):
+    with pytest.raises(PictureError, match=r"003\.png is not a picture"):
         check_foreground(masks, "003.jpg", 0.02)
 
 
 @pytest.mark.slow
-def test_the_stage_skips_what_is_damaged_and_says_so(tmp_path: Path, ray_cluster: str) -> None:
+def test_the_stage_skips_damaged_instances_with_a_warning(tmp_path: Path, ray_cluster: str) -> None:
     root = tmp_path / "mv"
     for name in ("mug/a", "mug/b", "duck/c", "duck/no_cameras", "duck/no_pictures"):
         make_instance(root / name)
@@ -263,7 +263,7 @@ def test_the_stage_skips_what_is_damaged_and_says_so(tmp_path: Path, ray_cluster
 
 
 @pytest.mark.slow
-def test_what_cannot_be_used_at_all_is_one_sentence(tmp_path: Path, ray_cluster: str) -> None:
+def test_unusable_folders_are_one_sentence(tmp_path: Path, ray_cluster: str) -> None:
     with pytest.raises(StageError, match="holds neither class_label/instance_id"):
         multiview.run(make_context(tmp_path / "a", multiview={"folders": [str(tmp_path)]}))
     with pytest.raises(StageError, match="there is no folder /no/such"):

@@ -1,5 +1,5 @@
-"""Captioned pictures as bad as they get, in a folder as Hugging Face's `datasets` stores one, and what must become of
-each row in the stage filter under SETTINGS.
+"""Hostile captioned pictures in a folder as Hugging Face's `datasets` stores one, and the expected outcome of each row
+in the stage filter with SETTINGS.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _grey_16(picture: Image.Image) -> bytes:
     return encode(Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) << 8), "PNG")
 
 
-#: Pictures of every kind that must be kept, each of its own scene.
+#: Kinds of pictures that must be kept, each applied to its own scene.
 _PICTURES: list[Callable[[Image.Image], bytes]] = [
     encode,
     _turned,
@@ -62,7 +62,7 @@ _PICTURES: list[Callable[[Image.Image], bytes]] = [
 ]
 
 Row = dict[str, Any]
-#: A change to a good row, and the reason that the row must end with.
+#: The expected reason, and a change to a good row.
 _CHANGES: list[tuple[str, Row]] = [
     ("no_picture", {"image": None}),
     ("no_picture", {"image": {"bytes": None, "path": "/etc/passwd"}}),
@@ -83,7 +83,7 @@ _CHANGES: list[tuple[str, Row]] = [
 
 
 def hostile_samples(folder: Path, count: int) -> Counter[str]:
-    """Write so many rows, every kind in turn; how many must end with which reason ("": are kept)."""
+    """Write `count` rows, each kind in turn; returns the expected number of each reason ("" for rows kept)."""
     folder.mkdir()
     expected, rows = Counter[str](), []
     kinds = len(_PICTURES) + len(CAPTIONS) + len(_CHANGES) + 2
@@ -104,10 +104,10 @@ def hostile_samples(folder: Path, count: int) -> Counter[str]:
                 row |= change
             else:
                 reason = ""
-        elif kind == len(_CHANGES):  # every time the same picture
+        elif kind == len(_CHANGES):  # always the same picture
             row["image"] = _BODIES["jpeg"][1]
             reason = "duplicate" if number >= kinds else ""
-        else:  # every time the same address and caption
+        else:  # always the same URL and caption
             row |= {"url": "http://host/the-same.jpg", "text": "the same caption"}
             reason = "duplicate_id" if number >= kinds else ""
         if isinstance(row["image"], bytes):

@@ -1,8 +1,8 @@
-"""A web as bad as it gets: rows of metadata and a loopback server behind them, and what must become of each row.
+"""A hostile web: rows of metadata, a loopback server for their URLs, and the expected outcome of each row.
 
-    python -m tests.support.hostile_web 10000  # runs the stage ingest on so many rows; prints the outcomes
+    python -m tests.support.hostile_web 10000  # runs the stage ingest on 10,000 rows and prints the outcomes
 
-Each kind of row has a name, the reason that it must end with ("" for a picture that must be kept), and a behaviour.
+Each kind of row has a name, the expected reason ("" for a picture that must be kept), and a behaviour.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import Image
 
 METADATA = pa.schema([("URL", pa.string()), ("TEXT", pa.string()), ("punsafe", pa.float64())])
 
-#: Short, for the slow kinds of rows take this long each; long enough for good ones on a busy machine.
+#: Short, because each slow row takes this long, but long enough for good rows on a busy machine.
 LIMITS: dict[str, Any] = {
     "timeout_seconds": 3,
     "total_seconds": 5,
@@ -67,7 +67,7 @@ def encode(picture: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG whose header and pixels need not agree."""
+    """A PNG whose header and pixels may disagree."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -82,7 +82,7 @@ def sixteen_bits(channels: int) -> bytes:
 
 
 def bodies() -> dict[str, tuple[str, bytes]]:
-    """Kinds that are a body and nothing else: the reason, and the body."""
+    """Kinds of rows that differ only in the body of the response: reason and body."""
     colour = Image.fromarray(noise())
     jpeg, turned = encode(colour), Image.Exif()
     turned[0x0112] = 6
@@ -111,8 +111,8 @@ def bodies() -> dict[str, tuple[str, bytes]]:
         "cut_jpeg": ("decode", jpeg[: len(jpeg) // 2]),
         "cut_png": ("decode", encode(colour, "PNG")[:200]),
         "cut_webp": ("decode", webp[: len(webp) // 2]),
-        "only_a_start": ("decode", jpeg[:20]),
-        "noise_behind_a_start": ("decode", b"\xff\xd8\xff" + bytes(noise().tobytes()[:3000])),
+        "only_a_signature": ("decode", jpeg[:20]),
+        "noise_after_a_signature": ("decode", b"\xff\xd8\xff" + bytes(noise().tobytes()[:3000])),
         "bomb_png": ("too_many_pixels", png(50_000, 50_000, 1, 0, b"\0" * 100_000)),
         "bomb_gif": ("too_many_pixels", gif[:6] + b"\xff" * 4 + gif[10:]),
         "bomb_webp": ("too_many_pixels", bomb),
@@ -126,7 +126,7 @@ def bodies() -> dict[str, tuple[str, bytes]]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers /<kind>/<number>."""
+    """Serves /<kind>/<number>."""
 
     protocol_version = "HTTP/1.1"
     server: HostileServer
@@ -148,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
             pass  # the client has gone
 
     def answer(self, body: bytes, status: int = 200, **headers: Any) -> None:
-        """A whole answer; `headers` with underscores for dashes."""
+        """Send a complete response; `headers` with underscores for dashes."""
         self.send_response(status)
         for name, value in ({"Content_Length": len(body)} | headers).items():
             self.send_header(name.replace("_", "-"), str(value))
@@ -214,7 +214,7 @@ BEHAVIOURS: dict[str, tuple[str, Behaviour]] = {
     "hang_up": ("reset", lambda web: None),
 }
 
-#: Rows whose fate is in the row itself: the reason and the URL, given the server's base.
+#: Kinds of rows whose outcome depends on the row itself: the reason, and the URL for a base URL of the server.
 ROWS: dict[str, tuple[str, Callable[[str], str | None]]] = {
     "refused": ("connection", lambda base: "http://127.0.0.1:1/{number}.jpg"),
     "no_such_host": ("dns", lambda base: "http://host-{number}.invalid/a.jpg"),
@@ -255,7 +255,7 @@ class HostileServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients that hang up are part of the game
+        pass  # clients that hang up are expected
 
 
 @contextmanager
@@ -273,14 +273,14 @@ def hostile_server(tls: ssl.SSLContext | None = None) -> Iterator[HostileServer]
 
 
 def expected_reasons() -> dict[str, str]:
-    """The reason for each kind of row; "" when it must be kept."""
+    """The expected reason of each kind of row; "" for rows that must be kept."""
     found = {kind: reason for kind, (reason, _) in bodies().items()}
     found |= {kind: reason for kind, (reason, _) in BEHAVIOURS.items()}
     return found | {kind: reason for kind, (reason, _) in ROWS.items()}
 
 
 def hostile_rows(count: int, base: str) -> tuple[pa.Table, Counter[str]]:
-    """So many rows of metadata (schema METADATA), every kind in turn, and how many must end with which reason."""
+    """Rows of metadata (schema METADATA), each kind in turn, and the expected number of each reason."""
     reasons, rows, outcomes = expected_reasons(), [], Counter[str]()
     kinds, long_captions, same = list(reasons), 0, 0
     for number in range(count):
@@ -299,16 +299,16 @@ def hostile_rows(count: int, base: str) -> tuple[pa.Table, Counter[str]]:
 
 
 def main() -> None:
-    """Ingest as many hostile rows as the command line says."""
+    """Ingest the number of hostile rows given on the command line."""
     import resource
     import tempfile
     from pathlib import Path
 
     import pyarrow.parquet as pq
 
-    from pipelines.execution.cluster import local_cluster
     from pipelines.execution.environment import set_environment, temporary_folder
     from stages.ingest import stage as ingest
+    from stages.ray_tools.cluster import local_cluster
     from tests.support.contexts import make_context
 
     set_environment("micro")

@@ -1,4 +1,4 @@
-"""Rows of a plan and pictures made of noise. In a module of their own, light to import: Ray's data workers do."""
+"""Rows of a plan and pictures of noise, in a module that Ray's data workers can import quickly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 32
 
 
 def picture(picture_id: str) -> bytes:
-    """A picture that depends on its id; "wide..." is not square, "large..." has twice the side, "broken" is none."""
+    """A picture that depends on its id: "wide..." is not square, "large..." has twice the side, "broken" is not one."""
     height = 2 * SIDE if picture_id.startswith("large") else SIDE
     width = 48 if picture_id.startswith("wide") else height
     pixels = np.random.default_rng(list(picture_id.encode())).integers(0, 255, (height, width, 3), dtype=np.uint8)
@@ -28,16 +28,16 @@ def picture(picture_id: str) -> bytes:
 
 def rows(step: int) -> list[PlanRow]:
     names, sources = ("a", "b", "wide", "c"), ("multiview", "image_text", "image_text", "multiview")
-    crops = 0.2, 0.7, 0.01 * step, 0.9
+    positions = 0.2, 0.7, 0.01 * step, 0.9
     return [
-        PlanRow(slot, sources[slot], f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, *crops)
+        PlanRow(slot, sources[slot], f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, *positions)
         for slot in range(BATCH)
     ]
 
 
 @dataclass(frozen=True)
 class NotedFeed:
-    """Leaves a file for each step that it prepares."""
+    """Writes a file for each step that it prepares."""
 
     folder: Path
 

@@ -25,7 +25,7 @@ def encoded_picture(number: int) -> bytes:
 
 
 def filled(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
-    """A table of these rows; what they leave out is filled in."""
+    """A table of these rows; missing columns get defaults."""
     defaults = {pa.string(): "x", pa.int32(): 64, pa.binary(): b""}
     filled = [{field.name: defaults.get(field.type) for field in schema} | row for row in rows]
     return pa.Table.from_pylist(filled, schema=schema)

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from model.adapters.image_encoder import ImageEncoderError, ImageEncoders, ReferenceFeatures, VisionTower
-from model.pictures import to_tensor
+from model.pictures.tensors import to_tensor
 from tests.support.tiny_models import ENCODERS
 
 _SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.pictures import crop_reference, load_picture, square_crop, to_tensor
+from model.pictures.crops import crop_reference, square_crop
+from model.pictures.decoding import load_picture
+from model.pictures.tensors import to_tensor
 from model.training.adapter_examples import ExamplePictures
 from tests.support.tiny_examples import picture, rows
 

@@ -12,7 +12,7 @@ from PIL import Image
 from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
 from model.methods.names import MethodName
-from model.pictures import load_picture
+from model.pictures.decoding import load_picture
 from model.pipeline import RealCustomPipeline
 from model.training.adapter_loss import AdapterModule
 from model.training.adapter_previews import PreviewSubject

@@ -16,7 +16,9 @@ from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import BackboneError
 from model.methods.names import MethodName
 from model.methods.registry import load_adapter
-from model.pictures import PictureError, crop_reference, load_picture, square_crop, to_tensor
+from model.pictures.crops import crop_reference, square_crop
+from model.pictures.decoding import PictureError, load_picture
+from model.pictures.tensors import to_tensor
 from model.training.adapter_task import GAIN_EVERY
 from tests.support.adapter_tasks import example, make_task, randomize_values
 from tests.support.tiny_examples import BATCH, picture, rows

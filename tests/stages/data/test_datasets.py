@@ -1,4 +1,4 @@
-"""Datasets: what is written is what is read, in order; bad files are named."""
+"""Datasets: rows are read as they were written, in order, and errors name the file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contents(folder: Path) -> list[bytes]:
 
 @settings(max_examples=25, deadline=None)
 @given(pictures=st.dictionaries(st.text(min_size=1, max_size=5), st.binary(max_size=40), max_size=40))
-def test_what_is_written_is_read_back_sorted_and_by_id(
+def test_rows_are_read_back_sorted_and_by_id(
     pictures: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("data") / "samples"
@@ -95,7 +95,7 @@ def test_a_missing_column_or_another_type_is_named_when_reading(tmp_path: Path) 
         read_dataset(tmp_path / "nothing", SCHEMA)
 
 
-def test_a_store_travels_by_its_path(tmp_path: Path) -> None:
+def test_only_the_path_of_a_store_is_pickled(tmp_path: Path) -> None:
     write_dataset(tmp_path / "samples", rows({"a": b"1", "b": b"2"}), SCHEMA)
     store = PictureStore(tmp_path / "samples", "sample_id")
     assert store["b"] == b"2"
@@ -106,7 +106,7 @@ def test_a_store_travels_by_its_path(tmp_path: Path) -> None:
         store["c"]
 
 
-def test_ids_with_the_same_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_with_the_same_hash_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "_hashes_of", lambda ids: np.zeros(len(ids), np.uint64))
     pictures = {f"{number:03d}": bytes([number]) for number in range(200)}
     write_dataset(tmp_path / "samples", rows(pictures), SCHEMA)

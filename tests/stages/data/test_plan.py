@@ -1,4 +1,4 @@
-"""Reading the training plan, and refusing one that does not fit its data."""
+"""Reading the training plan, and refusing a plan that does not fit its data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_plan_reader_gives_the_rows_of_a_step(data: Path) -> None:
         assert [row.slot for row in plan(step)] == list(range(BATCH))
 
 
-def test_plan_reader_starts_anywhere_in_a_plan_of_several_parts(tmp_path: Path) -> None:
+def test_plan_reader_starts_at_any_step_of_a_plan_with_several_parts(tmp_path: Path) -> None:
     for number, steps in enumerate([range(0, 4), range(4, 8), range(8, 9)]):
         rows = [plan_row(step, slot) for step in steps for slot in range(BATCH)]
         write_part(tmp_path / "plan", number, filled(PLAN, rows), PLAN)

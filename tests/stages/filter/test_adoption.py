@@ -1,4 +1,4 @@
-"""What other tools have written enters at the filter: every layout, damaged files, and folders that are none."""
+"""Import of the folders of other tools: every layout, damaged files, and unsuitable folders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.picture_files import encode, png, scene
 BODIES = bodies()
 GOOD = encode(scene(1))
 
-#: Caption, picture, and what must become of the row ("" when it is a sample).
+#: Caption, picture, and the reason of the row ("" for a sample).
 ROWS: list[tuple[str | None, bytes | None, str]] = [
     ("a cup", GOOD, ""),
     ("чашка \x00 \x1b[31m", png(scene(2)), ""),
@@ -49,7 +49,7 @@ ROWS: list[tuple[str | None, bytes | None, str]] = [
 
 
 def write_tar(folder: Path) -> None:
-    """A webdataset, with files that are nobody's business."""
+    """A webdataset with additional files, which must be ignored."""
     with tarfile.open(folder / "00000.tar", "w") as archive:
 
         def add(name: str, data: bytes) -> None:
@@ -113,7 +113,7 @@ def adopt_all(source: Path, folder: Path) -> tuple[list[dict[str, Any]], list[di
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
-def test_every_row_of_every_layout_is_a_sample_or_has_a_reason(write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_every_row_of_every_layout_is_imported_or_rejected(write: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     write(tmp_path / "source")
     samples, rejected = adopt_all(tmp_path / "source", tmp_path / "adopted")
@@ -138,7 +138,7 @@ def test_every_row_of_every_layout_is_a_sample_or_has_a_reason(write: Callable[[
 
 
 @pytest.mark.parametrize("writer", ["WebDatasetSampleWriter", "ParquetSampleWriter"])
-def test_what_img2dataset_writes_keeps_its_urls_scores_and_sizes(writer: str, tmp_path: Path) -> None:
+def test_the_output_of_img2dataset_keeps_its_urls_scores_and_sizes(writer: str, tmp_path: Path) -> None:
     from img2dataset import writer as writers
 
     fields = dict.fromkeys(("url", "caption", "key", "status", "error_message"), pa.string())
@@ -165,13 +165,13 @@ def test_what_img2dataset_writes_keeps_its_urls_scores_and_sizes(writer: str, tm
     assert [row[name] for name in names] == ["http://h/1.jpg", "a cup", GOOD, 0.25, 5.5, None, "en"]
     assert [row[key] for key in ("width", "height", "original_width", "original_height")] == [64, 64, 640, 480]
     assert row["sample_id"] == content_id("http://h/1.jpg", "a cup")
-    told = [(row["url"], row["reason"], row["detail"]) for row in rejected]  # a tar file has no row for it
+    reasons = [(row["url"], row["reason"], row["detail"]) for row in rejected]  # a tar file has no row for it
     failed = [("http://h/2.jpg", "no_picture", "failed_to_download: HTTP Error 404")]
-    assert told == (failed if writer == "ParquetSampleWriter" else [])
+    assert reasons == (failed if writer == "ParquetSampleWriter" else [])
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
-def test_of_a_damaged_file_the_rest_is_one_row(write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_the_rest_of_a_damaged_file_is_one_row(write: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     write(tmp_path / "source")
     (file,) = find_layout(tmp_path / "source").files
@@ -186,16 +186,16 @@ def test_of_a_damaged_file_the_rest_is_one_row(write: Callable[[Path], None], tm
     assert str(file.relative_to(tmp_path / "source")) in broken["url"]
 
 
-def test_text_that_is_no_unicode_and_numbers_that_are_none_harm_nobody(tmp_path: Path) -> None:
+def test_invalid_unicode_and_numbers_are_handled(tmp_path: Path) -> None:
     raw = pa.array([b"cup \xff\xfe"])
     caption = pa.Array.from_buffers(pa.string(), 1, raw.buffers())
     score = pa.array([float("nan")])
     (tmp_path / "table").mkdir()
     pq.write_table(pa.table({"image": [GOOD], "caption": caption, "punsafe": score}), tmp_path / "table" / "a.parquet")
-    told = {"caption": "\ud800 cup", "punsafe": 10**400, "AESTHETIC_SCORE": "5", "original_width": -1}
+    fields = {"caption": "\ud800 cup", "punsafe": 10**400, "AESTHETIC_SCORE": "5", "original_width": -1}
     (tmp_path / "web").mkdir()
     with tarfile.open(tmp_path / "web" / "0.tar", "w") as archive:
-        for name, data in {"1.jpg": GOOD, "1.json": json.dumps(told).encode(), "2.jpg": GOOD, "2.json": b"{"}.items():
+        for name, data in {"1.jpg": GOOD, "1.json": json.dumps(fields).encode(), "2.jpg": GOOD, "2.json": b"{"}.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
@@ -205,7 +205,7 @@ def test_text_that_is_no_unicode_and_numbers_that_are_none_harm_nobody(tmp_path:
     assert (row["caption"], row["unsafe"]) == ("cup \ufffd\ufffd", None)
 
 
-def test_a_folder_that_is_none_of_these_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unsuitable_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"there is no folder .*/missing"):
         find_layout(tmp_path / "missing")
     (tmp_path / "picture.jpg").write_bytes(GOOD)
@@ -225,7 +225,7 @@ def test_a_folder_that_is_none_of_these_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_stage_takes_another_tools_folder_in_place_of_ingest(tmp_path: Path, ray_cluster: str) -> None:
+def test_the_stage_imports_a_folder_of_another_tool(tmp_path: Path, ray_cluster: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
     write_hugging_face_parquet(source)

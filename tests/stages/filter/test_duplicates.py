@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.data.pictures import decode
+from model.pictures.decoding import load_picture
 from stages.filter.candidate import colour_grid
 from stages.filter.duplicates import (
     MAX_BITS,
@@ -21,7 +21,7 @@ from tests.support.picture_files import encode, scene
 
 
 def signature_of(data: bytes) -> Signature:
-    picture = decode(data)
+    picture = load_picture(data)
     return signatures([(picture, colour_grid(picture))])[0]
 
 

@@ -1,4 +1,4 @@
-"""Hostile captioned pictures through the filter: no row is lost, each ends as it must, and memory is bounded."""
+"""Hostile captioned pictures in the filter: no row is lost, each has its outcome, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.hostile_samples import SETTINGS, hostile_samples
 
 
 def filter_here(source: Path, folder: Path) -> Counter[str]:
-    """What the stage's tasks do, in this process; what became of the rows of which sample could be made."""
+    """Run the stage's tasks in this process; returns the number of samples by reason ("" for those kept)."""
     settings, layout = FilterConfig(**SETTINGS), find_layout(source)
     for number in range(len(layout.files)):
         adopt_file(layout, number, source, folder / "adopted")
@@ -32,8 +32,8 @@ def filter_here(source: Path, folder: Path) -> Counter[str]:
     groups = group_files(files, row_counts(files), 400)
     (folder / "verdicts").mkdir()
     for group in groups:
-        told = list(inspect(pa.table({"group": [vars(group)]}), folder / "verdicts", settings))
-        assert sum(table["rows"][0].as_py() for table in told) == group.rows
+        tallies = list(inspect(pa.table({"group": [vars(group)]}), folder / "verdicts", settings))
+        assert sum(table["rows"][0].as_py() for table in tallies) == group.rows
     duplicates = duplicates_by_group(groups, folder / "verdicts", settings.drop_duplicates)
     found = Counter[str]()
     for group, late in zip(groups, duplicates, strict=True):
@@ -42,7 +42,7 @@ def filter_here(source: Path, folder: Path) -> Counter[str]:
     return found
 
 
-def test_some_hundred_hostile_rows_end_as_they_must(tmp_path: Path) -> None:
+def test_three_hundred_hostile_rows_have_their_outcomes(tmp_path: Path) -> None:
     expected = hostile_samples(tmp_path / "source", 300)
     found = filter_here(tmp_path / "source", tmp_path)
     refused = read_dataset(tmp_path / "adopted" / "rejected", REJECTED)["reason"].to_pylist()
@@ -53,7 +53,7 @@ def test_some_hundred_hostile_rows_end_as_they_must(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrow's, which holds the pictures, at its peak."""
+    """The peak of Arrow's memory, which holds the pictures."""
     monkeypatch.setattr(datasets, "_WAITING_BYTES", 1_000_000)
     peaks = []
     for count in (500, 2000):
@@ -71,7 +71,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
 
 def test_rows_that_do_not_add_up_are_refused() -> None:
     check_sum(10, 7, 3)
-    with pytest.raises(StageError, match="10 came, but 7 are kept and 2 rejected"):
+    with pytest.raises(StageError, match="10 read, but 7 are kept and 2 rejected"):
         check_sum(10, 7, 2)
 
 

@@ -1,4 +1,4 @@
-"""One picture from a hostile web: addresses, limits, redirects, opt-outs. Real sockets, a real server."""
+"""Single downloads from hostile servers: addresses, limits, redirects, opt-outs. Real sockets, a real server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_behaviour_of_a_server_ends_in_time_with_a_picture_or_a_reason(kin
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ROWS if kind.endswith(("url", "host", "address", "label", "port"))])
-def test_urls_that_are_none(kind: str, web: HostileServer) -> None:
+def test_malformed_urls(kind: str, web: HostileServer) -> None:
     url = ROWS[kind][1](web.base)
     if url and ROWS[kind][0] in ("bad_url", "dns"):
         assert reason_for(url.replace("{number}", "1")) == ROWS[kind][0]
@@ -62,17 +62,17 @@ def test_urls_that_are_none(kind: str, web: HostileServer) -> None:
      "fd00:ec2::254", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::127.0.0.1", "64:ff9b::a00:1",
      "2002:7f00:1::", "2002:a00:1::1", "2001:db8::1", "fec0::1"],
 )  # fmt: skip
-def test_addresses_of_this_machine_and_its_neighbours_are_not_public(address: str) -> None:
+def test_private_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "64:ff9b::808:808"])
-def test_addresses_of_the_open_internet_are(address: str) -> None:
+def test_addresses_of_the_public_internet_are_public(address: str) -> None:
     assert is_public(address)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"])
-def test_this_machine_is_not_asked_under_any_name(host: str, web: HostileServer) -> None:
+def test_this_machine_is_not_contacted_under_any_name(host: str, web: HostileServer) -> None:
     closed = dataclasses.replace(SETTINGS, allow_private_addresses=False)
     before = web.asked.total()
     url = f"http://{host}:{web.server_address[1]}/busy_once/private"
@@ -81,19 +81,19 @@ def test_this_machine_is_not_asked_under_any_name(host: str, web: HostileServer)
 
 
 def test_a_redirect_is_checked_like_the_first_address(web: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """127.0.0.1 plays the open internet, 127.0.0.2 the neighbour."""
+    """127.0.0.1 stands for the public internet, 127.0.0.2 for a private network."""
     monkeypatch.setattr(fetching, "is_public", lambda address: address == "127.0.0.1")
     closed = dataclasses.replace(SETTINGS, allow_private_addresses=False)
-    neighbour = web.base.replace("127.0.0.1", "127.0.0.2")
+    private = web.base.replace("127.0.0.1", "127.0.0.2")
     assert reason_for(f"{web.base}/moved/1", closed) == ""
-    assert reason_for(f"{web.base}/moved_to?{neighbour}/jpeg/1", closed) == "private_address"
+    assert reason_for(f"{web.base}/moved_to?{private}/jpeg/1", closed) == "private_address"
     assert reason_for(f"{web.base}/moved_to?{web.base}/jpeg/1", closed) == ""
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
     web: HostileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name that is public when it is asked for, and this machine when it is asked for again: DNS rebinding."""
+    """DNS rebinding: a name resolves to a public address first and to this machine later."""
     answers = iter(["127.0.0.1", "127.0.0.3", "127.0.0.3"])
     real = socket.getaddrinfo
 
@@ -108,17 +108,17 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
     assert reason_for(url, closed) == "private_address"
 
 
-def test_a_picture_comes_whole_under_our_name(web: HostileServer) -> None:
-    answer = fetch(f"{web.base}/agent/1", SETTINGS)
-    assert answer.body == web.bodies["jpeg"][1]
-    assert ROBOT in answer.headers["X-Asked-By"]
+def test_a_picture_is_downloaded_whole_with_our_user_agent(web: HostileServer) -> None:
+    response = fetch(f"{web.base}/agent/1", SETTINGS)
+    assert response.body == web.bodies["jpeg"][1]
+    assert ROBOT in response.headers["X-Asked-By"]
 
 
-def test_urlopen_with_our_opener_speaks_in_reasons(web: HostileServer) -> None:
+def test_urlopen_with_our_opener_raises_errors_with_reasons(web: HostileServer) -> None:
     urllib.request.install_opener(PictureOpener(SETTINGS))
     try:
-        with urllib.request.urlopen(f"{web.base}/moved/1", timeout=99) as answer:
-            assert answer.read() == web.bodies["jpeg"][1]
+        with urllib.request.urlopen(f"{web.base}/moved/1", timeout=99) as response:
+            assert response.read() == web.bodies["jpeg"][1]
         with pytest.raises(FetchError, match="not_found: HTTP 404"):
             urllib.request.urlopen(urllib.request.Request(f"{web.base}/not_found/1"))
     finally:
@@ -162,7 +162,7 @@ def test_opt_outs(value: str, expected: bool) -> None:
         ("http://h/a\r\nX: y", "h", 80, "/aX:%20y"),
     ],
 )
-def test_urls_are_taken_apart_as_browsers_do(url: str, host: str, port: int, target: str) -> None:
+def test_urls_are_split_as_browsers_do(url: str, host: str, port: int, target: str) -> None:
     address = parse_url(url)
     assert (address.host, address.port, address.target) == (host, port, target)
     assert address.is_tls == (port == 443)
@@ -191,7 +191,7 @@ def tls_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hostile
     fetching._tls_context.cache_clear()
 
 
-def test_tls_is_verified_and_as_bounded_as_tcp(tls_web: HostileServer) -> None:
+def test_tls_is_verified_and_has_the_same_deadline_as_tcp(tls_web: HostileServer) -> None:
     base = f"https://localhost:{tls_web.server_address[1]}"
     assert fetch(f"{base}/jpeg/1", SETTINGS).body == tls_web.bodies["jpeg"][1]
     assert reason_for(f"{base.replace('localhost', '127.0.0.1')}/jpeg/1") == "tls"  # the certificate has another name

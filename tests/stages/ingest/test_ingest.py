@@ -21,7 +21,7 @@ from stages.data.loopback import serve_folder
 from stages.data.schemas import REJECTED, SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from stages.ingest import stage as ingest
-from stages.ingest.outcomes import FAILED, check_sum, outcome_table, reason_of, refuse_failures
+from stages.ingest.outcomes import FAILED, check_failed_share, check_sum, outcome_table, reason_of
 from tests.support.contexts import make_context
 from tests.support.hostile_samples import SETTINGS
 from tests.support.hostile_web import CAPTIONS, LIMITS, hostile_rows, hostile_server
@@ -45,7 +45,7 @@ def outcome(context: StageContext) -> tuple[pa.Table, pa.Table, pa.Table]:
     )
 
 
-def test_reasons_are_ours_or_made_of_what_img2dataset_says() -> None:
+def test_reasons_are_ours_or_derived_from_img2datasets_messages() -> None:
     assert reason_of("failed_to_download", "not_found: HTTP 404") == ("not_found", "HTTP 404")
     assert reason_of("failed_to_download", "unknown url type: ''") == ("bad_url", "unknown url type: ''")
     assert reason_of("failed_to_resize", "too_many_pixels: 9 x 9 > 1") == ("too_many_pixels", "9 x 9 > 1")
@@ -66,11 +66,11 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
         ("rejected", "too_small", "1", "10.0 %"),
         ("failed", "dns", "4", "40.0 %"),
     ]
-    refuse_failures(10, 3, rejected, failed, 0.4)
+    check_failed_share(10, 3, rejected, failed, 0.4)
     with pytest.raises(StageError, match=r"4 of 10 rows have failed .*\(dns 4; ingest.max_failed_share allows 0.3\)"):
-        refuse_failures(10, 3, rejected, failed, 0.3)
+        check_failed_share(10, 3, rejected, failed, 0.3)
     with pytest.raises(StageError, match=r"3 were rejected \(decode 2, too_small 1; none was kept\)"):
-        refuse_failures(3, 0, rejected, Counter(), 1.0)
+        check_failed_share(3, 0, rejected, Counter(), 1.0)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.slow
-def test_every_url_becomes_a_sample_or_a_reason_also_after_an_interruption_and_failed_rows_are_asked_for_again(
+def test_every_url_has_one_outcome_also_after_an_interruption_and_a_retry_downloads_failed_rows(
     web: tuple[str, Path], tmp_path: Path, ray_cluster: str
 ) -> None:
     base, site = web
@@ -135,8 +135,7 @@ def test_every_url_becomes_a_sample_or_a_reason_also_after_an_interruption_and_f
 
 
 def _resume(context: StageContext, again: StageContext, result: StageResult) -> None:
-    """What a SIGKILL leaves: a shard without its mark and half a file, and one that a worker finished after the stage,
-    and the server with it, was gone."""
+    """A SIGKILL leaves a shard with half a file and no mark, and one that a worker finished without the server."""
     shards = context.scratch / "shards"
     (shards / "00001.done").unlink()
     (shards / "00001.parquet").write_bytes(b"")
@@ -151,7 +150,7 @@ def _resume(context: StageContext, again: StageContext, result: StageResult) -> 
 
 
 def _another_list(rows: list[dict[str, Any]], folder: Path, changes: dict[str, Any]) -> None:
-    """Metadata that has changed since the interruption, as behind a URI it may without notice."""
+    """The metadata has changed since the interruption."""
     file = write_metadata(folder / "fewer.parquet", rows)
     shutil.rmtree(folder / "output")  # as the runner does
     found = ingest.run(make_context(folder, ingest=changes | {"metadata": str(file)}))
@@ -159,14 +158,14 @@ def _another_list(rows: list[dict[str, Any]], folder: Path, changes: dict[str, A
 
 
 def _retry(site: Path, earlier: Path, changes: dict[str, Any], tmp_path: Path) -> None:
-    """`ingest.retry=failed`: only failed rows are asked for; the rest is the earlier output's, byte for byte."""
+    """`ingest.retry=failed` downloads only failed rows; the others are copied byte for byte."""
     retry = changes | {"retry": "failed"}
-    with pytest.raises(StageError, match=r"retry=failed needs an output"):
+    with pytest.raises(StageError, match=r"retry=failed needs an earlier output"):
         ingest.run(make_context(tmp_path / "none", ingest=retry))
-    with pytest.raises(StageError, match=r"made by other rules: ingest.image_size was 64"):
+    with pytest.raises(StageError, match=r"made with other settings: ingest.image_size was 64"):
         ingest.run(make_context(tmp_path / "other", previous=earlier, ingest=retry | {"image_size": 32}))
     old_samples = read_dataset(earlier / "samples", SAMPLES)
-    (site / "good7.jpg").rename(site / "missing.jpg")  # what was missing is there; what was there is kept anyway
+    (site / "good7.jpg").rename(site / "missing.jpg")  # the missing picture appears; the downloaded ones are kept
     for file in site.glob("*"):
         if file.name != "missing.jpg":
             file.unlink()
@@ -188,7 +187,7 @@ def _retry(site: Path, earlier: Path, changes: dict[str, Any], tmp_path: Path) -
         ("http://localhost/{}.jpg", False, r"0 of 4 rows have failed and 4 were rejected \(private_address 4; none"),
     ],
 )
-def test_a_run_that_keeps_nothing_stops_and_asks_again_next_time(
+def test_a_run_that_keeps_nothing_stops_and_downloads_again_next_time(
     url: str, private: bool, message: str, tmp_path: Path, ray_cluster: str
 ) -> None:
     rows = [{"URL": url.format(number), "TEXT": f"picture {number}"} for number in range(4)]
@@ -201,7 +200,7 @@ def test_a_run_that_keeps_nothing_stops_and_asks_again_next_time(
 
 @pytest.mark.slow
 def test_of_a_hostile_web_no_row_is_lost(tmp_path: Path, ray_cluster: str) -> None:
-    """Other sizes, with times and memory: `python tests/support/hostile_web.py 100000`."""
+    """Other sizes, with times and memory: `python -m tests.support.hostile_web 100000`."""
     count = 10_000
     with hostile_server() as server:
         table, expected = hostile_rows(count, server.base)
@@ -222,7 +221,7 @@ def test_of_a_hostile_web_no_row_is_lost(tmp_path: Path, ray_cluster: str) -> No
 
 
 @pytest.mark.slow
-def test_photographs_that_nobody_made_for_this_project(tmp_path: Path, ray_cluster: str) -> None:
+def test_photographs_of_dreambench(tmp_path: Path, ray_cluster: str) -> None:
     """Ingest, then filter, on DreamBench behind a loopback server, by configuration alone."""
     if not DREAMBENCH.is_dir():
         pytest.skip(f"the photographs of DreamBench are not at {DREAMBENCH}")

@@ -1,0 +1,1 @@
+"""Pictures: decoding, crops, and the way to tensors and back."""

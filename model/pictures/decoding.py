@@ -1,0 +1,218 @@
+"""Decoding of encoded pictures: the one policy for pictures from the web, from data sets and from users.
+
+- A picture is a JPEG, PNG, WebP or GIF file, recognised by its first bytes. Of an animation, or of a JPEG with more
+  than one picture (MPO, which phones write), the first frame is used: on the web and on phones such files are common,
+  and their first frame shows what the others show.
+- The header is checked against a limit of pixels before any pixel is decoded.
+- The result is RGB with 8 bits a channel, upright by its EXIF orientation. Transparent parts become white, 16 bits are
+  scaled to 8, and CMYK is converted by Pillow's formula.
+- Truncated and damaged files are refused. Damaged EXIF data is ignored, and the picture counts as upright.
+
+Imports no torch, which takes a worker seconds.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from model.errors import ModelError
+
+MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+SIGNATURE_BYTES = 16  # that `picture_format` needs at most
+_ORIENTATION = 0x0112
+_EXIF_MARKERS = {"JPEG": b"Exif", "PNG": b"eXIf", "WEBP": b"EXIF"}
+#: The transpositions that make pictures upright, for each EXIF orientation but 1.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(ModelError):
+    """A picture that cannot be used.
+
+    Attributes:
+        detail: The reason as datasets store it: "wrong_type: ...", "too_many_pixels: ..." or "decode: ...".
+    """
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+def load_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture: RGB, upright.
+
+    Args:
+        source: A file's path, or the encoded bytes.
+        max_pixels: The largest width times height that is decoded.
+
+    Raises:
+        PictureError: The file cannot be read, is not a picture, is truncated or damaged, or has too many pixels.
+    """
+    name = "the picture" if isinstance(source, bytes) else f"the picture {source}"
+    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    with open_picture(data, max_pixels, name) as image:
+        return upright_rgb(image, exif_orientation(data))
+
+
+def load_reduced(data: bytes, min_side: int) -> Image.Image:
+    """Decode a picture at a half, a quarter or an eighth of its size, with sides of at least `min_side` pixels.
+
+    A JPEG is read to its end and all its coefficients are decoded, so that a file is damaged here exactly when it is
+    damaged for `load_picture`. Only the transform of most coefficients to pixels is left out. Other formats come in
+    full size.
+
+    Raises:
+        PictureError: As `load_picture`.
+    """
+    with open_picture(data) as image:
+        image.draft("RGB", (min_side, min_side))
+        return upright_rgb(image, exif_orientation(data))
+
+
+@contextmanager
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the picture") -> Iterator[Image.Image]:
+    """Open a picture and check its header. The block may decode it, and decoding errors there become PictureErrors.
+
+    Raises:
+        PictureError: As `load_picture`.
+    """
+    try:
+        with _open(data, max_pixels, name) as image:
+            yield image
+    except PictureError:
+        raise
+    except Exception as error:  # a hostile file can make a decoder raise anything
+        raise _damaged(name, _words(error)) from error
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """Encode a picture as PNG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture_format(data: bytes | bytearray) -> str | None:
+    """Pillow's name of the format that the first bytes belong to; None for all but JPEG, PNG, WebP and GIF."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return "GIF" if data[:6] in (b"GIF87a", b"GIF89a") else None
+
+
+def is_picture_file(file: Path) -> bool:
+    """Whether a file has the suffix of a picture."""
+    return file.suffix.lower() in PICTURE_SUFFIXES
+
+
+def upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
+    """Decode an opened picture: RGB, 8 bits a channel, white where it is transparent, without its metadata.
+
+    Args:
+        image: As `open_picture` yields it.
+        orientation: As `exif_orientation` returns it.
+    """
+    image.load()
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        picture = Image.new("RGB", layer.size, "white")
+        picture.paste(layer, mask=layer.getchannel("A"))
+    else:
+        picture = image if image.mode == "RGB" else image.convert("RGB")  # a copy would double the time
+    picture.info.clear()  # its EXIF orientation would turn a saved copy again
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+
+
+def exif_orientation(data: bytes) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) when there is none or it cannot be read."""
+    kind = picture_format(data) or ""
+    if kind not in _EXIF_MARKERS or _EXIF_MARKERS[kind] not in data:  # far cheaper than to parse the file
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            orientation = int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken tag is no reason to lose a picture, and Pillow raises many errors for one
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _read(file: Path, name: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{name} cannot be read: {error.strerror or error}.", f"decode: {error}") from error
+
+
+def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
+    """Read the header and no pixel; raises PictureError."""
+    kind = picture_format(data)
+    if kind is None:
+        raise _wrong_type(name, data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is stricter
+            if kind == "WEBP":  # Pillow allocates the canvas of one when it opens it
+                _check_pixels(_webp_size(data), max_pixels, name)
+            image = Image.open(io.BytesIO(data), formats=[kind])
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} has too many pixels: {error}", f"too_many_pixels: {error}") from error
+    except Exception as error:  # as in `open_picture`
+        raise _damaged(name, f"{kind} header: {_words(error)}") from error
+    _check_pixels(image.size, max_pixels, name)
+    return image
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    if size[0] * size[1] > max_pixels:
+        found = f"{size[0]} x {size[1]}"
+        message = f"{name} has too many pixels: {found} are more than the {max_pixels} allowed; make it smaller."
+        raise PictureError(message, f"too_many_pixels: {found} > {max_pixels}")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height. See "WebP Container Specification", sections on VP8, VP8L and VP8X."""
+    chunk = data[12:16]
+    if len(data) < 30 or chunk not in (b"VP8 ", b"VP8L", b"VP8X"):
+        raise ValueError(f"first chunk {chunk!r} of {len(data)} bytes")
+    if chunk == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _wrong_type(name: str, data: bytes) -> PictureError:
+    found = f"starts with {data[:8]!r}"
+    message = f"{name} is not a picture in a format that can be read (JPEG, PNG, WebP, GIF): it {found}; convert it."
+    return PictureError(message, f"wrong_type: {found}")
+
+
+def _damaged(name: str, words: str) -> PictureError:
+    return PictureError(f"{name} is truncated or damaged: {words}.", f"decode: {words}")
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

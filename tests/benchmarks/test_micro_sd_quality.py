@@ -1,0 +1,79 @@
+"""Floors for the quality of the shipped weights, far below the figures of the model card; the measures themselves."""
+
+import pytest
+import torch
+
+from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
+from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.shapes import TRAINED_CATEGORIES
+from tests.benchmarks.micro_sd_quality import (
+    attention_quality,
+    encoder_quality,
+    generation_quality,
+    painted_attention_quality,
+    top_share_iou,
+    two_object_quality,
+)
+from tests.benchmarks.support.micro_sd_pictures import PromptSet, paint, two_object_prompts
+
+
+@pytest.fixture(scope="module")
+def models() -> MicroStableDiffusion:
+    return load_micro_sd()
+
+
+def test_prompts_name_every_class_equally_often() -> None:
+    prompts = PromptSet.draw(240, seed=0)
+    pairs = set(zip(prompts.category.tolist(), prompts.background.tolist(), strict=True))
+    assert len(pairs) == len(TRAINED_CATEGORIES) * len(BACKGROUNDS)
+    assert 80 < int((prompts.colour >= 0).sum()) < 160
+
+
+def test_two_object_prompts_name_two_different_categories() -> None:
+    texts, named = two_object_prompts(300)
+    assert (named[:, 0] != named[:, 1]).all()
+    assert len({tuple(pair) for pair in named.tolist()}) == len(TRAINED_CATEGORIES) * (len(TRAINED_CATEGORIES) - 1)
+    for text, pair in zip(texts, named, strict=True):
+        assert all(TRAINED_CATEGORIES[category] in text.split() for category in pair)
+
+
+def test_iou_of_perfect_and_opposite_maps() -> None:
+    truth = torch.zeros(2, 16, 16, dtype=torch.bool)
+    truth[:, 4:8, 4:8] = True
+    assert top_share_iou(truth.float(), truth) == 1
+    assert top_share_iou(-truth.float(), truth) == 0
+
+
+def test_a_picture_does_not_depend_on_its_batch(models: MicroStableDiffusion) -> None:
+    prompts = ["a photo of a red ball on the beach", "a photo of a car in the snow"]
+    together, alone = paint(models, prompts, seed=1, steps=2), paint(models, prompts[:1], seed=1, steps=2)
+    assert torch.allclose(together[:1], alone, atol=1e-3)
+
+
+def test_pictures_have_the_background_of_their_prompt(models: MicroStableDiffusion) -> None:
+    assert generation_quality(models, 12, steps=8)["background"] > 0.8
+
+
+def test_the_noun_s_attention_lies_on_the_object(models: MicroStableDiffusion) -> None:
+    attention = attention_quality(models, 32, timesteps=(300,))
+    assert attention["cross_attention_iou_t300"] > 0.5
+    assert attention["cross_times_self_iou_t300"] > 0.6
+
+
+def test_encoders_and_judge_generalise_to_unseen_instances(models: MicroStableDiffusion) -> None:
+    encoders = encoder_quality(models, 80)
+    assert encoders["vae_psnr"] > 23
+    assert encoders["judge_background"] > 0.9
+    assert encoders["judge_category"] > 0.8
+    assert encoders["judge_mask_iou"] > 0.7
+    assert encoders["dino_retrieval"] > 0.8
+
+
+def test_pictures_show_two_objects_and_the_judge_finds_both_in_real_scenes(models: MicroStableDiffusion) -> None:
+    measured = two_object_quality(models, 8, steps=8)
+    assert measured["two_objects"] > 0.2  # two of twelve by chance: 1 in 66
+    assert measured["judge_two_objects"] > 0.7
+
+
+def test_the_noun_s_attention_lies_on_the_object_during_generation(models: MicroStableDiffusion) -> None:
+    assert painted_attention_quality(models, 6, timesteps=(300,), steps=8)["painted_cross_attention_iou_t300"] > 0.4

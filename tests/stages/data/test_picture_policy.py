@@ -1,0 +1,176 @@
+"""Every way in accepts the same pictures, refuses the same, and sees the same pixels."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.errors import ModelError
+from model.pictures.decoding import load_picture
+from stages.config import FilterConfig
+from stages.contract import StageError
+from stages.customize import stage as customize
+from stages.data.jpeg import encode_jpeg
+from stages.evaluate.cases import read_subject
+from stages.filter.adoption import adopt_row
+from stages.filter.candidate import Candidate
+from stages.filter.layouts import ForeignRow
+from stages.filter.rules import active_rules, rejection
+from stages.ingest.resizer import CheckedResizer, Resized, decodable
+from stages.multiview.frames import load_frame
+from stages.register.pyfunc_model import PaintRequest, RealwordModel
+from tests.support.hostile_web import bodies, encode, sixteen_bits
+from tests.support.picture_files import scene
+
+SIDE = 48
+_NO_LIMITS = FilterConfig(
+    min_side=None, max_aspect_ratio=None, min_caption_words=None, max_caption_characters=None, min_aesthetic=None,
+    min_similarity=None, max_unsafe=None, max_watermark=None, min_contrast=None,
+)  # fmt: skip
+
+
+def load_picture_or_bmp(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)) if data[:2] == b"BM" else load_picture(data)
+
+
+# The ways in: each takes a file and returns whether it accepts it.
+
+
+def ingest(file: Path) -> bool:
+    """Our part of the stage. Pillow stands for OpenCV, which decodes plain pictures."""
+
+    def resize(stream: io.BytesIO, boxes: Any) -> Resized:
+        load_picture_or_bmp(stream.getvalue())
+        return b"", 1, 1, 1, 1, None
+
+    return CheckedResizer(resize, 64_000_000)(io.BytesIO(file.read_bytes()))[5] is None
+
+
+def pictures_folder(file: Path) -> bool:
+    """`filter.pictures_folder`: the row is taken over, and the rules let it pass."""
+    row = adopt_row(ForeignRow(origin="here", picture=file.read_bytes(), fields={"caption": "a red cup"}))
+    return "reason" not in row and rejection(Candidate(row), active_rules(_NO_LIMITS)) is None
+
+
+def multiview(file: Path) -> bool:
+    return without_error(lambda: load_frame(file, SIDE))
+
+
+def customizing(file: Path) -> bool:
+    return without_error(lambda: customize._square(file, SIDE))
+
+
+def evaluation(file: Path) -> bool:
+    return without_error(lambda: read_subject("cup", "cup", [file, file]))
+
+
+def serving(file: Path) -> bool:
+    """The registered model with a pipeline that paints nothing."""
+    model: Any = RealwordModel()
+    model.settings = {"painting": {}}
+    model.pipeline = BlankPipeline()
+    request = PaintRequest(prompt="a cup", word="cup", subject=base64.b64encode(file.read_bytes()).decode())
+    return without_error(lambda: model.predict(None, [request]))
+
+
+class BlankPipeline:
+    backbone = SimpleNamespace(token_positions=lambda *_: [1])
+
+    def __call__(self, prompts: list[str], *_: Any, **__: Any) -> SimpleNamespace:
+        blank = Image.new("RGB", (8, 8))
+        return SimpleNamespace(images=[blank for _ in prompts], masks=[[torch.ones(1, 4, 4)] for _ in prompts])
+
+
+def without_error(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except (ModelError, StageError):
+        return False
+    return True
+
+
+WAYS_IN = (ingest, pictures_folder, multiview, customizing, evaluation, serving)
+
+
+def huge(data: bytes) -> bytes:
+    """A PNG whose header says 12,000 x 12,000."""
+    changed = bytearray(data)
+    changed[16:24] = struct.pack(">II", 12_000, 12_000)
+    changed[29:33] = struct.pack(">I", zlib.crc32(changed[12:29]))
+    return bytes(changed)
+
+
+def saved(mode: str, kind: str, orientation: int, frames: int) -> bytes:
+    picture = scene(1, SIDE)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(scene(2, SIDE).convert("L"))
+    options: dict[str, Any] = {}
+    if orientation and kind != "GIF":
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    if frames > 1 and kind in ("GIF", "WEBP", "PNG"):
+        options |= {"save_all": True, "append_images": [Image.new("RGB", (SIDE, SIDE)).convert(mode)] * (frames - 1)}
+    return encode(picture.convert(mode), kind, **options)
+
+
+_FORMATS = {
+    "JPEG": ("RGB", "L", "CMYK"),
+    "PNG": ("RGB", "L", "LA", "RGBA", "P", "1", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("P", "RGBA"),
+    "BMP": ("RGB",),
+    "TIFF": ("RGB", "CMYK"),
+}
+
+
+@st.composite
+def files(draw: st.DrawFn) -> bytes:
+    """Encoded pictures of every kind, some of them damaged."""
+    kind = draw(st.sampled_from(list(_FORMATS)))
+    mode = draw(st.sampled_from(_FORMATS[kind]))
+    data = sixteen_bits(1) if mode == "I;16" else saved(mode, kind, draw(st.integers(0, 9)), draw(st.integers(1, 3)))
+    damage = draw(st.sampled_from(["none", "none", "truncated", "flipped", "huge"]))
+    if damage == "truncated":
+        return data[: draw(st.integers(0, len(data)))]
+    if damage == "flipped":
+        changed = bytearray(data)
+        changed[draw(st.integers(0, len(data) - 1))] ^= draw(st.integers(1, 255))
+        return bytes(changed)
+    return huge(data) if damage == "huge" and kind == "PNG" else data
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=files())
+def test_every_way_in_gives_the_same_verdict(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.getbasetemp() / "picture.png"  # the suffix says nothing about the content
+    file.write_bytes(data)
+    expected = without_error(lambda: load_picture(file))
+    assert {way.__name__: way(file) for way in WAYS_IN} == {way.__name__: expected for way in WAYS_IN}
+
+
+@pytest.mark.parametrize("kind", bodies())
+def test_every_way_in_sees_the_same_pixels(kind: str, tmp_path: Path) -> None:
+    reason, data = bodies()[kind]
+    if reason:
+        return
+    file = tmp_path / "picture"
+    file.write_bytes(data)
+    expected = load_picture(file)
+    stored = data if kind in ("jpeg", "broken_exif") else encode_jpeg(expected)
+    row = adopt_row(ForeignRow(origin="here", picture=data, fields={"caption": "a cup"}))
+    assert load_picture_or_bmp(decodable(data, 64_000_000)).tobytes() == expected.tobytes()
+    assert row["picture"] == stored
+    assert load_frame(file, 1000) == (stored, expected.size)
