@@ -22,7 +22,7 @@ from model.backbone import Backbone, BackboneError, load_backbone
 from model.pictures import square_crop, to_tensor
 from model.training.adapter_examples import open_picture
 from model.training.encodings import EncodingCacheError, encode_captions, encode_squares, encoder_identity
-from stages.config import CacheLatentsConfig
+from stages.cache_latents.config import CacheLatentsConfig
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.data.encodings import (
     distinct_captions,

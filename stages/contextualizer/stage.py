@@ -17,7 +17,7 @@ from model.concepts.contextualizer import (
     MaskedAccuracy,
     masked_accuracy,
 )
-from stages.config import ContextualizerConfig
+from stages.contextualizer.config import ContextualizerConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS

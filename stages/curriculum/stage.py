@@ -21,8 +21,8 @@ import ray
 from matplotlib.figure import Figure
 
 from model.training.curriculum import Recipe, draw_step
-from stages.config import CurriculumConfig
 from stages.contract import Reporter, StageContext, StageError, StageResult
+from stages.curriculum.config import CurriculumConfig
 from stages.data.datasets import check_columns, dataset_files, write_part
 from stages.data.schemas import PAIRS, PLAN, SAMPLES
 

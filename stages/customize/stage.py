@@ -29,8 +29,8 @@ from model.concepts.textual_inversion import (
 from model.pictures import PictureError, load_picture, square_crop, to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
-from stages.config import CustomizeConfig
 from stages.contract import StageContext, StageError, StageResult
+from stages.customize.config import CustomizeConfig
 from stages.inference import backbone_location
 from stages.ray_tools.tasks import worker_errors_as_stage_errors
 from stages.training.trainer import Curves, absolute_location, plot_curves

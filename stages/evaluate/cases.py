@@ -11,8 +11,8 @@ from pathlib import Path
 from model.microworld.captions import BACKGROUND_PHRASES
 from model.pictures import PictureError, load_picture
 from prompts.dreambench import dreambench_prompts
-from stages.config import EvaluateConfig
 from stages.contract import StageError
+from stages.evaluate.config import EvaluateConfig
 
 _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from model.microworld.captions import article
 from model.pictures import PictureError, load_picture
-from stages.config import EvaluateConfig
 from stages.contract import StageError
 from stages.evaluate.cases import Subject, load_subjects, templates_for
+from stages.evaluate.config import EvaluateConfig
 
 #: Of each round: the phrase that the reference stands for, and how the prompt describes the subject.
 ROUNDS = (("{word}", "striped {word}"), ("striped {word}", "small striped {word}"), ("small striped {word}",) * 2)

@@ -19,7 +19,7 @@ from model.scoring.metrics import (
     ground_change,
     subject_similarity,
 )
-from stages.config import EvaluateConfig
+from stages.evaluate.config import EvaluateConfig
 
 
 def load_judge(backbone: str) -> JudgeScorer:

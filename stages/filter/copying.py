@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from stages.config import FilterConfig
 from stages.data.datasets import PartWriter
 from stages.data.pictures import UndecodableError, decode
 from stages.data.schemas import REJECTED, SAMPLES
+from stages.filter.config import FilterConfig
 from stages.filter.rules import COMPUTABLE, computed_scores
 from stages.filter.verdicts import FileGroup, read_batches
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.config import FilterConfig
 from stages.data.pictures import UndecodableError
 from stages.data.schemas import LAION_SCORES
 from stages.filter.candidate import Candidate
+from stages.filter.config import FilterConfig
 
 _SCRIPT_CHARACTERS = 1000  # of a caption are looked at for its script
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from stages.config import FilterConfig, ScoringConfig
 from stages.contract import Reporter, StageError
 from stages.data.pictures import decode
 from stages.filter.candidate import Candidate
+from stages.filter.config import FilterConfig, ScoringConfig
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
 from stages.ray_tools.tasks import worker_errors_as_stage_errors

@@ -28,8 +28,8 @@ from email.message import Message
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from stages.config import IngestConfig
 from stages.data.pictures import SIGNATURE_BYTES, picture_format
+from stages.ingest.config import IngestConfig
 from stages.ingest.outcomes import TRANSIENT, reason_of_status
 
 ROBOT = "realword"

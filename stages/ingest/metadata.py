@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from stages.config import IngestConfig
 from stages.contract import StageError
 from stages.data.schemas import LAION_SCORES, REJECTED, SPELLINGS, content_id
+from stages.ingest.config import IngestConfig
 from stages.ingest.partitions import Partitions, keys_of_ids, keys_of_texts
 
 #: The list that img2dataset works on.

@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from stages.config import MultiviewConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.data.schemas import FRAMES, PAIRS
+from stages.multiview.config import MultiviewConfig
 from stages.multiview.frames import Instance, find_instances, read_instances
 from stages.multiview.pairs import DRAWN, View, balance, view_pairs
 from stages.ray_tools.tasks import set_data_context

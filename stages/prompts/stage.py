@@ -17,10 +17,10 @@ import ray
 from prompts.client import Endpoint, PromptError, PromptWriter
 from prompts.grammar import WRITER, grammar_prompts
 from prompts.schema import RichPrompt, RichPrompts
-from stages.config import PromptsConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
+from stages.prompts.config import PromptsConfig
 from stages.ray_tools.tasks import worker_errors_as_stage_errors
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from stages.config import ServeConfig
+from stages.serve.config import ServeConfig
 from stages.serve.form import BadRequestError, read_form
 
 _BATCH_WAIT_SECONDS = 0.02

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from stages.config import Config, ServeConfig
+from stages.config import Config
 from stages.contract import StageError
+from stages.serve.config import ServeConfig
 from stages.serve.registry import champion
 
 _START_SECONDS = 60

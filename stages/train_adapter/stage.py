@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from model.training.adapter_task import AdapterTask
 from model.training.precision import HALVES
-from stages.config import TrainAdapterConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.encodings import StoredEncodings
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.inference import backbone_location, loading_options, model_errors_as_stage_errors
+from stages.train_adapter.config import TrainAdapterConfig
 from stages.train_adapter.previews import choose_samples, draw_strip
 from stages.training.trainer import Curves, absolute_location, fit
 

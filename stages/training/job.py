@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from model.training.task import TrainingTask
-from stages.config import TrainerConfig
 from stages.training.checkpoints import CheckpointFolder
+from stages.training.config import TrainerConfig
 
 #: Other values of these change no result beyond rounding: a checkpoint does not ask for them.
 _FREE = ("workers", "use_gpu", "zero_stage", "accumulation", "checkpoint_every", "keep_checkpoints", "max_failures")

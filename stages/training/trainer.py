@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any
 
 from model.training.task import TrainingTask
-from stages.config import TrainerConfig
 from stages.contract import Reporter, StageContext, StageError
 from stages.training.checkpoints import difference
+from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 from stages.training.loop import train
 from stages.training.record import BOOKKEEPING, progress_note, read_lines

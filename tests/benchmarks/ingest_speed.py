@@ -36,9 +36,9 @@ from PIL import Image
 
 from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
-from stages.config import IngestConfig
 from stages.contract import Reporter
 from stages.data.loopback import serve_folder
+from stages.ingest.config import IngestConfig
 from stages.ingest.download import download_shards, fetch_shard, make_downloader, shard_sizes
 from tests.benchmarks.environment import set_benchmark_environment
 from tests.benchmarks.process_tree import TreeMeter

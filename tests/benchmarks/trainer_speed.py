@@ -36,10 +36,11 @@ from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
 from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
-from stages.config import Config, TrainerConfig
+from stages.config import Config
 from stages.contract import StageError
 from stages.data.plan import PlanReader
 from stages.train_adapter.stage import adapter_task
+from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
 from stages.training.trainer import fit
 from tests.benchmarks.environment import set_benchmark_environment

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.config import IngestConfig
+from stages.ingest.config import IngestConfig
 from stages.ingest.metadata import metadata_files, write_url_list
 
 _ROWS_PER_FILE = 500_000

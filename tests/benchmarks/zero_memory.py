@@ -41,7 +41,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.execution.environment import set_environment
-from stages.config import TrainerConfig
+from stages.training.config import TrainerConfig
 from stages.training.engine import Engine
 
 ZeroStage = Literal[0, 1, 2, 3]

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.concepts.contextualizer import Contextualizer
-from stages.config import CustomizeConfig
 from stages.contextualizer import stage as contextualizer
 from stages.contract import StageError
 from stages.customize import stage as customize
+from stages.customize.config import CustomizeConfig
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
 from tests.support.contexts import make_context

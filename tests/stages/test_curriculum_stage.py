@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from model.training.curriculum import draw_step
-from stages.config import CurriculumConfig
 from stages.contract import StageError
 from stages.curriculum import stage as curriculum
+from stages.curriculum.config import CurriculumConfig
 from stages.curriculum.stage import plan_steps, recipe_of, summarize
 from stages.data.datasets import read_dataset, write_dataset
 from stages.data.schemas import PAIRS, PLAN, SAMPLES

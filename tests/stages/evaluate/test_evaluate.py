@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from model.scoring.metrics import bootstrap_interval
-from stages.config import Config, EvaluateConfig
+from stages.config import Config
 from stages.contract import StageError
 from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
 from tests.support.contexts import make_context

@@ -19,12 +19,12 @@ from model.adapters.adapter import RealCustomPlusAdapter
 from model.adapters.loading import load_adapter
 from model.adapters.realcustom import RealCustomAdapter
 from model.training.adapter_task import AdapterTask
-from stages.config import TrainerConfig
 from stages.contract import StageError
 from stages.data.datasets import write_dataset
 from stages.data.plan import PlanReader
 from stages.data.schemas import SAMPLES
 from stages.train_adapter.stage import adapter_task, plot_training, run
+from stages.training.config import TrainerConfig
 from stages.training.trainer import fit
 from tests.support.contexts import make_context
 from tests.support.random_backbone import write_random_backbone

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.seeding import seed_of
-from stages.config import TrainerConfig
 from stages.contract import StageContext, StageError
+from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
 from stages.training.trainer import Curves, fit, plot_curves, read_curves
 from tests.support.contexts import make_context
@@ -176,7 +176,7 @@ import json, sys
 from pathlib import Path
 import ray
 from helpers import make_context
-from stages.config import TrainerConfig
+from stages.training.config import TrainerConfig
 from stages.trainer import fit
 from training_tasks import LinearTask
 address, folder, config, steps, seed = sys.argv[1:]

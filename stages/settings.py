@@ -1,0 +1,56 @@
+"""Types of settings that only the pipeline has: what is of the operation, and what is a path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from annotated_types import Ge, Le
+from pydantic import StringConstraints
+
+from model.settings import ONE_LINE, Text, Words
+
+_T = TypeVar("_T")
+
+
+class OfOperation:
+    """Marks a setting that changes how a result is made, not the result (beyond rounding).
+
+    It does not enter a fingerprint, and a training goes on from its checkpoints when it has changed.
+    """
+
+
+Operation = Annotated[_T, OfOperation()]
+
+
+@dataclass(frozen=True)
+class PathKind:
+    """Marks a value that names a file or a folder, and says what else it may name.
+
+    Attributes:
+        hub_id: It may be an id on the Hugging Face hub.
+        backbone_part: It may be a subfolder of the backbone: a name without a slash is no path.
+    """
+
+    hub_id: bool = False
+    backbone_part: bool = False
+
+
+_Path = Annotated[str, StringConstraints(pattern=ONE_LINE)]
+LocalPath = Annotated[_Path, PathKind(), Words("a path")]
+DataLocation = Annotated[_Path, PathKind(), Words("a path or a URI")]
+ModelLocation = Annotated[_Path, PathKind(hub_id=True), Words("a hub id or a folder")]
+BackbonePart = Annotated[
+    _Path,
+    PathKind(hub_id=True, backbone_part=True),
+    Words("a subfolder of the backbone, a hub id or a folder (with a slash, such as ./clip)"),
+]
+
+#: "an image of {word}": the class word takes the place of {word}.
+Template = Annotated[Text, StringConstraints(pattern=r"\{word\}"), Words("text on one line that contains {word}")]
+Port = Annotated[int, Ge(1), Le(65_535)]
+Url = Annotated[
+    Text, StringConstraints(pattern=r"^https?://[^\s/]+(/\S*)?$"), Words("a URL that starts with http(s)://")
+]
+#: A share of a GPU, or whole ones: Ray takes no other numbers.
+Gpus = Annotated[float, Ge(0), Le(1)]
