@@ -8,8 +8,9 @@ from enum import Enum
 from typing import Any
 
 from pipelines.fingerprint import Ingredients, ingredients_of
-from pipelines.graph import Graph, Stage
+from pipelines.graph import Graph
 from pipelines.store.store import Output, Store
+from stages.declaration import Stage
 
 
 class Action(Enum):
@@ -17,7 +18,7 @@ class Action(Enum):
 
     KEEP = "up to date"
     RUN = "runs"
-    REFUSE = "damaged"  # never rebuilt silently: damage means trouble with the disk, and hours of training may be lost
+    REFUSE = "damaged"  # never rebuilt silently: damage means a faulty disk, and hours of training may be lost
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,9 +88,10 @@ class Config:
     @model_validator(mode="after")
     def _judge_is_there(self) -> Config:
         weights = self.backbone.weights
-        if self.evaluate.similarity == "judge" and weights is not None and not (Path(weights) / "judge").is_dir():
+        has_judge = weights is None or (Path(weights) / "judge").is_dir()
+        if self.evaluate.similarity == "judge" and not has_judge:
             raise ValueError(
-                f"evaluate.similarity=judge needs the judge of a micro backbone, which backbone.weights={weights!r} does "
-                "not have; set evaluate.similarity to clip or dino"
+                f"evaluate.similarity=judge needs the judge of a micro backbone, which backbone.weights={weights!r} "
+                "lacks; set evaluate.similarity to clip or dino"
             )
         return self

@@ -28,18 +28,23 @@ class PathKind:
     """Marks a value that names a file or a folder, and says what else it may name.
 
     Attributes:
+        uri: It may be a URI.
         hub_id: It may be an id on the Hugging Face hub.
         backbone_part: It may be a subfolder of the backbone: a name without a slash is no path.
+        names: Other names that are no paths.
     """
 
+    uri: bool = False
     hub_id: bool = False
     backbone_part: bool = False
+    names: tuple[str, ...] = ()
 
 
 _Path = Annotated[str, StringConstraints(pattern=ONE_LINE)]
 LocalPath = Annotated[_Path, PathKind(), Words("a path")]
-DataLocation = Annotated[_Path, PathKind(), Words("a path or a URI")]
+DataLocation = Annotated[_Path, PathKind(uri=True), Words("a path or a URI")]
 ModelLocation = Annotated[_Path, PathKind(hub_id=True), Words("a hub id or a folder")]
+ClipLocation = Annotated[_Path, PathKind(hub_id=True, names=("micro",)), Words("micro, a hub id or a folder")]
 BackbonePart = Annotated[
     _Path,
     PathKind(hub_id=True, backbone_part=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MinLen, MultipleOf
+from annotated_types import Ge, Le, MinLen, MultipleOf
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
@@ -37,13 +37,13 @@ class BackboneConfig:
     """Side of the pictures that the backbone paints, pixels."""
     image_encoders: Annotated[list[BackbonePart], MinLen(1)] = field(default_factory=lambda: ["clip", "dino"])
     """Their features are concatenated."""
-    shallow_layers: Annotated[list[Annotated[list[Annotated[int, Ge(0)]], MinLen(1)]], MinLen(1)] = field(
+    shallow_layers: Annotated[list[Annotated[list[Annotated[int, Ge(0), Le(1000)]], MinLen(1)]], MinLen(1)] = field(
         default_factory=lambda: [[0, 1, 2], [0, 1, 2]]
     )
     """For each image encoder the blocks, from 0, whose features are the shallow ones; equally many for each."""
     reference_size: Pixels = 64
     """Side of the reference as the encoders see it; 384 in the paper."""
-    high_resolution_tiles: Annotated[int, Ge(1)] = 2
+    high_resolution_tiles: Annotated[int, Ge(1), Le(64)] = 2
     """The high-resolution reference is tiles x tiles encoder views; 768 = 2 * 384 in the paper."""
 
     @model_validator(mode="after")
@@ -51,7 +51,8 @@ class BackboneConfig:
         encoders, layers = self.image_encoders, self.shallow_layers
         if len(encoders) != len(layers):
             raise ValueError(
-                f"shallow_layers must hold one list for each of the {len(encoders)} image_encoders; it holds {len(layers)}"
+                f"shallow_layers must hold one list for each of the {len(encoders)} image_encoders; it holds "
+                f"{len(layers)}"
             )
         if len({len(blocks) for blocks in layers}) != 1:
             raise ValueError(f"shallow_layers must hold lists of equal length, not {layers}")

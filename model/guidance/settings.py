@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
-from model.settings import STRICT, NonNegativeFloat, PositiveInt, Share, Words
+from model.settings import STRICT, NonNegativeFloat, PositiveInt, Words
 
 
 def _power_of_two(value: int) -> int:

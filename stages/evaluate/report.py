@@ -137,7 +137,7 @@ def _page(evaluation: Evaluation) -> dict[str, Any]:
         "subjects": [_describe_subject(subject, evaluation.rows) for subject in evaluation.subjects],
         "shown": _SHOWN_SUBJECTS,
         "multi_subject": describe_multi_subject(secondary.multi_subject, secondary.multi_subject_rows),
-        "masks": describe_masks(secondary.masks, secondary.mask_rows, config.inference.mask_steps),
+        "masks": describe_masks(secondary.masks, secondary.mask_rows, config.inference.effective_mask_steps),
         "scenes": describe_scene_masks(secondary.scenes, secondary.scene_rows),
         "concept": _describe_concept(evaluation),
         "plots": _plots(evaluation.inputs),

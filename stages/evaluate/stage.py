@@ -86,7 +86,7 @@ def _paint_secondary(
     config: Config = context.config
     settings, seed = config.evaluate, config.run.seed
     if settings.similarity != "judge":
-        return SecondaryResults.of([], [], [], config.inference.mask_steps)
+        return SecondaryResults.of([], [], [], config.inference.effective_mask_steps)
     pairs = make_pair_cases(load_pairs(folder, settings.pairs), settings, seed)
     first = cases[:: settings.prompts_per_subject][: settings.mask_subjects]
     recipes = [table for recipe in RECIPES for table in _batches(mask_table(first, recipe), config)]
@@ -95,7 +95,7 @@ def _paint_secondary(
         _paint(MultiSubjectPainter, context, place, _batches(pair_table(pairs), config), "several subjects"),
         _paint(MaskPainter, context, place, recipes, "masks of pictures"),
         _paint(SceneMasks, context, place, scenes, "masks of scenes"),
-        config.inference.mask_steps,
+        config.inference.effective_mask_steps,
     )
 
 

@@ -9,7 +9,7 @@ from annotated_types import Ge, MinLen
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeFloat, NonNegativeInt, PositiveInt, Share, Text
-from stages.settings import DataLocation, Gpus, LocalPath, ModelLocation, Operation
+from stages.settings import ClipLocation, Gpus, LocalPath, ModelLocation, Operation
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -19,8 +19,8 @@ class ScoringConfig:
     The CLIP "micro" is the one that ships with the code and knows the microworld only.
     """
 
-    similarity_clip: ModelLocation | None = "micro"
-    aesthetic_clip: ModelLocation | None = None
+    similarity_clip: ClipLocation | None = "micro"
+    aesthetic_clip: ClipLocation | None = None
     """LAION's heads read openai/clip-vit-large-patch14."""
     aesthetic_head: LocalPath | None = None
     """File of LAION's aesthetic predictor (V1 or V2), .safetensors or .pth."""
@@ -37,7 +37,7 @@ class FilterConfig:
     """Rules for captions and pictures, and thresholds on LAION's scores; null switches a rule off."""
 
     pictures_folder: LocalPath | None = None
-    """What img2dataset wrote earlier (webdataset or Parquet), or a Hugging Face dataset on disk; null: ingest's output."""
+    """What img2dataset wrote earlier (webdataset, Parquet) or a Hugging Face dataset; null: ingest's output."""
     min_aesthetic: float | None = 5.0
     min_similarity: Annotated[float, Ge(-1)] | None = 0.26
     max_unsafe: Share | None = 0.5

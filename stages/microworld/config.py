@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class MicroworldConfig:
     poor_share: Share = 0.10
     """Share of the rows whose scores lie below the thresholds of `filter`."""
     multiview_instances: PositiveInt = 240
-    views: Annotated[int, Ge(2)] = 8
+    views: Annotated[int, Ge(2), Le(1000)] = 8
     """Pictures of each multiview instance."""
     picture_size: Pixels = 64
     """Side, pixels."""

@@ -14,7 +14,8 @@ from PIL import Image
 
 import pipeline
 from pipelines.cli.arguments import make_parser
-from pipelines.config.loading import config_to_dict, flat_values, load_config
+from pipelines.config.keys import flat_values
+from pipelines.config.loading import config_to_dict, load_config
 from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Output, Store
 from stages.config import Config
