@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, TypeVar
+import functools
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
 from pydantic import StringConstraints
@@ -21,6 +24,29 @@ class OfOperation:
 
 
 Operation = Annotated[_T, OfOperation()]
+
+
+def marks_of(kind: Any) -> Iterator[Any]:
+    """What is annotated in a type, at any depth."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is Annotated:
+        yield from arguments[1:]
+        arguments = arguments[:1]
+    if typing.get_origin(kind) is not typing.Literal:
+        for argument in arguments:
+            yield from marks_of(argument)
+
+
+def is_of_operation(kind: Any) -> bool:
+    """Whether a setting of this type is one of the operation."""
+    return any(isinstance(mark, OfOperation) for mark in marks_of(kind))
+
+
+@functools.cache
+def result_fields(section: Any) -> list[str]:
+    """The names of a section's settings that change a result."""
+    kinds = typing.get_type_hints(section, include_extras=True)
+    return [field.name for field in fields(section) if not is_of_operation(kinds[field.name])]
 
 
 @dataclass(frozen=True)

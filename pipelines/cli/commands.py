@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipelines.cli import messages
+from pipelines.cli.storage import storage
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
@@ -107,6 +108,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": generate,
     "serve": serve,
     "report": report,
+    "storage": storage,
 }
 
 

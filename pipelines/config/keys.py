@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.errors import UsageError
 from stages.config import Config
-from stages.settings import OfOperation, PathKind
+from stages.settings import PathKind, is_of_operation, marks_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,12 @@ class Key:
     @property
     def of_operation(self) -> bool:
         """Whether it changes only how results are made."""
-        return any(isinstance(mark, OfOperation) for mark in _marks(self.type))
+        return is_of_operation(self.type)
 
     @property
     def path_kind(self) -> PathKind | None:
         """What it names besides files and folders, when it names those."""
-        return next((mark for mark in _marks(self.type) if isinstance(mark, PathKind)), None)
+        return next((mark for mark in marks_of(self.type) if isinstance(mark, PathKind)), None)
 
 
 @functools.cache
@@ -113,14 +113,3 @@ def _walk(section: Any, prefix: str) -> Iterator[Key]:
         else:
             text = section.__pydantic_fields__[name].description
             yield Key(name=prefix + name, type=kind, description=" ".join((text or "").split()))
-
-
-def _marks(kind: Any) -> Iterator[Any]:
-    """What is annotated, at any depth."""
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Annotated:
-        yield from arguments[1:]
-        arguments = arguments[:1]
-    if typing.get_origin(kind) is not typing.Literal:
-        for argument in arguments:
-            yield from _marks(argument)

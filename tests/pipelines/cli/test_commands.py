@@ -31,6 +31,7 @@ FLAGS = {
     "generate": "--help --out --profile --prompt --seed --set --steps --subject --word",
     "serve": "--help --profile --set",
     "report": "--help --profile --set",
+    "storage": "--help --profile --remove --set",
 }
 
 
