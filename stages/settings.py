@@ -74,7 +74,7 @@ ClipLocation = Annotated[_Path, PathKind(hub_id=True, names=("micro",)), Words("
 BackbonePart = Annotated[
     _Path,
     PathKind(hub_id=True, backbone_part=True),
-    Words("a subfolder of the backbone, a hub id or a folder (with a slash, such as ./clip)"),
+    Words("a subfolder of the backbone, a hub id or a folder"),
 ]
 
 #: "an image of {word}": the class word takes the place of {word}.

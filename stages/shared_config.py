@@ -36,7 +36,7 @@ class BackboneConfig:
     resolution: Annotated[Pixels, MultipleOf(8)] = 64
     """Side of the pictures that the backbone paints, pixels."""
     image_encoders: Annotated[list[BackbonePart], MinLen(1)] = field(default_factory=lambda: ["clip", "dino"])
-    """Their features are concatenated."""
+    """Their features are concatenated. A folder has a slash, such as ./clip: a plain name is a part of the backbone."""
     shallow_layers: Annotated[list[Annotated[list[Annotated[int, Ge(0), Le(1000)]], MinLen(1)]], MinLen(1)] = field(
         default_factory=lambda: [[0, 1, 2], [0, 1, 2]]
     )

@@ -20,21 +20,23 @@ from stages.train_adapter.config import METHOD_DEFAULTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
+_TABLE_HEAD = ("| key | takes | default | changes | |", "|---|---|---|---|---|")
+
 _HEAD = """# Configuration
 
-This page is generated from the types in `stages/*/config.py`, `stages/shared_config.py` and `model/`; write it again with
-`python -m pipelines.config.documentation`.
+This page is generated from the types in `stages/*/config.py`, `stages/shared_config.py` and `model/`; write it again
+with `python -m pipelines.config.documentation`.
 
-Every setting has a key, `section.key`, and is set on the command line with `--set key=value`, as often as needed. The value
-is YAML; `null` switches off what can be switched off. From the weakest to the strongest: the defaults below, the
-profile (`--profile`, `pipelines/config/profiles/`), what `train_adapter.method` brings with it, `--set`. A setting that is
-unknown, of the wrong type, out of range or that does not fit the others ends the command with exit code 2 before anything
-runs.
+Every setting has a key, `section.key`, and is set on the command line with `--set key=value`, as often as needed. The
+value is YAML; `null` switches off what can be switched off. From the weakest to the strongest: the defaults below, the
+profile (`--profile`, `pipelines/config/profiles/`), what `train_adapter.method` brings with it, `--set`. A setting that
+is unknown, of the wrong type or out of range, or that does not fit the others, ends the command with exit code 2 before
+anything runs.
 
 **What it changes.** A setting of the *result* changes what a stage makes: the stage and all that read it run again. A
 setting of the *operation* changes only how the result is made (to rounding): nothing runs again, and a stopped training
-goes on from its checkpoints. A path that is not absolute starts in the working directory of the command; changed
-files are seen, and the stages that read them run again.
+goes on from its checkpoints. A path that is not absolute starts in the working directory of the command; changed files
+are seen, and the stages that read them run again.
 """
 
 _METHODS = """## What a method brings with it
@@ -66,16 +68,12 @@ def _sections() -> Iterator[str]:
 
 def _row(key: Key, default: Any, profiles: dict[str, dict[str, Any]]) -> str:
     values = [f"`{_yaml(default)}`"]
-    values += [
-        f"{name}: `{_yaml(found[key.name])}`" for name, found in profiles.items() if _differs(key, default, found)
-    ]
+    for name, found in profiles.items():
+        if found.get(key.name, default) != default:
+            values.append(f"{name}: `{_yaml(found[key.name])}`")
     changes = "operation" if key.of_operation else "result"
     cells = (f"`{key.name}`", describe(key.type), "; ".join(values), changes, key.description)
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
-
-
-def _differs(key: Key, default: Any, profile: dict[str, Any]) -> bool:
-    return key.name in profile and profile[key.name] != default
 
 
 def _methods() -> Iterator[str]:

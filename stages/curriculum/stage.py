@@ -54,17 +54,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def recipe_of(settings: CurriculumConfig) -> Recipe:
-    """The configuration in the words of `model.training.task.curriculum`.
-
-    Raises:
-        StageError: A value makes no sense.
-    """
-    if settings.steps < 1 or settings.batch_size < 1:
-        raise StageError("curriculum.steps and curriculum.batch_size must be at least 1.")
-    if not 1 <= settings.min_crop_ratio <= settings.max_crop_ratio:
-        raise StageError("the curriculum needs 1 <= curriculum.min_crop_ratio <= curriculum.max_crop_ratio.")
-    if settings.multiview_probability is not None and not 0 <= settings.multiview_probability <= 1:
-        raise StageError("curriculum.multiview_probability must lie between 0 and 1, or be null for Eq. 10.")
+    """The configuration in the words of `model.training.task.curriculum`."""
     return Recipe(
         steps=settings.steps,
         batch_size=settings.batch_size,

@@ -119,8 +119,6 @@ def check_settings(folder: Path, settings: FilterConfig) -> None:
     Raises:
         StageError: Naming the column of LAION's metadata that is missing, and the setting that goes without it.
     """
-    if settings.scoring.actors < 1 or settings.scoring.batch_size < 1:
-        raise StageError("filter.scoring.actors and filter.scoring.batch_size must be at least 1.")
     needed = {
         rule.score: (rule.laion_column, f"filter.{rule.setting}")
         for rule in SCORE_RULES

@@ -28,8 +28,6 @@ def run(context: StageContext) -> StageResult:
     """Write `prompts/`."""
     settings = context.config.prompts
     concepts = list(dict.fromkeys(concept.strip() for concept in settings.concepts))
-    if not all(concepts) or not concepts or settings.prompts_per_concept < 1:
-        raise StageError("prompts.concepts needs at least one word, and prompts.prompts_per_concept at least 1.")
     if settings.endpoint is None:
         writer, written = WRITER, _by_grammar(concepts, settings, context.config.run.seed)
     else:

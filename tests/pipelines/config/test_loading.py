@@ -201,7 +201,7 @@ def test_direct_construction_validates_as_well() -> None:
     with pytest.raises(ValueError, match="workers"):
         dataclasses.replace(Config().train_adapter.trainer, workers=0)
     with pytest.raises(ValueError, match="min_sides"):
-        dataclasses.replace(Config().filter, min_sides=1)
+        dataclasses.replace(Config().filter, **{"min_sides": 1})
 
 
 def test_a_section_is_not_a_key() -> None:
