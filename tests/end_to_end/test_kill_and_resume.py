@@ -1,4 +1,4 @@
-"""A run that is killed goes on with the same command, and its datasets are row for row those of an undisturbed run."""
+"""A run that is killed goes on with the same command, or with other settings of the operation, and its datasets are row for row those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ DATASETS = [
 ]
 
 GOAL = ["--stage", "train_adapter"]
+#: They change how the adapter is trained, not what is trained: the training goes on from its checkpoint.
+OTHER_OPERATION = [
+    "--set=train_adapter.trainer.workers=1",
+    "--set=train_adapter.trainer.zero_stage=2",
+    "--set=train_adapter.trainer.checkpoint_every=3",
+    "--set=train_adapter.data_workers=0",
+    "--set=train_adapter.sample_every=20",
+    "--set=backbone.dtype=bfloat16",
+    "--set=ingest.threads=2",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stop, Stop]
     begun = StartedRun(folder, *GOAL)
     begun.wait_for("train_adapter", 1)
     first = Stop(*begun.end(signal.SIGTERM), latest_checkpoint(folder))
-    begun = StartedRun(folder, *GOAL)
+    begun = StartedRun(folder, *GOAL, *OTHER_OPERATION)
     begun.wait_for("train_adapter", 0)
     (folder / "mlflow" / "mlflow.db").write_text("gone")
     begun.wait_for("train_adapter", first.checkpoint + 1)

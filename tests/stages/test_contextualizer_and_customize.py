@@ -74,12 +74,6 @@ def test_prompts_lose_their_placeholder_and_are_split_by_id() -> None:
     assert contextualizer.split_prompts(prompts[::-1])[1] == held_out[::-1]
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(inputs: Mapping[str, Path], tmp_path: Path) -> None:
-    context = make_context(tmp_path, inputs, contextualizer={"batch_size": 5})
-    with pytest.raises(StageError, match=r"^contextualizer.batch_size=5 cannot be shared out among 2 workers"):
-        contextualizer.run(context)
-
-
 @pytest.mark.slow
 def test_contextualizer_then_customize(ray_cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     context = make_context(

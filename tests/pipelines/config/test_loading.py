@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
@@ -200,8 +200,9 @@ def test_what_fits_together_is_accepted(settings: list[str]) -> None:
 def test_direct_construction_validates_as_well() -> None:
     with pytest.raises(ValueError, match="workers"):
         dataclasses.replace(Config().train_adapter.trainer, workers=0)
+    unknown: dict[str, Any] = {"min_sides": 1}
     with pytest.raises(ValueError, match="min_sides"):
-        dataclasses.replace(Config().filter, **{"min_sides": 1})
+        dataclasses.replace(Config().filter, **unknown)
 
 
 def test_a_section_is_not_a_key() -> None:

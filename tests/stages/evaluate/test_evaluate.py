@@ -86,10 +86,6 @@ def test_prompts_can_be_given() -> None:
     config = EvaluateConfig(prompts=["my {word} among the trees"], prompts_per_subject=1)
     (case,) = make_cases([a_subject()], config, seed=0)
     assert (case.prompt, case.ground) == ("my mug among the trees", "forest")
-    with pytest.raises(StageError, match=r"lacks \{word\}"):
-        make_cases([a_subject()], EvaluateConfig(prompts=["a mug in the snow"]), seed=0)
-    with pytest.raises(StageError, match="names no ground"):
-        make_cases([a_subject()], EvaluateConfig(prompts=["a {word} on Mars"]), seed=0)
 
 
 def test_photographs_get_the_prompts_of_dreambench() -> None:
