@@ -1,4 +1,6 @@
-"""A run that is killed goes on with the same command, or with other settings of the operation, and its datasets are row for row those of an undisturbed run."""
+"""A run that is killed goes on with the same command or with another operation; its datasets are those of an undisturbed
+run, row for row.
+"""
 
 from __future__ import annotations
 
