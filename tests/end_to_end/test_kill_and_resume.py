@@ -1,5 +1,5 @@
-"""A run that is killed goes on with the same command or with another operation; its datasets are those of an undisturbed
-run, row for row.
+"""A run that is killed goes on with the same command or with another operation. Its datasets are those of an
+undisturbed run, row for row.
 """
 
 from __future__ import annotations
