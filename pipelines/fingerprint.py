@@ -73,7 +73,7 @@ def settings_read(config: Config, stage: Stage) -> dict[str, Any]:
 
 def outside_files(config: Config, stage: Stage) -> list[Path]:
     """The files and folders from outside that the stage's settings name."""
-    return list(local_paths(config_slice(config, stage)))
+    return [path for _, path in local_paths(config_slice(config, stage))]
 
 
 def file_digest(path: Path) -> str:

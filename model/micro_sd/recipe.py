@@ -1,4 +1,4 @@
-"""Every constant of the base model's training; its hash tells whether shipped weights still belong to the code."""
+"""Every constant of the base model's training; its hash shows whether shipped weights still belong to the code."""
 
 import hashlib
 import json

@@ -16,7 +16,7 @@ from pipelines.config.loading import config_from_dict, config_to_dict, load_conf
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
 from pipelines.graph import Graph, pipeline_graph
-from pipelines.plan import Action, Step, make_plan
+from pipelines.plan import Action, Step, check_files, make_plan
 from pipelines.store.store import Output, Store
 from stages.config import Config
 
@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         for step in plan:
             if step.action is Action.REFUSE:
                 raise PipelineError(step.why)
+        check_files(config, plan)
         if any(step.action is Action.RUN for step in plan):
             outputs = execute(graph, store, plan, arguments.ray_address)
         else:
@@ -115,7 +116,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
     """The configuration of the last run in the folder that the arguments name, with their settings over it."""
     store = Store(Path(load_config(arguments.profile, arguments.settings).run.folder))
-    return config_from_dict(store.read_latest()[0], arguments.settings), store
+    stored = store.read_latest()[0]
+    try:
+        config_from_dict(stored)
+    except UsageError as error:
+        raise PipelineError(f"{store.latest_file} is of another version ({error}); run the pipeline again.") from error
+    return config_from_dict(stored, arguments.settings), store
 
 
 def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str | None) -> dict[str, Output]:

@@ -28,14 +28,14 @@ def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def local_paths(values: Mapping[str, Any]) -> Iterator[Path]:
-    """The files and folders that values by dotted key name; hub ids, URIs and parts of the backbone are none."""
+def local_paths(values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """The files and folders that values name, each with its key; hub ids, URIs and parts of the backbone are none."""
     known = configuration_keys()
     for name, value in values.items():
         if known[name].path_kind is not None and value is not None:
             for path in value if isinstance(value, list) else [value]:
                 if Path(path).is_absolute():
-                    yield Path(path)
+                    yield name, Path(path)
 
 
 def _absolute(name: str, kind: PathKind, path: str) -> str:

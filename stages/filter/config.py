@@ -6,6 +6,7 @@ from dataclasses import field
 from typing import Annotated
 
 from annotated_types import Ge, MinLen
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeFloat, NonNegativeInt, PositiveInt, Share, Text
@@ -30,6 +31,15 @@ class ScoringConfig:
     gpus_per_actor: Operation[Gpus] = 0.0
     """A share of a GPU, such as 0.25; 0: on the CPU."""
     batch_size: Operation[PositiveInt] = 64
+
+    @model_validator(mode="after")
+    def _head_has_its_clip(self) -> ScoringConfig:
+        if self.aesthetic_head is not None and self.aesthetic_clip is None:
+            raise ValueError(
+                "aesthetic_head reads the embeddings of aesthetic_clip, which is null; set it, for LAION's heads to "
+                "openai/clip-vit-large-patch14"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

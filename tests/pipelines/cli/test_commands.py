@@ -109,6 +109,17 @@ def test_a_run_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said.startswith(f"Cannot write in the run folder {tmp_path / 'file' / 'run'}: a part of its path is a file")
 
 
+def test_a_folder_that_is_not_there_is_found_before_anything_runs(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage customize would find out after the adapter is trained."""
+    code, said = complain(capsys, "run", "--set", folder, "--set", f"customize.subject={tmp_path / 'dog'}")
+    assert code == 2
+    assert said.startswith("customize.subject: ")
+    assert str(tmp_path / "dog") in said
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 @pytest.mark.parametrize("command", ["status", "report", "serve"])
 def test_before_the_first_run(command: str, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = complain(capsys, command, "--set", folder)

@@ -154,6 +154,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(setting: str, w
         (["microworld.dead_share=.9", "microworld.poor_share=.9"], ["microworld", "dead_share", "1 at most"]),
         (["curriculum.min_crop_ratio=4"], ["curriculum", "min_crop_ratio", "4", "max_crop_ratio"]),
         (["multiview.min_angle_degrees=130"], ["multiview", "min_angle_degrees", "130", "max_angle_degrees"]),
+        (["filter.scoring.aesthetic_head=head.pth"], ["filter.scoring", "aesthetic_head", "aesthetic_clip"]),
         (["inference.steps=5"], ["inference", "mask_steps", "12", "5 steps", "null"]),
         (["train_adapter.trainer.precision=fp16"], ["train_adapter.trainer", "fp16", "use_gpu"]),
         (
