@@ -136,7 +136,7 @@ class RealCustomPipeline:
         gamma_num: float = 0.8,
         use_mask: bool = True,
         mask_scope: float = 0.25,
-        mask_steps: int = 12,
+        mask_steps: int | None = 12,
         mask_every: int = 1,
         mask_cross_downscales: Sequence[int] = (1, 2),
         mask_self_downscales: Sequence[int] = (1,),
@@ -165,7 +165,7 @@ class RealCustomPipeline:
             gamma_num: the share of the image tokens that RealCustom's scoring module keeps.
             use_mask: False lets the subjects act on the whole picture.
             mask_scope: gamma_scope, the share of positions that a subject may take.
-            mask_steps: T_stop; masks are found in the first so many steps. RealCustom finds them in all.
+            mask_steps: T_stop; masks are found in the first so many steps; None: in all, as in RealCustom.
             mask_every: 1 is exact. With k > 1 the guidance branch runs in every k-th of these steps only; between them
                 its maps are extrapolated (`model.guidance.denoising`). 3 is a good choice
                 (`tests.benchmarks.fast_masks`).

@@ -9,8 +9,8 @@ from typing import Any
 
 from model.errors import ModelError
 from model.guidance.settings import InferenceSettings
-from stages.config import BackboneConfig
 from stages.ray_tools.errors import worker_errors_as_stage_errors
+from stages.shared_config import BackboneConfig
 
 
 def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:

@@ -30,21 +30,21 @@ class MaskSchedule:
     guided: range = range(0)  # those of them in which the guidance branch runs
 
     @classmethod
-    def of(cls, acting: range, mask_steps: int, every: int) -> "MaskSchedule":
-        """Masks until T_stop, exact in every k-th step.
+    def of(cls, acting: range, mask_steps: int | None, every: int) -> "MaskSchedule":
+        """Masks until T_stop (None: in all steps), exact in every k-th step.
 
         Subjects that begin to act later than T_stop get their masks in their first step.
 
         Raises:
             GenerationError: no step is left.
         """
-        if mask_steps < 1:
+        if mask_steps is not None and mask_steps < 1:
             raise GenerationError(
                 f"mask_steps is {mask_steps}: the mask needs the guidance branch for at least 1 step."
             )
         if every < 1:
             raise GenerationError(f"mask_every is {every}: it must be at least 1.")
-        steps = acting[: max(1, mask_steps - acting.start)]
+        steps = acting if mask_steps is None else acting[: max(1, mask_steps - acting.start)]
         return cls(steps, steps[::every])
 
     def extrapolates(self, step: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.config import TrainerConfig
+from stages.training.config import TrainerConfig
 
 DEEPSPEED = Path(__file__).resolve().parents[2] / "infra" / "deepspeed"
 

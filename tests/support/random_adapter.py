@@ -9,8 +9,8 @@ import torch
 from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
 from model.adapters.image_encoder import ImageEncoders
 from model.backbone import load_backbone
-from stages.config import BackboneConfig
 from stages.inference import loading_options
+from stages.shared_config import BackboneConfig
 
 
 def write_random_adapter(
