@@ -3,13 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test check format clean
+.PHONY: run test test-fast test-all check format configuration clean
 
 run: $(INSTALLED)
 	$(BIN)/python pipeline.py run --stage all
 
+# Two processes: each starts a Ray of its own when it first needs one.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not nightly"
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not nightly"
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -19,6 +26,9 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+configuration: $(INSTALLED)
+	$(BIN)/python -m pipelines.config.documentation > docs/configuration.md
 
 clean:
 	rm -rf .venv runs

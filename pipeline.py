@@ -9,7 +9,7 @@ from pipelines.cli.arguments import parse_arguments
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Parse the command line and carry it out; the exit code."""
+    """Run the command; returns the exit code."""
     arguments = parse_arguments(words)
     from pipelines.cli.commands import COMMANDS
     from pipelines.errors import PipelineError
@@ -20,7 +20,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("Stopped. What is finished is kept; the same command goes on from here.", file=sys.stderr)
+        print("Stopped. Finished stages are kept; the same command continues from here.", file=sys.stderr)
         return 130
     return 0
 

@@ -1,7 +1,7 @@
 """Prompt sets from a language model behind any OpenAI-compatible endpoint.
 
-The endpoint is asked for JSON to a schema; one that does not know `response_format` is asked again without. Every
-prompt is checked, repeated ones are dropped, and what is missing is asked for again. The `openai` client itself retries
+The client requests JSON with a schema; if the endpoint does not support `response_format`, it does without a schema.
+It validates every prompt, drops duplicates, and requests the missing ones again. The `openai` client itself retries
 time-outs, refused connections, 429 and 5xx, with growing waits.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import openai
 
-from prompts.schema import VARIATIONS, RichPrompt, RichPrompts, Variation, fault_of, normalise, read_answer
+from prompts.schema import VARIATIONS, RichPrompt, RichPrompts, Variation, fault_of, normalize, read_answer
 from prompts.templates import SYSTEM, user_message
 
-BARREN_REQUESTS = 5  # so many answers in a row without a new prompt, and the writer gives up
-AVOIDED = 20  # prompts that are shown to the model so that it does not repeat them
+MAX_USELESS_ANSWERS = 5  # in a row, without a new prompt; then the writer fails
+SHOWN_PROMPTS = 20  # existing prompts in a request, so that the model does not repeat them
 
 _RESPONSE_FORMAT: dict[str, Any] = {
     "type": "json_schema",
@@ -26,21 +26,21 @@ _RESPONSE_FORMAT: dict[str, Any] = {
 
 
 class PromptError(Exception):
-    """The prompts cannot be had. The message is one sentence for the user."""
+    """The endpoint fails, or its prompts are not usable. The message is one sentence for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where the language model is and how to ask it.
+    """A language model, and the settings of the requests.
 
     Attributes:
-        base_url: As the `openai` client wants it, with the version: "https://.../v1".
-        model: The model's name there.
-        api_key: Any text for endpoints that want none.
-        temperature: Of the sampling.
-        prompts_per_request: How many prompts are asked for at once.
-        timeout_seconds: Of one try.
-        retries: Further tries of one request.
+        base_url: In the form of the `openai` client, with the version: "https://.../v1".
+        model: The model's name at the endpoint.
+        api_key: Any text if the endpoint needs none.
+        temperature: Sampling temperature.
+        prompts_per_request: Prompts in one request.
+        timeout_seconds: Time limit of one attempt.
+        retries: Retries of one request.
     """
 
     base_url: str
@@ -54,10 +54,10 @@ class Endpoint:
 
 @dataclass
 class PromptWriter:
-    """Asks one endpoint for the prompts of one concept after another."""
+    """Writes prompt sets with one endpoint."""
 
     endpoint: Endpoint
-    _structured: bool = field(default=True, init=False)  # whether the endpoint knows response_format, as far as we know
+    _structured: bool = field(default=True, init=False)  # whether the endpoint may support response_format
     _client: openai.OpenAI = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,31 +69,31 @@ class PromptWriter:
         )
 
     def write(self, concept: str, count: int) -> list[RichPrompt]:
-        """`count` different prompts for `concept`, the variations in turn.
+        """Write `count` different prompts for `concept`, alternating between the variations.
 
         Raises:
-            PromptError: The endpoint fails, or does not come up with enough usable prompts.
+            PromptError: The endpoint fails, or does not write enough usable prompts.
         """
         found: dict[str, RichPrompt] = {}
         faults: Counter[str] = Counter()
-        requests = barren = 0
+        requests = useless = 0
         while len(found) < count:
             variation = VARIATIONS[requests % len(VARIATIONS)]
             wanted = min(self.endpoint.prompts_per_request, count - len(found))
-            answer = self._ask(concept, variation, wanted, list(found)[-AVOIDED:])
+            answer = self._ask(concept, variation, wanted, list(found)[-SHOWN_PROMPTS:])
             fresh = take_usable(answer, variation, concept, found, faults)
             requests += 1
-            barren = 0 if fresh else barren + 1
-            if barren == BARREN_REQUESTS:
+            useless = 0 if fresh else useless + 1
+            if useless == MAX_USELESS_ANSWERS:
                 fault, times = faults.most_common(1)[0] if faults else ("no JSON in the answer", requests)
                 raise PromptError(
                     f"{self.endpoint.model} at {self.endpoint.base_url} wrote only {len(found)} of {count} usable "
-                    f"prompts for {concept!r} in {requests} requests; most often: {fault} ({times} times)."
+                    f"prompts for {concept!r} in {requests} requests; most frequent error: {fault} ({times} times)."
                 )
         return list(found.values())[:count]
 
     def _ask(self, concept: str, variation: Variation, count: int, avoid: list[str]) -> str:
-        """The text of one answer, which may be empty."""
+        """Request prompts; returns the text of the answer, which may be empty."""
         request: dict[str, Any] = {
             "model": self.endpoint.model,
             "temperature": self.endpoint.temperature,
@@ -118,27 +118,27 @@ class PromptWriter:
         return (choices[0].message.content or "") if choices else ""
 
     def _complete(self, request: dict[str, Any]) -> Any:
-        """The completion, structured when the endpoint can do that."""
+        """The completion, structured if the endpoint supports it."""
         create: Any = self._client.chat.completions.create
         if self._structured:
             try:
                 return create(**request, response_format=_RESPONSE_FORMAT)
             except (openai.BadRequestError, openai.UnprocessableEntityError):
-                self._structured = False  # when something else was wrong, the plain request says so
+                self._structured = False  # if another error was the cause, the plain request raises it
         return create(**request)
 
 
 def take_usable(
     answer: str, variation: Variation, concept: str, found: dict[str, RichPrompt], faults: Counter[str]
 ) -> int:
-    """Put the usable prompts of an answer that are new into `found`; count what is wrong with the others.
+    """Add the new usable prompts of an answer to `found`, and count the faults of the others in `faults`.
 
     Returns:
-        How many were new.
+        The number of new prompts.
     """
     before = len(found)
     for item in read_answer(answer, variation):
-        prompt = normalise(item.prompt)
+        prompt = normalize(item.prompt)
         fault = fault_of(prompt, concept)
         if fault is None and prompt.lower() in found:
             fault = "repeated"
@@ -150,5 +150,5 @@ def take_usable(
 
 
 def one_line(text: str, length: int = 200) -> str:
-    """For error messages."""
+    """Join and shorten a text for an error message."""
     return " ".join(text.split())[:length]

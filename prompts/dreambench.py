@@ -7,7 +7,7 @@ from __future__ import annotations
 
 LIVE_WORDS = frozenset({"cat", "dog"})  # the live classes of DreamBench
 
-_PLACES = (
+_BACKGROUNDS = (
     "a {word} in the jungle",
     "a {word} in the snow",
     "a {word} on the beach",
@@ -22,7 +22,7 @@ _PLACES = (
 _PROPERTIES = ("a red {word}", "a purple {word}", "a shiny {word}", "a wet {word}", "a cube shaped {word}")
 
 OBJECT_PROMPTS = (
-    *_PLACES,
+    *_BACKGROUNDS,
     "a {word} with a wheat field in the background",
     "a {word} with a tree and autumn leaves in the background",
     "a {word} with the Eiffel Tower in the background",
@@ -36,7 +36,7 @@ OBJECT_PROMPTS = (
     *_PROPERTIES,
 )
 LIVE_PROMPTS = (
-    *_PLACES,
+    *_BACKGROUNDS,
     "a {word} wearing a red hat",
     "a {word} wearing a santa hat",
     "a {word} wearing a rainbow scarf",
@@ -52,5 +52,5 @@ LIVE_PROMPTS = (
 
 
 def dreambench_prompts(word: str) -> tuple[str, ...]:
-    """The prompt list that DreamBench uses for a subject of this class."""
+    """DreamBench's prompts for a subject of this class."""
     return LIVE_PROMPTS if word in LIVE_WORDS else OBJECT_PROMPTS

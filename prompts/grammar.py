@@ -1,7 +1,7 @@
 """Prompt sets without a language model: sentences of a small grammar, in a fixed random order.
 
-Its words are those that the tokenizer of the micro world knows, and a sentence fits its text encoder. It serves where
-there is no endpoint; what it writes is called "grammar" wherever it goes.
+It uses only words of the micro world's tokenizer, and every sentence fits its text encoder. Used when no endpoint is
+configured; the dataset records the writer "grammar".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prompts.schema import PLACEHOLDER, VARIATIONS, RichPrompt, Variation
 WRITER = "grammar"
 MAX_WORDS = 12
 
-PLACES = (
+BACKGROUNDS = (
     "on the beach", "on a sandy beach", "in the desert", "on a sand dune", "in the snow", "on a snowy field",
     "on the grass", "in a green meadow", "under the night sky", "at night", "on a city street", "on the road",
     "in the forest", "among the trees", "in the ocean", "in the water", "in front of a brick wall",
@@ -30,7 +30,7 @@ STYLES = ("a picture of", "a rendering of", "a close view of", "this is", "there
 
 
 def grammar_prompts(concept: str, count: int, seed: int) -> list[RichPrompt]:
-    """`count` different prompts for `concept`, the variations in turn; the same for the same arguments.
+    """`count` different prompts for `concept`, alternating between the variations; the same for the same arguments.
 
     Raises:
         ValueError: The grammar has fewer sentences.
@@ -45,37 +45,37 @@ def grammar_prompts(concept: str, count: int, seed: int) -> list[RichPrompt]:
         if len(written) == count:
             return written
         if not any(queues.values()):
-            raise ValueError(f"the grammar knows only {len(written)} prompts for {concept!r}, not {count}")
+            raise ValueError(f"the grammar has only {len(written)} prompts for {concept!r}, not {count}")
         if queues[variation]:
             written.append(RichPrompt(prompt=queues[variation].pop(), variation=variation))
     return written
 
 
 def sentences(variation: Variation, concept: str) -> Iterator[str]:
-    """All sentences of one variation that are short enough."""
+    """All sentences of one variation with at most `MAX_WORDS` words."""
     subject = f"{PLACEHOLDER} {concept}"
-    for place in PLACES:
-        for sentence in _sentences(variation, subject, concept, place):
+    for background in BACKGROUNDS:
+        for sentence in _sentences(variation, subject, concept, background):
             if len(sentence.split()) <= MAX_WORDS:
                 yield sentence
 
 
-def _sentences(variation: Variation, subject: str, concept: str, place: str) -> Iterator[str]:
+def _sentences(variation: Variation, subject: str, concept: str, background: str) -> Iterator[str]:
     if variation == "background":
-        yield f"a photo of a {subject} {place}"
-        yield f"a {subject} {place}"
-        yield from (f"a {time} day and a {subject} {place}" for time in ("sunny", "bright", "beautiful"))
+        yield f"a photo of a {subject} {background}"
+        yield f"a {subject} {background}"
+        yield from (f"a {time} day and a {subject} {background}" for time in ("sunny", "bright", "beautiful"))
     elif variation == "subject":
         for relation, colour, neighbour in itertools.product(RELATIONS, COLOURS, NEIGHBOURS):
             if neighbour != concept:
                 article = "an" if colour == "orange" else "a"
-                yield f"a {subject} {relation[:-1]}{article} {colour} {neighbour} {place}"
+                yield f"a {subject} {relation[:-1]}{article} {colour} {neighbour} {background}"
     elif variation == "action":
-        yield from (f"a photo of a {subject} {action} {place}" for action in ACTIONS)
-        yield from (f"a {subject} is {action} {place}" for action in ACTIONS)
+        yield from (f"a photo of a {subject} {action} {background}" for action in ACTIONS)
+        yield from (f"a {subject} is {action} {background}" for action in ACTIONS)
     elif variation == "style":
-        yield from (f"{style} a {subject} {place}" for style in STYLES)
+        yield from (f"{style} a {subject} {background}" for style in STYLES)
     else:
         for quality in (*COLOURS, *QUALITIES):
             article = "an" if quality[0] in "aeio" else "a"
-            yield f"a photo of {article} {quality} {subject} {place}"
+            yield f"a photo of {article} {quality} {subject} {background}"

@@ -1,4 +1,4 @@
-"""What a context-rich prompt is, and what is asked of a language model that writes some."""
+"""The schema of context-rich prompts, their validation, and the parser of a language model's answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Variation = Literal["background", "subject", "action", "style", "property"]
 
-#: Ways in which prompts of one concept may differ (Contextualizer, Sec. 3.3).
+#: The ways in which prompts of one concept vary (Contextualizer, Sec. 3.3).
 VARIATIONS: tuple[Variation, ...] = get_args(Variation)
 
 PLACEHOLDER = "[v]"
@@ -19,7 +19,7 @@ MAX_PROMPT_WORDS = 40  # CLIP reads 77 tokens
 
 
 class RichPrompt(BaseModel):
-    """One prompt and what it varies."""
+    """One prompt and its variation."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,14 +35,14 @@ class RichPrompts(BaseModel):
     prompts: list[RichPrompt]
 
 
-def normalise(prompt: str) -> str:
-    """One line, single spaces, no quotes or full stop around it, the placeholder in lower case."""
+def normalize(prompt: str) -> str:
+    """Remove line breaks, repeated spaces, quotes and the final full stop; put the placeholder in lower case."""
     text = " ".join(prompt.split()).strip("\"'` ").rstrip(". ")
     return re.sub(re.escape(PLACEHOLDER), PLACEHOLDER, text, flags=re.IGNORECASE)
 
 
 def fault_of(prompt: str, concept: str) -> str | None:
-    """Why a normalised prompt is of no use for `concept`; None when it is."""
+    """Why a normalized prompt is not usable for `concept`; None if it is usable."""
     if prompt.count(PLACEHOLDER) != 1:
         return f"{PLACEHOLDER} must occur once"
     if not re.search(rf"(?<!\S){re.escape(PLACEHOLDER)} {re.escape(concept)}(?!\w)", prompt):
@@ -58,21 +58,20 @@ def fault_of(prompt: str, concept: str) -> str | None:
 def read_answer(text: str, variation: Variation) -> list[RichPrompt]:
     """The prompts in a model's answer.
 
-    An answer to the schema is taken as a whole. Of anything else (prose around it, a code fence, a cut-off end) every
-    complete object with a prompt is taken, and strings of a plain JSON list, which are of the variation that was asked
-    for.
+    If the answer does not fit the schema (surrounding prose, a code fence, a cut-off end), the result is every complete
+    object with a prompt and every string of a plain JSON list; strings get the requested `variation`.
     """
     try:
         return RichPrompts.model_validate_json(text).prompts
     except ValidationError:
-        return list(_scavenge(text, variation))
+        return list(_complete_prompts(text, variation))
 
 
-def _scavenge(text: str, variation: Variation) -> Iterator[RichPrompt]:
+def _complete_prompts(text: str, variation: Variation) -> Iterator[RichPrompt]:
     decoder = json.JSONDecoder()
-    place = 0
-    while (match := re.compile(r"[\[{]").search(text, place)) is not None:
-        place = match.start() + 1
+    position = 0
+    while (match := re.compile(r"[\[{]").search(text, position)) is not None:
+        position = match.start() + 1
         try:
             value, end = decoder.raw_decode(text, match.start())
         except json.JSONDecodeError:
@@ -80,7 +79,7 @@ def _scavenge(text: str, variation: Variation) -> Iterator[RichPrompt]:
         if isinstance(value, dict) and isinstance(value.get("prompt"), str):
             named = value.get("variation")
             yield RichPrompt(prompt=value["prompt"], variation=named if named in VARIATIONS else variation)
-            place = end
+            position = end
         elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             yield from (RichPrompt(prompt=item, variation=variation) for item in value)
-            place = end
+            position = end

@@ -1,4 +1,4 @@
-"""What a language model is told."""
+"""The messages to the language model that writes prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ different from all others in what is around the object, not only in wording. Use
 prompt. Answer with JSON only: \
 {{"prompts": [{{"prompt": "...", "variation": "..."}}]}}."""
 
-_ASKED: dict[Variation, str] = {
+_INSTRUCTIONS: dict[Variation, str] = {
     "background": "Vary the place: indoors and outdoors, landscapes, cities, weather, time of day.",
     "subject": "Let another object, animal or person stand by it, and say how the two are placed.",
     "action": "Let it do something or let something happen to it.",
@@ -23,10 +23,10 @@ _ASKED: dict[Variation, str] = {
 
 
 def user_message(concept: str, variation: Variation, count: int, avoid: Sequence[str]) -> str:
-    """The request for `count` prompts; `avoid` are some that are there already."""
+    """The request for `count` prompts; `avoid` are existing prompts."""
     lines = [
         f'Write {count} prompts with "{PLACEHOLDER} {concept}" in them.',
-        _ASKED[variation],
+        _INSTRUCTIONS[variation],
         f'Set "variation" to "{variation}".',
     ]
     if avoid:

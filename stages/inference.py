@@ -10,7 +10,7 @@ from typing import Any
 from model.errors import ModelError
 from model.guidance.settings import InferenceSettings
 from stages.config import BackboneConfig
-from stages.ray_tools.tasks import worker_errors_as_stage_errors
+from stages.ray_tools.errors import worker_errors_as_stage_errors
 
 
 def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:

@@ -17,16 +17,29 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = str(REPOSITORY)
 
 set_environment("micro")  # before anything imports Ray or MLflow
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in two processes; more threads would only compete
 # A first example that imports something, or a busy machine, is no failure.
 settings.register_profile("realword", deadline=None)
 settings.load_profile("realword")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each parallel worker whole files, whose tests share fixtures, and files with slow tests first.
+
+    All end-to-end tests share one run, and so one worker.
+    """
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+    for item in items:
+        group = "end_to_end" if item.path.parent.name == "end_to_end" else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """The address of a local Ray head that this process is connected to; one for the whole session."""
-    from pipelines.execution.cluster import local_cluster
     from pipelines.execution.environment import temporary_folder
+    from stages.ray_tools.cluster import local_cluster
 
     # A place of its own that is short enough for Ray's sockets: other tests make theirs in the system's.
     with (

@@ -1,1 +1,1 @@
-"""The micro Stable Diffusion: architectures, training problems, shipped weights and their measured quality."""
+"""The micro Stable Diffusion: architectures, training problems and shipped weights."""

@@ -1,4 +1,4 @@
-"""Builders of the micro Stable Diffusion's parts, all of them classes of diffusers and transformers.
+"""Builders of the parts of the micro Stable Diffusion, all classes of diffusers and transformers.
 
 64 x 64 pixels, four latent channels at 16 x 16, text states of width 128.
 """
@@ -83,14 +83,14 @@ def build_clip() -> CLIPModel:
 
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
-    """The text tower alone, as Stable Diffusion stores it."""
+    """Copy the text tower alone, in the form that Stable Diffusion stores."""
     encoder = CLIPTextModel(clip.config.text_config)
     encoder.load_state_dict(clip.text_model.state_dict())
     return encoder.eval()
 
 
 def build_dino() -> Dinov2Model:
-    """Second image encoder, 0.7 M parameters; as many patches and blocks as CLIP's image tower."""
+    """Second image encoder, 0.7 M parameters, with the patches and blocks of CLIP's image tower."""
     return Dinov2Model(
         Dinov2Config(
             image_size=IMAGE_SIZE,

@@ -1,9 +1,9 @@
 """Training problem of the contrastive text and image encoders.
 
-Besides the CLIP loss (Radford et al. 2021) on captions: zero-shot classification of category x background against the
-world's own captions, the same of category and colour on object-centred crops (the object fills few patches of a
-scene, and the caption loss alone leaves category at chance), dense classification of patches, and an identity loss
-that attracts two views of one instance.
+The losses: the CLIP loss (Radford et al. 2021) on captions; zero-shot classification of category x background against
+the world's own captions; the same for category and colour on object-centred crops (the object fills few patches of a
+scene, and the caption loss alone leaves the category at chance level); dense classification of patches; and an identity
+loss that attracts two views of one instance.
 """
 
 import functools
@@ -45,7 +45,7 @@ def tokenize(captions: list[str]) -> Tensor:
 
 def class_captions() -> tuple[list[str], list[str], list[str]]:
     """Captions of category x background (background fastest), of each category alone, of each colour alone."""
-    scenes = [plain_caption(category, ground) for category in TRAINED_CATEGORIES for ground in BACKGROUNDS]
+    scenes = [plain_caption(category, background) for category in TRAINED_CATEGORIES for background in BACKGROUNDS]
     categories = [f"a photo of a {category}" for category in TRAINED_CATEGORIES]
     colours = [f"a photo of {'an' if colour == 'orange' else 'a'} {colour} {GENERIC_NOUN}" for colour in COLOUR_NAMES]
     return scenes, categories, colours
@@ -62,14 +62,14 @@ def image_features(clip: CLIPModel, image: Tensor) -> Tensor:
 
 
 def _matching_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Symmetric cross-entropy in which equal captions are equally right."""
+    """Symmetric cross-entropy; the target is uniform over equal captions."""
     same = (ids[:, None] == ids[None]).all(-1).float()
     share = same / same.sum(1, keepdim=True)
     return -0.5 * ((share * logits.log_softmax(1)).sum(1) + (share * logits.T.log_softmax(1)).sum(1)).mean()
 
 
 class ClipModule(nn.Module):
-    """CLIP with the heads that only training needs."""
+    """CLIP with the losses, and the heads that only training needs."""
 
     class_ids: Tensor  # (scenes + categories + colours, 16)
 
@@ -110,9 +110,9 @@ class ClipModule(nn.Module):
         return instance_loss(first, second, instance)
 
     def _dense_loss(self, patches: Tensor, cover: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Patch classification: the object's category where it covers the patch, else the background."""
+        """Classify patches: the object's category where it covers the patch, else the background."""
         inside, outside = cover > 0.4, (cover < 0.1) & ~batch["crowded"][:, None]
-        label = torch.where(inside, batch["dense_category"][:, None], len(CATEGORIES) + batch["ground"][:, None])
+        label = torch.where(inside, batch["dense_category"][:, None], len(CATEGORIES) + batch["background"][:, None])
         weight = inside.float() + 0.3 * outside.float()
         error = F.cross_entropy(self.dense_head(patches).transpose(1, 2), label, reduction="none")
         return (error * weight).sum() / weight.sum()
@@ -126,7 +126,7 @@ class ClipTask:
     recipe: PartRecipe
 
     def module(self) -> ClipModule:
-        """Both towers, initialised from the recipe's seed."""
+        """Build both towers, initialised from the recipe's seed."""
         torch.manual_seed(self.recipe.seed)
         return ClipModule(build_clip())
 
@@ -138,8 +138,8 @@ class ClipTask:
         mask, other_mask = masks_at(pool, index), masks_at(pool, other)
         view = torch.cat([images_at(pool, other), other_mask], 1)
         crop = crop_around(view, other_mask, IMAGE_SIZE)
-        category, ground = torch.from_numpy(pool.category[index]), torch.from_numpy(pool.background[index])
-        other_ground = torch.from_numpy(pool.background[other])
+        category, background = torch.from_numpy(pool.category[index]), torch.from_numpy(pool.background[index])
+        other_background = torch.from_numpy(pool.background[other])
         crowded = torch.from_numpy(pool.neighbour[[*index, *other]] >= 0)
         trained = torch.tensor([TRAINED_CATEGORIES.index(CATEGORIES[i]) for i in category])
         return {
@@ -147,19 +147,19 @@ class ClipTask:
             "crop": crop[:, :3],
             "cover": torch.cat([mask, crop[:, 3:]]),
             "ids": tokenize([pool.captions[i] for i in index]),
-            "scene": trained * len(BACKGROUNDS) + ground,
+            "scene": trained * len(BACKGROUNDS) + background,
             "category": trained,
             "colour": torch.from_numpy(pool.colour[index]),
             "instance": torch.from_numpy(index // 2),
             "dense_category": category.repeat(2),
-            "ground": torch.cat([ground, other_ground]),
+            "background": torch.cat([background, other_background]),
             "crowded": crowded,
         }
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Writes the two towers as transformers does."""
+        """Save the two towers in transformers' format."""
         assert isinstance(module, ClipModule)
         module.clip.float().cpu().eval().save_pretrained(folder)

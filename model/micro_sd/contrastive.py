@@ -1,4 +1,4 @@
-"""What the encoders and the judge share in learning to tell instances apart."""
+"""Contrastive loss over instances, shared by the image encoders and the judge."""
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,9 @@ def instance_loss(first: Tensor, second: Tensor, instance: Tensor) -> Tensor:
     """InfoNCE between two views of B instances, both ways (van den Oord et al. 2018).
 
     Args:
-        first: unit features (B, c) of one view.
-        second: unit features (B, c) of the other.
-        instance: (B,); rows of an equal instance do not repel each other.
+        first: Unit features (B, c) of one view.
+        second: Unit features (B, c) of the other view.
+        instance: Ids (B,); rows with the same id do not repel each other.
     """
     logits = _SCALE * first @ second.T
     twins = (instance[:, None] == instance[None]) & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)

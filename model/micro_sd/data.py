@@ -1,4 +1,4 @@
-"""From the scene pool to training tensors. Draws are pure functions of (seed, step), sharded by rank."""
+"""Training tensors from the scene pool. Draws are pure functions of (seed, step), sharded by rank."""
 
 import functools
 from pathlib import Path
@@ -14,12 +14,12 @@ from model.microworld.pool import ScenePool
 
 @functools.lru_cache(maxsize=4)
 def open_pool(folder: Path) -> ScenePool:
-    """One mapping of a pool per process, so that tasks stay picklable."""
+    """Open a pool once per process, so that tasks stay picklable."""
     return ScenePool.open(folder)
 
 
 def draw_indices(seed: int, step: int, rank: int, world: int, count: int, batch: int) -> NDArray[np.int64]:
-    """This rank's share of the `batch` samples of a step; the union over ranks does not depend on their number."""
+    """Draw this rank's share of a step's `batch` samples; the union over ranks does not depend on their number."""
     if batch % world:
         raise ValueError(f"batch {batch} does not divide among {world} workers")
     local = batch // world
@@ -28,7 +28,7 @@ def draw_indices(seed: int, step: int, rank: int, world: int, count: int, batch:
 
 
 def seeded_generator(seed: int, step: int, rank: int) -> torch.Generator:
-    """Torch noise source of one rank's share of a step."""
+    """Generator of the noise of one rank's share of a step."""
     return torch.Generator().manual_seed(int(np.random.default_rng([seed, step, rank]).integers(2**63)))
 
 
@@ -44,7 +44,7 @@ def masks_at(pool: ScenePool, index: NDArray[np.int64]) -> Tensor:
 
 
 def crop_around(picture: Tensor, weight: Tensor, size: int, spread: float = 2.3) -> Tensor:
-    """Square crops (B, C, size, size) centred on soft masks (B, 1, h, w), `spread` standard deviations to each side."""
+    """Crop squares (B, C, size, size) centred on soft masks (B, 1, h, w), `spread` standard deviations to each side."""
     height, width = weight.shape[-2:]
     share = weight.flatten(1).clamp(min=1e-4).square()
     share = share / share.sum(1, keepdim=True)

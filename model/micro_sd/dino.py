@@ -1,9 +1,9 @@
-"""Training problem of the second image encoder, the DINO of this world: what makes an object itself.
+"""Training problem of the second image encoder (this world's DINO): instance discrimination.
 
-It learns without captions or classes, from which two pictures show one instance and where in them the object lies: two
-views of one instance, before different grounds and in different light, attract each other and repel all others
-(InfoNCE, van den Oord et al. 2018; instances as classes, Wu et al. 2018). Both the class token and the mean patch over
-the object are trained, so that features of the whole picture and of its parts know the instance.
+It uses no captions or classes, only pairs of pictures of one instance and the masks of the object: two views of one
+instance, with different backgrounds and light, attract each other and repel all others (InfoNCE, van den Oord et al.
+2018; instances as classes, Wu et al. 2018). The loss applies to the class token and to the mean patch over the object,
+so that the features of the whole picture and of its patches identify the instance.
 """
 
 from dataclasses import dataclass
@@ -54,12 +54,12 @@ class DinoTask:
     recipe: PartRecipe
 
     def module(self) -> DinoModule:
-        """An encoder initialised from the recipe's seed."""
+        """Build an encoder, initialised from the recipe's seed."""
         torch.manual_seed(self.recipe.seed)
         return DinoModule()
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """Scenes and their partners, noisy; every other partner is cropped to its object, as a close reference is."""
+        """Noisy scenes and their partners; every other partner is cropped to its object, like a close-up reference."""
         pool, recipe = open_pool(self.pool_folder), self.recipe
         index = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
         partner = pool.partner(index)
@@ -75,10 +75,10 @@ class DinoTask:
         }
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Writes the encoder as transformers does."""
+        """Save the encoder in transformers' format."""
         assert isinstance(module, DinoModule)
         encoder: Dinov2Model = module.encoder.float().cpu().eval()
         encoder.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""The independent judge: finds the object in a picture and says its category, colour, background and identity.
+"""The independent judge: finds the object in a picture and classifies its category, colour, background and identity.
 
-It is trained apart from every model that it judges and shares no weights with them. Its category head knows the
-trained categories only; mask, presence and identity are trained on all of them, the held-out ones included.
+It is trained separately from the models that it judges and shares no weights with them. Its category head has the
+trained categories only; mask, presence and identity are trained on all categories, including the held-out ones.
 """
 
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in B pictures."""
+    """The judge's outputs for B pictures."""
 
     mask: Tensor  # (B, 1, 16, 16) logits of the object's cover
     category: Tensor  # (B, trained categories) logits
     colour: Tensor  # (B, colours) logits
     background: Tensor  # (B, backgrounds) logits
     identity: Tensor  # (B, 64) unit embedding of the object
-    present: Tensor  # (B, all categories) logits of whether the scene has such an object, for scenes of several
+    present: Tensor  # (B, all categories) logits of whether the scene has such an object; for scenes with two objects
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -49,7 +49,7 @@ def _pool(features: Tensor, weight: Tensor) -> Tensor:
 
 
 class Judge(ModelMixin, ConfigMixin):
-    """A convolutional scene reader and a classifier of the object's crop."""
+    """A convolutional network over the scene and a classifier of the object's crop."""
 
     @register_to_config
     def __init__(self, width: int = 96, crop_size: int = 32, identity: int = 64) -> None:
@@ -75,12 +75,12 @@ class Judge(ModelMixin, ConfigMixin):
         self.identity_head = nn.Sequential(nn.Linear(2 * width, 128), nn.GELU(), nn.Linear(128, identity))
 
     def forward(self, image: Tensor, mask: Tensor | None = None, given: Tensor | None = None) -> Verdict:
-        """Read pictures.
+        """Judge pictures.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
-            mask: (B, 1, H / 4, W / 4), replaces the predicted cover.
-            given: (B,), the rows for which it does; all when None.
+            mask: (B, 1, H / 4, W / 4), replaces the predicted cover of the object.
+            given: (B,), the rows in which `mask` is used; all when None.
         """
         local = self.stem(image)
         features = local
@@ -115,7 +115,7 @@ class JudgeModule(nn.Module):
         image = batch["image"]
         with mixed_precision(image.device):
             verdict: Verdict = self.judge(image, cover, batch["given_mask"])
-        alone = ~batch["crowded"][:, None, None, None]  # which of two objects is meant, no picture says
+        alone = ~batch["crowded"][:, None, None, None]  # with two objects, the picture does not determine the subject
         mask_error = F.binary_cross_entropy_with_logits(verdict.mask, cover, reduction="none")
         losses = {
             "mask": (mask_error * alone).sum() / alone.sum().clamp(min=1) / cover[0].numel(),
@@ -129,7 +129,7 @@ class JudgeModule(nn.Module):
 
 
 def _presence(category: NDArray[np.int64], neighbour: NDArray[np.int64]) -> Tensor:
-    """Which categories (B, all) each scene shows; `neighbour` is -1 where there is none."""
+    """The categories (B, all) in each scene; `neighbour` is -1 where there is none."""
     present = torch.zeros(len(category), len(CATEGORIES) + 1)
     rows = torch.arange(len(category))
     present[rows, torch.from_numpy(category)] = 1
@@ -139,18 +139,18 @@ def _presence(category: NDArray[np.int64], neighbour: NDArray[np.int64]) -> Tens
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeTask:
-    """Judge training on a pool of all categories; noise and blur keep it from reading rendering artefacts."""
+    """Judge training on a pool of all categories; noise and blur prevent it from using rendering artefacts."""
 
     pool_folder: Path
     recipe: PartRecipe
 
     def module(self) -> JudgeModule:
-        """A judge initialised from the recipe's seed."""
+        """Build a judge, initialised from the recipe's seed."""
         torch.manual_seed(self.recipe.seed)
         return JudgeModule()
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """Pairs of views with noise, every third step blurred as the autoencoder blurs."""
+        """Pairs of noisy views; every third step they are blurred as by the autoencoder."""
         pool, recipe = open_pool(self.pool_folder), self.recipe
         first = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
         index = np.stack([first, pool.partner(first)], 1).flatten()  # the two views of an instance alternate
@@ -177,9 +177,9 @@ class JudgeTask:
         }
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Writes the judge as safetensors with its configuration."""
+        """Save the judge as safetensors with its configuration."""
         assert isinstance(module, JudgeModule)
         module.judge.float().cpu().eval().save_pretrained(folder)

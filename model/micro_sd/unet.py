@@ -24,7 +24,7 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Encoded pool; text states are stored once per distinct caption, that of the empty caption comes first."""
+    """An encoded pool; text states are stored once per distinct caption, the empty caption first."""
 
     latent: NDArray[np.float16]  # (N, 4, 16, 16)
     caption: NDArray[np.int64]  # (N,) row of `states`
@@ -32,7 +32,7 @@ class LatentCache:
 
     @classmethod
     def open(cls, folder: Path) -> "LatentCache":
-        """Maps a cache that `encode_pool` wrote."""
+        """Memory-map a cache that `encode_pool` wrote."""
         return cls(
             np.load(folder / "latent.npy", mmap_mode="r"),
             np.load(folder / "caption.npy"),
@@ -47,7 +47,7 @@ def _open_cache(folder: Path) -> LatentCache:
 
 @torch.no_grad()
 def encode_pool(pool_folder: Path, vae: AutoencoderKL, clip: CLIPModel, folder: Path) -> None:
-    """Encodes every scene of a pool once."""
+    """Encode every scene of a pool, and write the cache into `folder`."""
     pool = open_pool(pool_folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = ["", *dict.fromkeys(pool.captions)]
@@ -67,7 +67,7 @@ def encode_pool(pool_folder: Path, vae: AutoencoderKL, clip: CLIPModel, folder: 
 
 
 class UNetModule(nn.Module):
-    """Denoiser with its loss and its exponential moving average."""
+    """A denoiser with its loss and its exponential moving average."""
 
     alphas_cumprod: Tensor  # (1000,)
 
@@ -90,7 +90,7 @@ class UNetModule(nn.Module):
 
     @torch.no_grad()
     def update_average(self, share: float) -> None:
-        """Moves the average towards the current weights by that share."""
+        """Move the average towards the current weights by `share`."""
         for mean, weight in zip(self.average.parameters(), self.unet.parameters(), strict=True):
             mean.lerp_(weight, share)
 
@@ -104,12 +104,12 @@ class UNetTask:
     training: UNetTraining
 
     def module(self) -> UNetModule:
-        """A denoiser initialised from the recipe's seed."""
+        """Build a denoiser, initialised from the recipe's seed."""
         torch.manual_seed(self.recipe.seed)
         return UNetModule()
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """Latents, text states, noise and timesteps; some captions are dropped for guidance."""
+        """Latents, text states, noise and timesteps; some captions are dropped for classifier-free guidance."""
         cache, recipe = _open_cache(self.cache_folder), self.recipe
         index = draw_indices(recipe.seed, step, rank, world, len(cache.latent), recipe.batch)
         generator = seeded_generator(recipe.seed, step, rank)
@@ -124,13 +124,13 @@ class UNetTask:
         }
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Updates the moving average."""
+        """Update the moving average."""
         assert isinstance(module, UNetModule)
         if (step + 1) % self.training.ema_every == 0:
             module.update_average(self.training.ema_share)
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Writes the averaged denoiser as diffusers does."""
+        """Save the averaged denoiser in diffusers' format."""
         assert isinstance(module, UNetModule)
         average: UNet2DConditionModel = module.average.float().cpu().eval()
         average.save_pretrained(folder)

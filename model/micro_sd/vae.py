@@ -24,7 +24,7 @@ def _gradient_error(first: Tensor, second: Tensor) -> Tensor:
 
 
 class VaeModule(nn.Module):
-    """Autoencoder with its loss."""
+    """An autoencoder with its loss."""
 
     def __init__(self, vae: AutoencoderKL, weights: VaeLoss) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class VaeModule(nn.Module):
         self.weights = weights
 
     def reconstruction_loss(self, output: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The multi-scale loss and, for the log, the squared error."""
+        """The multi-scale loss, and the squared error for the log."""
         squared = F.mse_loss(output, image)
         coarse = squared.new_zeros(())
         for k in (2, 4, 8):
@@ -42,7 +42,7 @@ class VaeModule(nn.Module):
         return loss + w.gradient * _gradient_error(output, image), squared.detach()
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Loss of reconstruction from a sampled latent, and the KL term."""
+        """Loss of the reconstruction from a sampled latent, and the KL term."""
         image = batch["image"]  # (B, 3, H, W) in [-1, 1]
         with mixed_precision(image.device):
             posterior = self.vae.encode(image).latent_dist
@@ -55,7 +55,7 @@ class VaeModule(nn.Module):
 
 @torch.no_grad()
 def fold_whitening(vae: AutoencoderKL, images: Tensor) -> None:
-    """Rescales the 1 x 1 convolutions around the latent so that its channels have mean 0 and variance 1; exact."""
+    """Rescale the 1 x 1 convolutions around the latent to mean 0 and variance 1 by channel; outputs stay the same."""
     latent = torch.cat([vae.encode(chunk).latent_dist.mode() for chunk in torch.split(images, 64)])
     mean, std = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
     before, after, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
@@ -75,7 +75,7 @@ class VaeTask:
     loss: VaeLoss
 
     def module(self) -> VaeModule:
-        """An autoencoder initialised from the recipe's seed."""
+        """Build an autoencoder, initialised from the recipe's seed."""
         torch.manual_seed(self.recipe.seed)
         return VaeModule(build_vae(), self.loss)
 
@@ -89,10 +89,10 @@ class VaeTask:
         return {"image": image, "noise": torch.randn(len(index), 4, latent_size, latent_size, generator=generator)}
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Writes the whitened autoencoder as diffusers does."""
+        """Save the whitened autoencoder in diffusers' format."""
         assert isinstance(module, VaeModule)
         vae = module.vae.float().cpu().eval()
         pool = open_pool(self.pool_folder)

@@ -1,8 +1,8 @@
-"""The weights folder: a diffusers layout in fp16 safetensors with a fingerprint, written whole and checked on use.
+"""The weights folder: diffusers' layout in fp16 safetensors, with a fingerprint that is checked on use.
 
 model_index.json  vae/  unet/  text_encoder/  tokenizer/  scheduler/    what plain diffusers loads
 clip/             both contrastive towers: image encoder, and text-image agreement
-dino/             the second image encoder, of instances
+dino/             the second image encoder, trained on instances
 judge/            the independent judge
 fingerprint.json  world version, recipe digest and the SHA-256 of every file above
 README.md         the model card
@@ -31,11 +31,11 @@ _Model = TypeVar("_Model", AutoencoderKL, UNet2DConditionModel, CLIPTextModel, C
 
 
 class WeightsError(ModelError):
-    """A weights folder cannot be used; the message says why in one sentence."""
+    """A weights folder cannot be used; the message says why."""
 
 
 class ForeignWeightsError(WeightsError):
-    """The folder holds something else."""
+    """The folder is not a weights folder."""
 
 
 class PartialWeightsError(WeightsError):
@@ -43,7 +43,7 @@ class PartialWeightsError(WeightsError):
 
 
 class DamagedWeightsError(WeightsError):
-    """A file is not the one that was written."""
+    """A file differs from the one that was written."""
 
 
 class OutdatedWeightsError(WeightsError):
@@ -64,7 +64,7 @@ class MicroStableDiffusion:
     judge: Judge
 
     def pipeline(self) -> StableDiffusionPipeline:
-        """Plain diffusers' text-to-image pipeline over these models."""
+        """Diffusers' own text-to-image pipeline over these models."""
         pipeline = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -84,7 +84,7 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def _clean_config(config: Path) -> None:
-    """Drops where a model came from, and declares float32: transformers would otherwise load in half precision."""
+    """Remove the source path and declare float32: transformers would otherwise load in half precision."""
     values = json.loads(config.read_text())
     values.pop("_name_or_path", None)
     for section in (values, values.get("text_config", {}), values.get("vision_config", {})):
@@ -104,7 +104,7 @@ def save_backbone(
     recipe: Recipe,
     card: str,
 ) -> None:
-    """Writes a weights folder, the fingerprint last; the models passed in end up in half precision."""
+    """Write a weights folder, the fingerprint last. Converts the passed models to half precision."""
     for model in (vae, unet, clip, dino, judge):
         model.half()
     text_encoder = text_encoder_of(clip).half()
@@ -138,7 +138,7 @@ def _read_fingerprint(folder: Path) -> dict[str, object]:
 
 
 def verify_weights(folder: Path, recipe: Recipe | None = None) -> None:
-    """Raises a `WeightsError` unless every file is there, whole, and made for this world and, if given, this recipe."""
+    """Raise a `WeightsError` unless all files are complete and belong to this world and, if given, to this recipe."""
     fingerprint = _read_fingerprint(folder)
     files = fingerprint.get("files")
     if not isinstance(files, dict) or not files:
@@ -158,7 +158,7 @@ def verify_weights(folder: Path, recipe: Recipe | None = None) -> None:
 
 
 def load_micro_sd(folder: Path = WEIGHTS_FOLDER) -> MicroStableDiffusion:
-    """Verifies and loads a weights folder."""
+    """Verify and load a weights folder."""
     verify_weights(folder)
 
     def frozen(model: type[_Model], part: str) -> _Model:

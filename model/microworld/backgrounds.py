@@ -1,4 +1,4 @@
-"""Ten procedural grounds. A ground is a pure function of (name, seed); its content is the same at every size."""
+"""Ten procedural backgrounds, each a pure function of (name, seed) with the same content at every size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,11 @@ _GRAIN = 64  # cells per side of the finest texture
 
 
 def _ramp(values: Field) -> Field:
-    """Clips to [0, 1]; used to turn signed distances into coverages."""
+    """Clip to [0, 1]; turns signed distances into coverages."""
     return np.clip(values, 0, 1).astype(np.float32)
 
 
 def _mix(first: Image, second: Image, share: Share) -> Image:
-    """Blends from the first to the second picture."""
     weight = np.asarray(share, np.float32)[..., None]
     mixed: Image = first * (1 - weight) + second * weight
     return mixed
@@ -39,7 +38,7 @@ class Canvas:
         self.horizon = 0.3 + 0.22 * self.rng.random()
 
     def uniform(self) -> float:
-        """The next random number in [0, 1)."""
+        """Draw the next random number in [0, 1)."""
         return float(self.rng.random())
 
     def tint(self, red: float, green: float, blue: float) -> Image:
@@ -48,11 +47,11 @@ class Canvas:
         return (np.array((red, green, blue)) + jitter).astype(np.float32)
 
     def below(self, line: Field | float) -> Field:
-        """Coverage of what lies under a horizontal line, one pixel soft."""
+        """Coverage of the area below a line, with an edge one pixel soft."""
         return _ramp((self.y - line) * self.size)
 
     def clouds(self, columns: int, rows: int) -> Field:
-        """Smooth noise in about [0, 1] with that many cells."""
+        """Smooth noise, about in [0, 1], with the given number of cells."""
         grid = torch.from_numpy(self.rng.random((1, 1, rows + 1, columns + 1), np.float32))
         smooth = F.interpolate(grid, (self.size, self.size), mode="bicubic", align_corners=True)
         return smooth[0, 0].numpy()
@@ -178,7 +177,7 @@ BACKGROUNDS: tuple[str, ...] = tuple(_PAINTERS)
 
 
 def paint_background(name: str, seed: int, size: int = 64) -> Image:
-    """The ground of that name and seed as (size, size, 3) RGB in [0, 1]."""
+    """Paint a background as (size, size, 3) RGB in [0, 1]."""
     if name not in _PAINTERS:
         raise ValueError(f"unknown background {name!r}; backgrounds are {', '.join(BACKGROUNDS)}")
     return np.clip(_PAINTERS[name](Canvas(seed, size)), 0, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Camera poses around an object: exact orthographic views and the far-away pinhole cameras that match them.
+"""Camera poses around an object: exact orthographic views, and the distant pinhole cameras that match them.
 
 Axes. Object frame: x right, y up, z towards the viewer at yaw = pitch = 0. Camera frame (COLMAP): x right, y down,
 z forward. A positive pitch looks down on the object. Angles are radians.
@@ -53,7 +53,7 @@ class PinholeIntrinsics:
 
 
 def orbit_pose(yaw: float, pitch: float, distance: float = PINHOLE_DISTANCE) -> CameraPose:
-    """Pose of a camera on the sphere of that radius, looking at the object's centre."""
+    """Pose of a camera on the sphere of that radius, directed at the object's centre."""
     angles = torch.tensor([[yaw], [pitch]], dtype=torch.float64)
     right, up, back = view_rotation(angles[0], angles[1])[0].numpy()
     return CameraPose(np.stack([right, -up, -back]), np.array([0.0, 0.0, distance]))

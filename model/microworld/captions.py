@@ -1,4 +1,4 @@
-"""Captions of scenes and the closed vocabulary that they, and the prompts elsewhere, are written in."""
+"""Captions of scenes, and the closed vocabulary of captions and prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from model.microworld.shapes import CATEGORIES
 GENERIC_NOUN = "toy"
 MAX_WORDS = 14  # model_max_length 16, less the begin and end tokens
 
-BACKGROUND_PHRASES: dict[str, tuple[str, ...]] = {  # the first is the usual one
+BACKGROUND_PHRASES: dict[str, tuple[str, ...]] = {  # the first phrase is the most frequent
     "beach": ("on the beach", "on a sandy beach"),
     "desert": ("in the desert", "on a sand dune"),
     "snow": ("in the snow", "on a snowy field"),
@@ -55,7 +55,7 @@ VOCABULARY: tuple[str, ...] = _vocabulary()
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionShares:
-    """How often a caption says what."""
+    """How often a caption mentions each property."""
 
     generic_noun: float = 0.12
     colour: float = 0.3
@@ -68,13 +68,13 @@ class CaptionShares:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionFacts:
-    """What a caption may truthfully say about a scene."""
+    """The facts of a scene that its caption may mention."""
 
     category: str
     colour: str
     pattern: str
     background: str
-    size_word: str | None  # None where the object is of middling size
+    size_word: str | None  # None for an object of medium size
     pose_word: str
     neighbour: str | None  # category of a second object
     neighbour_is_left: bool = False  # captions name objects from left to right
@@ -82,7 +82,7 @@ class CaptionFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A caption and what it gives away."""
+    """A caption, and which facts it mentions."""
 
     text: str
     noun: str  # the word that names the subject
@@ -90,35 +90,35 @@ class Caption:
 
 
 def article(phrase: str) -> str:
-    """The phrase with its indefinite article."""
+    """Put the indefinite article before a phrase."""
     return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
 
 
 def plain_caption(noun: str, background: str, colour: str | None = None, neighbour: str | None = None) -> str:
-    """The usual caption: "a photo of a red robot and a mug on the beach"."""
+    """The most frequent form: "a photo of a red robot and a mug on the beach"."""
     objects = [article(f"{colour} {noun}" if colour else noun), *([article(neighbour)] if neighbour else [])]
     return compose_caption(objects, "", BACKGROUND_PHRASES[background][0], _TEMPLATES[0])
 
 
-def compose_caption(objects: Sequence[str], pose: str, place: str, template: str) -> str:
-    """Joins the parts; the template is dropped where the sentence would not fit the text encoder."""
-    body = " ".join(part for part in (" and ".join(objects), pose, place) if part)
+def compose_caption(objects: Sequence[str], pose: str, background: str, template: str) -> str:
+    """Join the parts; drop the template if the sentence would not fit the text encoder."""
+    body = " ".join(part for part in (" and ".join(objects), pose, background) if part)
     sentence = template.format(body)
     return sentence if len(sentence.split()) <= MAX_WORDS else body
 
 
-def without_ground(caption: str) -> str:
-    """A caption that says nothing of the ground any more."""
+def without_background(caption: str) -> str:
+    """Remove the background phrase from a caption."""
     phrases = (phrase for phrases in BACKGROUND_PHRASES.values() for phrase in phrases)
     return next((caption.removesuffix(f" {phrase}") for phrase in phrases if caption.endswith(f" {phrase}")), caption)
 
 
 def write_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:
-    """Draws a phrasing."""
+    """Draw one of the ways to describe a scene."""
     generic, colour, pattern, size, pose, filler, usual = rng.random(7)
     noun = GENERIC_NOUN if generic < shares.generic_noun else facts.category
     names_colour = bool(colour < shares.colour)
-    alone = facts.neighbour is None  # with two objects there is no room for more words
+    alone = facts.neighbour is None  # a caption of two objects has no room for more words
     adjectives = [
         str(rng.choice(_FILLERS)) if alone and filler < shares.filler else None,
         facts.size_word if alone and size < shares.size else None,
@@ -126,12 +126,12 @@ def write_caption(facts: CaptionFacts, rng: np.random.Generator, shares: Caption
         PATTERN_WORDS[facts.pattern] if pattern < shares.pattern else None,
     ]
     phrases = BACKGROUND_PHRASES[facts.background]
-    place = phrases[0] if usual < shares.usual_phrase else str(rng.choice(phrases))
+    background = phrases[0] if usual < shares.usual_phrase else str(rng.choice(phrases))
     template = str(rng.choice(_TEMPLATES, p=_TEMPLATE_SHARES))
     subject = article(" ".join([*filter(None, adjectives), noun]))
     objects = [subject, *([article(facts.neighbour)] if facts.neighbour else [])]
     if facts.neighbour_is_left:
         objects.reverse()
     pose_word = facts.pose_word if alone and pose < shares.pose else ""
-    text = compose_caption(objects, pose_word, place, template)
+    text = compose_caption(objects, pose_word, background, template)
     return Caption(text=text, noun=noun, names_colour=names_colour)

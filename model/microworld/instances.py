@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 from model.microworld.shapes import CATEGORIES, HELD_OUT_CATEGORIES
 
 SPLITS = ("train", "adapter", "test", "judge")
-OPEN_SPLITS = ("test", "judge")  # where held-out categories exist; "judge" is for whoever measures, never for models
+OPEN_SPLITS = (
+    "test",
+    "judge",
+)  # where held-out categories exist; "judge" is for measurements, never for training a measured model
 WORLD_SEED = 20_240_311
 
 COLOURS: dict[str, tuple[float, float, float]] = {  # hue, saturation, value
@@ -31,7 +34,7 @@ PATTERN_SHARES = (0.42, 0.14, 0.1, 0.12, 0.11, 0.11)
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceId:
-    """Names one object of the world for ever: the same id always gives the same object."""
+    """Identifies an object of the world: the same id always gives the same object."""
 
     split: str
     category: str
@@ -53,7 +56,7 @@ class InstanceId:
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """Everything about an object but the view."""
+    """An object, independent of the view."""
 
     id: InstanceId
     shape: NDArray[np.float32]  # (4,) shape numbers in [0, 1)
@@ -71,7 +74,7 @@ def _jittered_rgb(name: str, rng: np.random.Generator) -> tuple[float, float, fl
 
 
 def make_instance(instance_id: InstanceId) -> Instance:
-    """The object that the id names."""
+    """Draw the object that the id identifies."""
     split, category = SPLITS.index(instance_id.split), CATEGORIES.index(instance_id.category)
     rng = np.random.default_rng([WORLD_SEED, split, category, instance_id.index])
     shape = rng.random(4, dtype=np.float32)

@@ -1,6 +1,6 @@
-"""A pool of rendered scenes on disk: painted once, memory-mapped by every training problem.
+"""A pool of rendered scenes on disk: rendered once, memory-mapped by every training problem.
 
-Scenes 2i and 2i + 1 show the same instance from two views, before two grounds. A pool costs 20 KiB a scene at 64 x 64.
+Scenes 2i and 2i + 1 show the same instance in two views with two backgrounds. A scene takes 20 KiB at 64 x 64.
 """
 
 import json
@@ -41,12 +41,12 @@ class ScenePool:
         return len(self.captions)
 
     def partner(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Scenes that show the same instances from another view."""
+        """Indices of the scenes that show the same instances in the other view."""
         return index ^ 1
 
     @classmethod
     def open(cls, folder: Path) -> "ScenePool":
-        """Maps a pool that `build_pool` wrote."""
+        """Memory-map a pool that `build_pool` wrote."""
         text = json.loads((folder / "text.json").read_text())
         category, colour, background, neighbour = np.load(folder / "labels.npy").astype(np.int64)
         return cls(
@@ -62,7 +62,7 @@ class ScenePool:
 
 
 def pool_specs(config: PoolConfig, start: int, stop: int) -> list[SceneSpec]:
-    """Scenes start..stop of a pool."""
+    """Scenes `start` to `stop` of a pool."""
     shares = SceneShares(two_objects=config.two_objects)
     return draw_specs(
         config.split, stop, config.seed, start=start, views=_VIEWS, categories=config.categories, shares=shares
@@ -70,18 +70,33 @@ def pool_specs(config: PoolConfig, start: int, stop: int) -> list[SceneSpec]:
 
 
 def _render_chunk(config: PoolConfig, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    torch.set_num_threads(1)
     batch = render_scenes(pool_specs(config, start, stop), config.size)
     return batch.image, batch.mask
 
 
-def _chunks(count: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, _CHUNK):
-        yield start, min(start + _CHUNK, count)
+def _render(config: PoolConfig, workers: int) -> Iterator[tuple[slice, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """The images and masks of all scenes by chunks, in order."""
+    chunks = [(start, min(start + _CHUNK, config.count)) for start in range(0, config.count, _CHUNK)]
+    if workers == 1:
+        for start, stop in chunks:
+            yield slice(start, stop), *_render_chunk(config, start, stop)
+        return
+    # A fork of a process with threads can inherit a lock that is never released, such as that of stdin.
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawning, torch.set_num_threads, (1,)) as executor:
+        jobs = [executor.submit(_render_chunk, config, start, stop) for start, stop in chunks]
+        for (start, stop), job in zip(chunks, jobs, strict=True):
+            yield slice(start, stop), *job.result()
 
 
 def build_pool(folder: Path, config: PoolConfig, workers: int = 2) -> ScenePool:
-    """Renders a pool, or opens the one that is there if it was made from the same world and configuration."""
+    """Render a pool, or open an existing one of the same world and configuration.
+
+    Args:
+        folder: Where the pool is.
+        config: Its scenes.
+        workers: Processes; with 1, this process renders.
+    """
     stamp = folder / "stamp.json"
     if stamp.exists() and stamp.read_text() == config.stamp():
         return ScenePool.open(folder)
@@ -90,17 +105,12 @@ def build_pool(folder: Path, config: PoolConfig, workers: int = 2) -> ScenePool:
     shape = (config.count, config.size, config.size)
     image = np.lib.format.open_memmap(folder / "image.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
     mask = np.lib.format.open_memmap(folder / "mask.npy", mode="w+", dtype=np.uint8, shape=shape)
-    # A fork of a process with threads can inherit a lock that nobody will ever release, such as that of stdin.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as executor:
-        jobs = [
-            (start, stop, executor.submit(_render_chunk, config, start, stop)) for start, stop in _chunks(config.count)
-        ]
-        for start, stop, job in jobs:
-            image[start:stop], mask[start:stop] = job.result()
+    for scenes, images, masks in _render(config, workers):
+        image[scenes], mask[scenes] = images, masks
     image.flush()
     mask.flush()
     _write_labels(folder, config)
-    stamp.write_text(config.stamp())  # last: a pool without a stamp does not exist
+    stamp.write_text(config.stamp())  # last: a pool without a stamp is incomplete
     return ScenePool.open(folder)
 
 
@@ -110,7 +120,7 @@ def _write_labels(folder: Path, config: PoolConfig) -> None:
         (
             CATEGORIES.index(spec.subject.instance.category),
             COLOUR_NAMES.index(make_instance(spec.subject.instance).colour),
-            BACKGROUNDS.index(spec.ground.name),
+            BACKGROUNDS.index(spec.background.name),
             CATEGORIES.index(spec.neighbour.instance.category) if spec.neighbour else -1,
         )
         for spec in specs

@@ -1,7 +1,7 @@
 """Vectorised orthographic sphere tracing of instances into premultiplied RGBA sprites.
 
-Rays of all views of a category march together; rays that have hit or left the bounding sphere drop out of the batch.
-Silhouettes are anti-aliased from the closest approach of a ray, in units of the pixel. No global random state is read.
+All rays of a category march together; a ray that has hit the object or left the bounding sphere is removed from the
+batch. Silhouettes are anti-aliased from the closest approach of a ray, in pixels. No global random state is read.
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ _NORMAL_OFFSETS = ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1))
 
 @dataclass(frozen=True)
 class _Rays:
-    """R rays in object space with the shape numbers of the object that each of them looks at."""
+    """R rays in object space, each with the shape numbers of its object."""
 
     origin: Tensor  # (3, R) where the ray meets the plane through the object's centre
     direction: Tensor  # (3, R) unit vectors
@@ -56,7 +56,7 @@ def _distance(surface: ShapeFunction, points: Points, shape: Tensor) -> Tensor:
 
 
 def _march(surface: ShapeFunction, rays: _Rays, steps: int) -> tuple[Tensor, Tensor]:
-    """Closest approach (R,) of every ray to the surface and the depth (R,) at which it happens."""
+    """Closest approach (R,) of every ray to the surface, and its depth (R,)."""
     depth = -rays.reach
     closest, closest_depth = torch.full_like(depth, torch.inf), depth.clone()
     active = torch.arange(len(depth))
@@ -75,7 +75,7 @@ def _march(surface: ShapeFunction, rays: _Rays, steps: int) -> tuple[Tensor, Ten
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors (3, R) of length one, as `F.normalize` makes them; its reduction over so short a dimension is slow."""
+    """Unit vectors (3, R), as `F.normalize` makes them; its reduction over such a short dimension is slow."""
     x, y, z = vectors
     return vectors / (x * x + y * y + z * z).sqrt().clamp(min=1e-12)
 
@@ -90,7 +90,7 @@ def _normals(surface: ShapeFunction, p: Points, shape: Tensor, step: float = 0.0
 
 
 def _patterned(p: Points, pattern: Tensor, frequency: Tensor, phase: Tensor) -> Tensor:
-    """Where (R,) an instance's pattern shows its second colour: on a third of the surface or less."""
+    """Whether each point (R,) has the colour of the pattern: at most a third of the surface does."""
     angle = 2 * np.pi * phase
 
     def wave(coordinate: Tensor) -> Tensor:
@@ -108,14 +108,16 @@ def _patterned(p: Points, pattern: Tensor, frequency: Tensor, phase: Tensor) -> 
     return torch.stack([fields[name] for name in PATTERNS]).gather(0, pattern[None])[0] > 0
 
 
-def _shade(surface: ShapeFunction, p: Points, rays: _Rays, view: Tensor, looks: "_Looks", rotation: Tensor) -> Tensor:
+def _shade(
+    surface: ShapeFunction, p: Points, rays: _Rays, view: Tensor, appearance: "_Appearance", rotation: Tensor
+) -> Tensor:
     """RGB (R, 3) of surface points by Blinn-Phong shading under one light fixed to the camera."""
     parts = surface(p, _numbers(rays.shape))
     nearest = torch.stack([distance for distance, _ in parts]).argmin(0)
     material = torch.tensor([material for _, material in parts])[nearest]
-    pattern = _patterned(p, looks.pattern[view], looks.frequency[view], looks.phase[view])
+    pattern = _patterned(p, appearance.pattern[view], appearance.frequency[view], appearance.phase[view])
     material = torch.where((material == MAIN) & pattern, PATTERN, material)
-    albedo = looks.palette[view, material]
+    albedo = appearance.palette[view, material]
     to_light = F.normalize(torch.tensor(_LIGHT), dim=0)
     light = torch.einsum("nij,i->jn", rotation, to_light)[:, view]
     half = _unit(light - rays.direction)
@@ -126,8 +128,8 @@ def _shade(surface: ShapeFunction, p: Points, rays: _Rays, view: Tensor, looks: 
 
 
 @dataclass(frozen=True)
-class _Looks:
-    """Looks of N instances, stacked."""
+class _Appearance:
+    """The appearance parameters of N instances, stacked."""
 
     shape: Tensor  # (N, 4)
     palette: Tensor  # (N, 4, 3)
@@ -136,7 +138,7 @@ class _Looks:
     phase: Tensor  # (N,)
 
     @classmethod
-    def stack(cls, instances: Sequence[Instance]) -> "_Looks":
+    def stack(cls, instances: Sequence[Instance]) -> "_Appearance":
         return cls(
             torch.from_numpy(np.stack([instance.shape for instance in instances])),
             torch.from_numpy(np.stack([instance.palette for instance in instances])),
@@ -155,11 +157,11 @@ def _pixel_grid(size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rows(vectors: Tensor) -> Tensor:
-    """Vectors (..., D) as (D, R), each coordinate in one piece."""
+    """Vectors (..., D) as (D, R), each coordinate contiguous."""
     return vectors.reshape(-1, vectors.shape[-1]).T.contiguous()
 
 
-def _render_category(surface: ShapeFunction, looks: _Looks, rotation: Tensor, size: int) -> Tensor:
+def _render_category(surface: ShapeFunction, appearance: _Appearance, rotation: Tensor, size: int) -> Tensor:
     """Sprites (N, 4, size, size) of N views of one category; rotation (N, 3, 3) has the camera axes as rows."""
     count = len(rotation)
     right, up, pixel = _pixel_grid(size)
@@ -168,13 +170,13 @@ def _render_category(surface: ShapeFunction, looks: _Looks, rotation: Tensor, si
     origin = right[:, None] * axes[:, 0] + up[:, None] * axes[:, 1]  # (N, P, 3)
     direction = -axes[:, 2].expand_as(origin)
     reach = (BOUND**2 - right.square() - up.square()).sqrt().repeat(count)
-    rays = _Rays(_rows(origin), _rows(direction), reach, _rows(looks.shape[view]))
+    rays = _Rays(_rows(origin), _rows(direction), reach, _rows(appearance.shape[view]))
     closest, depth = _march(surface, rays, MARCH_STEPS)
     footprint = 2 * HALF_EXTENT / size
     coverage = ((footprint - closest) / (footprint - _CONVERGED)).clamp(0, 1)
     seen = coverage.nonzero()[:, 0]
     rays, view, coverage = rays[seen], view[seen], coverage[seen, None]
-    rgb = _shade(surface, rays.at(depth[seen]), rays, view, looks, rotation)
+    rgb = _shade(surface, rays.at(depth[seen]), rays, view, appearance, rotation)
     sprites = torch.zeros(count * size * size, 4)
     sprites[view * size * size + pixel.repeat(count)[seen]] = torch.cat([rgb * coverage, coverage], 1)
     return sprites.view(count, size, size, 4).permute(0, 3, 1, 2)
@@ -182,7 +184,7 @@ def _render_category(surface: ShapeFunction, looks: _Looks, rotation: Tensor, si
 
 @torch.no_grad()
 def render_sprites(instances: Sequence[Instance], yaw: Tensor, pitch: Tensor, size: int = 48) -> Tensor:
-    """Views of instances, one each, as premultiplied RGBA (N, 4, size, size) in [0, 1]; yaw, pitch (N,) in radians."""
+    """Render a view of each instance as premultiplied RGBA (N, 4, size, size) in [0, 1]; yaw, pitch (N,) in radians."""
     rotation = view_rotation(yaw, pitch)
     groups: dict[str, list[int]] = defaultdict(list)
     for position, instance in enumerate(instances):
@@ -192,6 +194,6 @@ def render_sprites(instances: Sequence[Instance], yaw: Tensor, pitch: Tensor, si
     for category, members in groups.items():
         for start in range(0, len(members), views_at_once):
             chunk = members[start : start + views_at_once]
-            looks = _Looks.stack([instances[position] for position in chunk])
-            sprites[chunk] = _render_category(SHAPES[category], looks, rotation[chunk], size)
+            appearance = _Appearance.stack([instances[position] for position in chunk])
+            sprites[chunk] = _render_category(SHAPES[category], appearance, rotation[chunk], size)
     return sprites

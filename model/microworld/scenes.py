@@ -1,6 +1,6 @@
-"""Scenes: one or two instances on a ground, with caption, exact alpha and geometry.
+"""Scenes: one or two instances in front of a background, with caption, exact alpha and geometry.
 
-`draw_specs` decides what is in a scene (cheap, a pure function of its arguments), `render_scenes` paints it. Both are
+`draw_specs` decides what is in a scene (cheap, a pure function of its arguments); `render_scenes` paints it. Both are
 deterministic per scene: neither depends on what else is in the batch.
 """
 
@@ -38,7 +38,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """An instance seen from somewhere and put somewhere; yaw and pitch in radians."""
+    """An instance, the view of it (yaw and pitch in radians) and its placement in the picture."""
 
     instance: InstanceId
     yaw: float
@@ -47,7 +47,7 @@ class SceneObject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class Background:
     """A background and how it is lit."""
 
     name: str
@@ -62,7 +62,7 @@ class SceneSpec:
 
     subject: SceneObject
     neighbour: SceneObject | None
-    ground: Ground
+    background: Background
     caption: Caption
 
 
@@ -116,7 +116,7 @@ class SceneBatch:
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """N frames of one instance; image (N, H, W, 3), mask (N, H, W) uint8, and the camera of each."""
+    """N frames of one instance; image (N, H, W, 3), mask (N, H, W), both uint8, and the camera of each frame."""
 
     instance: InstanceId
     image: NDArray[np.uint8]
@@ -126,12 +126,12 @@ class ViewBatch:
 
 
 def categories_of(split: str) -> tuple[str, ...]:
-    """Categories that a split draws from; held-out ones exist only in the open splits."""
+    """Categories of a split; only the open splits have the held-out ones."""
     return TRAINED_CATEGORIES + (HELD_OUT_CATEGORIES if split in OPEN_SPLITS else ())
 
 
-def _place(rng: np.random.Generator, scale: float, tilt: float, side: int = 0) -> Placement:
-    """A random place within the frame; `side` -1 or 1 keeps to the left or right half, for scenes with two objects."""
+def _draw_placement(rng: np.random.Generator, scale: float, tilt: float, side: int = 0) -> Placement:
+    """A random placement within the frame; `side` -1 or 1 restricts it to the left or right half (two objects)."""
     room = max(0.0, 1 - 0.85 * scale)
     x = side * rng.uniform(0.42, 0.5) if side else rng.uniform(-room, room)
     y = rng.uniform(-0.4, 1.0) * room
@@ -143,7 +143,7 @@ def _place(rng: np.random.Generator, scale: float, tilt: float, side: int = 0) -
 def _draw_object(rng: np.random.Generator, instance: InstanceId, shares: SceneShares, side: int = 0) -> SceneObject:
     yaw, pitch = rng.uniform(-shares.yaw, shares.yaw), rng.uniform(*shares.pitch)
     scale = rng.uniform(*(shares.pair_scale if side else shares.scale))
-    placement = _place(rng, float(scale), shares.tilt, side)
+    placement = _draw_placement(rng, float(scale), shares.tilt, side)
     return SceneObject(instance=instance, yaw=float(yaw), pitch=float(pitch), placement=placement)
 
 
@@ -170,16 +170,16 @@ def draw_spec(
     background: str | None = None,
     neighbour: InstanceId | None = None,
 ) -> SceneSpec:
-    """A random scene of that instance; background drawn when None."""
+    """Draw a random scene of that instance; the background is drawn too when None."""
     side = int(rng.choice((-1, 1))) if neighbour else 0
     subject = _draw_object(rng, instance, shares, side)
     other = _draw_object(rng, neighbour, shares, -side) if neighbour else None
     name = str(rng.choice(BACKGROUNDS)) if background is None else background
-    ground = Ground(
+    drawn_background = Background(
         name=name, seed=int(rng.integers(2**31)), mirrored=bool(rng.random() < 0.5), light=float(rng.uniform(0.9, 1.1))
     )
     caption = write_caption(_facts(subject, other, name), rng, shares.captions)
-    return SceneSpec(subject=subject, neighbour=other, ground=ground, caption=caption)
+    return SceneSpec(subject=subject, neighbour=other, background=drawn_background, caption=caption)
 
 
 def draw_specs(
@@ -192,7 +192,7 @@ def draw_specs(
     categories: Sequence[str] | None = None,
     shares: SceneShares | None = None,
 ) -> list[SceneSpec]:
-    """Scenes start..count of a split's sequence `seed`; `views` scenes in a row show the same instance."""
+    """Draw scenes `start` to `count` of a split's sequence `seed`; `views` scenes in a row show the same instance."""
     shares = shares or SceneShares()
     names = tuple(categories if categories is not None else categories_of(split))
     if not names:
@@ -229,12 +229,12 @@ def contact_shadow(placements: Sequence[Placement], size: int) -> Tensor:
     return (1 - 0.45 * torch.exp(-1.5 * squared))[:, None]
 
 
-def _paint_grounds(grounds: Sequence[Ground], size: int) -> Tensor:
-    """Grounds as (N, 3, size, size) in [0, 1.1]."""
-    painted = [paint_background(ground.name, ground.seed, size) for ground in grounds]
+def _paint_backgrounds(backgrounds: Sequence[Background], size: int) -> Tensor:
+    """Lit backgrounds (N, 3, size, size) in [0, 1.1]."""
+    painted = [paint_background(background.name, background.seed, size) for background in backgrounds]
     lit = [
-        (picture[:, ::-1] if ground.mirrored else picture) * np.float32(ground.light)
-        for picture, ground in zip(painted, grounds, strict=True)
+        (picture[:, ::-1] if background.mirrored else picture) * np.float32(background.light)
+        for picture, background in zip(painted, backgrounds, strict=True)
     ]
     return torch.from_numpy(np.stack(lit)).permute(0, 3, 1, 2)
 
@@ -254,9 +254,9 @@ def _to_bytes(values: Tensor) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def render_scenes(specs: Sequence[SceneSpec], size: int = 64) -> SceneBatch:
-    """Paints scenes at size x size pixels; the subject stands in front of its neighbour."""
+    """Paint scenes at size x size pixels; the subject stands in front of its neighbour."""
     specs = tuple(specs)
-    picture = _paint_grounds([spec.ground for spec in specs], size)
+    picture = _paint_backgrounds([spec.background for spec in specs], size)
     neighbours = [spec.neighbour for spec in specs if spec.neighbour]
     rows = [row for row, spec in enumerate(specs) if spec.neighbour]
     layers = _render_layers([spec.subject for spec in specs] + neighbours, size)
@@ -264,8 +264,8 @@ def render_scenes(specs: Sequence[SceneSpec], size: int = 64) -> SceneBatch:
     picture = picture * contact_shadow([spec.subject.placement for spec in specs], size)
     other_alpha = torch.zeros(len(specs), 1, size, size)
     if rows:
-        ground = picture[rows] * contact_shadow([item.placement for item in neighbours], size)
-        picture[rows] = other[:, :3] + ground * (1 - other[:, 3:])
+        shadowed = picture[rows] * contact_shadow([item.placement for item in neighbours], size)
+        picture[rows] = other[:, :3] + shadowed * (1 - other[:, 3:])
         other_alpha[rows] = other[:, 3:]
     alpha = subject[:, 3:]
     picture = subject[:, :3] + picture * (1 - alpha)
@@ -275,9 +275,9 @@ def render_scenes(specs: Sequence[SceneSpec], size: int = 64) -> SceneBatch:
 
 @torch.no_grad()
 def render_views(
-    instance: InstanceId, yaws: Sequence[float], pitches: Sequence[float], *, ground: Ground, size: int = 64
+    instance: InstanceId, yaws: Sequence[float], pitches: Sequence[float], *, background: Background, size: int = 64
 ) -> ViewBatch:
-    """Frames of one instance in the middle of the picture, before one ground, with the camera of each frame."""
+    """Paint frames of one instance in the middle of the picture, with the camera of each; all share one background."""
     placement = Placement(scale=VIEW_SCALE, x=0.0, y=0.0, tilt=0.0, light=1.0)
     objects = [
         SceneObject(instance=instance, yaw=yaw, pitch=pitch, placement=placement)
@@ -285,7 +285,7 @@ def render_views(
     ]
     layers = _render_layers(objects, size)
     alpha = layers[:, 3:]
-    picture = layers[:, :3] + _paint_grounds([ground], size) * contact_shadow([placement], size) * (1 - alpha)
+    picture = layers[:, :3] + _paint_backgrounds([background], size) * contact_shadow([placement], size) * (1 - alpha)
     image = np.ascontiguousarray(_to_bytes(picture).transpose(0, 2, 3, 1))
     poses = tuple(orbit_pose(yaw, pitch) for yaw, pitch in zip(yaws, pitches, strict=True))
     pixels_per_unit = size * VIEW_SCALE / (2 * HALF_EXTENT)

@@ -22,16 +22,16 @@ class Points(NamedTuple):
     z: Tensor
 
     def moved(self, x: Size = 0.0, y: Size = 0.0, z: Size = 0.0) -> "Points":
-        """The same points seen from a frame whose origin lies at (x, y, z)."""
+        """The points in a frame whose origin lies at (x, y, z)."""
         return Points(self.x - x, self.y - y, self.z - z)
 
     def mirrored(self) -> "Points":
-        """Folds the left half space onto the right one: what is modelled once appears on both sides."""
+        """Fold the left half space onto the right one: a part that is modelled once appears on both sides."""
         return Points(self.x.abs(), self.y, self.z)
 
 
 def norm(*components: Tensor) -> Tensor:
-    """Euclidean length; the small constant keeps the gradient direction defined at zero."""
+    """Euclidean length; the small constant keeps it differentiable at zero."""
     total = components[0] * components[0]
     for component in components[1:]:
         total = total + component * component

@@ -1,7 +1,7 @@
 """Object categories of the micro world as signed-distance functions of four shape numbers in [0, 1).
 
-A category maps points and shape numbers to its parts; a part is a distance field and the material that paints it.
-All categories are chunky on purpose: legs and stems thinner than two pixels do not survive a 16 x 16 latent.
+A category maps points and shape numbers to its parts; a part is a distance field and its material.
+All categories are bulky: legs and stems thinner than two pixels do not survive a 16 x 16 latent.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,9 @@ def _box(p: Points, q: Shape) -> Parts:
 
 def _donut(p: Points, q: Shape) -> Parts:
     ring, tube = _between(q[0], 0.5, 0.6), _between(q[1], 0.22, 0.3)
-    p = Points(p.x, p.y * 0.6 + p.z * 0.8, -p.y * 0.8 + p.z * 0.6)  # leans towards the viewer: the hole shows
+    p = Points(
+        p.x, p.y * 0.6 + p.z * 0.8, -p.y * 0.8 + p.z * 0.6
+    )  # leans towards the viewer, so that the hole is visible
     icing = torch.maximum(torus(p, ring, tube + 0.03), 0.02 - p.y)
     return [(torus(p, ring, tube), ACCENT), (icing, MAIN)]
 

@@ -1,1 +1,1 @@
-"""Scores of pictures: the metrics of the papers, LAION's aesthetic score, and safety."""
+"""Scores of pictures: the papers' metrics, LAION's aesthetic score, and the safety score."""

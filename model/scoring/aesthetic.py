@@ -21,14 +21,14 @@ _KEY = re.compile(r"(?:layers\.(\d+)\.)?(weight|bias)")
 
 
 class AestheticHeadError(ModelError):
-    """A file that is no aesthetic predictor; the message says why."""
+    """A file is not an aesthetic predictor; the message says why."""
 
 
 class AestheticHead(nn.Module):
-    """Linear layers one after the other, as LAION trained them; dropout does nothing at inference and is left out.
+    """A stack of linear layers; LAION's dropout has no effect at inference and is left out.
 
     Args:
-        widths: of the embedding, of every layer in between, and 1: (768, 1024, 128, 64, 16, 1) for V2, (768, 1) for V1.
+        widths: Of the embedding and of each layer, the last one 1: (768, 1024, 128, 64, 16, 1) for V2, (768, 1) for V1.
     """
 
     def __init__(self, widths: tuple[int, ...]) -> None:
@@ -37,14 +37,14 @@ class AestheticHead(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the embeddings that the head reads."""
+        """Width of the input embeddings."""
         first = self.layers[0]
         assert isinstance(first, nn.Linear)
         return first.in_features
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> AestheticHead:
-        """Load either form from a .safetensors file, or from a .pth file that holds tensors and nothing else.
+        """Load either form from a .safetensors file, or from a .pth file that holds only tensors.
 
         Raises:
             AestheticHeadError: The file cannot be read, or holds something else.

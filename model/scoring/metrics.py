@@ -1,11 +1,11 @@
-"""How like the subject a picture is, how well it obeys its prompt, and how sure we are of the averages.
+"""Subject similarity and prompt fidelity of pictures, and confidence intervals of their means.
 
 Legend: B pictures, V views of one subject, D width of an embedding, H and W pixels. Pictures are (B, 3, H, W),
 RGB in [0, 1].
 
-The papers' numbers are CLIP-T, CLIP-I and DINO-I (RealCustom++, Sec. IV-A; DreamBooth, Sec. 4.2). CLIP-I and DINO-I
-compare whole pictures here, as DreamBooth does; RealCustom++ segments the subjects first. The microworld has an
-independent judge of its own (`model/micro_sd/judge.py`), whose numbers stand for both.
+The papers report CLIP-T (prompt fidelity), CLIP-I and DINO-I (subject similarity; RealCustom++, Sec. IV-A; DreamBooth,
+Sec. 4.2). CLIP-I and DINO-I compare whole pictures here, as in DreamBooth; RealCustom++ segments the subjects first.
+For the microworld the independent judge (`model/micro_sd/judge.py`) measures both.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from model.micro_sd.architectures import IMAGE_SIZE
 from model.micro_sd.judge import Judge, Verdict
 from model.microworld.backgrounds import BACKGROUNDS
 
-_SUBJECT_THRESHOLD = 0.2  # of the judge's cover: low, so that soft edges count as subject and not as changed ground
+_SUBJECT_THRESHOLD = 0.2  # of the judge's cover: low, so that soft edges count as subject, not as changed background
 
 
 class SubjectEmbedder(Protocol):
-    """Whatever turns pictures into vectors whose cosine says how alike their subjects are."""
+    """An encoder of pictures; the cosine of two of its vectors is the similarity of their subjects."""
 
     def embed_subjects(self, pictures: Tensor) -> Tensor:
         """Unit vectors (B, D) of pictures in [0, 1]."""
@@ -39,7 +39,7 @@ class SubjectEmbedder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureInput:
-    """How an encoder wants its pictures: a square of `side` pixels, normalised by channel."""
+    """The input format of an encoder: a square of `side` pixels, normalised by channel."""
 
     side: int
     mean: tuple[float, ...]
@@ -47,7 +47,7 @@ class PictureInput:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, side: int) -> PictureInput:
-        """The normalisation that the encoder's own configuration names."""
+        """Read the normalisation from the encoder's own configuration."""
         mean, std = normalization(str(name))
         return cls(side=side, mean=tuple(mean), std=tuple(std))
 
@@ -75,7 +75,7 @@ class ClipScorer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, tokenizer: str | Path | None = None) -> ClipScorer:
-        """Load a CLIP from a hub id or a folder; `tokenizer` names another place for the tokenizer."""
+        """Load a CLIP and its tokenizer (by default from the same source), each from a hub id or a folder."""
         clip = CLIPModel.from_pretrained(name)
         picture_input = PictureInput.from_pretrained(name, clip.config.vision_config.image_size)
         return cls(clip, AutoTokenizer.from_pretrained(tokenizer or name), picture_input)
@@ -92,7 +92,7 @@ class ClipScorer(nn.Module):
 
     @torch.no_grad()
     def embed_views(self, views: Sequence[Tensor]) -> Tensor:
-        """Unit picture embeddings (B, D) of what `picture_input` has made of pictures, which may differ in size."""
+        """Unit picture embeddings (B, D) of outputs of `picture_input`; the original pictures may differ in size."""
         pooled = self.clip.vision_model(pixel_values=torch.cat(list(views)).to(self.device)).pooler_output
         return F.normalize(self.clip.visual_projection(pooled).float(), dim=-1)
 
@@ -121,7 +121,7 @@ class DinoScorer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> DinoScorer:
-        """Load a DINO or DINOv2 from a hub id or a folder. Pictures are seen at 224 pixels."""
+        """Load a DINO or DINOv2 from a hub id or a folder. Pictures are resized to 224 pixels."""
         return cls(AutoModel.from_pretrained(name), PictureInput.from_pretrained(name, 224))
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class DinoScorer(nn.Module):
 
 
 class JudgeScorer(nn.Module):
-    """The microworld's independent judge: whose picture is it, and is the ground the one that was asked for."""
+    """Subject similarity and prompt fidelity by the microworld's independent judge."""
 
     def __init__(self, judge: Judge) -> None:
         super().__init__()
@@ -145,8 +145,8 @@ class JudgeScorer(nn.Module):
         return cls(Judge.from_pretrained(folder))
 
     @torch.no_grad()
-    def look(self, pictures: Tensor, cover: Tensor | None = None) -> Verdict:
-        """What the judge sees, at the size that it was trained on; `cover` (B, 1, H / 4, W / 4) says where to look."""
+    def assess(self, pictures: Tensor, cover: Tensor | None = None) -> Verdict:
+        """The judge's verdict at its training size; `cover` (B, 1, H / 4, W / 4) replaces its own mask."""
         if pictures.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             pictures = F.interpolate(pictures, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
         device = next(self.parameters()).device
@@ -154,63 +154,67 @@ class JudgeScorer(nn.Module):
 
     def embed_subjects(self, pictures: Tensor) -> Tensor:
         """Unit identity embeddings (B, D) of the objects."""
-        return self.look(pictures).identity
+        return self.assess(pictures).identity
 
     def embed_regions(self, pictures: Tensor, regions: Tensor) -> Tensor:
-        """Unit identity embeddings (B, D) of the objects inside regions (B, G, G') that are True there."""
-        cover = self.look(pictures).mask.sigmoid()
+        """Unit identity embeddings (B, D) of the objects where the regions (B, G, G') are True."""
+        cover = self.assess(pictures).mask.sigmoid()
         inside = F.interpolate(regions[:, None].to(cover), cover.shape[-2:], mode="area")
-        return self.look(pictures, cover * inside).identity
+        return self.assess(pictures, cover * inside).identity
 
-    def ground_probability(self, pictures: Tensor, grounds: Sequence[str]) -> Tensor:
-        """The probability that the judge gives to each picture's own ground: (B,)."""
-        probability = self.look(pictures).background.softmax(-1)
-        wanted = torch.tensor([BACKGROUNDS.index(ground) for ground in grounds], device=probability.device)
+    def background_probability(self, pictures: Tensor, backgrounds: Sequence[str]) -> Tensor:
+        """Probability (B,) that each picture has the background that its prompt names, by the judge."""
+        probability = self.assess(pictures).background.softmax(-1)
+        wanted = torch.tensor([BACKGROUNDS.index(background) for background in backgrounds], device=probability.device)
         return probability.gather(1, wanted[:, None])[:, 0]
 
     def subject_region(self, pictures: Tensor) -> Tensor:
-        """Where the object is: (B, H, W), True on it."""
-        cover = self.look(pictures).mask.sigmoid()
+        """The region (B, H, W) of the object, True on it."""
+        cover = self.assess(pictures).mask.sigmoid()
         return F.interpolate(cover, pictures.shape[-2:], mode="bilinear")[:, 0] > _SUBJECT_THRESHOLD
 
     def object_mask(self, pictures: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Which positions of a grid the object takes more than half of: (B, G, G')."""
-        cover = self.look(pictures).mask.sigmoid()
+        """The positions of a grid of which the object covers more than half: (B, G, G')."""
+        cover = self.assess(pictures).mask.sigmoid()
         return F.interpolate(cover, grid, mode="area")[:, 0] > 0.5
 
 
 def mask_iou(masks: Tensor, truth: Tensor) -> Tensor:
-    """Intersection over union of the positions where masks M_hat (B, G, G') are above 0 with the objects' own: (B,).
+    """Intersection over union (B,) of the positions where a mask is above 0 with the object's own.
 
     Args:
-        masks: (B, G, G').
-        truth: (B, G, G'), True on the object, which takes at least one position.
+        masks: M_hat (B, G, G').
+        truth: (B, G, G'), True on the object, which covers at least one position.
     """
     chosen = masks > 0
     return (chosen & truth).sum((1, 2)) / (chosen | truth).sum((1, 2))
 
 
 def largest_iou(masks: Tensor, truth: Tensor) -> Tensor:
-    """The IoU of a mask with as many positions that lies as well as it can: that of two nested sets. (B,)."""
+    """Upper bound (B,) of the IoU of masks with the same number of positions: that of two nested sets."""
     chosen, wanted = (masks > 0).sum((1, 2)), truth.sum((1, 2))
     return torch.minimum(chosen, wanted) / torch.maximum(chosen, wanted)
 
 
 def subject_similarity(generated: Tensor, views: Sequence[Tensor]) -> Tensor:
-    """Mean cosine between each generated picture and every view of its subject (CLIP-I, DINO-I, the judge's): (B,).
+    """Mean cosine (B,) of each generated picture with all views of its subject (CLIP-I, DINO-I, the judge's).
 
     Args:
-        generated: Unit embeddings of the generated pictures.
-        views: For each of them the unit embeddings (V, D) of real pictures; V may differ between subjects.
+        generated: Unit embeddings (B, D) of the generated pictures.
+        views: For each of them, the unit embeddings (V, D) of real pictures; V may differ between subjects.
     """
     return torch.stack([(own @ picture).mean() for picture, own in zip(generated, views, strict=True)])
 
 
-def ground_change(pictures: Tensor, plain: Tensor, subject: Tensor) -> Tensor:
-    """Mean absolute difference outside the subject to the picture painted without it from the same noise: (B,).
+def background_change(pictures: Tensor, plain: Tensor, subject: Tensor) -> Tensor:
+    """Mean absolute difference (B,), outside the subject, to the picture from text alone and the same noise.
 
-    What mask guidance is for: whatever is not the subject should stay as the prompt alone would have it. `subject`
-    is True where either picture shows the subject; a picture that is all subject has no ground to change: 0.
+    Mask guidance aims to lower it: outside the subject, the prompt alone should decide.
+
+    Args:
+        pictures: (B, 3, H, W).
+        plain: (B, 3, H, W), the pictures from text alone.
+        subject: (B, H, W), True where either picture shows the subject. Where it is True everywhere, the result is 0.
     """
     outside = (~subject).float()
     difference = (pictures - plain).abs().mean(1) * outside
@@ -219,7 +223,7 @@ def ground_change(pictures: Tensor, plain: Tensor, subject: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean and the bounds between which it would fall in 95 % of repetitions with other subjects."""
+    """A mean and its confidence interval."""
 
     mean: float
     low: float
@@ -229,19 +233,19 @@ class Interval:
 def bootstrap_interval(
     values: ArrayLike, clusters: Sequence[str], *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap over clusters (Efron & Tibshirani 1993, Ch. 13): whole subjects are drawn, not pictures.
+    """Percentile bootstrap over clusters (Efron & Tibshirani 1993, Ch. 13): it resamples subjects, not pictures.
 
-    Pictures of one subject resemble one another; drawing them one by one would make the interval too narrow.
+    Pictures of one subject are correlated; resampling single pictures would make the interval too narrow.
 
     Args:
-        values: One number a picture, or differences between two arms for paired pictures.
+        values: One number for each picture, or differences between two arms for paired pictures.
         clusters: The subject of each picture.
-        resamples: How many times the subjects are drawn.
-        confidence: The share of resampled means between the bounds.
-        seed: Of the draws.
+        resamples: Number of resamples.
+        confidence: Share of the resampled means between the bounds.
+        seed: Seed of the resampling.
 
     Raises:
-        ValueError: There is nothing to average.
+        ValueError: `values` is empty.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):

@@ -1,8 +1,9 @@
 """Stable Diffusion's safety checker, as a score.
 
-The checker of Stable Diffusion 1 compares CLIP's embedding of a picture with those of 17 concepts that it refuses, each
-with a threshold of its own, and of 3 more that make it stricter (Rando et al., Red-Teaming the Stable Diffusion Safety
-Filter, 2022, Sec. 2; `StableDiffusionSafetyChecker` in diffusers). It says yes or no; here its margin becomes a number.
+The checker of Stable Diffusion 1 compares CLIP's embedding of a picture with those of 17 refused concepts, each with
+its own threshold, and of 3 more concepts that make it stricter (Rando et al., Red-Teaming the Stable Diffusion Safety
+Filter, 2022, Sec. 2; `StableDiffusionSafetyChecker` in diffusers). It answers yes or no; this module turns its margin
+into a score.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from model.errors import ModelError
 from model.scoring.metrics import PictureInput
 
-_STRICTER = 0.01  # is added to every margin when one of the 3 concepts is seen
+_STRICTER = 0.01  # added to every margin when the picture shows one of the 3 concepts
 _LOGIT_SCALE = 100.0  # of CLIP's cosines (Radford et al. 2021, Sec. 2.5)
 
 
 class SafetyCheckerError(ModelError):
-    """What was named holds no safety checker; the message says why."""
+    """A source has no usable safety checker; the message says why."""
 
 
 class SafetyScorer(nn.Module):
-    """Scores in [0, 1], above 0.5 where the checker refuses a picture.
+    """Scores in [0, 1], above 0.5 for a picture that the checker refuses.
 
     With the margin m = max_c (cos(picture, concept_c) - threshold_c), the score is sigmoid(100 m): the probability that
     CLIP, whose logits are 100 times the cosines, gives to the nearest concept against one that lies at its threshold.
@@ -45,15 +46,15 @@ class SafetyScorer(nn.Module):
         """Load the folder `safety_checker` of a Stable Diffusion in diffusers' layout: a hub id or a local folder.
 
         Raises:
-            SafetyCheckerError: There is none, or only a pickled one, or its weights are not all there.
+            SafetyCheckerError: There is no checker, or only a pickled one, or its weights are incomplete.
         """
         try:
             checker, loading = StableDiffusionSafetyChecker.from_pretrained(
                 name, subfolder="safety_checker", use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:300]
-            raise SafetyCheckerError(f"the safety checker of {name} cannot be loaded: {told}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise SafetyCheckerError(f"the safety checker of {name} cannot be loaded: {reason}") from error
         if loading["missing_keys"]:
             raise SafetyCheckerError(f"the safety checker of {name} lacks the tensor {min(loading['missing_keys'])!r}.")
         return cls(checker.float())
@@ -65,7 +66,7 @@ class SafetyScorer(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) as `picture_input` makes them -> scores (B,)."""
+        """Outputs (B, 3, H, W) of `picture_input` -> scores (B,)."""
         pooled = self.checker.vision_model(pixel_values=views.to(self.device)).pooler_output
         picture = F.normalize(self.checker.visual_projection(pooled), dim=-1)
         special = self._margins(picture, self.checker.special_care_embeds, self.checker.special_care_embeds_weights)
@@ -75,5 +76,5 @@ class SafetyScorer(nn.Module):
 
     @staticmethod
     def _margins(picture: Tensor, concepts: Tensor, thresholds: Tensor) -> Tensor:
-        """Unit embeddings (B, D), concepts (C, D), thresholds (C,) -> by how much each is exceeded (B, C)."""
+        """Unit embeddings (B, D), concepts (C, D), thresholds (C,) -> cosines minus thresholds (B, C)."""
         return picture @ F.normalize(concepts, dim=-1).T - thresholds

@@ -1,1 +1,1 @@
-"""The command line: what a user types and sees."""
+"""The command line: arguments, commands, messages, progress."""

@@ -31,7 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     run = _add(commands, "run", "run stages that are not up to date, and what they need")
     _add_selection(run)
     run.add_argument("--dry-run", action="store_true", help="say what would run and why, and run nothing")
-    run.add_argument("--ray-address", metavar="ADDRESS", help="use this Ray cluster (host:port) instead of a local one")
+    run.add_argument(
+        "--ray-address",
+        default="local",
+        metavar="ADDRESS",
+        help="a running Ray cluster: host:port, or auto to find it; default: local, a Ray that ends with the run",
+    )
     _add_selection(_add(commands, "plan", "say what would run, and why"))
     _add(commands, "status", "each stage's state, rows, time and output of the last run")
     _add_generate(_add(commands, "generate", "paint a subject from a sentence with the trained adapter"))

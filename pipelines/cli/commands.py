@@ -1,4 +1,4 @@
-"""What each command of `pipeline.py` does."""
+"""The commands of `pipeline.py`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipelines.cli import messages
+from pipelines.cli.announcement import announce
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
@@ -21,7 +22,7 @@ from stages.config import Config
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run what is not up to date."""
+    """Run the stages that are not up to date."""
     config = load_config(arguments.profile, arguments.settings)
     graph, store = pipeline_graph(config), Store(Path(config.run.folder))
     if arguments.dry_run:
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
             if step.action is Action.REFUSE:
                 raise PipelineError(step.why)
         if any(step.action is Action.RUN for step in plan):
+            print(announce(config, store, plan))
             outputs = execute(graph, store, plan, arguments.ray_address)
         else:
             outputs = {step.stage.name: step.output for step in plan if step.output}
@@ -42,21 +44,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Say what `run` would do, and why."""
+    """Print what `run` would do, and why."""
     config = load_config(arguments.profile, arguments.settings)
     store = Store(Path(config.run.folder))
     print(messages.plan_table(_plan(pipeline_graph(config), store, arguments)))
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """Say where each stage of the last run stands."""
+    """Print the state of each stage of the last run."""
     config, store = last_run(arguments)
     graph = pipeline_graph(config)
     print(messages.status_table(make_plan(graph, store, graph.order), store))
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Say where the HTML report of the last run is."""
+    """Print the path of the last run's HTML report."""
     _, store = last_run(arguments)
     output = store.latest_outputs().get("evaluate")
     if output is None:
@@ -66,7 +68,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    """Paint the subject from a sentence; write the picture and its mask."""
+    """Generate pictures of the subjects from a prompt, with their masks; print their paths."""
     config, store = last_run(arguments)
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
@@ -85,19 +87,15 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Answer requests until the user has had enough."""
+    """Serve the registered model over HTTP until the user stops it."""
     config, store = last_run(arguments)
     set_environment(config.profile)
     from pipelines.tracking import tracking_uri
-    from stages.contract import StageError
 
-    with temporary_folder(store.folder):
+    with temporary_folder(store.folder), _stage_errors_as_pipeline_errors():
         from stages.serve.server import run_server
 
-        try:
-            run_server(config, tracking_uri(store), store.folder)
-        except StageError as error:
-            raise PipelineError(str(error)) from error
+        run_server(config, tracking_uri(store), store.folder)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -111,34 +109,37 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
-    """The configuration of the last run in the folder that the arguments name, with their settings over it."""
+    """The configuration of the last run in the arguments' run folder, overridden by their settings."""
     store = Store(Path(load_config(arguments.profile, arguments.settings).run.folder))
     return config_from_dict(store.read_latest()[0], arguments.settings), store
 
 
-def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str | None) -> dict[str, Output]:
-    """Run the plan: with a Ray, a tracker and a display that end with it."""
-    from pipelines.cli.progress import Display
-    from pipelines.execution.cluster import check_address, local_cluster
+def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) -> dict[str, Output]:
+    """Run the plan, with a Ray cluster, a tracker and a display that end with the run."""
+    from pipelines.cli.progress import make_display
     from pipelines.execution.runner import Runner
     from pipelines.execution.stage_job import RunContext
     from pipelines.tracking import Tracker
+    from stages.ray_tools.cluster import find_cluster, local_cluster
 
     config = graph.config
     set_environment(config.profile)
-    if ray_address is not None:
-        check_address(ray_address)
-    with store.writable(), ExitStack() as stack, _stopped_by_signals():
+    with ExitStack() as stack:
+        stack.enter_context(_stage_errors_as_pipeline_errors())
+        running = find_cluster(ray_address)
+        stack.enter_context(store.writable())
+        stack.enter_context(_stopped_by_signals())
         stack.enter_context(temporary_folder(store.folder))
-        display = stack.enter_context(Display(plan))
+        display = stack.enter_context(make_display(plan))
         tracker = stack.enter_context(Tracker(config, store, plan, display.warn))
-        display.say("starting Ray" if ray_address is None else "")
-        address = ray_address or stack.enter_context(local_cluster())
+        if running is None:
+            display.set_note("starting Ray")
+        address = running or stack.enter_context(local_cluster())
         run_context = RunContext(
             graph=graph,
             store=store,
             ray_address=address,
-            ray_is_local=ray_address is None,
+            ray_is_local=running is None,
             tracking_uri=tracker.uri,
         )
         runner = Runner(
@@ -167,8 +168,22 @@ def _fingerprints(outputs: dict[str, Output]) -> dict[str, str]:
 
 
 @contextmanager
+def _stage_errors_as_pipeline_errors() -> Iterator[None]:
+    """Turn errors of code in `stages/` into errors of a command; a wrong address is a wrong command line."""
+    from stages.contract import StageError
+    from stages.ray_tools.cluster import AddressError
+
+    try:
+        yield
+    except AddressError as error:
+        raise UsageError(str(error)) from error
+    except StageError as error:
+        raise PipelineError(str(error)) from error
+
+
+@contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the run in the same orderly way as Ctrl-C."""
+    """Let SIGTERM and SIGHUP end the run in the same way as Ctrl-C."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -23,7 +23,7 @@ from stages.inference import backbone_location, loading_options, painting_option
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to paint: one picture for each subject, all from one prompt.
+    """One picture for each subject, all from one prompt.
 
     Attributes:
         subjects: Picture files.

@@ -21,14 +21,14 @@ REPORT = Path("report", "index.html")
 
 
 def plan_table(plan: Sequence[Step]) -> str:
-    """One line a stage: what would happen to it, and why."""
+    """One line for each stage: what would happen to it, and why."""
     rows = [(step.stage.name, step.action.value, step.why) for step in plan]
     count = sum(step.action is Action.RUN for step in plan)
     return "\n".join([*align(rows), f"{count} of {len(plan)} stages would run."])
 
 
 def status_table(plan: Sequence[Step], store: Store) -> str:
-    """One line a stage: its state, rows, time and output."""
+    """One line for each stage: its state, rows, time and output."""
     latest = store.latest_outputs()
     rows = [("stage", "state", "rows", "seconds", "output")]
     for step in plan:
@@ -43,7 +43,7 @@ def status_table(plan: Sequence[Step], store: Store) -> str:
 
 
 def next_steps(config: Config, store: Store, outputs: Mapping[str, Output], flags: str) -> str:
-    """Where the results are, and the commands to try with them."""
+    """The paths of the results, and commands to use them."""
     lines = []
     if "evaluate" in outputs:
         lines.append(f"Report:     {outputs['evaluate'].folder / REPORT}")
@@ -63,7 +63,7 @@ def next_steps(config: Config, store: Store, outputs: Mapping[str, Output], flag
 
 
 def example_subject(outputs: Mapping[str, Output]) -> tuple[str, str]:
-    """A picture of a subject that is there, with its word; a stand-in where the run has none of its own."""
+    """A picture of a subject of the run, with its word; an invented one if the run has no microworld."""
     if "microworld" not in outputs:
         return "my_dog.jpg", "dog"
     subjects = outputs["microworld"].folder / "subjects"
@@ -72,7 +72,7 @@ def example_subject(outputs: Mapping[str, Output]) -> tuple[str, str]:
 
 
 def flags(arguments: argparse.Namespace) -> str:
-    """The flags that make another command refer to the same run folder."""
+    """The flags that another command needs to use the same run folder."""
     kept = [setting for setting in arguments.settings if setting.startswith("run.folder=")]
     profile = [] if arguments.profile == "micro" else ["--profile", arguments.profile]
     words = [*profile, *(word for setting in kept for word in ("--set", setting))]
@@ -80,17 +80,17 @@ def flags(arguments: argparse.Namespace) -> str:
 
 
 def command(name: str, arguments: argparse.Namespace) -> str:
-    """Another command on the same run folder."""
+    """The command line of another command on the same run folder."""
     return f"{pipeline()} {name}{flags(arguments)}"
 
 
 def pipeline() -> str:
-    """How to call the pipeline from the shell that this was typed in."""
+    """The command line of the pipeline in the user's shell."""
     return f"{program('python')} pipeline.py"
 
 
 def program(name: str) -> str:
-    """A program of this Python environment: its plain name when the environment is active, else its path."""
+    """A program of this Python environment: its name if the environment is active, else its path."""
     path = Path(sys.executable).parent / name
     return name if shutil.which(name) == str(path) else shlex.quote(os.path.relpath(path))
 
@@ -100,6 +100,6 @@ def _rows(manifest: Manifest) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the cells of each column below one another."""
+    """Lines with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

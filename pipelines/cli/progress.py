@@ -1,154 +1,210 @@
-"""The display of a run: one line a stage in a terminal; plain lines, now and then, anywhere else."""
+"""The display of a run: rich's progress bars in a terminal, plain lines from time to time anywhere else."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from pipelines.cli.messages import align
 from pipelines.errors import PipelineError, StoppedError
 from pipelines.plan import Action, Step
 from pipelines.store.store import Output
 
-#: Without a terminal a stage says how far it is at most so often.
+#: Without a terminal, a stage's progress is printed at most this often, and whenever its phase changes.
 SECONDS_BETWEEN_LINES = 10.0
 
 _STYLES = {"waits": "dim", "up to date": "dim", "runs": "bold cyan", "done": "green", "failed": "bold red"}
 
 
-@dataclass
-class Line:
-    """What is shown of one stage."""
-
-    state: str
-    note: str = ""
-    done: int = 0
-    total: int = 0
-    started: float = 0.0
-    seconds: float | None = None  # None: not finished
-    printed: float = 0.0  # when a plain line was printed last
-
-    @property
-    def elapsed(self) -> str:
-        """Minutes and seconds, once the stage has started."""
-        if not self.started:
-            return ""
-        seconds = int(time.monotonic() - self.started if self.seconds is None else self.seconds)
-        return f"{seconds // 60}:{seconds % 60:02d}"
-
-    @property
-    def share(self) -> str:
-        """How far, in the stage's own unit."""
-        return f"{self.done}/{self.total}" if self.total else ""
-
-
 class Display:
-    """Follows a run (see `pipelines.execution.runner.Listener`). A context manager around the live table."""
+    """A `pipelines.execution.runner.Listener` that prints what stays on the screen: warnings and tables.
 
-    def __init__(self, plan: Sequence[Step], console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.lines = {step.stage.name: Line("up to date" if step.action is Action.KEEP else "waits") for step in plan}
-        self.note = ""  # what the run as a whole is doing
+    A context manager around whatever is drawn while the run lasts.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self._began = time.monotonic()
-        self._live: Live | None = None
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
 
     def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.note = ""
-        if self._live:
-            self._live.stop()
+        pass
 
-    def say(self, note: str) -> None:
-        """What the run as a whole is doing, such as starting Ray."""
-        self.note = note
-        if not self._live and note:
-            self._print("", note)
+    def set_note(self, note: str) -> None:
+        """Show what the run as a whole is doing, such as starting Ray; "" for nothing."""
 
     def warn(self, text: str) -> None:
-        """Something the user should know that does not end the run."""
+        """Print something the user should know that does not end the run."""
         self._print("", f"warning: {text}")
 
     def stage_started(self, step: Step) -> None:
         """See `Listener`."""
-        line = self.lines[step.stage.name]
-        line.state, line.started, line.note = "runs", time.monotonic(), "starting"
-        self.say("")
-        if not self._live:
-            self._print(step.stage.name, f"starts ({step.why})")
-            line.printed = time.monotonic()
 
     def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
         """See `Listener`."""
         if event["event"] == "warning":
             self._print(name, f"warning: {event['text']}")
-        if event["event"] == "table":
+        elif event["event"] == "table":
             for text in align(event["rows"]):
                 self._print(name, text)
-        if event["event"] != "progress":
-            return
-        line, note_before = self.lines[name], self.lines[name].note
-        line.done, line.total, line.note = event["done"], event["total"], event["note"]
-        phase_changed = _phase(line.note) != _phase(note_before)
-        due = time.monotonic() - line.printed >= SECONDS_BETWEEN_LINES
-        if not self._live and (phase_changed or due):
-            self._print(name, f"{line.share} {line.note}".strip())
-            line.printed = time.monotonic()
+        elif event["event"] == "progress":
+            self._show_progress(name, event["done"], event["total"], event["note"])
 
     def stage_finished(self, name: str, output: Output) -> None:
         """See `Listener`."""
-        line = self.lines[name]
-        rows = ", ".join(f"{count} {dataset}" for dataset, count in output.manifest.rows.items())
-        self._end(line, "done", rows)
-        if not self._live:
-            self._print(name, f"done in {line.elapsed}" + (f": {rows}" if rows else ""))
 
     def stage_failed(self, name: str, error: PipelineError) -> None:
-        """See `Listener`. A failure itself is printed at the end of the run."""
-        self._end(self.lines[name], "failed", "")
+        """See `Listener`. The error of a failure is printed at the end of the run."""
         if isinstance(error, StoppedError):
             self._print(name, str(error))
-        elif not self._live:
-            self._print(name, "failed")
 
-    def _end(self, line: Line, state: str, note: str) -> None:
-        line.state, line.note, line.total = state, note, 0
-        line.seconds = time.monotonic() - line.started
+    def _show_progress(self, name: str, done: int, total: int, note: str) -> None:
+        pass
 
     def _print(self, name: str, text: str) -> None:
-        clock = int(time.monotonic() - self._began)
-        self.console.print(
-            f"[{clock // 60:d}:{clock % 60:02d}] {name:<14} {text}", markup=False, highlight=False, soft_wrap=True
-        )
+        clock = _minutes(time.monotonic() - self._began)
+        self.console.print(f"[{clock}] {name:<14} {text}", markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        for name, line in self.lines.items():
-            bar = ProgressBar(total=line.total, completed=line.done, width=24) if line.total else Text(" " * 24)
-            style = _STYLES[line.state]
-            table.add_row(
-                Text(name, style), Text(line.state, style), bar, line.share, line.elapsed, Text(line.note, "dim")
-            )
-        ended = sum(line.state in ("done", "up to date") for line in self.lines.values())
-        clock = int(time.monotonic() - self._began)
-        total = f"{ended} of {len(self.lines)} stages are up to date, {clock // 60}:{clock % 60:02d}  {self.note}"
-        return Group(table, Text(total))
+
+class LineDisplay(Display):
+    """Plain lines, for files and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._started: dict[str, float] = {}
+        self._printed: dict[str, float] = {}  # when a stage's last line was printed
+        self._phases: dict[str, str] = {}
+
+    def set_note(self, note: str) -> None:
+        """Print what the run as a whole is doing."""
+        if note:
+            self._print("", note)
+
+    def stage_started(self, step: Step) -> None:
+        """See `Listener`."""
+        name = step.stage.name
+        self._print(name, f"starts ({step.why})")
+        self._started[name] = self._printed[name] = time.monotonic()
+
+    def stage_finished(self, name: str, output: Output) -> None:
+        """See `Listener`."""
+        rows = _rows(output)
+        took = _minutes(time.monotonic() - self._started[name])
+        self._print(name, f"done in {took}" + (f": {rows}" if rows else ""))
+
+    def stage_failed(self, name: str, error: PipelineError) -> None:
+        """See `Listener`."""
+        super().stage_failed(name, error)
+        if not isinstance(error, StoppedError):
+            self._print(name, "failed")
+
+    def _show_progress(self, name: str, done: int, total: int, note: str) -> None:
+        phase, now = _phase(note), time.monotonic()
+        if phase != self._phases.get(name) or now - self._printed[name] >= SECONDS_BETWEEN_LINES:
+            share = f"{done}/{total} " if total else ""
+            self._print(name, f"{share}{note}".strip())
+            self._phases[name], self._printed[name] = phase, now
+
+
+class LiveDisplay(Display):
+    """One line for each stage and one for the run, redrawn in a terminal."""
+
+    def __init__(self, plan: Sequence[Step], console: Console) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            TextColumn("[{task.fields[style]}]{task.fields[state]}"),
+            _StageBar(),
+            TextColumn("{task.fields[share]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            console=console,
+            expand=True,  # so that a narrow terminal cuts the notes only
+            refresh_per_second=4,
+        )
+        self._stages = {step.stage.name: self._add(step.stage.name) for step in plan}
+        self._run = self._progress.add_task("all stages", total=len(plan), state="", style="none", share="", note="")
+        for step in plan:
+            self._set_state(step.stage.name, "up to date" if step.action is Action.KEEP else "waits")
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.set_note("")
+        self._progress.stop()
+
+    def set_note(self, note: str) -> None:
+        """Show what the run as a whole is doing."""
+        self._progress.update(self._run, note=note)
+
+    def stage_started(self, step: Step) -> None:
+        """See `Listener`."""
+        self.set_note("")
+        self._progress.start_task(self._stages[step.stage.name])
+        self._set_state(step.stage.name, "runs", "starting")
+
+    def stage_finished(self, name: str, output: Output) -> None:
+        """See `Listener`."""
+        self._progress.stop_task(self._stages[name])
+        self._set_state(name, "done", _rows(output))
+
+    def stage_failed(self, name: str, error: PipelineError) -> None:
+        """See `Listener`."""
+        super().stage_failed(name, error)
+        self._progress.stop_task(self._stages[name])
+        self._set_state(name, "failed")
+
+    def _show_progress(self, name: str, done: int, total: int, note: str) -> None:
+        share = f"{done}/{total}" if total else ""
+        self._progress.update(self._stages[name], completed=done, total=total or None, share=share, note=note)
+
+    def _add(self, name: str) -> TaskID:
+        return self._progress.add_task(name, start=False, total=None, state="", style="none", share="", note="")
+
+    def _set_state(self, name: str, state: str, note: str = "") -> None:
+        self._progress.update(self._stages[name], state=state, style=_STYLES[state], note=note)
+        stages = [task for task in self._progress.tasks if task.id != self._run]
+        ended = sum(task.fields["state"] in ("done", "up to date") for task in stages)
+        self._progress.update(self._run, completed=ended, share=f"{ended}/{len(stages)}")
+
+
+class _StageBar(ProgressColumn):
+    """A bar for a stage that has reported its total; rich's own column would pulse in all other lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar = BarColumn(bar_width=24)
+
+    def render(self, task: Task) -> RenderableType:
+        return self._bar.render(task) if task.started and task.total else ""
+
+
+def make_display(plan: Sequence[Step], console: Console | None = None) -> Display:
+    """The display that suits the console, by default standard output."""
+    console = console or Console()
+    return LiveDisplay(plan, console) if console.is_terminal else LineDisplay(console)
+
+
+def _rows(output: Output) -> str:
+    return ", ".join(f"{count} {dataset}" for dataset, count in output.manifest.rows.items())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def _phase(note: str) -> str:

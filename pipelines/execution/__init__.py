@@ -1,1 +1,1 @@
-"""How a plan is carried out: the runner, a stage in its own process, cleanup, the environment."""
+"""The execution of a plan: the runner, a process for each stage, cleanup, the environment."""

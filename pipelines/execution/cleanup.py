@@ -1,8 +1,8 @@
-"""A run's last process: `python -m pipelines.execution.cleanup FOLDER`, started by `environment.temporary_folder`.
+"""Cleans up after a run: `python -m pipelines.execution.cleanup FOLDER`, started by `environment.temporary_folder`.
 
-Its standard input stays open as long as the run lives. When the run ends, in whatever way, the warden ends every
-process that works in FOLDER, and removes FOLDER. Ray's own processes do follow a runner that is killed, but some of
-them only after a minute, and they leave their files.
+The run holds this process's standard input open. When the run ends, even by SIGKILL, this process kills every process
+that uses FOLDER, and removes FOLDER. Ray's processes also end after a killed runner, but some of them only after a
+minute, and they leave their files behind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Wait for the end of the run, and clean up."""
+    """Wait for the end of the run, then clean up."""
     folder = Path(sys.argv[1])
     sys.stdin.read()
     while found := processes_of(folder):
@@ -26,21 +26,21 @@ def main() -> None:
                 os.kill(process, signal.SIGKILL)
         time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # the folders of other runs are beside it
+    with suppress(OSError):  # it holds the folders of other runs
         folder.parent.rmdir()
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The processes of this user that were started with `folder` as RAY_TMPDIR or have a file in it open.
+    """The processes of this user that were started with `folder` as RAY_TMPDIR or have opened a file in it.
 
-    Nobody else uses a run's own folder. The environment alone does not tell: Ray writes its processes' titles over it.
-    The run itself is left alone, for in an orderly end it is waiting for this process.
+    The environment alone is not enough, because Ray overwrites it with the titles of its processes. This process is
+    not included, nor is the run itself, which waits for this process when it ends normally.
     """
-    spared = (os.getpid(), os.getppid())
+    excluded = (os.getpid(), os.getppid())
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in spared:
-            with suppress(OSError):  # gone, or another user's
+        if entry.name.isdigit() and int(entry.name) not in excluded:
+            with suppress(OSError):  # ended, or another user's
                 if _was_started_with(entry, folder) or _has_open(entry, folder):
                     found.append(int(entry.name))
     return found

@@ -1,7 +1,7 @@
-"""The environment that a run's processes live in.
+"""The environment of a run's processes.
 
-It is set once, before anything heavy is imported, and inherited by Ray and by every stage. Telemetry is off, Ray stays
-on the loopback interface, and temporary files go into a folder that ends with the run.
+It is set once, before heavy imports, and Ray and all stages inherit it. Telemetry is off, Ray listens on the loopback
+interface only, and temporary files go into a folder that is removed at the end of the run.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: A unix socket's path may have 107 characters, and Ray adds about 70: ray/session_<date>_<time>_<pid>/sockets/...
-LONGEST_RAY_FOLDER = 107 - 70
+#: The path of a Unix socket has at most 107 characters; Ray adds about 70: ray/session_<date>_<time>_<pid>/sockets/...
+MAX_RAY_FOLDER_LENGTH = 107 - 70
 
 _QUIET = {
-    # Nothing phones home.
+    # No telemetry.
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset imports albumentations, which asks PyPI for updates
     "RAY_USAGE_STATS_ENABLED": "0",
     "WANDB_MODE": "disabled",
-    # A local Ray: without these its behaviour depends on a token file left in the home folder by another program, and
-    # it listens on every interface. The second has an effect on Linux too, whatever its name says.
+    # Without these a local Ray may use a token file that another program left in the home folder, and listens on all
+    # interfaces. The second one has this effect on Linux too, despite its name.
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for it: 1.85 s a call by default
-    # One voice: a stage reports through its Reporter; engines write to its log without bars and duplicates.
+    # A stage reports through its Reporter; libraries write to the stage's log, without progress bars.
     "DIFFUSERS_VERBOSITY": "error",
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it tells of every table that it creates, and what goes wrong it raises too
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # its errors are raised as well
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -50,46 +50,48 @@ def has_gpu() -> bool:
 
 
 def set_environment(profile: str) -> None:
-    """Set the variables that every process of a run inherits. What the user has set already stays."""
+    """Set the variables that all processes of a run inherit, except those that the user has set."""
     variables = dict(_QUIET)
     if not has_gpu():
         variables["DS_ACCELERATOR"] = "cpu"
     if profile == "micro":
-        variables["HF_HUB_OFFLINE"] = "1"  # everything it needs is here; a look-up would only wait for a time-out
+        variables["HF_HUB_OFFLINE"] = (
+            "1"  # needs nothing from the hub; without a network a request would only wait for its timeout
+        )
     for name, value in variables.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def temporary_folder(run_folder: Path) -> Iterator[Path]:
-    """Where Ray and everybody else put temporary files (RAY_TMPDIR, TMPDIR) while the block runs; gone afterwards.
+    """A folder for all temporary files of the block (RAY_TMPDIR, TMPDIR); removed at its end.
 
-    It lies in the run folder where the path is short enough for Ray's unix sockets, else in the system's own place
-    (TMPDIR), else in /tmp. With it go all processes that were started in the block, even if this one is killed (see
+    It is in the run folder if that path is short enough for Ray's Unix sockets, else in TMPDIR, else in /tmp. All
+    processes that were started in the block end with it, even if this one is killed (see
     `pipelines.execution.cleanup`).
     """
-    mine = f"realword-{os.getuid()}"
-    homes = [run_folder / ".ray", Path(tempfile.gettempdir(), mine), Path("/tmp", mine)]
-    folders = [home / str(os.getpid()) for home in homes]
-    folder = next((found for found in folders if len(str(found)) <= LONGEST_RAY_FOLDER), folders[-1])
+    name = f"realword-{os.getuid()}"
+    parents = [run_folder / ".ray", Path(tempfile.gettempdir(), name), Path("/tmp", name)]
+    folders = [parent / str(os.getpid()) for parent in parents]
+    folder = next((path for path in folders if len(str(path)) <= MAX_RAY_FOLDER_LENGTH), folders[-1])
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / "tmp").mkdir(parents=True)
-    before = {name: os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")}
-    watcher = subprocess.Popen(
+    before = {variable: os.environ.get(variable) for variable in ("RAY_TMPDIR", "TMPDIR")}
+    cleanup = subprocess.Popen(
         [sys.executable, "-m", "pipelines.execution.cleanup", str(folder)],
         stdin=subprocess.PIPE,
         cwd=Path(__file__).resolve().parents[2],
-        start_new_session=True,  # Ctrl-C is not for it
+        start_new_session=True,  # Ctrl-C does not reach it
     )
     os.environ.update(RAY_TMPDIR=str(folder), TMPDIR=str(folder / "tmp"))
-    tempfile.tempdir = None  # forget the place that was looked up before
+    tempfile.tempdir = None  # tempfile must read TMPDIR again
     try:
         yield folder
     finally:
-        for name, value in before.items():
+        for variable, value in before.items():
             if value is None:
-                del os.environ[name]
+                del os.environ[variable]
             else:
-                os.environ[name] = value
+                os.environ[variable] = value
         tempfile.tempdir = None
-        watcher.communicate()
+        cleanup.communicate()

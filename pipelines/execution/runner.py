@@ -1,4 +1,4 @@
-"""Carry out a plan: stages whose inputs are there run side by side as far as the CPUs go."""
+"""Run a plan: stages whose inputs are ready run side by side, as far as there are CPUs."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from pipelines.execution.stage_job import GRACE_SECONDS, RunContext, StageJob
 from pipelines.plan import Action, Step
 from pipelines.store.store import Output
 
-_STOPPING = "it is told to stop; a training writes a checkpoint first, which a second Ctrl-C would prevent"
+_STOPPING = "it is stopping; a training writes a checkpoint first (a second Ctrl-C ends it at once, without one)"
 
 
 class Listener(Protocol):
-    """Somebody who follows a run: the display, the tracker. Called from the runner's own thread only."""
+    """Receives the events of a run, as the display and the tracker do. Called from the runner's thread only."""
 
     def stage_started(self, step: Step) -> str | None:
-        """The stage is about to start. The tracker answers with the id of the stage's run."""
+        """The stage is about to start. The tracker returns the id of its MLflow run."""
 
     def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
-        """The stage has reported something (see `stages.contract.Reporter`)."""
+        """The stage has reported an event (see `stages.contract.Reporter`); a sample comes with its "content"."""
 
     def stage_finished(self, name: str, output: Output) -> None:
         """The stage's output is committed."""
 
     def stage_failed(self, name: str, error: PipelineError) -> None:
-        """The stage has failed or was stopped."""
+        """The stage has failed or has been stopped."""
 
 
 @dataclass(kw_only=True)
 class Runner:
-    """A run of a plan."""
+    """Runs a plan once."""
 
     plan: Sequence[Step]
     run_context: RunContext
@@ -49,17 +49,17 @@ class Runner:
     _failures: list[PipelineError] = field(default_factory=list)
 
     def run(self) -> dict[str, Output]:
-        """Run every step that is to run; the outputs of all steps by stage.
+        """Run all steps that must run; returns the outputs of all steps by stage.
 
-        After a failure nothing new is started, and what is running is allowed to finish.
+        After a failure no stage is started, and running stages finish.
 
         Raises:
             PipelineError: The first failure.
-            KeyboardInterrupt: The user has stopped the run; all stages have ended.
+            KeyboardInterrupt: The user stopped the run; all stages have ended.
         """
         waiting = {step.stage.name: step for step in self.plan if step.action is Action.RUN}
         self.outputs = {step.stage.name: step.output for step in self.plan if step.output and not step.forced}
-        self._note_outputs()
+        self._write_latest()
         try:
             while self._running or (waiting and not self._failures):
                 for name in self._startable(waiting):
@@ -72,7 +72,7 @@ class Runner:
         return self.outputs
 
     def _startable(self, waiting: Mapping[str, Step]) -> list[str]:
-        """The stages to start now: those with the most work behind them first, as far as the CPUs go."""
+        """The stages to start now: first those on which most others depend, as far as there are CPUs."""
         if self._failures:
             return []
         graph, started = self.run_context.graph, []
@@ -99,15 +99,15 @@ class Runner:
             tracking_run_id=next((run_id for run_id in run_ids if run_id), None),
         )
         self._running[name] = job
-        threading.Thread(target=self._work, args=(name, job), daemon=True).start()
+        threading.Thread(target=self._run_job, args=(name, job), daemon=True).start()
 
-    def _work(self, name: str, job: StageJob) -> None:
-        """In the job's thread; the outcome is told to the runner's."""
+    def _run_job(self, name: str, job: StageJob) -> None:
+        """Run in the job's thread; sends the outcome to the runner's thread."""
         try:
             output = job.run()
         except PipelineError as error:
             self._messages.put(functools.partial(self._fail, name, error))
-        except Exception as error:  # a thread's boundary: an error here must end the run, not hang it
+        except Exception as error:  # any error in this thread must end the run instead of hanging it
             failure = PipelineError(f"Stage {name}: the runner failed with {type(error).__name__}: {error}")
             failure.__cause__ = error
             self._messages.put(functools.partial(self._fail, name, failure))
@@ -121,7 +121,7 @@ class Runner:
     def _finish(self, name: str, output: Output) -> None:
         del self._running[name]
         self.outputs[name] = output
-        self._note_outputs()
+        self._write_latest()
         for listener in self.listeners:
             listener.stage_finished(name, output)
 
@@ -132,7 +132,7 @@ class Runner:
             listener.stage_failed(name, error)
 
     def _stop(self) -> None:
-        """End what still runs: after Ctrl-C, or after a failure of the runner itself. A second Ctrl-C ends the wait."""
+        """Stop the running stages, after Ctrl-C or an error of the runner. A second Ctrl-C ends the wait."""
         stoppers = [threading.Thread(target=job.stop, daemon=True) for job in self._running.values()]
         for stopper in stoppers:
             stopper.start()
@@ -144,8 +144,10 @@ class Runner:
             while self._running:
                 self._messages.get(timeout=2 * GRACE_SECONDS)()
 
-    def _note_outputs(self) -> None:
+    def _write_latest(self) -> None:
         store = self.run_context.store
-        found = {name: output.fingerprint for name, output in self.outputs.items()}
+        fingerprints = {name: output.fingerprint for name, output in self.outputs.items()}
         with store.writable():
-            store.write_latest(config_to_dict(self.run_context.graph.config), store.latest_fingerprints() | found)
+            store.write_latest(
+                config_to_dict(self.run_context.graph.config), store.latest_fingerprints() | fingerprints
+            )

@@ -1,4 +1,4 @@
-"""The runner's side of one stage: start its process, listen, commit what it has written."""
+"""The runner's side of one stage: start its process, read its events, commit its output."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pipelines.store.manifest import describe_output
 from pipelines.store.store import Output, Store
 from stages.contract import StageResult
 
-#: A stage's process that has delivered its result has so many seconds to go.
+#: A stage's process must end this soon after its result.
 GRACE_SECONDS = 10
 
-#: One that has been told to stop has so many: a training ends its step or its sample pictures, and writes a checkpoint.
-#: A user with less patience stops the run a second time.
+#: A stopped process must end this soon: a training finishes its step or its sample pictures, and writes a checkpoint.
+#: A second Ctrl-C ends the wait.
 STOP_SECONDS = 120
 
 
@@ -44,7 +44,7 @@ class RunContext:
 
 @dataclass(kw_only=True)
 class StageJob:
-    """One stage at work. `run` blocks; `stop` may be called from another thread."""
+    """One running stage. `run` blocks; `stop` may be called from another thread."""
 
     step: Step
     run_context: RunContext
@@ -54,7 +54,7 @@ class StageJob:
     tracking_run_id: str | None = None
     _process: subprocess.Popen[str] | None = None
     _stopped: threading.Event = field(default_factory=threading.Event)
-    _last_word: Mapping[str, Any] = field(default_factory=dict)
+    _last_event: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> Output:
         """Run the stage and commit its output.
@@ -76,7 +76,7 @@ class StageJob:
             return store.commit(name, manifest)
 
     def stop(self) -> None:
-        """End the stage's process and its children; `run` raises."""
+        """End the stage's process and its children; `run` then raises StoppedError."""
         self._stopped.set()
         if self._process is not None:
             _signal_group(self._process, signal.SIGTERM)
@@ -107,28 +107,28 @@ class StageJob:
             if self._stopped.is_set():
                 self.stop()
             request = self._request(partial, log, writing)
-            threading.Thread(target=_reap, args=(self._process,), daemon=True).start()
-            self._talk(request, events)
+            threading.Thread(target=_end_orphans, args=(self._process,), daemon=True).start()
+            self._exchange(request, events)
 
     def _environment(self) -> dict[str, str]:
-        # Stages run side by side: OpenMP threads beyond a stage's share would spin on cores that another one needs.
+        # Stages run side by side: more OpenMP threads than a stage has CPUs would slow the other stages down.
         threads = {"OMP_NUM_THREADS": str(self.cpus)}
         path = {"PYTHONPATH": _python_path(self.run_context.graph.root), "PYTHONUNBUFFERED": "1"}
         return threads | os.environ | path
 
-    def _talk(self, request: Mapping[str, Any], events: Any) -> None:
+    def _exchange(self, request: Mapping[str, Any], events: Any) -> None:
         process = self._process
         assert process is not None
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died before it could listen; its end tells the rest
+        with contextlib.suppress(BrokenPipeError):  # the process died at its start; `_result` reports it
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         for line in events:
             event = json.loads(line)
             if event["event"] in ("result", "failed"):
-                self._last_word = event
+                self._last_event = event
             else:
-                self.on_event(event)
+                self.on_event(_with_content(event) if event["event"] == "sample" else event)
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -153,34 +153,42 @@ class StageJob:
             "forced": self.step.forced,
             "ray_address": self.run_context.ray_address,
             "ray_working_dir": None if local else str(REPOSITORY),
-            # A tracker that has no run for the stage is down, and the stage need not find that out again.
+            # Without a run for the stage the tracking store has failed; the stage must not wait for it again.
             "tracking_uri": self.run_context.tracking_uri if self.tracking_run_id else None,
             "tracking_run_id": self.tracking_run_id,
         }
 
     def _result(self) -> StageResult:
-        event, name = self._last_word, self.step.stage.name
+        event, name = self._last_event, self.step.stage.name
         if event.get("event") == "result":
             return StageResult(rows=event["rows"], metrics=event["metrics"], notes=event["notes"])
         if self._stopped.is_set():
-            how = f": {event['text']}" if event.get("event") == "failed" else "."  # how far a training has come
-            raise StoppedError(f"Stage {name} was stopped{how}")
+            reached = f": {event['text']}" if event.get("event") == "failed" else "."  # a training's last step
+            raise StoppedError(f"Stage {name} was stopped{reached}")
         if event.get("event") == "failed":
             raise PipelineError(f"Stage {name}: {event['text']}")
         assert self._process is not None
         log = self.run_context.store.log_file(name)
-        raise PipelineError(f"Stage {name} {_death(self._process.returncode)} without a word; its log is {log}.")
+        raise PipelineError(f"Stage {name} {_exit_reason(self._process.returncode)}; its log is {log}.")
 
 
-def _death(returncode: int) -> str:
+def _with_content(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add the picture's bytes to a sample: the commit deletes its file, perhaps before the tracker logs it."""
+    try:
+        return {**event, "content": Path(event["path"]).read_bytes()}
+    except OSError as error:
+        return {"event": "warning", "text": f"the sample {event['path']} cannot be read: {error.strerror}"}
+
+
+def _exit_reason(returncode: int) -> str:
     if returncode < 0:
-        memory = ", as when memory runs out," if -returncode == signal.SIGKILL else ""
+        memory = "; the machine may have run out of memory" if -returncode == signal.SIGKILL else ""
         return f"was killed by {signal.Signals(-returncode).name}{memory}"
-    return f"ended with exit code {returncode}"
+    return f"ended with exit code {returncode} and without a result"
 
 
-def _reap(process: subprocess.Popen[str]) -> None:
-    """When the process has ended, end the children that it has left: they hold its event pipe open."""
+def _end_orphans(process: subprocess.Popen[str]) -> None:
+    """End the children that the process leaves behind: they would keep its event pipe open."""
     process.wait()
     _signal_group(process, signal.SIGKILL)
 

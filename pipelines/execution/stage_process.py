@@ -1,8 +1,8 @@
 """One stage in its own process: `python -m pipelines.execution.stage_process`, started by `stage_job`.
 
-The request is one line of JSON on standard input, events are lines of JSON on the file descriptor that the request
-names, and everything that is printed goes to the stage's log. Standard input stays open as long as the runner lives:
-at its end the process and all its children go, so that a killed runner leaves nothing behind.
+The request is one line of JSON on standard input. Events are lines of JSON on the file descriptor that the request
+names. All printed output goes to the stage's log. The runner holds standard input open: when it ends, this process and
+its children end too, so that a killed runner leaves no process behind.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 
 from pipelines.config.loading import config_from_dict
 from pipelines.errors import PipelineError, folder_error
-from pipelines.execution.cluster import connect
 from stages.contract import Reporter, StageContext, StageError, StageResult
+from stages.ray_tools.cluster import connect
 
 
 class EventPipe:
-    """Writes events for the runner. Threads of a stage may report at the same time."""
+    """Sends events to the runner; thread-safe."""
 
     def __init__(self, descriptor: int) -> None:
-        os.set_inheritable(descriptor, False)  # the stage's own children have nothing to say here
+        os.set_inheritable(descriptor, False)  # the stage's children must not keep the pipe open
         self._file = os.fdopen(descriptor, "w")
         self._lock = threading.Lock()
 
@@ -40,16 +40,15 @@ class EventPipe:
 
 
 def main() -> int:
-    """Carry out the request; 0 when the stage has finished, else 1."""
+    """Run the requested stage; returns the exit code."""
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_runner, daemon=True).start()
     emit = EventPipe(request["events"])
     try:
         result = run_stage(request, emit)
-    # A process boundary: whatever happened must be told in one sentence, and the traceback belongs in the log.
-    except Exception as error:
+    except Exception as error:  # the runner shows any error as one sentence; the log gets the traceback
         traceback.print_exc()
-        emit({"event": "failed", "text": in_one_sentence(error, request)})
+        emit({"event": "failed", "text": error_message(error, request)})
         return 1
     emit({"event": "result", "rows": result.rows, "metrics": result.metrics, "notes": result.notes})
     return 0
@@ -77,17 +76,17 @@ def run_stage(request: Mapping[str, Any], emit: EventPipe) -> StageResult:
     return result
 
 
-def in_one_sentence(error: Exception, request: Mapping[str, Any]) -> str:
-    """What to tell the user; for what nobody foresaw, the last line of the traceback and where the rest is."""
-    cause = getattr(error, "cause", None)  # Ray wraps what a task raises, and prints a traceback in its place
+def error_message(error: Exception, request: Mapping[str, Any]) -> str:
+    """One sentence for the user; for an unexpected error, its message and the path of the log."""
+    cause = getattr(error, "cause", None)  # Ray wraps the errors of its workers
     for known in (error, cause):
         if isinstance(known, StageError | PipelineError) and "\n" not in str(known):
             return str(known)
         if isinstance(known, OSError) and (sentence := folder_error(known, Path(request["run_folder"]))):
             return sentence
-    told = traceback.format_exception_only(error)[-1].strip().splitlines()
-    last_line = told[-1] if cause is not None else told[0]  # Ray's own message is a whole traceback
-    return f"{last_line} (unforeseen; the whole story is in {request['log']})"
+    lines = traceback.format_exception_only(error)[-1].strip().splitlines()
+    line = lines[-1] if cause is not None else lines[0]  # the message of Ray's error is a traceback
+    return f"{line} (unexpected; the traceback is in {request['log']})"
 
 
 def _end_with_the_runner() -> None:
@@ -99,4 +98,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # engines leave threads and exit handlers that may wait for each other; all work is on disk
+    os._exit(code)  # without exit handlers and threads of libraries, which may deadlock; everything is on disk

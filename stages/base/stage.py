@@ -1,8 +1,7 @@
 """Stage `base`: the micro Stable Diffusion, `backbone/`.
 
-The weights that ship with the code are copied when the configured recipe is the one they were made by; otherwise, or
-when the stage is forced, every part is trained from scratch on the one trainer. A part that is finished is kept in
-`context.scratch`.
+If the shipped weights were made by the configured recipe, the stage copies them. Otherwise, or when it is forced, it
+trains every part from scratch with the trainer. `context.scratch` keeps finished parts.
 """
 
 from __future__ import annotations
@@ -59,26 +58,30 @@ def run(context: StageContext, shipped: Path = WEIGHTS_FOLDER) -> StageResult:
 
 
 def why_not_shipped(shipped: Path, recipe: Recipe) -> str | None:
-    """Why the shipped weights cannot be used; None when they can."""
+    """Why the shipped weights cannot be used; None if they can."""
     try:
         verify_weights(shipped, recipe)
     except OutdatedWeightsError as error:
         return str(error)
-    except WeightsError as error:  # damaged, partial or foreign: hours of training would be a surprise
-        raise StageError(f"{error}; restore {shipped} from the repository, or train anew with --force base.") from error
+    except WeightsError as error:  # damaged, partial or foreign: do not start hours of training unasked
+        raise StageError(
+            f"{error}; restore {shipped} from the repository, or train from scratch with --force base."
+        ) from error
     return None
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Where the parts of a training lie."""
+class Folders:
+    """Folders of the trained parts and of the pools."""
 
     scratch: Path
 
     def part(self, name: str) -> Path:
+        """Weights of a finished part; missing until then."""
         return self.scratch / "parts" / name
 
     def pool(self, name: str) -> Path:
+        """A pool of scenes, or of their encodings."""
         return self.scratch / name
 
 
@@ -87,38 +90,41 @@ PARTS = ("vae", "clip", "dino", "judge", "unet")
 
 
 def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
-    """Train what is not finished yet; yields how many parts are."""
-    recipe, places = config.recipe, _Places(context.scratch.resolve())
+    """Train the unfinished parts; yields the number of finished parts."""
+    recipe, folders = config.recipe, Folders(context.scratch.resolve())
     workers = context.config.run.cpus or os.cpu_count() or 1
     context.report.progress(0, len(PARTS), "rendering the scenes")
-    build_pool(places.pool("pool"), recipe.pool, workers)
-    build_pool(places.pool("judge_pool"), recipe.judge_pool, workers)
+    build_pool(folders.pool("pool"), recipe.pool, workers)
+    build_pool(folders.pool("judge_pool"), recipe.judge_pool, workers)
     for number, name in enumerate(PARTS):
         yield number
-        if places.part(name).exists():
-            continue
-        if name == "unet":
-            vae = AutoencoderKL.from_pretrained(places.part("vae")).eval()
-            encode_pool(
-                places.pool("pool"), vae, CLIPModel.from_pretrained(places.part("clip")).eval(), places.pool("cache")
-            )
-        part: PartRecipe = getattr(recipe, name)
-        weights, _ = fit(
-            _task(name, recipe, places),
-            steps=part.steps,
-            config=_trainer(part, config),
-            context=context,
-            name=name,
-            seed=part.seed,
-            batch_setting=f"base.recipe.{name}.batch",
-        )
-        places.part(name).parent.mkdir(exist_ok=True)
-        weights.rename(places.part(name))
+        if not folders.part(name).exists():
+            _train_part(name, context, config, folders)
     yield len(PARTS)
 
 
-def _task(name: str, recipe: Recipe, places: _Places) -> TrainingTask:
-    pool = places.pool("pool")
+def _train_part(name: str, context: StageContext, config: BaseConfig, folders: Folders) -> None:
+    if name == "unet":
+        vae = AutoencoderKL.from_pretrained(folders.part("vae")).eval()
+        clip = CLIPModel.from_pretrained(folders.part("clip")).eval()
+        encode_pool(folders.pool("pool"), vae, clip, folders.pool("cache"))
+    part: PartRecipe = getattr(config.recipe, name)
+    weights, _ = fit(
+        task_of(name, config.recipe, folders),
+        steps=part.steps,
+        config=_trainer(part, config),
+        context=context,
+        name=name,
+        seed=part.seed,
+        batch_setting=f"base.recipe.{name}.batch",
+    )
+    folders.part(name).parent.mkdir(exist_ok=True)
+    weights.rename(folders.part(name))
+
+
+def task_of(name: str, recipe: Recipe, folders: Folders) -> TrainingTask:
+    """The training problem of a part."""
+    pool = folders.pool("pool")
     match name:
         case "vae":
             return VaeTask(pool_folder=pool, recipe=recipe.vae, loss=recipe.vae_loss)
@@ -127,13 +133,13 @@ def _task(name: str, recipe: Recipe, places: _Places) -> TrainingTask:
         case "dino":
             return DinoTask(pool_folder=pool, recipe=recipe.dino)
         case "judge":
-            return JudgeTask(pool_folder=places.pool("judge_pool"), recipe=recipe.judge)
+            return JudgeTask(pool_folder=folders.pool("judge_pool"), recipe=recipe.judge)
         case _:
-            return UNetTask(cache_folder=places.pool("cache"), recipe=recipe.unet, training=recipe.unet_training)
+            return UNetTask(cache_folder=folders.pool("cache"), recipe=recipe.unet, training=recipe.unet_training)
 
 
 def _trainer(part: PartRecipe, config: BaseConfig) -> TrainerConfig:
-    """The recipe in the trainer's words. The parts open bf16 autocast themselves, where each can bear it."""
+    """The trainer's configuration of a part. In fp32: the parts themselves use bf16 autocast where they can."""
     return TrainerConfig(
         workers=config.workers,
         use_gpu=config.use_gpu,

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 from PIL import Image
 
 from model.backbone import Backbone, BackboneError, load_backbone
+from model.errors import ModelError
 from model.pictures.crops import square_crop
 from model.pictures.tensors import to_tensor
 from model.training.adapter_examples import open_picture
@@ -34,7 +34,8 @@ from stages.data.encodings import (
     write_encodings,
 )
 from stages.data.plan import PlanPictures, PlanReader, check_plan
-from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.inference import backbone_location
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 
 DATASETS = ("latents", "texts")
 #: A dataset has up to so many files; a reader keeps all of them open.
@@ -70,8 +71,7 @@ def run(context: StageContext) -> StageResult:
     job, plan = make_job(context), PlanReader(context.inputs["curriculum"].resolve() / "plan")
     check_plan(plan, job.pictures)
     rows = write_examples(job, plan)
-    with model_errors_as_stage_errors():
-        encode(job, parts_of(rows), context.report)
+    encode(job, parts_of(rows), context.report)
     for dataset in DATASETS:
         (job.folder / dataset).rename(context.output / dataset)
     return StageResult(rows=rows, metrics=_accounts(context.output, rows, plan))
@@ -117,20 +117,21 @@ def parts_of(rows: dict[str, int]) -> list[dict[str, Any]]:
 
 def encode(job: EncodingJob, parts: list[dict[str, Any]], report: Reporter) -> None:
     """Have actors write all files that are missing."""
-    settings = job.settings
-    written = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
+    written = map_on_workers(
         Encoder,
-        fn_constructor_kwargs={"job": job},
-        batch_format="pyarrow",
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(settings.actors, len(parts))),
-        num_cpus=0.5,
-        num_gpus=settings.gpus_per_actor or None,
+        one_row_batches(parts),
+        arguments={"job": job},
+        workers=Workers(count=job.settings.actors, cpus=0.5, gpus=job.settings.gpus_per_actor),
+        progress=Progress(
+            report=report,
+            total=sum(part["rows"] for part in parts),
+            note="encoding target squares and captions",
+            amount=rows_of,
+        ),
+        errors=(ModelError,),
     )
-    done, total = 0, sum(part["rows"] for part in parts)
-    for batch in written.iter_batches(batch_format="pyarrow", batch_size=None):
-        done += sum(batch["rows"].to_pylist())
-        report.progress(done, total, "encoding target squares and captions")
+    for _ in written:
+        pass
 
 
 def _accounts(output: Path, rows: dict[str, int], plan: PlanReader) -> dict[str, float]:

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,6 +25,7 @@ from stages.config import CurriculumConfig
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.data.datasets import check_columns, dataset_files, write_part
 from stages.data.schemas import PAIRS, PLAN, SAMPLES
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
 
 _ROWS_PER_PART = 2**17
 _SAMPLE_COLUMNS = ["sample_id", "caption"]
@@ -96,16 +96,28 @@ def map_columns(folder: Path, schema: pa.Schema, columns: list[str], file: Path)
 def write_plan(folder: Path, recipe: Recipe, scratch: Path, seed: int, report: Reporter) -> pa.Table:
     """Write all parts of the plan; returns the summary of each step, in order (see `summarize`)."""
     per_part = max(1, _ROWS_PER_PART // recipe.batch_size)
-    plan_part = ray.remote(write_plan_part)
-    waiting = [
-        plan_part.remote(folder, number, range(first, min(first + per_part, recipe.steps)), recipe, scratch, seed)
+    parts = [
+        {"number": number, "first": first, "end": min(first + per_part, recipe.steps)}
         for number, first in enumerate(range(0, recipe.steps, per_part))
     ]
-    curves = []
-    for number, summary in enumerate(waiting, start=1):
-        curves.append(ray.get(summary))
-        report.progress(min(number * per_part, recipe.steps), recipe.steps, "planning training steps")
-    return pa.concat_tables(curves)
+    summaries = map_on_workers(
+        _write_part,
+        one_row_batches(parts),
+        arguments={"folder": folder, "recipe": recipe, "scratch": scratch, "seed": seed},
+        workers=Workers(),
+        progress=Progress(
+            report=report,
+            total=recipe.steps,
+            note="planning training steps",
+            amount=lambda summary: summary.num_rows,
+        ),
+    )
+    return pa.concat_tables(summaries)
+
+
+def _write_part(batch: pa.Table, folder: Path, recipe: Recipe, scratch: Path, seed: int) -> pa.Table:
+    (part,) = batch.to_pylist()
+    return write_plan_part(folder, part["number"], range(part["first"], part["end"]), recipe, scratch, seed)
 
 
 def write_plan_part(folder: Path, number: int, steps: range, recipe: Recipe, scratch: Path, seed: int) -> pa.Table:

@@ -34,7 +34,7 @@ from model.training.precision import halve_products
 from stages.config import CustomizeConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location
-from stages.ray_tools.tasks import worker_errors_as_stage_errors
+from stages.ray_tools.errors import worker_errors_as_stage_errors
 from stages.training.trainer import Curves, absolute_location, plot_curves
 
 _SAMPLES = 4

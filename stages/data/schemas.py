@@ -135,7 +135,8 @@ SCORES = pa.schema(
         pa.field("similarity", pa.float32(), nullable=False),
         pa.field("controllability", pa.float32(), nullable=False),
         pa.field("clip_t", pa.float32(), nullable=False),  # cosine(prompt, picture)
-        pa.field("ground_change", pa.float32()),  # of the background, to the text-only picture; null: not measured
+        # Outside the subject, to the text-only picture; null: not measured.
+        pa.field("background_change", pa.float32()),
         pa.field("picture", pa.binary(), nullable=False),
         pa.field("mask", pa.binary()),
     ]

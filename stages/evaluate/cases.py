@@ -1,4 +1,4 @@
-"""What is painted: held-out subjects times prompts, each with its own seed."""
+"""The cases of the evaluation: held-out subjects times prompts, each with its own seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.contract import StageError
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One held-out subject: the model sees the reference, the metrics compare with the other pictures."""
+    """One held-out subject: the model gets the reference, the metrics compare with the other views."""
 
     name: str
     word: str
@@ -32,14 +32,14 @@ class Case:
     subject: Subject
     prompt: str
     seed: int
-    ground: str | None  # the microworld's background that the prompt names
+    background: str | None  # the microworld's background that the prompt names
 
 
 def load_subjects(folder: Path, count: int | None) -> list[Subject]:
-    """The first `count` subjects of a folder, or all: when there are fewer, or without a count.
+    """The first `count` subjects of a folder; all if `count` is None or there are fewer.
 
-    With a `subjects.json` (a list of {"subject", "word", "pictures"}, paths relative to the folder) its order holds.
-    Without one every subfolder is a subject, and the class word is its name with spaces for underscores.
+    `subjects.json` lists them: {"subject", "word", "pictures"}, with paths relative to the folder. Without that file
+    each subfolder is a subject, and the class word is the subfolder's name with spaces for underscores.
 
     Raises:
         StageError: The folder is missing or holds no subject; a subject has fewer than two pictures, or one of them
@@ -47,13 +47,13 @@ def load_subjects(folder: Path, count: int | None) -> list[Subject]:
     """
     if not folder.is_dir():
         raise StageError(f"evaluate.subjects_folder: there is no folder {folder}.")
-    entries = _listed(folder) if (folder / "subjects.json").is_file() else _found(folder)
+    entries = _read_listing(folder) if (folder / "subjects.json").is_file() else _list_subfolders(folder)
     if not entries:
         raise StageError(f"{folder} holds no subjects; it needs one folder of pictures for each.")
     return [read_subject(name, word, paths) for name, word, paths in entries[:count]]
 
 
-def _listed(folder: Path) -> list[tuple[str, str, list[Path]]]:
+def _read_listing(folder: Path) -> list[tuple[str, str, list[Path]]]:
     listing = folder / "subjects.json"
     try:
         return [
@@ -62,12 +62,12 @@ def _listed(folder: Path) -> list[tuple[str, str, list[Path]]]:
         ]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         needed = '{"subject": ..., "word": ..., "pictures": [...]}'
-        raise StageError(f"{listing} must be a list of {needed}, one a subject ({error}).") from error
+        raise StageError(f"{listing} must be a list with {needed} for each subject ({error}).") from error
 
 
-def _found(folder: Path) -> list[tuple[str, str, list[Path]]]:
-    places = [place for place in sorted(folder.iterdir()) if place.is_dir()]
-    return [(place.name, place.name.replace("_", " "), picture_files(place)) for place in places]
+def _list_subfolders(folder: Path) -> list[tuple[str, str, list[Path]]]:
+    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    return [(path.name, path.name.replace("_", " "), picture_files(path)) for path in subfolders]
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -79,10 +79,10 @@ def read_subject(name: str, word: str, paths: Sequence[Path]) -> Subject:
     """A subject from its picture files, the reference first.
 
     Raises:
-        StageError: There are fewer than two, or one of them cannot be read.
+        StageError: There are fewer than two files, or one of them cannot be read.
     """
     if len(paths) < 2:
-        raise StageError(f"Subject {name} has {len(paths)} pictures; one to show and one to compare with are needed.")
+        raise StageError(f"Subject {name} has {len(paths)} pictures; it needs a reference and one to compare with.")
     try:
         for path in paths:
             load_picture(path)
@@ -93,7 +93,7 @@ def read_subject(name: str, word: str, paths: Sequence[Path]) -> Subject:
 
 
 def templates_for(word: str, config: EvaluateConfig) -> Sequence[str]:
-    """The prompts of a subject with this class word, still with `{word}` in them."""
+    """The prompt templates, each with `{word}`, of a subject with this class word."""
     if config.prompts:
         return config.prompts
     if config.similarity == "judge":
@@ -102,39 +102,39 @@ def templates_for(word: str, config: EvaluateConfig) -> Sequence[str]:
 
 
 def make_cases(subjects: Sequence[Subject], config: EvaluateConfig, seed: int) -> list[Case]:
-    """`prompts_per_subject` cases a subject; the prompts take turns over all subjects, no two cases share a seed.
+    """`prompts_per_subject` cases for each subject; the templates take turns, and each case has its own seed.
 
     Raises:
-        StageError: A prompt lacks {word}, or names no ground of the microworld when its judge is to tell.
+        StageError: A template lacks {word}, or names no background that the microworld's judge knows.
     """
     cases = []
     for number, subject in enumerate(subjects):
         templates = templates_for(subject.word, config)
         for turn in range(config.prompts_per_subject):
-            place = number * config.prompts_per_subject + turn
-            template = templates[place % len(templates)]
+            index = number * config.prompts_per_subject + turn
+            template = templates[index % len(templates)]
             if "{word}" not in template:
-                raise StageError(f"evaluate.prompts: {template!r} lacks {{word}}, the place of the class word.")
-            prompt, ground = template.replace("{word}", subject.word), ground_of(template)
-            if config.similarity == "judge" and ground is None:
+                raise StageError(f"evaluate.prompts: {template!r} lacks {{word}}, which the class word replaces.")
+            prompt, background = template.replace("{word}", subject.word), background_of(template)
+            if config.similarity == "judge" and background is None:
                 known = ", ".join(phrases[0] for phrases in BACKGROUND_PHRASES.values())
-                raise StageError(f"evaluate.prompts: {template!r} names no ground that the judge knows ({known}).")
-            cases.append(Case(subject=subject, prompt=prompt, seed=seed + place, ground=ground))
+                raise StageError(f"evaluate.prompts: {template!r} names no background that the judge knows ({known}).")
+            cases.append(Case(subject=subject, prompt=prompt, seed=seed + index, background=background))
     return cases
 
 
-def ground_of(prompt: str) -> str | None:
+def background_of(prompt: str) -> str | None:
     """The microworld's background that a prompt names, None when it names none."""
-    named = (ground for ground, phrases in BACKGROUND_PHRASES.items() if any(phrase in prompt for phrase in phrases))
-    return next(named, None)
+    known = BACKGROUND_PHRASES.items()
+    return next((name for name, phrases in known if any(phrase in prompt for phrase in phrases)), None)
 
 
 def evaluation_id(cases: Sequence[Case], config: EvaluateConfig, judge: str) -> str:
-    """What two scores must share to be comparable: pictures, prompts, seeds, metrics.
+    """Scores are comparable if they have the same id: a digest of pictures, prompts, seeds and metrics.
 
     Args:
-        cases: What is painted.
-        config: Which metrics.
+        cases: The cases that are painted.
+        config: Names the metrics.
         judge: A digest of the weights that score.
     """
     digest = hashlib.sha256(f"{config.similarity} {config.clip} {config.dino} {judge}".encode())

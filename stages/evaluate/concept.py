@@ -1,4 +1,4 @@
-"""The learned concept as a further arm: pictures of its own subject, painted without an adapter."""
+"""The arm of the learned concept: pictures of its own subject, painted without an adapter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PICTURES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """A word that the text encoder has learned, and the subject that it stands for."""
+    """A word that the text encoder has learned, and its subject."""
 
     folder: Path
     placeholder: str
@@ -24,10 +24,10 @@ class Concept:
 
 
 def read_concept(folder: Path, config: Config, subjects_folder: Path) -> Concept:
-    """The concept that `customize` has written.
+    """Read the output of the stage `customize`.
 
     Raises:
-        StageError: Its subject is neither the folder that was configured nor one of the held-out subjects.
+        StageError: The concept's subject is not among the held-out subjects.
     """
     description = json.loads((folder / "concept.json").read_text())
     name, word = description["subject"], description["word"]
@@ -35,16 +35,16 @@ def read_concept(folder: Path, config: Config, subjects_folder: Path) -> Concept
         pictures = Path(config.customize.subject)
         subject = read_subject(pictures.name, word, picture_files(pictures))
     else:
-        found = [subject for subject in load_subjects(subjects_folder, None) if subject.name == name]
-        if not found:
+        held_out = {subject.name: subject for subject in load_subjects(subjects_folder, None)}
+        if name not in held_out:
             raise StageError(f"The concept's subject {name} is not in {subjects_folder}; run customize again.")
-        subject = found[0]
+        subject = held_out[name]
     return Concept(folder=folder, placeholder=description["placeholder"], subject=subject)
 
 
 def concept_cases(concept: Concept, config: Config) -> tuple[list[Case], list[str]]:
-    """The cases to paint, and their prompts with the placeholder before the class word."""
-    more = dataclasses.replace(config.evaluate, prompts_per_subject=_PICTURES)
-    cases = make_cases([concept.subject], more, config.run.seed)
+    """The concept's cases, and their prompts with the placeholder before the class word."""
+    settings = dataclasses.replace(config.evaluate, prompts_per_subject=_PICTURES)
+    cases = make_cases([concept.subject], settings, config.run.seed)
     word = concept.subject.word
     return cases, [case.prompt.replace(word, f"{concept.placeholder} {word}", 1) for case in cases]

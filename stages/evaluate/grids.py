@@ -1,4 +1,4 @@
-"""Pictures for people: data URIs for the page, and wide grids for the README."""
+"""Pictures of the report: data URIs for the page, and grids as files of their own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-SHOWN_SIDE = 256  # pictures are shown at this many pixels at most
+SHOWN_SIDE = 256  # pixels; larger pictures are reduced
 _PAPER, _INK, _FAINT = "#ffffff", "#1c1e21", "#6b7280"
 
 
 def data_uri(picture: bytes) -> str:
-    """A picture inside the page: small ones as they are (the browser enlarges them pixel by pixel), others reduced."""
+    """A picture for the page: a small one unchanged (the browser enlarges its pixels), a large one reduced."""
     encoded = Image.open(io.BytesIO(picture))
     if max(encoded.size) <= SHOWN_SIDE:
         return f"data:image/{(encoded.format or 'PNG').lower()};base64,{base64.b64encode(picture).decode()}"
@@ -25,8 +25,8 @@ def data_uri(picture: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def enlarge(picture: bytes, side: int) -> Image.Image:
-    """A square RGB picture of `side` pixels: whole pixels when enlarging, smooth when reducing."""
+def resize_square(picture: bytes, side: int) -> Image.Image:
+    """A square RGB picture of `side` pixels; enlarging repeats pixels, reducing averages them."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     small = max(image.size) < side
     return image.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
@@ -35,11 +35,11 @@ def enlarge(picture: bytes, side: int) -> Image.Image:
 def picture_grid(
     columns: Sequence[Mapping[str, bytes]], captions: Sequence[str], rows: Mapping[str, str], path: Path
 ) -> None:
-    """Write a wide grid: one column a subject with its prompt below, one row a kind of picture.
+    """Write a grid of pictures with labels.
 
     Args:
-        columns: For each subject its pictures by row key.
-        captions: The prompt of each column.
+        columns: The pictures of each column by row key.
+        captions: The text below each column.
         rows: Row key -> label, from top to bottom.
         path: The PNG to write.
     """
@@ -51,10 +51,10 @@ def picture_grid(
         top = gap + row * (side + gap)
         draw.text((left - gap, top + side // 2), label, _INK, _font(20), anchor="rm", align="right")
         for column, pictures in enumerate(columns):
-            canvas.paste(enlarge(pictures[key], side), (left + column * (side + gap), top))
+            canvas.paste(resize_square(pictures[key], side), (left + column * (side + gap), top))
     for column, caption in enumerate(captions):
-        place = (left + column * (side + gap) + side // 2, height - bottom + 2)
-        draw.multiline_text(place, _wrap(caption, 24), _FAINT, _font(15), anchor="ma", align="center")
+        position = (left + column * (side + gap) + side // 2, height - bottom + 2)
+        draw.multiline_text(position, _wrap(caption, 24), _FAINT, _font(15), anchor="ma", align="center")
     canvas.save(path, optimize=True)
 
 

@@ -1,7 +1,7 @@
-"""A worker of the evaluation: how well the masks of RealCustom++ Table V's four recipes fit the object, step by step.
+"""An experiment of the evaluation: the masks of RealCustom++ Table V's four recipes in each denoising step.
 
-The true mask of a painted picture is what the independent judge finds in it when it is finished. Masks are found in
-every step, without early stop, so that one sees when they settle.
+The independent judge finds the true mask of the object in the finished picture. The guidance branch runs in every
+step, without early stop, so that the report shows when the masks settle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from PIL import Image
+from torch import Tensor
 
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
@@ -23,14 +25,14 @@ from model.scoring.metrics import JudgeScorer, largest_iou, mask_iou
 from stages.config import Config
 from stages.data.schemas import MASKS
 from stages.evaluate.cases import Case
-from stages.evaluate.painter import MASK_SIDE, PaintingPaths, load_pipeline
-from stages.evaluate.scorer import load_judge
+from stages.evaluate.models import Models
+from stages.evaluate.painter import MASK_SIDE
 from stages.inference import painting_options
 
 #: Table V, Nos. 1 to 4; "cross" is the low resolution that the backbone's profile names.
 RECIPES = ("cross_all", "cross", "cross_self_all", "cross_self")
 
-#: What a worker is given: one row a picture.
+#: The input: one row for each picture.
 MASK_CASES = pa.schema(
     [
         pa.field("recipe", pa.string()),  # the same in all rows of a batch
@@ -44,7 +46,7 @@ MASK_CASES = pa.schema(
 
 
 def mask_table(cases: Sequence[Case], recipe: str) -> pa.Table:
-    """Cases as a table for the workers, to be painted with masks of one recipe."""
+    """Cases as a table for the workers, to be painted with the masks of one recipe."""
     rows = [
         {
             "recipe": recipe,
@@ -60,20 +62,20 @@ def mask_table(cases: Sequence[Case], recipe: str) -> pa.Table:
 
 
 def recipe_downscales(recipe: str, config: InferenceSettings, present: Sequence[int]) -> dict[str, list[int]]:
-    """What the pipeline is told for one of `RECIPES`.
+    """The options of the pipeline for one of `RECIPES`.
 
     Args:
-        recipe: its name.
-        config: whose cross-attention layers are the low-resolution ones.
-        present: downscales of all attention layers, relative to the largest grid's.
+        recipe: Its name.
+        config: Names the low-resolution cross-attention layers.
+        present: Downscales of all attention layers, relative to the largest grid.
     """
-    crosses = list(present) if recipe == "cross_all" else list(config.mask_cross_downscales)
-    selves = {"cross_self_all": list(present), "cross_self": [min(present)]}.get(recipe, [])
-    return {"mask_cross_downscales": crosses, "mask_self_downscales": selves}
+    cross_attention = list(present) if recipe == "cross_all" else list(config.mask_cross_downscales)
+    self_attention = {"cross_self_all": list(present), "cross_self": [min(present)]}.get(recipe, [])
+    return {"mask_cross_downscales": cross_attention, "mask_self_downscales": self_attention}
 
 
 def grids_of(downscales: Mapping[str, Sequence[int]], grids: Mapping[int, int]) -> dict[str, list[int]]:
-    """The grids that take part in a recipe, as columns of its rows."""
+    """The attention grids of a recipe, as columns of its rows."""
     return {
         "cross_grids": [grids[at] for at in downscales["mask_cross_downscales"]],
         "self_grids": [grids[at] for at in downscales["mask_self_downscales"]],
@@ -81,28 +83,29 @@ def grids_of(downscales: Mapping[str, Sequence[int]], grids: Mapping[int, int]) 
 
 
 def attention_processors(backbone: Backbone) -> list[VisualAttentionProcessor]:
-    """Those of a UNet that an adapter is attached to."""
+    """The adapter's processors in the UNet."""
     processors = backbone.unet.attn_processors.values()
     return [processor for processor in processors if isinstance(processor, VisualAttentionProcessor)]
 
 
 def attention_grids(backbone: Backbone) -> dict[int, int]:
-    """The attention layers' downscales relative to the largest grid's, and the height of the grid of each."""
+    """The attention layers' downscales, relative to the largest grid -> the height of the grid."""
     downscales = sorted({processor.downscale for processor in attention_processors(backbone)})
     side = backbone.resolution // backbone.latent_scale
     return {downscale // downscales[0]: grid_at((side, side), downscale)[0] for downscale in downscales}
 
 
 class MaskPainter:
-    """Ray Data calls it with tables of `MASK_CASES` and gets tables of `MASKS`, a row a step of a picture."""
+    """Takes tables of `MASK_CASES`, and returns tables of `MASKS`: one row for each step of each picture."""
 
-    def __init__(self, config: Config, place: PaintingPaths) -> None:
-        self.pipeline = load_pipeline(config, place)
+    def __init__(self, config: Config, models: Models) -> None:
+        assert models.scorer.judge is not None
+        self.pipeline = models.pipeline
         self.inference = config.inference
-        self.judge: JudgeScorer = load_judge(place.backbone)
+        self.judge: JudgeScorer = models.scorer.judge
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Paint all cases with their recipe; pictures in which the judge finds no object give no rows."""
+        """Paint all cases with their recipe; a picture in which the judge finds no object has no rows."""
         cases = batch.to_pylist()
         grids = attention_grids(self.pipeline.backbone)
         downscales = recipe_downscales(cases[0]["recipe"], self.inference, list(grids))
@@ -121,24 +124,22 @@ class MaskPainter:
         masks = torch.stack([torch.stack([mask[0] for mask in steps]) for steps in output.masks])  # (B, steps, G, G')
         truth = self.judge.object_mask(to_tensor(output.images), (masks.shape[2], masks.shape[3])).cpu()
         timesteps = self.pipeline.scheduler.timesteps.tolist()
-        rows = []
+        rows: list[dict[str, Any]] = []
         for case, own, true, picture in zip(cases, masks, truth, output.images, strict=True):
-            if not true.any():
-                continue
-            everywhere = true.expand_as(own)
-            last = len(own) - 1
-            for step, (iou, largest) in enumerate(
-                zip(mask_iou(own, everywhere), largest_iou(own, everywhere), strict=True)
-            ):
-                rows.append(
-                    {
-                        **{key: case[key] for key in ("recipe", "subject", "prompt", "seed")},
-                        "step": step,
-                        "timestep": int(timesteps[step]),
-                        "iou": float(iou),
-                        "largest_iou": float(largest),
-                        "picture": to_png(picture) if step == last else None,
-                        "mask": to_png(mask_picture(own[step : step + 1], MASK_SIDE)) if step == last else None,
-                    }
-                )
+            if true.any():
+                same = {key: case[key] for key in ("recipe", "subject", "prompt", "seed")}
+                steps = _measure_steps(own, true, picture)
+                rows += [{**same, "timestep": int(timesteps[row["step"]]), **row} for row in steps]
         return rows
+
+
+def _measure_steps(masks: Tensor, truth: Tensor, picture: Image.Image) -> list[dict[str, Any]]:
+    """The IoU of each step's mask (steps, G, G') with the true one (G, G'); pictures are in the last row only."""
+    true = truth.expand_as(masks)
+    rows: list[dict[str, Any]] = [
+        {"step": step, "iou": iou, "largest_iou": largest, "picture": None, "mask": None}
+        for step, (iou, largest) in enumerate(
+            zip(mask_iou(masks, true).tolist(), largest_iou(masks, true).tolist(), strict=True)
+        )
+    ]
+    return [*rows[:-1], {**rows[-1], "picture": to_png(picture), "mask": to_png(mask_picture(masks[-1:], MASK_SIDE))}]

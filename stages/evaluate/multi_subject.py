@@ -1,7 +1,7 @@
-"""A worker of the evaluation: several subjects in one picture, and several rounds of one subject.
+"""An experiment of the evaluation: two subjects in one picture, and rounds of generation with one subject.
 
-Every picture of a pair comes from the same noise. `text_only` has the same masks and no strength, so that its regions
-are found as those of the others are.
+All pictures of a pair start from the same noise. The task `text_only` keeps the masks and sets the strength of the
+visual attention to 0, so that its regions are found in the same way.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from model.pictures.tensors import mask_picture, to_tensor
 from model.pipeline import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import MULTI_SUBJECT
-from stages.evaluate.painter import MASK_SIDE, PaintingPaths, device_of, load_pipeline
+from stages.evaluate.models import Models
+from stages.evaluate.painter import MASK_SIDE
 from stages.evaluate.pairs import PairCase
-from stages.evaluate.scorer import Scorer
 from stages.inference import painting_options
 
-#: What a worker is given: one row a pair; a list of two holds what belongs to each subject.
+#: The input: one row for each pair; a list of two has an entry for each subject.
 PAIR_CASES = pa.schema(
     [
         pa.field("subjects", pa.list_(pa.string())),
@@ -52,8 +52,8 @@ def pair_table(cases: Sequence[PairCase]) -> pa.Table:
             "views": [list(subject.views) for subject in case.pair.subjects],
             "together": case.pair.together,
             "prompt": case.prompt,
-            "round_prompts": [one.prompt for one in case.rounds],
-            "round_phrases": [one.phrase for one in case.rounds],
+            "round_prompts": [turn.prompt for turn in case.rounds],
+            "round_phrases": [turn.phrase for turn in case.rounds],
             "seed": case.seed,
         }
         for case in cases
@@ -62,15 +62,15 @@ def pair_table(cases: Sequence[PairCase]) -> pa.Table:
 
 
 class MultiSubjectPainter:
-    """Called by Ray Data: takes tables of `PAIR_CASES`, returns tables of `MULTI_SUBJECT`, a row a subject."""
+    """Takes tables of `PAIR_CASES`, and returns tables of `MULTI_SUBJECT`: one row for each subject of each picture."""
 
-    def __init__(self, config: Config, place: PaintingPaths) -> None:
-        self.pipeline = load_pipeline(config, place)
+    def __init__(self, config: Config, models: Models) -> None:
+        self.pipeline = models.pipeline
         self.options = painting_options(config.inference)
-        self.scorer = Scorer(config.evaluate, place.backbone, device_of(config))
+        self.scorer = models.scorer
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Every task of every pair."""
+        """Paint and score each pair in every task."""
         cases = batch.to_pylist()
         own = [[load_picture(reference) for reference in case["references"]] for case in cases]
         together = [[load_picture(case["together"])] * 2 for case in cases]
@@ -83,7 +83,7 @@ class MultiSubjectPainter:
     def _paint_pairs(
         self, task: str, cases: Sequence[Case], pictures: Sequence[Sequence[Image.Image]], scale: float | None = None
     ) -> list[dict[str, Any]]:
-        """Both subjects in one picture; each takes its part of the scope that one alone has."""
+        """Both subjects in one picture; each has half of the scope of a single subject."""
         scope = self.options["mask_scope"] / 2
         subjects = [
             [
@@ -95,12 +95,12 @@ class MultiSubjectPainter:
         return self._paint(task, cases, [case["prompt"] for case in cases], subjects)[0]
 
     def _paint_rounds(self, cases: Sequence[Case], references: Sequence[Image.Image]) -> list[dict[str, Any]]:
-        """Each round shows the model what the round before has painted."""
+        """The reference of a round is the picture of the round before."""
         rows: list[dict[str, Any]] = []
         for number in range(len(cases[0]["round_prompts"])):
             phrases = [case["round_phrases"][number] for case in cases]
             subjects = [
-                [Subject(picture=shown, word=phrase)] for shown, phrase in zip(references, phrases, strict=True)
+                [Subject(picture=reference, word=phrase)] for reference, phrase in zip(references, phrases, strict=True)
             ]
             prompts = [case["round_prompts"][number] for case in cases]
             painted, references = self._paint(f"round_{number + 1}", cases, prompts, subjects)
@@ -110,33 +110,40 @@ class MultiSubjectPainter:
     def _paint(
         self, task: str, cases: Sequence[Case], prompts: Sequence[str], subjects: Sequence[Sequence[Subject]]
     ) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-        """A row for each subject of each picture, and the pictures."""
+        """Paint a picture for each case; one row for each of its subjects, and the pictures."""
         seeds = [case["seed"] for case in cases]
         output = self.pipeline(prompts, subjects, seeds=seeds, **self.options)
-        rows: list[dict[str, Any]] = []
-        for place in range(len(subjects[0])):
-            similarities = [self._similarities(cases, output, place, whose) for whose in (place, 1 - place)]
-            for number, (case, prompt) in enumerate(zip(cases, prompts, strict=True)):
-                mask = output.masks[number][-1][place : place + 1]
-                rows.append(
-                    {
-                        "task": task,
-                        "pair": " + ".join(case["subjects"]),
-                        "subject": case["subjects"][place],
-                        "phrase": subjects[number][place].word,
-                        "prompt": prompt,
-                        "seed": case["seed"],
-                        "similarity": similarities[0][number],
-                        "other_similarity": similarities[1][number],
-                        "reference": to_png(subjects[number][place].picture),
-                        "picture": to_png(output.images[number]),
-                        "mask": to_png(mask_picture(mask, MASK_SIDE)),
-                    }
-                )
+        rows = [
+            {"task": task, "prompt": prompt, **row}
+            for index in range(len(subjects[0]))
+            for prompt, row in zip(prompts, self._score(cases, subjects, output, index), strict=True)
+        ]
         return rows, output.images
 
-    def _similarities(self, cases: Sequence[Case], output: RealCustomOutput, place: int, whose: int) -> list[float]:
-        """How like subject `whose` the region of subject `place` is, of each picture."""
-        regions = torch.stack([masks[-1][place] > 0 for masks in output.masks])
-        names, views = [case["subjects"][whose] for case in cases], [case["views"][whose] for case in cases]
+    def _score(
+        self, cases: Sequence[Case], subjects: Sequence[Sequence[Subject]], output: RealCustomOutput, index: int
+    ) -> list[dict[str, Any]]:
+        """One row for the subject `index` of each picture."""
+        similarities, other_similarities = (
+            self._similarities(cases, output, index, other) for other in (index, 1 - index)
+        )
+        return [
+            {
+                "pair": " + ".join(case["subjects"]),
+                "subject": case["subjects"][index],
+                "phrase": subjects[number][index].word,
+                "seed": case["seed"],
+                "similarity": similarities[number],
+                "other_similarity": other_similarities[number],
+                "reference": to_png(subjects[number][index].picture),
+                "picture": to_png(output.images[number]),
+                "mask": to_png(mask_picture(output.masks[number][-1][index : index + 1], MASK_SIDE)),
+            }
+            for number, case in enumerate(cases)
+        ]
+
+    def _similarities(self, cases: Sequence[Case], output: RealCustomOutput, index: int, other: int) -> list[float]:
+        """The similarity of the region of subject `index` to subject `other`, for each picture."""
+        regions = torch.stack([masks[-1][index] > 0 for masks in output.masks])
+        names, views = [case["subjects"][other] for case in cases], [case["views"][other] for case in cases]
         return self.scorer.region_similarity(to_tensor(output.images), regions, names, views)

@@ -1,7 +1,7 @@
-"""What is painted of several subjects: pairs of held-out subjects, each with a prompt, and three rounds of the first.
+"""The cases of multi-subject generation: pairs of held-out subjects, and three rounds of each pair's first subject.
 
-Multi-round goes as in the paper's Fig. 17: what one round's prompt adds to the subject, the next round's phrase names,
-so that it is kept from the picture of the round before.
+Multi-round generation follows the paper's Fig. 17. The prompt of a round adds a word to the subject; the phrase of the
+next round contains that word, so that the property is taken from the picture of the round before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stages.config import EvaluateConfig
 from stages.contract import StageError
 from stages.evaluate.cases import Subject, load_subjects, templates_for
 
-#: Of each round: the phrase that the reference stands for, and how the prompt describes the subject.
+#: For each round: the phrase that the reference stands for, and the description of the subject in the prompt.
 ROUNDS = (("{word}", "striped {word}"), ("striped {word}", "small striped {word}"), ("small striped {word}",) * 2)
 
 
@@ -26,12 +26,12 @@ class Pair:
     """Two held-out subjects."""
 
     subjects: tuple[Subject, Subject]
-    together: bytes  # a picture of both, the reference of One2Many
+    together: bytes  # a picture of both subjects, the reference of One2Many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One round of multi-round generation, of the pair's first subject."""
+    """One round of multi-round generation with the pair's first subject."""
 
     prompt: str
     phrase: str  # the words of the prompt that the reference stands for
@@ -39,7 +39,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class PairCase:
-    """What is painted of a pair, always from the same noise."""
+    """One pair with its prompts. All of its pictures start from the same noise."""
 
     pair: Pair
     prompt: str  # names both subjects
@@ -48,13 +48,13 @@ class PairCase:
 
 
 def load_pairs(folder: Path, count: int) -> list[Pair]:
-    """The first `count` pairs of a folder of subjects; none where it has no `pairs.json`.
+    """The first `count` pairs of a folder of subjects; none if it has no `pairs.json`.
 
-    `pairs.json` is a list of {"subjects": [name, name], "together": path}, the path relative to the folder.
+    `pairs.json` is a list of {"subjects": [name, name], "together": path}, with paths relative to the folder.
 
     Raises:
-        StageError: The list is of another form, names a subject that the folder lacks, or two of one class word; a
-            picture cannot be read.
+        StageError: The list has another form, names a subject that the folder lacks or two with the same class word,
+            or a picture cannot be read.
     """
     listing = folder / "pairs.json"
     if not count or not listing.is_file():
@@ -63,7 +63,7 @@ def load_pairs(folder: Path, count: int) -> list[Pair]:
         listed = [((*entry["subjects"],), folder / entry["together"]) for entry in json.loads(listing.read_text())]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         needed = '{"subjects": [..., ...], "together": ...}'
-        raise StageError(f"{listing} must be a list of {needed}, one a pair ({error}).") from error
+        raise StageError(f"{listing} must be a list with {needed} for each pair ({error}).") from error
     subjects = {subject.name: subject for subject in load_subjects(folder, None)}
     return [_pair(subjects, names, together) for names, together in listed[:count]]
 
@@ -80,19 +80,19 @@ def _pair(subjects: dict[str, Subject], names: tuple[str, ...], together: Path) 
 
 
 def make_pair_cases(pairs: Sequence[Pair], config: EvaluateConfig, seed: int) -> list[PairCase]:
-    """A case a pair; the prompts take turns over pairs and rounds, no two cases share a seed."""
+    """A case for each pair; the templates take turns over pairs and rounds, and each case has its own seed."""
     cases = []
     for number, pair in enumerate(pairs):
         first, second = (subject.word for subject in pair.subjects)
         templates = templates_for(first, config)
-        places = [templates[(number + turn) % len(templates)] for turn in range(len(ROUNDS) + 1)]
+        own = [templates[(number + turn) % len(templates)] for turn in range(len(ROUNDS) + 1)]
         rounds = [
             Round(
-                prompt=place.replace("{word}", described.format(word=first)),
+                prompt=template.replace("{word}", description.format(word=first)),
                 phrase=phrase.format(word=first),
             )
-            for (phrase, described), place in zip(ROUNDS, places[1:], strict=True)
+            for (phrase, description), template in zip(ROUNDS, own[1:], strict=True)
         ]
-        prompt = places[0].replace("{word}", f"{first} and {article(second)}")
+        prompt = own[0].replace("{word}", f"{first} and {article(second)}")
         cases.append(PairCase(pair=pair, prompt=prompt, rounds=tuple(rounds), seed=seed + number))
     return cases

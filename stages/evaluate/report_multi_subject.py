@@ -1,4 +1,4 @@
-"""The report's parts about several subjects in a picture, rounds, and masks."""
+"""The report's parts about multi-subject and multi-round generation and mask quality."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from model.scoring.metrics import Interval
+from stages.evaluate.formatting import difference, is_significant, mean, score
 from stages.evaluate.grids import data_uri, picture_grid
 from stages.evaluate.mask_quality import RECIPES
-from stages.evaluate.multi_subject_summary import TASKS, MaskSummary, MultiSubjectSummary, SceneMaskSummary
+from stages.evaluate.mask_summary import MaskSummary, SceneMaskSummary
+from stages.evaluate.multi_subject_summary import TASKS, MultiSubjectSummary
 from stages.evaluate.summary import Row
 
 TASK_NAMES = {
@@ -21,25 +23,25 @@ TASK_NAMES = {
     "round_3": "Round 3",
 }
 _TASK_TEXTS = {
-    "text_only": "The same words, noise and regions, with the adapter's strength at 0.",
-    "many_to_many": "A reference and a mask for each of the two words.",
-    "one_to_many": "One reference that shows both, and a mask for each word.",
+    "text_only": "The same prompt, noise and masks, with the strength of the adapter set to 0.",
+    "many_to_many": "One reference and one mask for each of the two words.",
+    "one_to_many": "One reference that shows both subjects, and one mask for each word.",
     "round_1": "The reference stands for the class word.",
-    "round_2": "Round 1's picture is the reference, and its phrase has one word more.",
-    "round_3": "Round 2's picture is the reference, and its phrase has two words more.",
+    "round_2": "The reference is the picture of round 1; its phrase adds one word to the class word.",
+    "round_3": "The reference is the picture of round 2; its phrase adds two words to the class word.",
 }
 RECIPE_NAMES = {
     "cross_all": "All cross-attention",
-    "cross": "Low cross-attention",
-    "cross_self_all": "Low cross-attention x all self-attention",
-    "cross_self": "Low cross-attention x high self-attention",
+    "cross": "Low-resolution cross-attention",
+    "cross_self_all": "Low-resolution cross-attention x all self-attention",
+    "cross_self": "Low-resolution cross-attention x high-resolution self-attention",
 }
 _GRID_PAIRS = 8
-_CHART = (640, 220)  # width and height of the step chart's plane, in its own units
+_CHART = (640, 220)  # width and height of the chart of the steps, in SVG units
 
 
 def describe_multi_subject(summary: MultiSubjectSummary, rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The tables and pictures of several subjects; None when nothing was painted."""
+    """The table and the pictures of multi-subject generation; None if nothing was painted."""
     if not rows:
         return None
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
@@ -55,23 +57,22 @@ def describe_multi_subject(summary: MultiSubjectSummary, rows: Sequence[Row]) ->
 
 
 def _findings(summary: MultiSubjectSummary, task: str) -> list[str]:
-    """Whether each region leans to its own subject, and whether it does so more than text alone makes it."""
-    name, found, gain = TASK_NAMES[task], summary.tasks[task], summary.gains[task]["similarity"]
-    own, other = found["similarity"].mean, found["other_similarity"].mean
+    """Whether a region is more similar to its own subject than to the other one, and than in the text-only picture."""
+    name, means, gain = TASK_NAMES[task], summary.tasks[task], summary.gains[task]["similarity"]
+    own, other = mean(means["similarity"].mean), mean(means["other_similarity"].mean)
     return [
-        f"{name}: a region's likeness is {own:.3f} to its own subject and {other:.3f} to the other one: "
-        f"{_difference(found['margin'])}.",
-        f"{name}: the likeness to its own subject, less that of the picture from text alone: {_difference(gain)}.",
+        f"{name}: the similarity of a region is {own} to its own subject and {other} to the other subject "
+        f"({_comparison(means['margin'])}).",
+        f"{name}: the similarity to its own subject compared with the text-only picture: {_comparison(gain)}.",
     ]
 
 
-def _difference(found: Interval) -> str:
-    verdict = "" if found.low > 0 or found.high < 0 else "no measurable difference, "
-    return f"{verdict}{found.mean:+.3f}, 95 % interval {found.low:+.3f} to {found.high:+.3f}"
+def _comparison(interval: Interval) -> str:
+    return ("" if is_significant(interval) else "no measurable difference, ") + difference(interval)
 
 
 def _describe_pair(rows: Sequence[Row]) -> dict[str, Any]:
-    """Every task's picture, once, with what its regions resemble, and the references and masks of Many2Many."""
+    """The picture of each task with the scores of its regions, and the references and masks of Many2Many."""
     by_task = {task: [row for row in rows if row["task"] == task] for task in TASKS}
     both, shared = by_task["many_to_many"], by_task["one_to_many"]
     cells = [_cell(f"{row['phrase']}: reference", row["reference"]) for row in both]
@@ -84,12 +85,12 @@ def _describe_pair(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _cell(name: str, picture: bytes, regions: Sequence[Row] = (), prompt: str = "") -> dict[str, Any]:
-    scores = [f"{row['phrase']} {row['similarity']:.2f} / {row['other_similarity']:.2f}" for row in regions]
+    scores = [f"{row['phrase']} {score(row['similarity'])} / {score(row['other_similarity'])}" for row in regions]
     return {"name": name, "uri": data_uri(picture), "prompt": prompt, "scores": scores}
 
 
 def describe_masks(summary: MaskSummary, rows: Sequence[Row], mask_steps: int) -> dict[str, Any] | None:
-    """The recipes' table, their IoU over the steps, and a strip of masks; None when nothing was painted."""
+    """The table of the recipes, the chart of their IoU over the steps, and their masks; None if nothing was painted."""
     if not rows:
         return None
     shown = [row for row in rows if row["mask"] is not None]
@@ -97,40 +98,47 @@ def describe_masks(summary: MaskSummary, rows: Sequence[Row], mask_steps: int) -
     return {
         "mask_steps": mask_steps,
         "recipes": [
-            {
-                "key": recipe,
-                "number": RECIPES.index(recipe) + 1,
-                "name": RECIPE_NAMES[recipe],
-                "grids": _grids(next(row for row in rows if row["recipe"] == recipe)),
-                "iou": found["iou"],
-                "largest": found["largest_iou"],
-                "first": summary.steps[recipe][0],
-                "stop": summary.steps[recipe][min(mask_steps, len(summary.steps[recipe])) - 1],
-                "last": summary.steps[recipe][-1],
-                "pictures": summary.pictures[recipe],
-                "points": _points([step.mean for step in summary.steps[recipe]]),
-            }
-            for recipe, found in summary.recipes.items()
+            _describe_recipe(recipe, rows) | _recipe_means(summary, recipe, mask_steps) for recipe in summary.recipes
         ],
         "chart": {"width": _CHART[0], "height": _CHART[1]},
-        "stop": _across(mask_steps - 1, max(row["step"] for row in rows) + 1),
+        "stop": _x_of_step(mask_steps - 1, max(row["step"] for row in rows) + 1),
         "cases": [_describe_masks_of([row for row in shown if row["subject"] == subject]) for subject in subjects],
     }
 
 
+def _describe_recipe(recipe: str, rows: Sequence[Row]) -> dict[str, Any]:
+    return {
+        "number": RECIPES.index(recipe) + 1,
+        "name": RECIPE_NAMES[recipe],
+        "grids": _grids(next(row for row in rows if row["recipe"] == recipe)),
+    }
+
+
+def _recipe_means(summary: MaskSummary, recipe: str, mask_steps: int) -> dict[str, Any]:
+    means, steps = summary.recipes[recipe], summary.steps[recipe]
+    return {
+        "iou": means["iou"],
+        "largest": means["largest_iou"],
+        "first": steps[0],
+        "stop": steps[min(mask_steps, len(steps)) - 1],
+        "last": steps[-1],
+        "pictures": summary.pictures[recipe],
+        "points": _points([step.mean for step in steps]),
+    }
+
+
 def describe_scene_masks(summary: SceneMaskSummary, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A line a recipe for the table of real scenes; none when nothing was measured."""
+    """A row for each recipe in the table of rendered scenes; none if nothing was measured."""
     return [
         {
-            "number": RECIPES.index(recipe) + 1,
-            "name": RECIPE_NAMES[recipe],
-            "grids": _grids(next(row for row in rows if row["recipe"] == recipe)),
+            **_describe_recipe(recipe, rows),
             "groups": [
                 {
                     "iou": iou,
                     "largest": summary.largest[recipe][group],
                     "timesteps": ", ".join(
-                        f"{timestep}: {one.mean:.2f}" for timestep, one in summary.timesteps[recipe][group].items()
+                        f"{timestep}: {score(interval.mean)}"
+                        for timestep, interval in summary.timesteps[recipe][group].items()
                     ),
                 }
                 for group, iou in groups.items()
@@ -141,18 +149,20 @@ def describe_scene_masks(summary: SceneMaskSummary, rows: Sequence[Row]) -> list
 
 
 def _grids(row: Row) -> str:
-    crosses, selves = (", ".join(f"{side} x {side}" for side in row[key]) for key in ("cross_grids", "self_grids"))
-    return f"cross-attention {crosses}; self-attention {selves or 'none'}"
+    cross_attention, self_attention = (
+        ", ".join(f"{side} x {side}" for side in row[key]) for key in ("cross_grids", "self_grids")
+    )
+    return f"cross-attention {cross_attention}; self-attention {self_attention or 'none'}"
 
 
-def _across(step: int, steps: int) -> float:
+def _x_of_step(step: int, steps: int) -> float:
     return round(_CHART[0] * step / max(1, steps - 1), 1)
 
 
 def _points(values: Sequence[float]) -> str:
     """An SVG polyline of values in [0, 1] over the chart's width."""
-    places = [(_across(step, len(values)), round(_CHART[1] * (1 - value), 1)) for step, value in enumerate(values)]
-    return " ".join(f"{x},{y}" for x, y in places)
+    points = [(_x_of_step(step, len(values)), round(_CHART[1] * (1 - value), 1)) for step, value in enumerate(values)]
+    return " ".join(f"{x},{y}" for x, y in points)
 
 
 def _describe_masks_of(rows: Sequence[Row]) -> dict[str, Any]:
@@ -160,12 +170,12 @@ def _describe_masks_of(rows: Sequence[Row]) -> dict[str, Any]:
     cells = []
     for row in ordered:
         name = f"No. {RECIPES.index(row['recipe']) + 1}"
-        cells += [_cell(name, row["picture"]), _cell(f"Mask, IoU {row['iou']:.2f}", row["mask"])]
+        cells += [_cell(name, row["picture"]), _cell(f"Mask, IoU {score(row['iou'])}", row["mask"])]
     return {"name": rows[0]["subject"], "prompt": rows[0]["prompt"], "cells": cells}
 
 
 def write_grids(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """`multi_subject.png` and `rounds.png` for people who want pictures at once; nothing without rows."""
+    """Write `multi_subject.png` and `rounds.png`; nothing without rows."""
     pairs = list(dict.fromkeys(row["pair"] for row in rows))[:_GRID_PAIRS]
     if not pairs:
         return []

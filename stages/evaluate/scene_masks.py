@@ -1,6 +1,6 @@
-"""A worker of the evaluation: the masks of Table V's recipes in real scenes with noise, against the exact masks.
+"""An experiment of the evaluation: the masks of Table V's recipes in noisy microworld scenes, against the exact masks.
 
-No picture is painted: the guidance branch looks at scenes of the microworld as the denoising would meet them.
+No picture is painted: the guidance branch runs once on rendered scenes with the noise of some timesteps.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from model.scoring.metrics import largest_iou, mask_iou
 from stages.config import Config
 from stages.data.schemas import SCENE_MASKS
 from stages.evaluate.mask_quality import attention_grids, attention_processors, grids_of, recipe_downscales
-from stages.evaluate.painter import PaintingPaths, load_pipeline
+from stages.evaluate.models import Models
 
 TIMESTEPS = (900, 700, 500, 300, 100)
 
-#: What a worker is given: one row for all scenes of a recipe.
+#: The input: one row for all scenes of a recipe with this number of objects.
 SCENE_CASES = pa.schema(
     [
         pa.field("recipe", pa.string()),
@@ -41,27 +41,27 @@ SCENE_CASES = pa.schema(
 
 
 def scene_table(recipe: str, count: int, seed: int) -> pa.Table:
-    """`count` scenes of one object and as many of two, for a worker."""
+    """The input for `count` scenes with one object and `count` with two."""
     rows = [{"recipe": recipe, "objects": objects, "count": count, "seed": seed} for objects in (1, 2)]
     return pa.Table.from_pylist(rows, SCENE_CASES)
 
 
 def draw_scenes(objects: int, count: int, seed: int) -> SceneBatch:
-    """Unseen scenes of one or two objects whose captions say no more than what and where."""
+    """Unseen scenes with one or two objects; captions name the objects and the background only."""
     plain = CaptionShares(generic_noun=0, colour=0, pattern=0, size=0, pose=0, filler=0, usual_phrase=1.0)
     shares = SceneShares(two_objects=float(objects == 2), captions=plain)
     return render_scenes(draw_specs("test", count, seed, categories=TRAINED_CATEGORIES, shares=shares))
 
 
-class SceneMasks:
-    """Ray Data calls it with tables of `SCENE_CASES` and gets tables of `SCENE_MASKS`, a row an object and timestep."""
+class SceneMaskMeter:
+    """Takes tables of `SCENE_CASES`, and returns tables of `SCENE_MASKS`: one row for each object and timestep."""
 
-    def __init__(self, config: Config, place: PaintingPaths) -> None:
-        self.backbone = load_pipeline(config, place).backbone
+    def __init__(self, config: Config, models: Models) -> None:
+        self.backbone = models.pipeline.backbone
         self.inference = config.inference
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Every timestep of every case."""
+        """Measure each case at every timestep."""
         return pa.Table.from_pylist([row for case in batch.to_pylist() for row in self._measure(case)], SCENE_MASKS)
 
     @torch.no_grad()
@@ -77,21 +77,25 @@ class SceneMasks:
         recipe = MaskRecipe.of(self.backbone, layers, _captions(scenes), self._subjects(scenes, case["objects"]), size)
         grid = grid_at((latents.shape[2], latents.shape[3]), layers.largest)
         truth = exact_masks(scenes, case["objects"], grid)
-        rows = []
+        same = {"recipe": case["recipe"], **grids_of(downscales, grids)}
+        rows: list[dict[str, Any]] = []
         for number in TIMESTEPS:
             timestep = torch.tensor(number, device=latents.device)
-            recorder = GuidanceRecorder(layers, recipe.indicator, (latents.shape[2], latents.shape[3]))
             noisy = self.backbone.scheduler.add_noise(latents, noise, timestep)
-            run_guidance_branch(
-                self.backbone, noisy, timestep, self.backbone.encode_prompt(_captions(scenes)), recorder
-            )
-            masks = recipe.masks(recorder.maps()).transpose(1, 2).unflatten(2, grid).cpu()
-            same = {"recipe": case["recipe"], **grids_of(downscales, grids), "timestep": number}
-            rows += [{**same, **row} for row in _rows(scenes, masks, truth)]
+            masks = self._find_masks(noisy, timestep, scenes, layers, recipe).unflatten(2, grid).cpu()
+            rows += [{**same, "timestep": number, **row} for row in _rows(scenes, masks, truth)]
         return rows
 
+    def _find_masks(
+        self, noisy: Tensor, timestep: Tensor, scenes: SceneBatch, layers: GuidanceLayers, recipe: MaskRecipe
+    ) -> Tensor:
+        """The masks of all objects from one pass of the guidance branch: (B, S, positions)."""
+        recorder = GuidanceRecorder(layers, recipe.indicator, (noisy.shape[2], noisy.shape[3]))
+        run_guidance_branch(self.backbone, noisy, timestep, self.backbone.encode_prompt(_captions(scenes)), recorder)
+        return recipe.masks(recorder.maps()).transpose(1, 2)
+
     def _subjects(self, scenes: SceneBatch, objects: int) -> list[list[Subject]]:
-        """The words of each scene; they share the scope that one alone has. Nobody looks at the references."""
+        """The words of each scene, which share the scope of a single subject. Masks do not depend on the references."""
         blank, scope = Image.new("RGB", (1, 1)), self.inference.mask_scope / objects
         return [[Subject(picture=blank, word=word, scope=scope) for word in words] for words in _words(scenes)]
 
@@ -107,20 +111,20 @@ def _words(scenes: SceneBatch) -> list[list[str]]:
 
 
 def exact_masks(scenes: SceneBatch, objects: int, grid: Grid) -> Tensor:
-    """Which positions of a grid each object takes more than half of: (B, objects, G, G')."""
+    """The positions of a grid that each object covers by more than half: (B, objects, G, G')."""
     alphas = torch.from_numpy(scenes.mask), torch.from_numpy(scenes.neighbour_mask)
     cover = torch.stack(alphas[:objects], 1).float() / 255
     return F.interpolate(cover, grid, mode="area") > 0.5
 
 
 def _rows(scenes: SceneBatch, masks: Tensor, truth: Tensor) -> list[dict[str, Any]]:
-    """The objects that take a position at all, with how well their masks (B, S, G, G') fit."""
+    """The IoU of the masks (B, S, G, G') of all objects that cover a position."""
     rows: list[dict[str, Any]] = []
-    for place in range(truth.shape[1]):
-        ious, largest = (fit(masks[:, place], truth[:, place]) for fit in (mask_iou, largest_iou))
+    for item in range(truth.shape[1]):
+        ious, largest = (iou(masks[:, item], truth[:, item]) for iou in (mask_iou, largest_iou))
         for scene, (iou, most) in enumerate(zip(ious.tolist(), largest.tolist(), strict=True)):
-            if truth[scene, place].any():
+            if truth[scene, item].any():
                 words, prompt = _words(scenes)[scene], scenes.specs[scene].caption.text
-                found = {"objects": truth.shape[1], "scene": scene, "word": words[place], "prompt": prompt}
+                found = {"objects": truth.shape[1], "scene": scene, "word": words[item], "prompt": prompt}
                 rows.append({**found, "iou": iou, "largest_iou": most})
     return rows

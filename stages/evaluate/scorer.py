@@ -1,4 +1,4 @@
-"""The metrics of painted pictures: likeness, obedience, what has changed around the subject, and masks."""
+"""The metrics of painted pictures: subject similarity, prompt fidelity, CLIP-T and the change of the background."""
 
 from __future__ import annotations
 
@@ -18,61 +18,58 @@ from model.scoring.metrics import (
     DinoScorer,
     JudgeScorer,
     SubjectEmbedder,
-    ground_change,
+    background_change,
     subject_similarity,
 )
 from stages.config import EvaluateConfig
 
 
-def load_judge(backbone: str) -> JudgeScorer:
-    """The judge that lies in the micro backbone."""
-    return JudgeScorer.from_pretrained(Path(backbone) / "judge")
-
-
 class Scorer:
-    """The metrics that the configuration asks for."""
+    """Computes the configured metrics."""
 
     def __init__(self, config: EvaluateConfig, backbone: str, device: str) -> None:
         inside = Path(backbone) / config.clip
         clip: str | Path = inside if inside.is_dir() else config.clip
         tokenizer = Path(backbone) / "tokenizer" if inside.is_dir() else None
         self.clip = ClipScorer.from_pretrained(clip, tokenizer).to(device)
-        self.judge = load_judge(backbone) if config.similarity == "judge" else None
+        self.judge: JudgeScorer | None = None
+        if config.similarity == "judge":
+            self.judge = JudgeScorer.from_pretrained(Path(backbone) / "judge")
         self.subjects: SubjectEmbedder = self.judge or self.clip
         if config.similarity == "dino":
             self.subjects = DinoScorer.from_pretrained(config.dino).to(device)
         self._views: dict[str, Tensor] = {}
 
     def score(self, pictures: Tensor, cases: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-        """Likeness, obedience and CLIP-T of pictures (B, 3, H, W) in [0, 1]."""
+        """Subject similarity, prompt fidelity (`controllability`) and CLIP-T of pictures (B, 3, H, W) in [0, 1]."""
         views = [self._embed_views(case["subject"], case["views"]) for case in cases]
         clip_t = self.clip.text_alignment(pictures, [case["prompt"] for case in cases])
         controllability = clip_t
         if self.judge is not None:
-            controllability = self.judge.ground_probability(pictures, [case["ground"] for case in cases])
+            controllability = self.judge.background_probability(pictures, [case["background"] for case in cases])
         return {
             "similarity": subject_similarity(self.subjects.embed_subjects(pictures), views).tolist(),
             "controllability": controllability.tolist(),
             "clip_t": clip_t.tolist(),
         }
 
-    def ground_changes(self, pictures: Tensor, plain: Tensor) -> list[float | None]:
-        """How far the ground is from that of the text-only pictures; None without a judge to find the subject."""
+    def background_change(self, pictures: Tensor, plain: Tensor) -> list[float | None]:
+        """The difference to the text-only pictures outside the subject, which the judge finds; None without a judge."""
         if self.judge is None:
             return [None] * len(pictures)
         subject = self.judge.subject_region(pictures) | self.judge.subject_region(plain)
-        return list(ground_change(pictures, plain, subject.cpu()).tolist())
+        return list(background_change(pictures, plain, subject.cpu()).tolist())
 
     def region_similarity(
         self, pictures: Tensor, regions: Tensor, subjects: Sequence[str], views: Sequence[Sequence[bytes]]
     ) -> list[float]:
-        """Likeness of what a region of each picture shows to a subject of its own; by the judge, which is needed.
+        """Subject similarity of a region of each picture. Needs the judge.
 
         Args:
             pictures: (B, 3, H, W) in [0, 1].
             regions: (B, G, G'), True inside.
-            subjects: for each picture the subject's name.
-            views: and its real pictures.
+            subjects: The name of the subject that each region is compared with.
+            views: Real pictures of each of these subjects.
         """
         assert self.judge is not None
         embedded = [self._embed_views(*subject) for subject in zip(subjects, views, strict=True)]

@@ -1,4 +1,4 @@
-"""From scores to statements: means with their intervals, differences between arms, and what they mean in words."""
+"""The averages of the scores: means with intervals for each arm, differences between arms, and findings in words."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from model.scoring.metrics import Interval, bootstrap_interval
+from stages.evaluate.formatting import difference, is_significant, mean
 
-#: The arms in the order in which they are shown.
-ARMS = ("text_only", "adapter", "adapter_mask", "concept")
-METRICS = ("similarity", "controllability", "clip_t", "ground_change")
+ARM_NAMES = {
+    "text_only": "Text only",
+    "adapter": "Adapter",
+    "adapter_mask": "Adapter + mask",
+    "concept": "Learned concept",
+}
+ARMS = tuple(ARM_NAMES)  # in the order of the report
+METRIC_NAMES = {
+    "similarity": "Subject similarity",
+    "controllability": "Prompt fidelity",
+    "clip_t": "CLIP-T",
+    "background_change": "Background change",
+}
+METRICS = tuple(METRIC_NAMES)
 #: Pairs of arms that share subjects, prompts and seeds: the first minus the second.
 DIFFERENCES = (("adapter", "text_only"), ("adapter_mask", "text_only"), ("adapter_mask", "adapter"))
 
@@ -27,7 +39,7 @@ class Summary:
         differences: "first - second" -> metric -> mean and 95 % interval of the paired difference.
         pictures: arm -> number of pictures.
         subjects: Number of held-out subjects.
-        seconds: arm -> seconds a picture took.
+        seconds: arm -> mean seconds for a picture.
     """
 
     arms: ByArm
@@ -41,12 +53,12 @@ class Summary:
         return asdict(self)
 
     def flat(self) -> dict[str, float]:
-        """One name a number, for the tracker: "adapter_mask/similarity"."""
+        """The means by the tracker's names, such as "adapter_mask/similarity"."""
         return {f"{arm}/{metric}": self.arms[arm][metric].mean for arm in self.arms for metric in self.arms[arm]}
 
 
 def summarize(rows: Sequence[Row]) -> Summary:
-    """Average the rows of `evaluate/scores` (with `seconds`) by arm, and compare paired arms."""
+    """Average the rows of `evaluate/scores` (with `seconds`) for each arm, and compare paired arms."""
     by_arm = {arm: [row for row in rows if row["arm"] == arm] for arm in ARMS}
     present = {arm: found for arm, found in by_arm.items() if found}
     return Summary(
@@ -63,18 +75,18 @@ def summarize(rows: Sequence[Row]) -> Summary:
 
 
 def _intervals(rows: Sequence[Row]) -> dict[str, Interval]:
-    found = {}
+    intervals = {}
     for metric in METRICS:
         measured = [row for row in rows if row[metric] is not None]
         if measured:
-            found[metric] = bootstrap_interval(
+            intervals[metric] = bootstrap_interval(
                 [row[metric] for row in measured], clusters([row["subject"] for row in measured])
             )
-    return found
+    return intervals
 
 
 def clusters(subjects: Sequence[str]) -> list[str]:
-    """What the bootstrap draws: whole subjects; where there is only one, its pictures are all that can be drawn."""
+    """The units that the bootstrap draws: whole subjects, or pictures if there is only one subject."""
     return list(subjects) if len(set(subjects)) > 1 else [str(number) for number in range(len(subjects))]
 
 
@@ -97,32 +109,22 @@ def _minus(first: float | None, second: float | None) -> float | None:
 
 
 def findings(summary: Summary) -> list[str]:
-    """The evaluation in a few sentences. A difference counts when its interval leaves zero out."""
-    found = []
-    for pair, metric, what in (
-        (("adapter_mask", "text_only"), "similarity", "Likeness to the subject"),
-        (("adapter_mask", "text_only"), "controllability", "Obedience to the prompt"),
-        (("adapter_mask", "adapter"), "ground_change", "Change of the ground"),
-        (("adapter_mask", "adapter"), "similarity", "Likeness to the subject"),
-    ):
-        difference = summary.differences.get(" - ".join(pair), {}).get(metric)
-        if difference is not None:
-            first, second = (summary.arms[arm][metric].mean for arm in pair)
-            found.append(_sentence(what, pair, first, second, difference))
-    return found
+    """The evaluation in at most four sentences; each compares two arms."""
+    return [
+        _finding(summary, pair, metric)
+        for pair, metric in (
+            (("adapter_mask", "text_only"), "similarity"),
+            (("adapter_mask", "text_only"), "controllability"),
+            (("adapter_mask", "adapter"), "background_change"),
+            (("adapter_mask", "adapter"), "similarity"),
+        )
+        if metric in summary.differences.get(" - ".join(pair), {})
+    ]
 
 
-def _sentence(what: str, pair: tuple[str, str], first: float, second: float, difference: Interval) -> str:
-    after, before = f"{first:.3f} ({ARM_NAMES[pair[0]].lower()})", f"{second:.3f} ({ARM_NAMES[pair[1]].lower()})"
-    bounds = f"{difference.mean:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f}"
-    if difference.low > 0 or difference.high < 0:
-        return f"{what} {'rises' if difference.mean > 0 else 'falls'} from {before} to {after}: {bounds}."
-    return f"{what} shows no measurable difference between {before} and {after}: {bounds}."
-
-
-ARM_NAMES = {
-    "text_only": "Text only",
-    "adapter": "Adapter",
-    "adapter_mask": "Adapter + mask",
-    "concept": "Learned concept",
-}
+def _finding(summary: Summary, pair: tuple[str, str], metric: str) -> str:
+    change, name = summary.differences[" - ".join(pair)][metric], METRIC_NAMES[metric]
+    after, before = (f"{mean(summary.arms[arm][metric].mean)} ({ARM_NAMES[arm].lower()})" for arm in pair)
+    if is_significant(change):
+        return f"{name} {'rises' if change.mean > 0 else 'falls'} from {before} to {after}: {difference(change)}."
+    return f"{name} shows no measurable difference between {before} and {after}: {difference(change)}."

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from model.pictures.decoding import PictureError
 from stages.contract import Reporter
@@ -23,6 +22,7 @@ from stages.data.jpeg import upright_jpeg
 from stages.data.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
 from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
 from stages.filter.verdicts import in_batches
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
 
 _ROWS_AT_ONCE = 64
 _LARGEST_SIDE = 2**31 - 1
@@ -36,18 +36,16 @@ def adopt(source: Path, folder: Path, report: Reporter) -> None:
         StageError: `source` is not a folder of captioned pictures.
     """
     layout = find_layout(source)
-    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted call
-    items = [{"number": number} for number in range(len(layout.files))]
-    adopted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    shutil.rmtree(folder, ignore_errors=True)  # an interrupted call's
+    adopted = map_on_workers(
         _adopt_files,
-        fn_kwargs={"layout": layout, "source": source, "folder": folder},
-        batch_format="pyarrow",
-        batch_size=None,
+        one_row_batches({"number": number} for number in range(len(layout.files))),
+        arguments={"layout": layout, "source": source, "folder": folder},
+        workers=Workers(),
+        progress=Progress(report=report, total=len(layout.files), note="importing pictures"),
     )
-    done = 0
-    for batch in adopted.iter_batches(batch_format="pyarrow", batch_size=None):
-        done += batch.num_rows
-        report.progress(done, len(items), "importing pictures")
+    for _ in adopted:
+        pass
 
 
 def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: Path, folder: Path) -> Iterator[pa.Table]:

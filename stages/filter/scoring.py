@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from model.pictures.decoding import load_picture
 from stages.config import FilterConfig, ScoringConfig
@@ -24,31 +23,27 @@ from stages.contract import Reporter, StageError
 from stages.filter.candidate import Candidate
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
-from stages.ray_tools.tasks import worker_errors_as_stage_errors
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 
 MICRO = "micro"
 
 
 def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig, report: Reporter) -> None:
-    """Rewrite the verdicts of `groups`, which hold samples that wait for a score."""
-    models = settings.scoring
-    total = sum(group.rows for group in groups)
-    scored = ray.data.from_items(
-        [{"group": vars(group)} for group in groups], override_num_blocks=len(groups)
-    ).map_batches(
+    """Rewrite the verdicts of `groups`, those with samples that wait for a score."""
+    scored = map_on_workers(
         Scorer,
-        fn_constructor_kwargs={"folder": folder, "settings": settings},
-        batch_format="pyarrow",
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(models.actors, len(groups))),
-        num_cpus=0.5,
-        num_gpus=models.gpus_per_actor or None,
+        one_row_batches({"group": vars(group)} for group in groups),
+        arguments={"folder": folder, "settings": settings},
+        workers=Workers(count=settings.scoring.actors, cpus=0.5, gpus=settings.scoring.gpus_per_actor),
+        progress=Progress(
+            report=report,
+            total=sum(group.rows for group in groups),
+            note="computing missing scores",
+            amount=rows_of,
+        ),
     )
-    done = 0
-    with worker_errors_as_stage_errors(StageError):
-        for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None):
-            done += sum(batch["rows"].to_pylist())
-            report.progress(done, total, "computing missing scores")
+    for _ in scored:
+        pass
 
 
 class Scorer:

@@ -37,7 +37,9 @@ from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
 from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
 from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
-from stages.ray_tools.tasks import cluster_cores, run_tasks
+from stages.ray_tools.cluster import cluster_cores
+from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
+from stages.ray_tools.tasks import run_tasks
 
 #: Between two tasks Ray Data needs a fifth of a second. So tasks are long, but there are enough for all cores, and one
 #: task more than there are cores runs at the same time.
@@ -166,22 +168,18 @@ def apply_rules(
     groups: list[FileGroup], folder: Path, settings: FilterConfig, cores: int, report: Reporter
 ) -> Counter[int]:
     """Write the verdicts of all groups; returns for each group how many samples wait for a score."""
-    total, done = sum(group.rows for group in groups), 0
     pending = Counter[int]()
-    inspected = ray.data.from_items(
-        [{"group": vars(group)} for group in groups], override_num_blocks=len(groups)
-    ).map_batches(
+    total = sum(group.rows for group in groups)
+    inspected = map_on_workers(
         inspect,
-        fn_kwargs={"folder": folder, "settings": settings},
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ray.data.TaskPoolStrategy(size=cores + 1),
+        one_row_batches({"group": vars(group)} for group in groups),
+        arguments={"folder": folder, "settings": settings},
+        workers=Workers(count=cores + 1),
+        progress=Progress(report=report, total=total, note="applying the rules", amount=rows_of),
     )
-    for batch in inspected.iter_batches(batch_format="pyarrow", batch_size=None):
+    for batch in inspected:
         for row in batch.to_pylist():
-            done += row["rows"]
             pending[row["group"]] += row["pending"]
-        report.progress(done, total, "applying the rules")
     return +pending
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.camera import CameraPose, PinholeIntrinsics
 from model.microworld.instances import InstanceId
-from model.microworld.scenes import Ground, SceneShares, categories_of, render_views
+from model.microworld.scenes import Background, SceneShares, categories_of, render_views
 from stages.config import MicroworldConfig
 from stages.contract import Reporter
 
@@ -35,8 +35,10 @@ def write_turntables(folder: Path, settings: MicroworldConfig, seed: int, report
         spread = np.linspace(-shares.yaw, shares.yaw, settings.views)
         yaws = spread + rng.uniform(-0.4, 0.4, settings.views) * shares.yaw / settings.views
         pitches = rng.uniform(*shares.pitch) + rng.uniform(-0.05, 0.05, settings.views)
-        ground = Ground(name=str(rng.choice(BACKGROUNDS)), seed=int(rng.integers(2**31)))
-        views = render_views(identity, yaws.tolist(), pitches.tolist(), ground=ground, size=settings.picture_size)
+        background = Background(name=str(rng.choice(BACKGROUNDS)), seed=int(rng.integers(2**31)))
+        views = render_views(
+            identity, yaws.tolist(), pitches.tolist(), background=background, size=settings.picture_size
+        )
         write_instance(folder / identity.category / str(identity), list(views.image), views.poses, views.intrinsics)
         if number % 20 == 0:
             report.progress(number, settings.multiview_instances, "rendering turntable sequences")

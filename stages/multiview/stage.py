@@ -17,7 +17,6 @@ is left out of its instance.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
 from stages.config import MultiviewConfig
 from stages.contract import StageContext, StageError, StageResult
@@ -34,9 +32,10 @@ from stages.data.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.data.schemas import FRAMES, PAIRS
 from stages.multiview.frames import Instance, find_instances, read_instances
 from stages.multiview.pairs import RANKED_PAIRS, View, balance, view_pairs
-from stages.ray_tools.tasks import set_data_context
+from stages.ray_tools.mapping import Workers, map_on_workers
 
 _INSTANCES_PER_TASK = 64
+_INSTANCES_AT_ONCE = 8
 _WARNINGS = 5
 
 
@@ -111,17 +110,19 @@ def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float
 
 def _read(instances: list[Instance], settings: MultiviewConfig) -> Iterator[pa.Table]:
     """Batches of frames and problems (schema `READ`) in the order of the instances."""
-    set_data_context()
-    found = ray.data.from_items(
-        [asdict(instance) for instance in instances],
-        override_num_blocks=math.ceil(len(instances) / _INSTANCES_PER_TASK),
-    ).map_batches(
-        read_instances,
-        fn_kwargs={"image_size": settings.image_size, "min_foreground": settings.min_foreground},
-        batch_format="pyarrow",
-        batch_size=8,
+    table = pa.Table.from_pylist([asdict(instance) for instance in instances])
+    yield from map_on_workers(
+        _read_some,
+        [table.slice(start, _INSTANCES_PER_TASK) for start in range(0, table.num_rows, _INSTANCES_PER_TASK)],
+        arguments={"image_size": settings.image_size, "min_foreground": settings.min_foreground},
+        workers=Workers(),
     )
-    yield from found.iter_batches(batch_format="pyarrow", batch_size=None)
+
+
+def _read_some(instances: pa.Table, image_size: int, min_foreground: float) -> Iterator[pa.Table]:
+    """Read a few instances at a time, because their pictures take memory."""
+    for start in range(0, instances.num_rows, _INSTANCES_AT_ONCE):
+        yield read_instances(instances.slice(start, _INSTANCES_AT_ONCE), image_size, min_foreground)
 
 
 class _FrameWriter:

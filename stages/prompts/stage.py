@@ -1,7 +1,7 @@
 """Stage `prompts`: context-rich prompts for each concept, by a language model or by the grammar.
 
-With `prompts.endpoint` set, Ray tasks ask it, `prompts.concurrency` concepts at a time. What has been written for a
-concept is kept in `context.scratch`: an interrupted stage does not pay for it twice.
+With `prompts.endpoint`, Ray tasks send the requests, `prompts.concurrency` concepts at a time. `context.scratch` keeps
+the prompts of finished concepts, so that an interrupted stage does not pay for them again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import ray
 
 from prompts.client import Endpoint, PromptError, PromptWriter
 from prompts.grammar import WRITER, grammar_prompts
@@ -21,11 +20,11 @@ from stages.config import PromptsConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
-from stages.ray_tools.tasks import worker_errors_as_stage_errors
+from stages.ray_tools.mapping import Workers, map_on_workers, one_row_batches
 
 
 def run(context: StageContext) -> StageResult:
-    """Write `prompts/`."""
+    """Write the dataset `prompts/`."""
     settings = context.config.prompts
     concepts = list(dict.fromkeys(concept.strip() for concept in settings.concepts))
     if not all(concepts) or not concepts or settings.prompts_per_concept < 1:
@@ -63,7 +62,7 @@ def _by_grammar(concepts: list[str], settings: PromptsConfig, seed: int) -> Iter
 
 
 def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> Iterator[tuple[str, list[RichPrompt]]]:
-    """Each concept with its prompts, in the order in which they are finished."""
+    """Each concept with its prompts, in the order of completion."""
     endpoint = Endpoint(
         base_url=settings.endpoint or "",
         model=settings.model,
@@ -73,26 +72,28 @@ def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> It
         timeout_seconds=settings.timeout_seconds,
         retries=settings.retries,
     )
-    write = ray.remote(max_retries=0)(write_concept)
-    waiting = list(concepts)
-    running: dict[ray.ObjectRef, str] = {}
-    while waiting or running:
-        while waiting and len(running) < max(1, settings.concurrency):
-            concept = waiting.pop(0)
-            kept = scratch.resolve() / f"{content_id(concept)}.json"
-            running[write.remote(endpoint, concept, settings.prompts_per_concept, kept)] = concept
-        (finished,), _ = ray.wait(list(running), num_returns=1)
-        concept = running.pop(finished)
-        with worker_errors_as_stage_errors(PromptError):
-            prompts = ray.get(finished)
-        yield concept, [RichPrompt(**prompt) for prompt in prompts]
+    written = map_on_workers(
+        write_prompts,
+        one_row_batches({"concept": concept} for concept in concepts),
+        arguments={"endpoint": endpoint, "count": settings.prompts_per_concept, "folder": scratch.resolve()},
+        workers=Workers(count=max(1, settings.concurrency)),
+        errors=(PromptError,),
+    )
+    for concept, table in zip(concepts, written, strict=True):
+        yield concept, [RichPrompt(**prompt) for prompt in table.to_pylist()]
+
+
+def write_prompts(batch: pa.Table, endpoint: Endpoint, count: int, folder: Path) -> pa.Table:
+    """The prompts of the concept in the batch's only row."""
+    (concept,) = batch["concept"].to_pylist()
+    return pa.Table.from_pylist(write_concept(endpoint, concept, count, folder / f"{content_id(concept)}.json"))
 
 
 def write_concept(endpoint: Endpoint, concept: str, count: int, kept: Path) -> list[dict[str, str]]:
-    """The prompts of one concept; from the file `kept` when it is there, else asked for and kept there."""
+    """Read the prompts of a concept from the file `kept`; if it does not exist, request them and write it."""
     if not kept.is_file():
         prompts = RichPrompts(prompts=PromptWriter(endpoint).write(concept, count))
-        half_written = kept.with_suffix(".part")
-        half_written.write_text(prompts.model_dump_json())
-        half_written.rename(kept)
+        partial = kept.with_suffix(".part")
+        partial.write_text(prompts.model_dump_json())
+        partial.rename(kept)
     return list(json.loads(kept.read_text())["prompts"])

@@ -1,4 +1,4 @@
-"""Where a model comes from: the manifests of every output that went into it, the data's and the plan's among them."""
+"""The lineage of a model: the manifests of all outputs that it comes from."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-#: What of a manifest tells where an output comes from; checksums and columns stay with the output.
+#: The entries of a manifest that a lineage keeps; checksums and columns stay with the output.
 _KEPT = ("fingerprint", "inputs", "config", "sources", "code", "libraries", "rows", "metrics", "notes", "created")
 
 Lineage = dict[str, dict[str, Any]]
 
 
 def lineage_of(inputs: Mapping[str, Path]) -> Lineage:
-    """By stage, what the manifests say of `inputs` (outputs by stage) and of everything before them.
+    """For each stage, entries of its output's manifest: of `inputs` (outputs by stage), and of all stages before them.
 
-    Outputs lie in `<stages>/<name>/<fingerprint>/`. Of one that has been deleted since, the fingerprint is left.
+    Outputs lie in `<stages>/<name>/<fingerprint>/`. An output that has been deleted has its fingerprint only.
     """
     found: Lineage = {}
     waiting = dict(inputs)
@@ -26,8 +26,12 @@ def lineage_of(inputs: Mapping[str, Path]) -> Lineage:
         if not manifest.is_file():
             found[name] = {"fingerprint": folder.name}
             continue
-        told = json.loads(manifest.read_text())
-        found[name] = {key: told[key] for key in _KEPT}
+        content = json.loads(manifest.read_text())
+        found[name] = {key: content[key] for key in _KEPT}
         stages = folder.parent.parent
-        waiting |= {other: stages / other / mark for other, mark in told["inputs"].items() if other not in found}
+        waiting |= {
+            other: stages / other / fingerprint
+            for other, fingerprint in content["inputs"].items()
+            if other not in found
+        }
     return dict(sorted(found.items()))

@@ -1,13 +1,15 @@
-"""The registered model, as MLflow loads it (models-from-code): a subject's picture and a sentence in, a picture out.
+"""The registered model, as MLflow loads it (models-from-code): a subject's picture and a prompt in, a picture out.
 
 MLflow runs this file by itself, with the copy of the package `model` that was registered beside it:
 
     model = mlflow.pyfunc.load_model("models:/realword-micro@champion")
     model.predict([{"subject": base64_of_a_picture, "word": "mug", "prompt": "a photo of a mug in the snow"}])
 
+The server calls `prepare` and `paint` of the Python object beneath, which take and return encoded pictures.
+
 Artifacts: `backbone` and `adapter` (folders; a backbone from the hub is only named), `inference` (inference.json: how
-the parts are put together, the default options, and the checksums of all files), `lineage` (lineage.json: where they
-come from; nothing here reads it).
+to load the parts, the default options, and the checksums of all files), `lineage` (lineage.json: the outputs that the
+model comes from; not read here).
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ import base64
 import binascii
 import json
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
@@ -30,10 +35,11 @@ from model.pictures.tensors import mask_picture
 from model.pipeline import GenerationError, RealCustomPipeline
 
 _MASK_SIDE = 256
+_VERIFY_CHECKSUMS = "verify_checksums"  # as in `stages.registered_model`, which is not registered with this file
 
 
 class PaintRequest(BaseModel):
-    """What to paint. Options that are not given are those of the evaluation."""
+    """What to paint. An option that is not given has the value that the evaluation used."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -53,18 +59,30 @@ class Painting(BaseModel):
     mask: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedRequest:
+    """A valid request: its picture is decoded, and its word is in its prompt."""
+
+    subject: Image.Image
+    word: str
+    prompt: str
+    seed: int
+    options: dict[str, Any]
+
+
 class RealwordModel(PythonModel):
-    """RealCustom or RealCustom++, as the adapter says, behind MLflow's interface."""
+    """RealCustom or RealCustom++ (the adapter says which) behind MLflow's interface."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Check the files against their checksums and load the model.
+        """Verify the checksums of all files, unless the caller has done so, and load the model.
 
         Raises:
             DamagedArtifactError: A file is missing or damaged.
         """
         self.settings = json.loads(Path(context.artifacts["inference"]).read_text())
-        for name, checksums in self.settings["checksums"].items():
-            verify_checksums(Path(context.artifacts[name]), checksums)
+        if (context.model_config or {}).get(_VERIFY_CHECKSUMS, True):
+            for name, checksums in self.settings["checksums"].items():
+                verify_checksums(Path(context.artifacts[name]), checksums)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline = RealCustomPipeline.from_pretrained(
             context.artifacts.get("backbone", self.settings["backbone"]),
@@ -74,45 +92,60 @@ class RealwordModel(PythonModel):
             **self.settings["loading"],
         )
 
-    def check(self, fields: dict[str, Any]) -> None:
-        """Find out what is wrong with a request before anything is painted.
-
-        Raises:
-            ValueError: The word is not in the prompt (lists its words), the subject is no picture, a field is wrong.
-        """
-        request = PaintRequest.model_validate(fields)
-        self.pipeline.backbone.token_positions(request.prompt, request.word)
-        load_picture(_decode(request.subject))
-
     def predict(self, context: PythonModelContext, model_input: list[PaintRequest]) -> list[Painting]:
-        """Paint every request; those with the same options are painted together.
+        """Paint each request, with pictures in base64.
 
         Raises:
-            ValueError: One sentence on the first request that cannot be carried out.
+            ValueError: One sentence on the first invalid request.
         """
-        alike: dict[str, list[int]] = defaultdict(list)
-        for number, request in enumerate(model_input):
-            alike[json.dumps(self._options(request), sort_keys=True)].append(number)
-        found: dict[int, Painting] = {}
-        for numbers in alike.values():
-            found |= zip(numbers, self._paint([model_input[number] for number in numbers]), strict=True)
-        return [found[number] for number in range(len(model_input))]
+        prepared = [
+            self.prepare(_decode(request.subject), **request.model_dump(exclude={"subject"}, exclude_none=True))
+            for request in model_input
+        ]
+        return [Painting(picture=_encode(picture), mask=_encode(mask)) for picture, mask in self.paint(prepared)]
 
-    def _options(self, request: PaintRequest) -> dict[str, Any]:
-        given = request.model_dump(include={"steps", "guidance_scale", "mask_scope"}, exclude_none=True)
-        options: dict[str, Any] = {**self.settings["painting"], **given}
-        return options
+    def prepare(self, subject: bytes, word: str, prompt: str, seed: int = 0, **options: Any) -> PreparedRequest:
+        """Validate a request, so that `paint` does not fail because of it.
 
-    def _paint(self, requests: list[PaintRequest]) -> list[Painting]:
+        Args:
+            subject: An encoded picture.
+            word: A word or phrase of the prompt, which the subject stands for.
+            prompt: What to paint.
+            seed: Of the initial noise.
+            **options: Replace the default options of the pipeline.
+
+        Raises:
+            ValueError: The word is not in the prompt (lists its words), or the subject cannot be read as a picture.
+        """
+        self.pipeline.backbone.token_positions(prompt, word)
+        return PreparedRequest(
+            subject=load_picture(subject),
+            word=word,
+            prompt=prompt,
+            seed=seed,
+            options={**self.settings["painting"], **options},
+        )
+
+    def paint(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
+        """The picture and the mask of each request, as PNG; requests with the same options are painted together."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            groups[json.dumps(request.options, sort_keys=True)].append(number)
+        painted: dict[int, tuple[bytes, bytes]] = {}
+        for numbers in groups.values():
+            painted |= zip(numbers, self._paint_group([requests[number] for number in numbers]), strict=True)
+        return [painted[number] for number in range(len(requests))]
+
+    def _paint_group(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
         output = self.pipeline(
             [request.prompt for request in requests],
-            [load_picture(_decode(request.subject)) for request in requests],
+            [request.subject for request in requests],
             [request.word for request in requests],
             seeds=[request.seed for request in requests],
-            **self._options(requests[0]),
+            **requests[0].options,
         )
         return [
-            Painting(picture=_encode(to_png(image)), mask=_encode(to_png(mask_picture(masks[-1], _MASK_SIDE))))
+            (to_png(image), to_png(mask_picture(masks[-1], _MASK_SIDE)))
             for image, masks in zip(output.images, output.masks, strict=True)
         ]
 

@@ -1,9 +1,9 @@
 """Stage `register`: the adapter with its backbone becomes a version in MLflow's model registry.
 
-The alias `champion` names the version to serve. It moves to the new version when its score is higher than that of the
-champion: likeness to the subject times obedience to the prompt, of the arm with adapter and mask. Only scores of
-the same evaluation (subjects, prompts, seeds, judge) are compared. A version's tags name every output that it comes
-from (`lineage.curriculum`, ...), and its artifact `lineage.json` has their configurations, counts and metrics.
+The alias `champion` names the version to serve. It moves to the new version when the new score is higher than the
+champion's. The score is subject similarity times prompt fidelity in the arm with adapter and mask. Only scores of the
+same evaluation (subjects, prompts, seeds, judge) are compared. A version's tags name every output that it comes from
+(`lineage.curriculum`, ...), and its artifact `lineage.json` has their configurations, counts and metrics.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from model.checksums import folder_checksums
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location, loading_options, painting_options
-from stages.register import pyfunc_model
+from stages.register import pyfunc_model  # so that the fingerprint of this stage covers its code
 from stages.register.lineage import Lineage, lineage_of
+from stages.registered_model import CHAMPION, INTERFACE, VERIFY_CHECKSUMS
 
-ALIAS = "champion"
 SCORED_ARM = "adapter_mask"
+_MODEL_CODE = Path(pyfunc_model.__file__).resolve()
 _PACKAGES = (
     "diffusers", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch", "transformers",
 )  # fmt: skip
@@ -35,112 +36,112 @@ _PACKAGES = (
 
 def run(context: StageContext) -> StageResult:
     """Write `registered.json`."""
-    if context.tracking_uri is None or context.tracking_run_id is None:
-        raise StageError(
-            "register needs MLflow's registry, but this run has no tracker; see its warnings and run again."
-        )
-    config: Config = context.config
-    name = config.register.model_name
-    mlflow.set_tracking_uri(context.tracking_uri)
-    mlflow.set_registry_uri(context.tracking_uri)
-    client = MlflowClient()
+    client = _connect(context)
+    name, promote = context.config.register.model_name, context.config.register.promote
     context.report.progress(0, 2, f"copying the model into the registry as {name}")
     metrics = json.loads((context.inputs["evaluate"] / "metrics.json").read_text())
-    lineage = lineage_of(context.inputs)
+    lineage, score = lineage_of(context.inputs), score_of(metrics)
     number = _log_model(context, name, lineage)
-    score = score_of(metrics)
-    tags = {"score": repr(score), "evaluation": metrics["evaluation"], "profile": config.profile}
+    tags = {"score": repr(score), "evaluation": metrics["evaluation"], "profile": context.config.profile}
     tags |= {f"lineage.{stage}": output["fingerprint"] for stage, output in lineage.items()}
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
-    context.report.progress(1, 2, f"comparing with the {ALIAS}")
-    moved, why = _crown(client, name, number, config.register.promote)
+    context.report.progress(1, 2, f"comparing with the {CHAMPION}")
+    moved, why = _move_alias(client, name, number, promote)
     if not moved:
-        context.report.warning(f"{name} version {number} is not the {ALIAS}: {why}")
-    registered = {
-        "name": name,
-        "version": number,
-        "alias_moved": moved,
-        "uri": f"models:/{name}/{number}",
-        "score": score,
-        "why": why,
-    }
-    (context.output / "registered.json").write_text(json.dumps(registered, indent=2) + "\n")
+        context.report.warning(f"{name} version {number} is not the {CHAMPION}: {why}")
+    registered = {"name": name, "version": number, "alias_moved": moved, "uri": f"models:/{name}/{number}"}
+    content = json.dumps({**registered, "score": score, "why": why}, indent=2)
+    (context.output / "registered.json").write_text(content + "\n")
     return StageResult(metrics={"score": score}, notes={"model": f"{name} version {number}", "champion": why})
 
 
+def _connect(context: StageContext) -> MlflowClient:
+    if context.tracking_uri is None or context.tracking_run_id is None:
+        raise StageError(
+            "register needs MLflow's registry, but this run has no tracker; fix what its warnings name and run again."
+        )
+    mlflow.set_tracking_uri(context.tracking_uri)
+    mlflow.set_registry_uri(context.tracking_uri)
+    return MlflowClient()
+
+
 def score_of(metrics: dict[str, Any]) -> float:
-    """Mean likeness times mean obedience of the arm with adapter and mask; negative means count as 0."""
+    """Mean subject similarity times mean prompt fidelity in the scored arm; negative means count as 0."""
     arm = metrics["arms"][SCORED_ARM]
     return max(0.0, arm["similarity"]["mean"]) * max(0.0, arm["controllability"]["mean"])
 
 
 def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
-    """Store the model with its weights, code, requirements and lineage; the number of the new version."""
+    """Store the model with its weights, code, requirements and lineage; return the number of the new version."""
+    with mlflow.start_run(run_id=context.tracking_run_id):
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(_MODEL_CODE),
+            code_paths=[str(_copy_code(context.scratch))],
+            artifacts={key: str(path) for key, path in _artifacts(context, lineage).items()},
+            pip_requirements=_requirements(),
+            model_config={VERIFY_CHECKSUMS: True},
+            registered_model_name=name,
+        )
+    return str(info.registered_model_version)
+
+
+def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
+    """The folders and files of the model by name; settings and lineage are written into the scratch folder."""
     config: Config = context.config
     location = backbone_location(config.backbone, context.inputs)
     folders = {"adapter": context.inputs["train_adapter"] / "adapter"}
     if Path(location).is_dir():
         folders["backbone"] = Path(location)
     settings = {
+        "interface": INTERFACE,
         "backbone": location if "backbone" not in folders else None,  # a hub id
         "dtype": config.backbone.dtype,
         "loading": loading_options(config.backbone),
         "painting": painting_options(config.inference),
         "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
     }
-    files = {"inference": settings, "lineage": lineage}
-    for key, content in files.items():
-        (context.scratch / f"{key}.json").write_text(json.dumps(content, indent=2) + "\n")
-    with mlflow.start_run(run_id=context.tracking_run_id):
-        info = mlflow.pyfunc.log_model(
-            name=name,
-            python_model=str(Path(pyfunc_model.__file__)),
-            code_paths=[str(_copy_code(context.scratch))],
-            artifacts={
-                **{key: str(context.scratch / f"{key}.json") for key in files},
-                **{key: str(folder) for key, folder in folders.items()},
-            },
-            pip_requirements=_requirements(),
-            registered_model_name=name,
-        )
-    return str(info.registered_model_version)
+    files = {key: context.scratch / f"{key}.json" for key in ("inference", "lineage")}
+    files["inference"].write_text(json.dumps(settings, indent=2) + "\n")
+    files["lineage"].write_text(json.dumps(lineage, indent=2) + "\n")
+    return {**files, **folders}
 
 
 def _requirements() -> list[str]:
-    """The installed versions of what the model needs, without a local part such as "+cpu"."""
+    """The installed versions of the model's packages, without a local part such as "+cpu"."""
     return [f"{package}=={version(package).partition('+')[0]}" for package in _PACKAGES]
 
 
 def _copy_code(scratch: Path) -> Path:
     """The modules of the package `model`, without the weights that ship with it: the backbone is an artifact."""
-    package = Path(pyfunc_model.__file__).resolve().parents[2] / "model"
+    package = _MODEL_CODE.parents[2] / "model"
     copy = scratch / "code" / "model"
     shutil.rmtree(copy, ignore_errors=True)
     for module in package.rglob("*.py"):
-        place = copy / module.relative_to(package)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(module, place)
+        target = copy / module.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(module, target)
     return copy
 
 
-def _crown(client: MlflowClient, name: str, number: str, promote: bool) -> tuple[bool, str]:
-    """Move the alias if the version deserves it; whether it moved, and why."""
-    moved, why = judge_version(client.get_model_version(name, number), _champion(client, name), promote)
+def _move_alias(client: MlflowClient, name: str, number: str, promote: bool) -> tuple[bool, str]:
+    """Move the alias if the version is better; return whether it moved, and why."""
+    moved, why = compare_versions(client.get_model_version(name, number), _champion(client, name), promote)
     if moved:
-        client.set_registered_model_alias(name, ALIAS, number)
+        client.set_registered_model_alias(name, CHAMPION, number)
     return moved, why
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
     try:
-        return client.get_model_version_by_alias(name, ALIAS)
+        return client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException:
         return None
 
 
-def judge_version(version: ModelVersion, champion: ModelVersion | None, promote: bool) -> tuple[bool, str]:
-    """Whether a version deserves the alias, and why, in one sentence."""
+def compare_versions(version: ModelVersion, champion: ModelVersion | None, promote: bool) -> tuple[bool, str]:
+    """Whether a version becomes the champion, and why, in one sentence."""
     if champion is None:
         return True, "there was no champion before"
     if promote:

@@ -1,8 +1,7 @@
-"""From an HTTP request to a request for a picture: everything that comes from outside is checked here."""
+"""The form of an HTTP request, validated. The picture stays encoded here: a painter decodes it, once."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,43 +12,43 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from stages.config import ServeConfig
 
 FIELDS = ("subject", "word", "prompt", "seed", "steps")
-_FORM_OVERHEAD_BYTES = 64_000  # field names, boundaries, the sentence
+_FORM_OVERHEAD_BYTES = 64_000  # field names, boundaries, the prompt
 _MAX_PROMPT_CHARACTERS = 2000
 _MAX_SEED = 2**63 - 1
 
 
-class BadRequestError(Exception):
-    """A request that cannot be carried out: a status code, and one sentence for the user."""
+class RequestError(Exception):
+    """A request cannot be answered with a picture: a status code, and one sentence for the user."""
 
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
-        self.sentence = sentence
+        self.message = message
 
 
 async def read_form(request: Request, settings: ServeConfig) -> dict[str, Any]:
-    """The fields of a multipart form as the registered model takes them.
+    """The fields of a multipart form, as `prepare` of the registered model takes them.
 
-    The body is counted while it arrives: one that is too large is refused without being stored.
+    The body is counted while it arrives, so that one that is too large is never stored.
 
     Raises:
-        BadRequestError: 413 too large, 415 no multipart form, 422 a field is missing, unknown or wrong.
+        RequestError: 413 too large, 415 no multipart form, 422 a field is missing, unknown or invalid.
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise BadRequestError(415, f"Send a multipart form with the fields {', '.join(FIELDS)} (curl: -F).")
-    body = _counted(request, settings.max_picture_bytes)
+        raise RequestError(415, f"Send a multipart form with the fields {', '.join(FIELDS)} (curl: -F).")
+    body = _limited_body(request, settings.max_picture_bytes)
     try:
         form = await MultiPartParser(request.headers, body, max_files=1, max_fields=len(FIELDS)).parse()
     except (MultiPartException, KeyError) as error:
         reason = getattr(error, "message", "it has no boundary").rstrip(".")
-        raise BadRequestError(422, f"The multipart form cannot be read: {reason}.") from error
+        raise RequestError(422, f"The multipart form cannot be read: {reason}.") from error
     try:
-        return await _checked(form, settings)
+        return await _fields(form, settings)
     finally:
         await form.close()  # and with it its temporary files
 
 
-async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def _limited_body(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
@@ -58,39 +57,38 @@ async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-def _too_large(limit: int) -> BadRequestError:
-    return BadRequestError(413, f"The picture is too large; at most {limit} bytes are accepted.")
+def _too_large(limit: int) -> RequestError:
+    return RequestError(413, f"The picture is too large; at most {limit} bytes are accepted.")
 
 
-async def _checked(form: FormData, settings: ServeConfig) -> dict[str, Any]:
+async def _fields(form: FormData, settings: ServeConfig) -> dict[str, Any]:
     unknown = sorted(set(form) - set(FIELDS))
     if unknown:
-        raise BadRequestError(422, f"There is no field {unknown[0]!r}; the fields are {', '.join(FIELDS)}.")
+        raise RequestError(422, f"There is no field {unknown[0]!r}; the fields are {', '.join(FIELDS)}.")
     subject = form.get("subject")
     if not isinstance(subject, UploadFile):
-        raise BadRequestError(422, "The field 'subject' must be a picture file (curl: -F subject=@file.png).")
+        raise RequestError(422, "The field 'subject' must be a picture file (curl: -F subject=@file.png).")
     picture = await subject.read()
     if len(picture) > settings.max_picture_bytes:
         raise _too_large(settings.max_picture_bytes)
-    found: dict[str, Any] = {"subject": base64.b64encode(picture).decode()}
-    found |= {name: _text(form, name) for name in ("word", "prompt")}
+    fields: dict[str, Any] = {"subject": picture, "word": _text(form, "word"), "prompt": _text(form, "prompt")}
     for name, low, high in (("seed", 0, _MAX_SEED), ("steps", 1, settings.max_steps)):
         if form.get(name):
-            found[name] = _integer(form, name, low, high)
-    return found
+            fields[name] = _integer(form, name, low, high)
+    return fields
 
 
 def _text(form: FormData, name: str) -> str:
     value = form.get(name)
     if not isinstance(value, str) or not value.strip():
-        raise BadRequestError(422, f"The field {name!r} is missing or empty.")
+        raise RequestError(422, f"The field {name!r} is missing or empty.")
     if len(value) > _MAX_PROMPT_CHARACTERS:
-        raise BadRequestError(422, f"The field {name!r} has {len(value)} characters; at most {_MAX_PROMPT_CHARACTERS}.")
+        raise RequestError(422, f"The field {name!r} has {len(value)} characters; at most {_MAX_PROMPT_CHARACTERS}.")
     return value.strip()
 
 
 def _integer(form: FormData, name: str, low: int, high: int) -> int:
     value = form[name]
     if not isinstance(value, str) or not value.strip().isdecimal() or not low <= int(value) <= high:
-        raise BadRequestError(422, f"The field {name!r} must be a whole number from {low} to {high}.")
+        raise RequestError(422, f"The field {name!r} must be a whole number from {low} to {high}.")
     return int(value)

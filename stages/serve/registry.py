@@ -1,33 +1,63 @@
-"""Which registered model to serve, and whether its files are whole."""
+"""The registered model that the command `serve` serves."""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.checksums import DamagedArtifactError, verify_checksums
 from stages.contract import StageError
+from stages.registered_model import CHAMPION, INTERFACE
 
-ALIAS = "champion"
 _SQLITE = "sqlite:///"
 
 
-def champion(name: str, tracking_uri: str, run_folder: Path, profile: str) -> str:
-    """The number of the version that the alias `champion` names now.
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """A version of a registered model, and its files on this machine, which are verified."""
 
-    It is looked up once: all replicas, also those that are restarted, serve the same version.
+    name: str
+    version: str
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """How messages and answers call it."""
+        return f"{self.name} version {self.version}"
+
+
+def load_champion(name: str, tracking_uri: str, run_folder: Path, profile: str) -> Champion:
+    """Fetch and verify the version that the alias `champion` names now.
+
+    This is done once, before the server starts: all replicas, also those that are restarted, load the same files and
+    need not verify them again.
 
     Raises:
-        StageError: There is none yet (names the command that makes one), or its files are damaged.
+        StageError: There is no champion yet, its files are damaged, or this code cannot serve it.
     """
-    flag = "" if profile == "micro" else f" --profile {profile}"
-    missing = StageError(
-        f"There is no {ALIAS} of the model {name} in {run_folder} yet; make one with: "
-        f"python pipeline.py run --stage all{flag}"
-    )
+    command = "python pipeline.py run --stage {}" + ("" if profile == "micro" else f" --profile {profile}")
+    version = _champion_version(name, tracking_uri)
+    if version is None:
+        make = command.format("all")
+        raise StageError(f"There is no {CHAMPION} of the model {name} in {run_folder} yet; make one with: {make}")
+    import mlflow
+
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
+    champion = Champion(name=name, version=version, folder=folder)
+    try:
+        if not _verify(folder):
+            register = command.format("register")
+            raise StageError(f"{champion.title} is of another version of Realword; register it again with: {register}")
+    except (DamagedArtifactError, FileNotFoundError, json.JSONDecodeError) as error:
+        raise StageError(f"The registered model {champion.title} is damaged: {error}") from error
+    return champion
+
+
+def _champion_version(name: str, tracking_uri: str) -> str | None:
     if tracking_uri.startswith(_SQLITE) and not Path(tracking_uri.removeprefix(_SQLITE)).is_file():
-        raise missing  # a look-up would create the database
+        return None  # MLflow would create the database
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -35,24 +65,26 @@ def champion(name: str, tracking_uri: str, run_folder: Path, profile: str) -> st
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     try:
-        version = str(mlflow.MlflowClient().get_model_version_by_alias(name, ALIAS).version)
+        return str(mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise missing from error
+            return None
         raise
-    _verify(Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}")), f"{name} version {version}")
-    return version
 
 
-def _verify(folder: Path, model: str) -> None:
-    """Compare the model's files with the checksums that were registered with it."""
+def _verify(folder: Path) -> bool:
+    """Whether the server can call this model.
+
+    Raises:
+        DamagedArtifactError: A file does not have the checksum that was registered with it.
+    """
     from mlflow.models import Model
 
-    flavor = Model.load(str(folder)).flavors["python_function"]
-    places = {key: folder / entry["path"] for key, entry in flavor["artifacts"].items()}
-    try:
-        settings = json.loads(places["inference"].read_text())
-        for key, checksums in settings["checksums"].items():
-            verify_checksums(places[key], checksums)
-    except (DamagedArtifactError, FileNotFoundError, json.JSONDecodeError) as error:
-        raise StageError(f"The registered model {model} is damaged: {error}") from error
+    artifacts = Model.load(str(folder)).flavors["python_function"]["artifacts"]
+    paths = {name: folder / entry["path"] for name, entry in artifacts.items()}
+    settings = json.loads(paths["inference"].read_text())
+    if settings.get("interface") != INTERFACE:
+        return False
+    for name, checksums in settings["checksums"].items():
+        verify_checksums(paths[name], checksums)
+    return True

@@ -2,15 +2,15 @@
 
     curl -F subject=@mug.png -F word=mug -F prompt="a photo of a mug in the snow" localhost:8000/generate -o painted.png
 
-Listens on the loopback interface unless `serve.host` says otherwise; it has no authentication. Answers: 200 a PNG;
-413, 415, 422 the request is wrong; 503 with Retry-After when too many wait; 504 when painting takes too long.
+Listens on the loopback interface unless `serve.host` says otherwise; it has no authentication. Answers: 200 and a PNG;
+413, 415 or 422 for an invalid request; 503 with Retry-After when too many requests wait; 504 when painting takes too
+long.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import signal
 import socket
@@ -24,7 +24,8 @@ from types import FrameType
 
 from stages.config import Config, ServeConfig
 from stages.contract import StageError
-from stages.serve.registry import champion
+from stages.ray_tools.cluster import local_cluster
+from stages.serve.registry import load_champion
 
 _START_SECONDS = 60
 
@@ -35,16 +36,15 @@ def run_server(config: Config, tracking_uri: str, run_folder: Path) -> None:
     Args:
         config: Sections `register` (the name) and `serve`.
         tracking_uri: Where the registry is.
-        run_folder: To say which command makes a model, and to find a picture for the example.
+        run_folder: Of the run: for errors, and for the picture of the example.
 
     Raises:
         StageError: The port is taken, there is no champion, or its files are damaged; nothing was started.
     """
     settings = config.serve
     check_address(settings)
-    version = champion(config.register.model_name, tracking_uri, run_folder, config.profile)
-    model = f"{config.register.model_name} version {version}"
-    with _local_ray(), _stopped_by_signals():
+    champion = load_champion(config.register.model_name, tracking_uri, run_folder, config.profile)
+    with local_cluster(dashboard=False), _stopped_by_signals():
         from ray import serve
 
         from stages.serve.app import build_app
@@ -55,10 +55,9 @@ def run_server(config: Config, tracking_uri: str, run_folder: Path) -> None:
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None}, logging_config=quiet
         )
         try:
-            uri = f"models:/{config.register.model_name}/{version}"
-            serve.run(build_app(uri, model, tracking_uri, settings), name="realword", logging_config=quiet)
-            address = _wait_until_it_answers(settings)
-            print(f"Serving {model} at {address}/ (stop with Ctrl-C). Try:", flush=True)
+            serve.run(build_app(champion, settings), name="realword", logging_config=quiet)
+            address = _wait_until_ready(settings)
+            print(f"Serving {champion.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
             print(f"  {example(address, run_folder)}", flush=True)
             signal.pause()
         finally:
@@ -66,7 +65,7 @@ def run_server(config: Config, tracking_uri: str, run_folder: Path) -> None:
 
 
 def check_address(settings: ServeConfig) -> None:
-    """Find out whether the address can be listened on.
+    """Check that this machine can listen on the address.
 
     Raises:
         StageError: It cannot.
@@ -74,10 +73,10 @@ def check_address(settings: ServeConfig) -> None:
     if not 0 < settings.port < 65536:
         raise StageError(f"serve.port is {settings.port}; a port is a number from 1 to 65535.")
     try:
-        family, kind, _, _, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
+            listener.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StageError(
@@ -87,7 +86,7 @@ def check_address(settings: ServeConfig) -> None:
 
 
 def example(address: str, run_folder: Path) -> str:
-    """A curl command that works as it stands when the run has a microworld."""
+    """A curl command for a request; its picture exists when the run has a microworld."""
     subject, word = "picture.png", "toy"
     listings = list(run_folder.glob("stages/microworld/*/subjects/subjects.json"))
     if listings:
@@ -98,27 +97,8 @@ def example(address: str, run_folder: Path) -> str:
     return f"curl -F {shlex.quote(f'subject=@{subject}')} -F word={word} -F {prompt} {address}/generate -o painted.png"
 
 
-@contextmanager
-def _local_ray() -> Iterator[None]:
-    """A Ray of our own, on the loopback interface, that ends with the block."""
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=max(8, 4 * (os.cpu_count() or 1)),  # logical: Serve's own actors count as well
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _wait_until_it_answers(settings: ServeConfig) -> str:
-    """The address, once a painter has said through it that it is ready."""
+def _wait_until_ready(settings: ServeConfig) -> str:
+    """Wait until a painter is ready; return the address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     address, deadline = f"http://{host}:{settings.port}", time.monotonic() + _START_SECONDS
     while True:
@@ -133,7 +113,7 @@ def _wait_until_it_answers(settings: ServeConfig) -> str:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """End the block in good order at SIGINT (Ctrl-C) and SIGTERM."""
+    """End the block at SIGINT (Ctrl-C) and SIGTERM, so that what it has started is stopped."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

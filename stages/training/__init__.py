@@ -1,1 +1,1 @@
-"""The one trainer: Ray Train workers, the training loop, the DeepSpeed engine, checkpoints, the record."""
+"""The trainer of every stage: Ray Train workers, the training loop, the DeepSpeed engine, checkpoints, metrics."""

@@ -1,12 +1,12 @@
-"""The checkpoints of a training: one folder each, written by all workers at once, read by any number of them.
+"""The checkpoints of a training: one folder each, written by all workers together, readable by any number of them.
 
     step-00000100/
       rank-0.safetensors ..  each worker's share of the state, whole tensors by name
       training.json          step, loss, configuration, ...; by rank 0
       rank-0-of-8.json ..    the checksums of what a worker has written; written last
 
-A folder with a list of checksums from every worker is complete. Any other one is what a kill has left, and no
-checkpoint. Nothing here is a pickle, and nothing depends on how the state was cut while training.
+A folder with the checksums of every worker is complete. Any other folder was left by a killed training and is no
+checkpoint. There are no pickles, and the state does not depend on how ZeRO partitioned it.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ _STATE_FILE = "training.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, or a folder that is to become one."""
+    """A checkpoint, complete or being written."""
 
     folder: Path
 
     @property
     def step(self) -> int:
-        """Steps that were done."""
+        """The number of steps done."""
         return int(self.folder.name.removeprefix("step-"))
 
     def state(self) -> dict[str, Any]:
-        """What `training.json` holds."""
+        """The content of `training.json`."""
         state: dict[str, Any] = json.loads((self.folder / _STATE_FILE).read_text())
         return state
 
     def is_complete(self) -> bool:
-        """Whether every worker has finished its share."""
+        """Whether every worker has written its share."""
         lists = list(self.folder.glob("rank-*-of-*.json"))
         return bool(lists) and len(lists) == int(lists[0].stem.rpartition("-")[2])
 
     def check(self) -> None:
-        """Compare every file with the checksum that was taken when it was written.
+        """Compare every file with its checksum.
 
         Raises:
-            ValueError: A file is missing or is not what was written; one sentence that names it.
+            ValueError: A file is missing or damaged; one sentence that names it.
         """
         for sums in sorted(self.folder.glob("rank-*.json")):
             try:
@@ -67,7 +67,7 @@ class Checkpoint:
                     raise ValueError(f"checkpoint file {file} is damaged (its checksum is not the one in {sums.name})")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The state's tensors by name, one after the other, on the CPU."""
+        """The state's tensors with their names, one at a time, on the CPU."""
         for file in sorted(self.folder.glob("rank-*.safetensors")):
             with safe_open(file, "pt") as share:
                 names = share.keys()
@@ -77,10 +77,10 @@ class Checkpoint:
     def write_share(
         self, rank: int, world: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None
     ) -> None:
-        """Write what `rank` of `world` workers has: its tensors (CPU), and on rank 0 the state.
+        """Write the share of worker `rank` of `world`: its tensors (on the CPU), and on rank 0 the state.
 
         Raises:
-            ValueError: The disk is full, or cannot be written for another reason; one sentence.
+            ValueError: The disk is full or cannot be written; one sentence.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +98,8 @@ class Checkpoint:
             full = "No space left" in str(error)
             reason = "its disk is full" if full else str(error)
             raise ValueError(
-                f"checkpoint {self.folder} cannot be written ({reason}): free some space or mend the folder, and run "
-                "again to go on from the last one."
+                f"checkpoint {self.folder} cannot be written ({reason}): free some space or make the folder writable, "
+                "and run again to resume from the last checkpoint."
             ) from error
 
 
@@ -108,34 +108,34 @@ class CheckpointFolder:
     """All checkpoints of a training.
 
     Attributes:
-        keep: So many of the last ones are kept, and the one with the lowest loss.
+        keep: The number of latest checkpoints to keep, besides the one with the lowest loss.
     """
 
     folder: Path
     keep: int = 1
 
     def at(self, step: int) -> Checkpoint:
-        """The checkpoint after `step` steps, whether it is there or not."""
+        """The checkpoint after `step` steps, whether it exists or not."""
         return Checkpoint(self.folder / f"step-{step:08d}")
 
     def complete(self) -> list[Checkpoint]:
-        """Those that are whole, by their steps."""
+        """The complete checkpoints in the order of their steps."""
         found = [Checkpoint(folder) for folder in sorted(self.folder.glob("step-*"))]
         return [checkpoint for checkpoint in found if checkpoint.is_complete()]
 
     def latest(self) -> Checkpoint | None:
-        """The one to go on from."""
+        """The checkpoint to resume from."""
         return next(reversed(self.complete()), None)
 
     def remove_incomplete(self) -> None:
-        """Delete what a kill has left. No worker may be writing."""
+        """Delete incomplete checkpoints. No worker may be writing."""
         whole = self.complete()
         for folder in self.folder.glob("step-*"):
             if Checkpoint(folder) not in whole:
                 shutil.rmtree(folder)
 
     def prune(self) -> None:
-        """Delete what need not be kept; what is still being written is not touched."""
+        """Delete the checkpoints that need not be kept; incomplete ones stay."""
         whole = self.complete()
         kept = whole[-self.keep :] + sorted(whole, key=_loss)[:1]
         for checkpoint in whole:
@@ -152,7 +152,7 @@ def _loss(checkpoint: Checkpoint) -> float:
 
 
 class CheckpointWriter:
-    """Writes one worker's shares in a thread while training goes on; at most one at a time."""
+    """Writes one worker's shares in a thread beside the training, one at a time."""
 
     def __init__(self, folder: CheckpointFolder, rank: int, world: int) -> None:
         self._folder, self._rank, self._world = folder, rank, world
@@ -160,17 +160,17 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None) -> None:
-        """Begin to write, when the last one is written; what went wrong with that one is raised here."""
+        """Start writing, after the previous share is written; raises the error of the previous one."""
         self.wait()
         self._pending = self._thread.submit(self._write, step, tensors, state)
 
     def check(self) -> None:
-        """Raise what went wrong, if that is known already. After every step, for what follows would be lost too."""
+        """Raise the error of a failed write. Call it after every step, because later steps would be lost too."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until everything is written; raises what went wrong."""
+        """Wait until everything is written; raises the error of a failed write."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None

@@ -1,9 +1,9 @@
-"""A DeepSpeed engine around a module: one step of AdamW at a time, the same for every ZeRO stage and precision.
+"""A DeepSpeed engine around a module: steps of AdamW that are the same for every ZeRO stage and precision.
 
 DeepSpeed's settings are `infra/deepspeed/zero{0,1,2,3}.json`; "auto" in them stands for the pipeline's own values. The
-weights are fp32: bf16 and fp16 are an autocast of the forward pass, which is ours and not DeepSpeed's, for DeepSpeed
-would sum the gradients in half precision too. The loss of fp16 is scaled dynamically. A step whose gradient is not
-finite on any worker changes nothing on all of them.
+weights are fp32. For bf16 and fp16 the forward pass runs under torch's autocast instead of DeepSpeed's own half
+precision, which would sum the gradients in half precision too. fp16 scales the loss dynamically. If the gradient is
+not finite on one worker, the step changes the weights on none.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
     """DeepSpeed's settings for a ZeRO stage, with the pipeline's values in place of "auto".
 
-    A step's batch is the task's affair: DeepSpeed's micro batch size stays 1, and AdamW is torch's, which need not be
-    compiled on first use.
+    DeepSpeed's micro batch size stays 1, because the task makes the batches. AdamW is torch's, which needs no compiler.
     """
     settings: dict[str, Any] = json.loads((DEEPSPEED / f"zero{config.zero_stage}.json").read_text())
     values = {"gradient_accumulation_steps": config.accumulation, "gradient_clipping": config.gradient_clip}
@@ -48,10 +47,10 @@ def learning_rate(step: int, steps: int, config: TrainerConfig) -> float:
 def micro_batches(batch: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
     """Cut a batch into `count` equal parts along its examples, the first dimension of its first tensor.
 
-    A tensor of another length is no list of examples: every part gets all of it.
+    Each part gets the whole of a tensor whose first dimension has another length.
 
     Raises:
-        ValueError: The examples cannot be shared out evenly.
+        ValueError: The number of examples is not divisible by `count`.
     """
     examples = len(next(iter(batch.values())))
     if examples % count:
@@ -80,7 +79,7 @@ class LossScale:
     finite_steps: int = 0
 
     def update(self, finite: bool) -> None:
-        """Take note of a step's gradient."""
+        """Adapt the scale to a step's gradient."""
         self.finite_steps = self.finite_steps + 1 if finite else 0
         if not finite:
             self.scale = max(1.0, self.scale / 2)
@@ -89,7 +88,7 @@ class LossScale:
 
 
 class _Autocast(nn.Module):
-    """Runs a module's forward pass in half precision where autocast allows it; the weights stay as they are."""
+    """Runs a module's forward pass under autocast; the weights keep their precision."""
 
     def __init__(self, inner: nn.Module, device_type: str, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -103,19 +102,21 @@ class _Autocast(nn.Module):
 
 
 class Engine:
-    """`module` under training. All methods are to be called on all workers alike.
+    """Trains `module`. Every worker must call each method.
 
     Attributes:
         deepspeed: DeepSpeed's engine.
-        loss_scale: Of fp16; None for other precisions.
+        loss_scale: For fp16; None for other precisions.
     """
 
     def __init__(self, module: nn.Module, config: TrainerConfig, device: torch.device) -> None:
         import deepspeed
         from deepspeed.utils import logger
 
-        logger.setLevel("ERROR")  # skipped steps are in the record
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else compiled on first use; needs a compiler
+        logger.setLevel("ERROR")  # the metrics count skipped steps
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = (
+            False  # otherwise compiled on first use, which needs a compiler
+        )
         self.module = module
         self.zero_stage = config.zero_stage
         self.loss_scale = LossScale() if config.precision == "fp16" else None
@@ -135,14 +136,14 @@ class Engine:
         )
 
     @property
-    def is_helpless(self) -> bool:
-        """Whether a gradient that is not finite is no matter of the loss's scale."""
+    def cannot_lower_scale(self) -> bool:
+        """Whether a lower loss scale cannot make the gradient finite."""
         return self.loss_scale is None or self.loss_scale.scale == 1.0
 
-    def backward(self, batches: Sequence[dict[str, Tensor]], most_loss: float = math.inf) -> dict[str, Tensor]:
-        """Forward and backward pass of all micro batches of a step; the means of what the module returned.
+    def backward(self, batches: Sequence[dict[str, Tensor]], max_loss: float = math.inf) -> dict[str, Tensor]:
+        """Forward and backward pass of a step's micro batches; returns the mean of each output of the module.
 
-        A loss above `most_loss` gets a gradient that is not finite, so that no worker takes the step.
+        A loss above `max_loss` gets a gradient that is not finite, so that all workers skip the step.
         """
         scalars: dict[str, list[Tensor]] = {}
         self._set_loss_scale()
@@ -152,7 +153,7 @@ class Engine:
             # DeepSpeed scales the loss itself, but not in stage 0.
             factor = self.loss_scale.scale if self.loss_scale and self.zero_stage == 0 else 1.0
             loss = returned["loss"]
-            exploded = torch.where(loss.detach() > most_loss, torch.nan, 1.0).to(loss.dtype)
+            exploded = torch.where(loss.detach() > max_loss, torch.nan, 1.0).to(loss.dtype)
             self.deepspeed.backward(loss * factor * exploded)
             for name, value in returned.items():
                 scalars.setdefault(name, []).append(value.detach())
@@ -162,8 +163,8 @@ class Engine:
         """One step of the optimizer at a learning rate.
 
         Returns:
-            The norm of the gradient over all workers, before it is clipped. None when it is not finite: then nothing
-            has changed.
+            The norm of the gradient over all workers, before clipping. None when it is not finite and the step is
+            skipped.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
@@ -177,12 +178,12 @@ class Engine:
             self.deepspeed.optimizer.override_loss_scale(self.loss_scale.scale)
 
     def _step_with_zero(self) -> float | None:
-        """DeepSpeed's own check and norm are over all workers' pieces of the gradient."""
+        """DeepSpeed checks the gradient and takes its norm over the pieces of all workers."""
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm()) if self.deepspeed.was_step_applied() else None
 
     def _step_without_zero(self) -> float | None:
-        """Stage 0 has no check; every worker holds the whole gradient, the same on all."""
+        """Without ZeRO there is no check, but each worker has the whole gradient."""
         gradients = [weight.grad for weight in self.trained.values() if weight.grad is not None]
         if self.loss_scale:
             torch._foreach_mul_(gradients, 1 / self.loss_scale.scale)

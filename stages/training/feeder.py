@@ -1,8 +1,8 @@
-"""The feeder: what a task's `Feed` prepares, streamed by Ray Data to a worker of the training, in the order of steps.
+"""The feeder: Ray Data streams what a task's `Feed` prepares to a training worker, in the order of the steps.
 
-Each worker of the training has a stream of its own, which begins at any step. Its data workers are Ray actors that hold
-the feed, and what it has read of the plan and of the index of pictures, as long as the stream lasts. They work some
-steps ahead, as far as the stream's share of Ray's object store goes; nothing else of the steps to come is held.
+Each training worker has its own stream, which can begin at any step. The stream's data workers are Ray actors. Each
+keeps the feed, with what it has read of the plan and of the picture index, until the stream ends. They prepare steps
+in advance up to the stream's limit in Ray's object store.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 from model.training.task import Feed, Prepared
 from stages.contract import StageError
 
-#: Steps travel in blocks of about so many bytes, for Ray takes some milliseconds for each block whatever its size.
+#: Steps are sent in blocks of about this size, because each block costs Ray some milliseconds whatever its size.
 BLOCK_BYTES = 32 * 2**20
-_MOST_STEPS_A_BLOCK = 16
-#: Ray plans all blocks of a dataset before it makes the first, a millisecond each: a long stream is several datasets.
-_BLOCKS_A_DATASET = 1000
-#: A data worker's share of the object store, in blocks: one that it makes, and those that wait for the training.
-_BLOCKS_A_WORKER = 12
+_MAX_STEPS_PER_BLOCK = 16
+#: Ray plans all blocks of a dataset first, at a millisecond each, so a long stream is cut into datasets.
+_BLOCKS_PER_DATASET = 1000
+#: Blocks of each data worker in the object store: the one in the making, and those that wait for the training.
+_BLOCKS_PER_WORKER = 12
 _PAUSE_SECONDS = 0.03
 
 
 def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> Generator[Prepared]:
-    """What `feed` prepares for these steps of a worker of the training, by so many data workers.
+    """What `feed` prepares for these steps of a training worker, by `workers` data workers.
 
-    The first step is prepared here: it tells how large a step is, and the training need not wait for the data workers
-    to start. Close the generator to end them before the last step.
+    This process prepares the first step, to measure the size of a step and to let the training begin while the data
+    workers start. Close the generator to end them before the last step.
 
     Raises:
-        ValueError: Of `feed`, when the step is due that is broken.
+        ValueError: `feed` raised it for the step that is due.
     """
     if not steps:
         return
@@ -45,9 +45,9 @@ def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> 
     if len(steps) == 1:
         return
     size = sum(array.nbytes for array in first.values())
-    length = min(max(1, BLOCK_BYTES // size), _MOST_STEPS_A_BLOCK)
-    for some in _cut(steps[1:], length * _BLOCKS_A_DATASET):
-        blocks = _blocks(feed, some, rank, world, workers=workers, length=length, memory=length * size)
+    length = min(max(1, BLOCK_BYTES // size), _MAX_STEPS_PER_BLOCK)
+    for part in _cut(steps[1:], length * _BLOCKS_PER_DATASET):
+        blocks = _blocks(feed, part, rank, world, workers=workers, length=length, memory=length * size)
         with closing(blocks):
             for block in blocks:
                 yield from unpack(block)
@@ -56,26 +56,26 @@ def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> 
 def _blocks(
     feed: Feed, steps: range, rank: int, world: int, *, workers: int, length: int, memory: int
 ) -> Generator[pa.Table]:
-    """Blocks of `length` steps, in order; `memory` is a block's size in bytes."""
+    """Blocks of `length` steps in order; `memory` is the size of a block in bytes."""
     import ray.data
 
-    tasks = [{"first": some[0], "end": some[-1] + 1} for some in _cut(steps, length)]
+    tasks = [{"first": part[0], "end": part[-1] + 1} for part in _cut(steps, length)]
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _DataWorker,
         fn_constructor_args=(feed, rank, world),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=4),
-        num_cpus=0,  # the workers of the training may have taken all of them: Ray would wait for one without a word
-        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # nothing need travel
+        num_cpus=0,  # the training workers may have taken all CPUs; Ray would wait for ever
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # the steps stay on this machine
     )
     context = dataset.context
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
-        object_store_memory=workers * _BLOCKS_A_WORKER * memory
+        object_store_memory=workers * _BLOCKS_PER_WORKER * memory
     )
-    context.target_max_block_size = None  # a task's steps stay together
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Patience]
+    context.target_max_block_size = None  # the steps of a task stay in one block
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _Throttle]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     tables = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
@@ -88,18 +88,18 @@ def _cut(steps: range, length: int) -> Iterator[range]:
         yield steps[start : start + length]
 
 
-class _Patience:
-    """An `ExecutionCallback` of Ray Data that lets its scheduling loop sleep a little in each turn.
+class _Throttle:
+    """An `ExecutionCallback` of Ray Data that pauses each iteration of its scheduling loop.
 
-    While enough is made ahead the loop has nothing to wait for and turns without a pause: it took two thirds of a core,
-    in the process that trains. A data worker is given its next task before it is done, and does not starve meanwhile.
+    When enough steps are prepared, the loop would run without a pause: it took two thirds of a core in the training
+    process. The pause does not slow the data workers down, for each has its next task before it finishes one.
     """
 
     def before_execution_starts(self, executor: Any) -> None:
-        """Nothing to do, likewise after it."""
+        """Do nothing."""
 
     def on_execution_step(self, executor: Any) -> None:
-        """After each turn."""
+        """Pause after an iteration."""
         time.sleep(_PAUSE_SECONDS)
 
     def after_execution_succeeds(self, executor: Any) -> None: ...
@@ -108,13 +108,13 @@ class _Patience:
 
 
 class _DataWorker:
-    """What an actor of the stream does."""
+    """An actor of the stream."""
 
     def __init__(self, feed: Feed, rank: int, world: int) -> None:
         self.feed, self.rank, self.world = feed, rank, world
 
     def __call__(self, task: pa.Table) -> pa.Table:
-        """The prepared steps from "first" to before "end"; the last one may be broken."""
+        """The prepared steps from "first" up to, without, "end"; an error ends them."""
         (first,), (end,) = task["first"].to_pylist(), task["end"].to_pylist()
         found: list[Prepared] = []
         for step in range(first, end):
@@ -129,9 +129,9 @@ class _DataWorker:
 
 
 def pack(steps: Sequence[Prepared], error: str | None = None) -> pa.Table:
-    """A row for every step, a column for every array; when `error` is given a last row that says what went wrong.
+    """A row for each step and a column for each array; with `error`, a last row that holds only the error.
 
-    Arrays may have another shape and dtype in every step. They are copied once, and not at all when read.
+    An array may have another shape and dtype in each step. Packing copies it once, reading does not copy it.
     """
     nothing = np.empty(0, np.uint8)
     names = dict.fromkeys(name for step in steps for name in step)
@@ -142,7 +142,7 @@ def pack(steps: Sequence[Prepared], error: str | None = None) -> pa.Table:
 
 
 def unpack(table: pa.Table) -> Iterator[Prepared]:
-    """The steps of a table that `pack` has made; raises ValueError where one went wrong."""
+    """The steps of a table of `pack`; raises its error, if it has one, as ValueError."""
     for row, error in enumerate(table["error"].to_pylist()):
         if error is not None:
             raise ValueError(error)

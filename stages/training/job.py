@@ -1,4 +1,4 @@
-"""A training as its workers know it: what is trained and how, and where everything about it is kept."""
+"""The description of a training that its workers get: what is trained, how, and where its files are."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ _FREE = ("workers", "use_gpu", "zero_stage", "accumulation", "checkpoint_every",
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """Everything a worker needs to know.
+    """A training.
 
     Attributes:
         task: What is trained; picklable.
         steps: Steps of the optimizer in all.
-        config: How it is trained.
-        seed: Of the initial weights and of every random number drawn while training.
+        seed: Of the initial weights and of all random numbers of the training.
         cores: Cores of a machine, shared by the workers on it.
-        data_workers: Processes that prepare the batches of a `FedTask`, for each worker; 0: the worker itself.
-        folder: Where everything about the run is kept; all workers see it.
-        name: The run's.
+        data_workers: Processes for each worker that prepare the batches of a `FedTask`; 0: the worker prepares them.
+        folder: Holds all files of the training; all workers can read and write it.
+        name: Of the training; the files' names begin with it.
     """
 
     task: TrainingTask
@@ -42,8 +41,8 @@ class TrainingJob:
     data_workers: int = 0
 
     @property
-    def record(self) -> Path:
-        """JSON lines file of the curves."""
+    def metrics_file(self) -> Path:
+        """JSON lines, see `stages.training.metrics`."""
         return self.folder / f"{self.name}.jsonl"
 
     @property
@@ -53,22 +52,22 @@ class TrainingJob:
 
     @property
     def samples(self) -> Path:
-        """Folder for what a `SamplingTask` shows of its progress."""
+        """Folder for the sample pictures of a `SamplingTask`."""
         return self.folder / f"{self.name}-samples"
 
     @property
     def checkpoints(self) -> CheckpointFolder:
-        """Where checkpoints are kept."""
+        """All checkpoints."""
         return CheckpointFolder(self.folder / f"{self.name}-checkpoints", self.config.keep_checkpoints)
 
     @property
     def stop_request(self) -> Path:
-        """A file whose existence asks the workers to write a checkpoint and stop."""
+        """A file that asks the workers, by its existence, to write a checkpoint and stop."""
         return self.folder / f"{self.name}.stop"
 
     @property
     def ending(self) -> Path:
-        """Why the workers have stopped before the last step: one sentence, by rank 0."""
+        """A file in which rank 0 writes why the training stopped before its last step: one sentence."""
         return self.folder / f"{self.name}.ending"
 
     def identity(self) -> dict[str, Any]:

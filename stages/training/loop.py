@@ -1,9 +1,9 @@
-"""What each worker does: steps of a `TrainingTask` on a DeepSpeed engine, checkpoints, a record of losses.
+"""The training loop of each worker: steps of a `TrainingTask` on a DeepSpeed engine, checkpoints, metrics.
 
-`stages/training/trainer.py` starts the workers on Ray Train. Nothing here depends on Ray or on what is trained. A step
-is a pure function of (seed, step, rank, world) and of the weights, so a run that was cut off and went on ends where an
-undisturbed one ends: exactly with the same workers and ZeRO stage, to rounding with others, where the task's batch does
-not depend on how many share it.
+`stages/training/trainer.py` starts the workers on Ray Train. Except for `train`, nothing here depends on Ray or on
+what is trained. A step is a pure function of (seed, step, rank, world) and of the weights. So a training that was
+interrupted and resumed has the same result as one that was not: exactly the same with the same workers and ZeRO stage,
+and to rounding with others, if the task's batch does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from model.training.task import DescribedTask, FedTask, Feed, Prepared, Sampling
 from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.training.engine import Engine, LossScale, learning_rate, micro_batches
 from stages.training.job import TrainingJob
-from stages.training.record import Recorder, open_recorder
+from stages.training.metrics import MetricsLogger, open_metrics_logger
 from stages.training.state import gather_state, gathered, restore_average, restore_moments, restore_weights
 
-#: So many steps in a row without a finite gradient end a training.
-MOST_SKIPPED_STEPS = 5
+#: This many skipped steps in a row end a training.
+MAX_SKIPPED_STEPS = 5
 
-#: A loss so many times the mean of the first so many steps has exploded. Less is none: a diffusion model's loss differs
-#: much between timesteps, and clipping bounds what a step does.
-EXPLODED = 100.0
+#: A loss has exploded when it is this many times the mean loss of the first `FIRST_STEPS` steps. A smaller factor would
+#: be wrong: a diffusion model's loss varies much between timesteps, and gradient clipping bounds each step.
+EXPLOSION_FACTOR = 100.0
 FIRST_STEPS = 10
 
-#: Streams what a task's feed prepares for these steps: (feed, steps, rank, world). Closing it frees what it holds.
+#: Streams what a task's feed prepares for these steps: (feed, steps, rank, world). Closing it ends its processes.
 Feeder = Callable[[Feed, range, int, int], Generator[Prepared]]
 
 
@@ -48,12 +48,12 @@ def train(settings: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's affair
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # from DeepSpeed
     job: TrainingJob = settings["job"]
     torch.set_num_threads(max(1, job.cores // ray.train.get_context().get_local_world_size()))
     device = ray.train.torch.get_device()
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # where torch.distributed sends Python objects
+        torch.cuda.set_device(device)  # torch.distributed sends Python objects from there
     if job.data_workers:
         from stages.training.feeder import stream
 
@@ -63,20 +63,20 @@ def train(settings: dict[str, Any]) -> None:
 
 
 def prepare_here(feed: Feed, steps: range, rank: int, world: int) -> Generator[Prepared]:
-    """The feeder without processes of its own: each step is prepared when it is due."""
+    """The feeder without data workers: this process prepares each step when it is due."""
     for step in steps:
         yield feed.prepare(step, rank, world)
 
 
 def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_here) -> None:
-    """Train on this worker of torch's process group; rank 0 exports the weights, or writes why it has ended early."""
+    """Train as a worker of torch's process group; rank 0 exports the weights, or writes why the training stopped."""
     rank = dist.get_rank()
     if rank == 0:
         job.ending.unlink(missing_ok=True)
     torch.manual_seed(job.seed)
     module = job.task.module()
     dimensionless = [parameter for parameter in module.parameters() if parameter.dim() == 0]
-    _reshape(dimensionless, (1,))  # DeepSpeed cannot broadcast those, such as CLIP's logit scale
+    _reshape(dimensionless, (1,))  # DeepSpeed cannot broadcast them; CLIP's logit scale is one
     checkpoint = _latest(job.checkpoints)
     tensors = dict(checkpoint.tensors()) if checkpoint else {}
     if checkpoint:
@@ -90,10 +90,10 @@ def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_
         if average:
             restore_average(average, tensors)
         tensors.clear()
-    with open_recorder(job.record, job.steps, device) as recorder:
-        ending = _Worker(job, engine, average, device, recorder, progress).run(feeder)
+    with open_metrics_logger(job.metrics_file, job.steps, device) as metrics:
+        ending = _Worker(job, engine, average, device, metrics, progress).run(feeder)
     if ending is None:
-        with _whole(module, dimensionless, average):
+        with _exportable(module, dimensionless, average):
             if rank == 0:
                 job.task.export(module, job.weights)
     elif rank == 0:
@@ -102,15 +102,15 @@ def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_
 
 @dataclass
 class _Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
-        step: Steps that are done.
-        updates: Of them, those that have changed the weights.
-        skipped: Those that have not, because a loss had exploded or a gradient was not finite.
-        skipped_in_a_row: The last so many of them.
-        first_losses: Of the first steps, over all workers: the measure of an explosion.
-        losses: Of this worker since the last checkpoint.
+        step: Steps done.
+        updates: Steps that changed the weights.
+        skipped: Steps that did not, because the loss exploded or the gradient was not finite.
+        skipped_in_a_row: The skipped steps since the last update.
+        first_losses: Mean losses over all workers of the first steps, to recognize an explosion.
+        losses: This worker's losses since the last checkpoint.
     """
 
     step: int = 0
@@ -121,11 +121,11 @@ class _Progress:
     losses: list[Tensor] = field(default_factory=list)
 
     @property
-    def most_loss(self) -> float:
-        """What is more has exploded."""
+    def max_loss(self) -> float:
+        """A larger loss has exploded."""
         if len(self.first_losses) < FIRST_STEPS:
             return math.inf
-        return EXPLODED * sum(abs(loss) for loss in self.first_losses) / FIRST_STEPS
+        return EXPLOSION_FACTOR * sum(abs(loss) for loss in self.first_losses) / FIRST_STEPS
 
     @classmethod
     def read(cls, checkpoint: Checkpoint, engine: Engine) -> _Progress:
@@ -146,7 +146,7 @@ class _Worker:
     engine: Engine
     average: MovingAverage | None
     device: torch.device
-    recorder: Recorder
+    metrics: MetricsLogger
     progress: _Progress
 
     @property
@@ -154,23 +154,23 @@ class _Worker:
         return dist.get_rank()
 
     def run(self, feeder: Feeder) -> str | None:
-        """All steps that are left; why the training has ended before the last one."""
+        """Do the remaining steps; returns why the training stopped before the last one, else None."""
         with closing(self._batches(range(self.progress.step, self.job.steps), feeder)) as batches:
             return self._run(batches)
 
     def _batches(self, steps: range, feeder: Feeder) -> Generator[_Batch]:
-        """This worker's batches. What a `FedTask` makes of what it was fed is work, not waiting."""
+        """This worker's batches. The time in which a `FedTask` encodes its data does not count as waiting."""
         task, rank, world = self.job.task, self.rank, dist.get_world_size()
         if not isinstance(task, FedTask):
             for step in steps:
-                begun = time.perf_counter()
-                yield _Batch(task.batch(step, rank, world), time.perf_counter() - begun)
+                start = time.perf_counter()
+                yield _Batch(task.batch(step, rank, world), time.perf_counter() - start)
             return
         with closing(feeder(task.feed, steps, rank, world)) as stream:
             for step in steps:
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 prepared = next(stream)
-                waited = time.perf_counter() - begun
+                waited = time.perf_counter() - start
                 yield _Batch(task.encode(prepared, step, rank, world), waited)
 
     def _run(self, batches: Iterator[_Batch]) -> str | None:
@@ -179,12 +179,12 @@ class _Worker:
         for step in range(self.progress.step, job.steps):
             self._step(step, batches)
             writer.check()
-            if self.progress.skipped_in_a_row == MOST_SKIPPED_STEPS:
+            if self.progress.skipped_in_a_row == MAX_SKIPPED_STEPS:
                 writer.wait()
                 return _divergence(job, step)
             done = step + 1
-            self._look(done)
-            stopping = self._agree(job.stop_request.exists()) and done < job.steps
+            self._sample(done)
+            stopping = self._rank_0_says(job.stop_request.exists()) and done < job.steps
             if stopping or (done % job.config.checkpoint_every == 0 and done < job.steps):
                 self._save(writer)
             if stopping:
@@ -200,13 +200,13 @@ class _Worker:
         batch, waited = next(batches)
         samples = len(next(iter(batch.values())))
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        scalars = self.engine.backward(micro_batches(batch, job.config.accumulation), progress.most_loss)
+        scalars = self.engine.backward(micro_batches(batch, job.config.accumulation), progress.max_loss)
         rate = learning_rate(step, job.steps, job.config)
         norm = self.engine.step(rate)
         progress.step = step + 1
         if norm is None:
             progress.skipped += 1
-            progress.skipped_in_a_row += int(self.engine.is_helpless)
+            progress.skipped_in_a_row += int(self.engine.cannot_lower_scale)
             scalars = {}
         else:
             progress.updates += 1
@@ -218,10 +218,10 @@ class _Worker:
             if self.average:
                 self.average.update()
             job.task.after_step(self.engine.module, step)
-        self.recorder.add(step, scalars, samples=samples, waited=waited, skipped=progress.skipped)
+        self.metrics.add(step, scalars, samples=samples, waited=waited, skipped=progress.skipped)
 
-    def _look(self, done: int) -> None:
-        """Let the task show what the module can do after so many steps, when it wants to."""
+    def _sample(self, done: int) -> None:
+        """Have a `SamplingTask` write its sample pictures when they are due."""
         task = self.job.task
         if self.rank or not isinstance(task, SamplingTask) or task.sample_every is None or done % task.sample_every:
             return
@@ -229,7 +229,7 @@ class _Worker:
         task.sample(self.engine.module, done, self.job.samples)
 
     def _save(self, writer: CheckpointWriter) -> None:
-        """Have every worker write its share of the state: every so many-th tensor."""
+        """Have every worker write its share of the state: of N workers, each writes every N-th tensor."""
         progress, scale = self.progress, self.engine.loss_scale
         loss = self._mean(progress.losses)
         progress.losses.clear()
@@ -243,7 +243,7 @@ class _Worker:
             "updates": progress.updates,
             "skipped": progress.skipped,
             "skipped_in_a_row": progress.skipped_in_a_row,
-            "first_losses": list(progress.first_losses),  # it is written while the next steps are done
+            "first_losses": list(progress.first_losses),  # a copy, because the writer runs beside the next steps
             "loss": loss,
             "loss_scale": dataclasses.asdict(scale) if scale else None,
             "config": self.job.identity(),
@@ -251,15 +251,15 @@ class _Worker:
         writer.write(progress.step, mine, state if self.rank == 0 else None)
 
     def _mean(self, losses: list[Tensor]) -> float | None:
-        """Over all workers; None of no losses."""
+        """The mean over all workers; None without losses."""
         total = torch.stack(losses).float().sum() if losses else torch.zeros((), device=self.device)
         both = torch.stack([total, torch.tensor(float(len(losses)), device=self.device)])
         dist.all_reduce(both)
         return (both[0] / both[1]).item() if both[1] else None
 
-    def _agree(self, wish: bool) -> bool:
-        """Whether rank 0 wishes it."""
-        flag = torch.tensor([float(wish and self.rank == 0)], device=self.device)
+    def _rank_0_says(self, value: bool) -> bool:
+        """The value on rank 0, for all workers."""
+        flag = torch.tensor([float(value and self.rank == 0)], device=self.device)
         dist.all_reduce(flag)
         return bool(flag)
 
@@ -267,16 +267,16 @@ class _Worker:
 def _divergence(job: TrainingJob, step: int) -> str:
     samples = f" ({job.task.describe(step)})" if isinstance(job.task, DescribedTask) else ""
     return (
-        f"training {job.name} was stopped at step {step}{samples}, the {MOST_SKIPPED_STEPS}th in a row whose loss has "
-        "exploded or whose gradient is not finite: look at these samples, or lower the trainer's learning_rate."
+        f"training {job.name} was stopped at step {step}{samples}, the {MAX_SKIPPED_STEPS}th in a row whose loss has "
+        "exploded or whose gradient is not finite: check these samples, or lower the trainer's learning_rate."
     )
 
 
 def _latest(checkpoints: CheckpointFolder) -> Checkpoint | None:
-    """The checkpoint to go on from, the same on all workers; what a kill has left is removed.
+    """The checkpoint to resume from, the same on all workers; incomplete ones are removed.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: The checkpoint is damaged.
     """
     chosen: list[Checkpoint | None] = [None]
     if dist.get_rank() == 0:
@@ -295,8 +295,8 @@ def _reshape(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> None:
 
 
 @contextmanager
-def _whole(module: nn.Module, dimensionless: list[nn.Parameter], average: MovingAverage | None) -> Iterator[None]:
-    """The module as it is to be exported: in one piece, with its averaged weights when there are some."""
+def _exportable(module: nn.Module, dimensionless: list[nn.Parameter], average: MovingAverage | None) -> Iterator[None]:
+    """Put the module in its exported form: whole parameters, and the averaged weights when there are any."""
     with gathered(list(module.parameters())):
         if average:
             average.apply()

@@ -1,8 +1,8 @@
-"""The state of a training as whole tensors by name, whatever ZeRO stage has cut it in pieces.
+"""The state of a training as whole tensors by name, independent of ZeRO's partitioning.
 
-The names: "weight/N" for every parameter and buffer that the module would save, "exp_avg/N" and "exp_avg_sq/N" for
-AdamW's moments of the trained parameters, "mean/N" for their moving averages. A state that was gathered from some
-workers in one ZeRO stage can be given to another number of workers in another one.
+The names: "weight/N" for each parameter and buffer in the module's state dict, "exp_avg/N" and "exp_avg_sq/N" for
+AdamW's moments of the trained parameters, "mean/N" for their moving averages. A gathered state can be restored on
+another number of workers and in another ZeRO stage.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
-    """Puts those of `tensors` that ZeRO-3 has cut in pieces together, on all workers, for as long as it is open."""
+    """A context in which those of `tensors` that ZeRO-3 has partitioned are whole on all workers."""
     import deepspeed
 
     cut = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
@@ -30,9 +30,9 @@ def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
 
 
 def gather_state(engine: Engine, updates: int, average: MovingAverage | None) -> Iterator[tuple[str, Tensor]]:
-    """The whole state, one tensor after the other; to be run through on all workers alike.
+    """The state, one tensor at a time; all workers must iterate over it.
 
-    A tensor may be changed or freed when the next one is asked for. `updates` is the number of AdamW's steps.
+    A tensor is valid until the next one is requested. `updates` is the number of AdamW's steps.
     """
     for name, tensor in _module_tensors(engine.module).items():
         with gathered([tensor]):
@@ -45,10 +45,10 @@ def gather_state(engine: Engine, updates: int, average: MovingAverage | None) ->
 
 
 def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a module its weights and buffers; before an engine cuts it in pieces.
+    """Load weights and buffers into a module, before an engine partitions it.
 
     Raises:
-        ValueError: The state is another model's; one sentence.
+        ValueError: The state belongs to another model; one sentence.
     """
     for name, tensor in _module_tensors(module).items():
         found = tensors.get(f"weight/{name}")
@@ -59,7 +59,7 @@ def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def restore_moments(engine: Engine, tensors: Mapping[str, Tensor], updates: int) -> None:
-    """Give AdamW the moments that it had after `updates` steps."""
+    """Set AdamW's moments to those after `updates` steps."""
     if not updates:
         return
     for piece in _pieces(engine):
@@ -67,27 +67,27 @@ def restore_moments(engine: Engine, tensors: Mapping[str, Tensor], updates: int)
         count = torch.full((), float(updates), device=piece.device)
         engine.optimizer.state[piece] = {"step": count, **moments}
     if engine.zero_stage in (1, 2):
-        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()  # else linked in the first step only
+        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()  # otherwise linked in the first step
     for name, weight in engine.trained.items():
         for moment in _MOMENTS:
             _set_moment(engine, weight, moment, tensors[f"{moment}/{name}"])
 
 
 def restore_average(average: MovingAverage, tensors: Mapping[str, Tensor]) -> None:
-    """Give the moving averages their values."""
+    """Set the moving averages."""
     for name, mean in average.mean.items():
         mean.copy_(tensors[f"mean/{name}"])
 
 
 def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of `state_dict`, each once where some are tied."""
+    """Each parameter and buffer of `state_dict`; tied ones once."""
     saved = set(module.state_dict(keep_vars=True))
     both = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor for name, tensor in both if name in saved}
 
 
 def _pieces(engine: Engine) -> list[Tensor]:
-    """What AdamW has its state for: the parameters, or this worker's flat pieces of them."""
+    """The tensors that AdamW updates: the parameters, or this worker's flat partitions of them."""
     zero = engine.deepspeed.optimizer
     if engine.zero_stage == 0:
         return list(engine.trained.values())

@@ -1,6 +1,6 @@
-"""The one engine for everything that is trained: Ray Train workers with DeepSpeed, checkpoints, resume, live curves.
+"""The trainer of every stage: Ray Train workers with DeepSpeed, checkpoints, resume, live metrics.
 
-A stage calls `fit`. The loop itself is in `stages/training/loop.py`.
+A stage calls `fit`. The training loop is in `stages/training/loop.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from stages.contract import Reporter, StageContext, StageError
 from stages.training.checkpoints import difference
 from stages.training.job import TrainingJob
 from stages.training.loop import train
-from stages.training.record import BOOKKEEPING, progress_note, read_lines
+from stages.training.metrics import BOOKKEEPING, progress_note, read_lines
 
-#: Points of a curve by its name: (step, value).
+#: The points (step, value) of each metric.
 Curves = dict[str, list[tuple[int, float]]]
 
 _POLL_SECONDS = 0.5
-#: The project's own complaints of configuration and data: whole sentences, and another attempt is a waste.
+#: The project's own errors about configuration and data: sentences for the user; another attempt would fail again.
 _USER_ERRORS = (ValueError, StageError)
 
 
@@ -43,18 +43,18 @@ def fit(
 ) -> tuple[Path, Curves]:
     """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
 
-    While it trains, progress and curves go to `context.report` (keys `name/loss`, ...). Checkpoints lie in
-    `context.scratch`: a later call with the same scratch, name and arguments goes on from the last one, also with
-    another number of workers. When a worker dies, all go on from the last checkpoint, `config.max_failures` times.
-    SIGTERM ends the training with a checkpoint. `batch_setting` is the configuration's key to lower when a batch does
-    not fit into memory. The batches of a `FedTask` are prepared by so many `data_workers` for each worker; 0: by the
-    worker itself.
+    Progress and metrics go to `context.report` during the training (keys `name/loss`, ...). Checkpoints are in
+    `context.scratch`: a later call with the same scratch, name and arguments resumes from the last one, even with
+    another number of workers. When a worker dies, all resume from the last checkpoint, at most `config.max_failures`
+    times. SIGTERM ends the training with a checkpoint. `batch_setting` is the configuration key to lower when a batch
+    does not fit into memory. `data_workers` processes for each worker prepare the batches of a `FedTask`; with 0 the
+    worker prepares them itself.
 
     Raises:
-        StageError: The configuration makes no sense or the cluster is too small for it; the last checkpoint is damaged
-            or of another configuration; a worker found something wrong (a ValueError or StageError), or died too
-            often; memory is too little for a batch, or the disk for a checkpoint; the loss exploded, or the gradient
-            was not finite, too often; SIGTERM came.
+        StageError: The configuration is invalid, or the cluster is too small for it; the last checkpoint is damaged or
+            belongs to another configuration; a worker raised a ValueError or StageError, or died too often; a batch
+            does not fit into memory, or a checkpoint on the disk; the loss exploded, or the gradient was not finite,
+            in too many steps; the training was stopped by SIGTERM.
     """
     _check_config(config)
     _check_resources(config)
@@ -73,15 +73,15 @@ def fit(
     check_resume(job)
     job.stop_request.unlink(missing_ok=True)
     context.report.progress(0, steps, f"{name}: starting {config.workers} workers")
-    with following(job, context.report), _stopped_by_sigterm(job):
+    with reporting(job, context.report), _stopped_by_sigterm(job):
         _run_workers(job, context.report, batch_setting)
     if job.ending.exists():
         raise StageError(job.ending.read_text())
-    return job.weights, read_curves(job.record)
+    return job.weights, read_curves(job.metrics_file)
 
 
 def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None:
-    """Train on Ray's workers, again when some have died. Ray's own `max_failures` also repeats what must fail again."""
+    """Train on Ray workers, again when one has died. Ray's own `max_failures` would repeat permanent errors too."""
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -98,10 +98,10 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None
             trainer.fit()
             return
         except TrainingFailedError as error:
-            sentence = _sentence(job.name, error, batch_setting)
-            if not attempts_left or any(_would_fail_again(failure) for failure in _failures(error)):
+            sentence = _error_message(job.name, error, batch_setting)
+            if not attempts_left or any(_is_permanent(failure) for failure in _failures(error)):
                 raise StageError(sentence) from error
-            report.warning(f"{sentence}; it goes on from its last checkpoint")
+            report.warning(f"{sentence}; it resumes from its last checkpoint")
 
 
 def _check_config(config: TrainerConfig) -> None:
@@ -121,15 +121,15 @@ def _check_config(config: TrainerConfig) -> None:
 
 
 def _check_resources(config: TrainerConfig) -> None:
-    """Ray would wait for a worker's place for ever."""
+    """Check that Ray has enough CPUs or GPUs, for which it would wait for ever."""
     import ray
 
     kind = "GPU" if config.use_gpu else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if config.workers > there:
-        remedy = f"set workers to at most {there}" if there else "set use_gpu to false"
+    available = int(ray.cluster_resources().get(kind, 0))
+    if config.workers > available:
+        remedy = f"set workers to at most {available}" if available else "set use_gpu to false"
         raise StageError(
-            f"{config.workers} workers need {config.workers} {kind}s, but Ray has {there}: {remedy}, or run it on a "
+            f"{config.workers} workers need {config.workers} {kind}s, but Ray has {available}: {remedy}, or use a "
             "larger cluster."
         )
 
@@ -154,7 +154,7 @@ def check_resume(job: TrainingJob) -> None:
 
 @contextmanager
 def _stopped_by_sigterm(job: TrainingJob) -> Iterator[None]:
-    """Have the first SIGTERM ask the workers for a checkpoint; the second one does what it did before."""
+    """Let the first SIGTERM ask the workers to write a checkpoint and stop; the second one has its former effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -171,37 +171,37 @@ def _stopped_by_sigterm(job: TrainingJob) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _sentence(name: str, error: Exception, batch_setting: str) -> str:
-    """What went wrong in the workers, as one sentence. A dead worker takes the others' connections with it."""
+def _error_message(name: str, error: Exception, batch_setting: str) -> str:
+    """The error of the workers as one sentence. When one worker dies, the others lose their connections to it."""
     failures = _failures(error)
     if any(_lacks_memory(failure) for failure in [*failures, error]):
         return f"training {name} ran out of memory: lower {batch_setting}, or train on a machine with more memory."
     if any(_lacks_space(failure) for failure in failures):
-        return f"training {name} failed, for its disk is full: free some space, and run again to go on from there."
+        return f"training {name} failed because its disk is full: free some space, and run again to resume."
     causes = [_last_line(failure) for failure in failures]
     own = [cause for cause in causes if "gloo" not in cause.lower() and "nccl" not in cause.lower()]
     return f"training {name} failed: {(own or causes)[0]}"
 
 
 def _failures(error: Exception) -> list[Exception]:
-    """What the workers raised, or died of; the error itself when it is Ray's own."""
+    """The workers' errors; the error itself when it is Ray's own."""
     return list(getattr(error, "worker_failures", {}).values()) or [error]
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether an allocation failed (torch on CPU or GPU, NumPy), or Ray ended a worker for want of memory."""
+    """Whether an allocation failed (torch on CPU or GPU, NumPy), or Ray killed a worker to free memory."""
     text = f"{type(error).__name__} {error}"
     signs = ("can't allocate memory", "OutOfMemoryError", "out of memory", "_ArrayMemoryError", "running low on memory")
     return any(sign in text for sign in signs)
 
 
 def _lacks_space(error: Exception) -> bool:
-    """Whether a file could not be written for want of space on its disk, by Python or by safetensors."""
+    """Whether Python or safetensors could not write a file because its disk is full."""
     return "No space left on device" in str(error)
 
 
-def _would_fail_again(error: Exception) -> bool:
-    """Whether another attempt is a waste."""
+def _is_permanent(error: Exception) -> bool:
+    """Whether another attempt would fail in the same way."""
     return isinstance(error, _USER_ERRORS) or _lacks_space(error)
 
 
@@ -212,34 +212,34 @@ def _last_line(error: Exception) -> str:
 
 
 def absolute_location(location: str) -> str:
-    """The place of a backbone for Ray's workers, which have another working directory; a hub id stays as it is."""
+    """The absolute path of a folder, because Ray's workers have another working directory; a hub id is unchanged."""
     return str(Path(location).resolve()) if Path(location).is_dir() else location
 
 
-# --- progress and curves -------------------------------------------------------------------------------------------
+# --- progress and metrics ------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def following(job: TrainingJob, report: Reporter) -> Iterator[None]:
-    """Pass on to `report`, in a thread, what rank 0 appends to the record and paints, from the first line on."""
+def reporting(job: TrainingJob, report: Reporter) -> Iterator[None]:
+    """Report, from a thread, what rank 0 appends to the metrics file and the samples that it writes."""
     ended = threading.Event()
 
-    def follow() -> None:
+    def poll() -> None:
         last = shown = 0
         while True:
             over = ended.wait(_POLL_SECONDS)
-            for line in read_lines(job.record, after=last):
+            for line in read_lines(job.metrics_file, after=last):
                 last = line["step"]
                 _emit(line, job, report)
-            whole = last if over else last - 1  # the look of the last step may not be on the disk yet
-            for look in sorted(job.samples.glob("*.png")):
-                if shown < int(look.stem) <= whole:
-                    shown = int(look.stem)
-                    report.sample(f"{job.name}/samples", look, shown)
+            complete = last if over else last - 1  # the last step's sample may still be being written
+            for sample in sorted(job.samples.glob("*.png")):
+                if shown < int(sample.stem) <= complete:
+                    shown = int(sample.stem)
+                    report.sample(f"{job.name}/samples", sample, shown)
             if over:
                 return
 
-    thread = threading.Thread(target=follow, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
@@ -255,10 +255,10 @@ def _emit(line: dict[str, Any], job: TrainingJob, report: Reporter) -> None:
     report.progress(line["step"], job.steps, progress_note(job.name, line))
 
 
-def read_curves(record: Path) -> Curves:
-    """All curves of a run's record."""
+def read_curves(file: Path) -> Curves:
+    """All metrics of a training's metrics file."""
     curves: Curves = {}
-    for line in read_lines(record):
+    for line in read_lines(file):
         for key, value in line.items():
             if key not in BOOKKEEPING:
                 curves.setdefault(key, []).append((line["step"], float(value)))
@@ -266,7 +266,7 @@ def read_curves(record: Path) -> Curves:
 
 
 def plot_curves(curves: Curves, keys: list[str], title: str, file: Path) -> None:
-    """Draw the curves `keys`, one panel each, into a PNG."""
+    """Plot the metrics `keys`, one panel each, into a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(keys), 3.2), layout="constrained")

@@ -1,24 +1,24 @@
-"""What the stage `cache_latents` saves a training step, what it costs itself, and the room that it takes.
+"""Time that the stage `cache_latents` saves in training, time that it takes itself, and its storage.
 
     python -m tests.benchmarks.cached_training                    # the micro backbone
     python -m tests.benchmarks.cached_training --backbone sd15    # SD-1.5's shapes, random weights, 128 pixels
-    python -m tests.benchmarks.cached_training --storage          # bytes a row, no training
+    python -m tests.benchmarks.cached_training --storage          # bytes per row, without training
 
-The same steps (examples, forward and backward pass, AdamW) three ways: with the stage's cache, with what a training
-keeps in memory by itself (empty at the start), and with nothing kept. An example's picture comes up about 2.6 times, as
-in the profile micro. Seconds are those of the processor, all threads together; the ways alternate, ratios are medians
-over the repetitions.
+Hardware and time: one core; about 3 minutes for micro, longer for sd15, seconds for `--storage`.
+
+The same steps (examples, forward and backward pass, AdamW) run in three ways: with the stage's cache ("stage"), with
+the cache that a training keeps in memory by itself, empty at the start ("memory"), and without a cache ("nothing").
+Each picture is used about 2.6 times, as in the profile micro. Times are CPU seconds of all threads; the order of the
+ways alternates, and ratios are medians over the repetitions.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import io
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from model.adapters.image_encoder import ImageEncoders
@@ -44,7 +43,9 @@ from stages.data.encodings import StoredEncodings, encoding_rows, write_encoding
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import FRAMES, PLAN, SAMPLES
 from stages.inference import loading_options
-from tests.benchmarks.random_models import SD15_UNET, TEXT_TOKENS, random_encoders, random_sd15
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.noise_pictures import jpeg, smooth_noise
+from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS, random_encoders, random_sd15
 
 WAYS = ("stage", "memory", "nothing")
 _USES = 2.6
@@ -53,7 +54,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained."""
+    """Size of a training."""
 
     resolution: int
     steps: int
@@ -64,14 +65,14 @@ SIZES = {"micro": Size(64, 20, 16), "sd15": Size(128, 4, 2)}
 
 
 def write_examples_of(folder: Path, size: Size) -> dict[str, Path]:
-    """A plan of square pictures of smooth noise, each with a caption of its own; the stages' output folders."""
+    """Write a plan of square pictures, each with its own caption; returns the stages' output folders."""
     rng, count = np.random.default_rng(0), round(size.steps * size.batch / _USES)
     side = size.resolution
     samples: dict[str, list[Any]] = {
         "sample_id": [f"{number:06d}" for number in range(count)],
         "url": [""] * count,
         "caption": [f"a photo of a mug {number}" for number in range(count)],
-        "picture": [_smooth_noise(rng, side) for _ in range(count)],
+        "picture": [jpeg(smooth_noise(rng, side, side)) for _ in range(count)],
         **{name: [side] * count for name in ("width", "height", "original_width", "original_height")},
         **{name: [None] * count for name in ("similarity", "unsafe", "watermark", "aesthetic", "language")},
     }
@@ -94,15 +95,8 @@ def write_examples_of(folder: Path, size: Size) -> dict[str, Path]:
     return {name: folder / name for name in ("filter", "multiview", "curriculum")}
 
 
-def _smooth_noise(rng: np.random.Generator, side: int) -> bytes:
-    small = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
-    buffer = io.BytesIO()
-    small.resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
 def load_models(name: str) -> tuple[Backbone, ImageEncoders]:
-    """The frozen models; of sd15 the VAE and the text encoder have their full size too."""
+    """Load or build the frozen models; for sd15, VAE and text encoder have their full size too."""
     if name == "micro":
         options = loading_options(BackboneConfig())
         names = options.pop("image_encoders")
@@ -129,7 +123,7 @@ def load_models(name: str) -> tuple[Backbone, ImageEncoders]:
 
 
 def encode(folder: Path, inputs: dict[str, Path], size: Size, backbone: Backbone) -> tuple[float, dict[str, int]]:
-    """Write the cache into `folder` as an actor of the stage does; the processor's seconds, and the datasets' rows."""
+    """Write the cache into `folder` like an actor of the stage; returns the CPU seconds and the datasets' rows."""
     job = EncodingJob(
         backbone="",
         resolution=size.resolution,
@@ -137,17 +131,17 @@ def encode(folder: Path, inputs: dict[str, Path], size: Size, backbone: Backbone
         settings=CacheLatentsConfig(batch_size=16),
         folder=folder,
     )
-    begun = time.process_time()
+    began = time.process_time()
     rows = write_examples(job, PlanReader(inputs["curriculum"] / "plan"))
     encoder = Encoder(job)
     encoder.backbone = backbone
     for part in parts_of(rows):
         list(encoder(pa.Table.from_pylist([part])))
-    return time.process_time() - begun, rows
+    return time.process_time() - began, rows
 
 
 def make_task(way: str, inputs: dict[str, Path], cache: Path, size: Size, models: FrozenModels) -> AdapterTask:
-    """The training problem, with frozen models that nothing has been computed with yet."""
+    """Build the training problem, with empty in-memory caches."""
     task = AdapterTask(
         backbone="",
         encoders={"reference_size": models.encoders.reference_size, "tiles": models.encoders.tiles},
@@ -161,36 +155,36 @@ def make_task(way: str, inputs: dict[str, Path], cache: Path, size: Size, models
         cache=StoredEncodings.of(cache) if way == "stage" else None,
     )
     caches = {"capacity": 0} if way == "nothing" else {}
-    # Random models lie in no folder that the task could load them from.
+    # The task cannot load random models, because they are in no folder.
     task._frozen = FrozenModels(models.backbone, models.encoders, Cache(**caches), Cache(**caches))
     return task
 
 
 def train(task: AdapterTask, module: AdapterModule, steps: int) -> Iterator[tuple[float, float]]:
-    """The processor's seconds of every step's batch, and of the rest of the step."""
+    """Train, and yield the CPU seconds of each step's batch and of the rest of the step."""
     optimizer = torch.optim.AdamW(module.parameters(), 1e-5)
     for step in range(steps):
-        begun = time.process_time()
+        began = time.process_time()
         batch = task.batch(step, 0, 1)
         made = time.process_time()
         optimizer.zero_grad()
         module(batch)["loss"].backward()
         optimizer.step()
-        yield made - begun, time.process_time() - made
+        yield made - began, time.process_time() - made
 
 
 def measure(name: str, repetitions: int) -> None:
-    """Train in all ways, and print."""
+    """Train in all ways, and print the times."""
     size, (backbone, encoders) = SIZES[name], load_models(name)
     models = FrozenModels(backbone, encoders)
-    with tempfile.TemporaryDirectory() as place:
-        cache = Path(place) / "cache"
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = Path(temporary) / "cache"
         cache.mkdir()
-        inputs = write_examples_of(Path(place), size)
+        inputs = write_examples_of(Path(temporary), size)
         seconds, rows = encode(cache, inputs, size, backbone)
         print(
             f"stage: {seconds:.2f} s for {rows['latents']} squares and {rows['texts']} captions, "
-            f"{1000 * seconds / rows['latents']:.1f} ms each pair; a plan of {size.steps} steps of {size.batch}"
+            f"{1000 * seconds / rows['latents']:.1f} ms per pair; a plan of {size.steps} steps of {size.batch}"
         )
         module = make_task("nothing", inputs, cache, size, models).module()
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
@@ -200,7 +194,7 @@ def measure(name: str, repetitions: int) -> None:
                 batches, rest = zip(*train(task, module, size.steps), strict=True)
                 found[way].append((sum(batches) / size.steps, (sum(batches) + sum(rest)) / size.steps))
                 batch, step = found[way][-1]
-                print(f"{way}: {step:.4f} s a step, of it {batch:.4f} for the batch", flush=True)
+                print(f"{way}: {step:.4f} s per step, of it {batch:.4f} for the batch", flush=True)
     for way in WAYS[1:]:
         pairs = list(zip(found["stage"], found[way], strict=True))
         ratios = [other / stage for (_, stage), (_, other) in pairs]
@@ -211,7 +205,7 @@ def measure(name: str, repetitions: int) -> None:
         )
 
 
-#: Of a square and of a caption, as computed and stored: what `rows` need at the papers' resolutions.
+#: Shapes of the tensors of a square and of a caption, at the papers' resolutions.
 SHAPES: dict[str, tuple[tuple[int, ...], dict[str, tuple[int, ...]]]] = {
     "micro, 64 pixels": ((4, 16, 16), {"hidden": (16, 128)}),
     "sd15, 512 pixels": ((4, 64, 64), {"hidden": (77, 768)}),
@@ -220,7 +214,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], dict[str, tuple[int, ...]]]] = {
 
 
 def print_storage(rows: int = 64) -> None:
-    """Megabytes of 1,000 rows: of the numbers alone, and on the disk."""
+    """Print the megabytes of 1,000 rows, in memory and on disk."""
     for name, (latent, text) in SHAPES.items():
         for dtype in (torch.float32, torch.float16):
             sizes = []
@@ -235,17 +229,17 @@ def print_storage(rows: int = 64) -> None:
             print(f"{name}, {dtype}, 1,000 rows: {'; '.join(sizes)}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--backbone", choices=sorted(SIZES), default="micro")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--storage", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.storage:
+    options = parser.parse_args(arguments)
+    if options.storage:
         print_storage()
     else:
-        measure(arguments.backbone, arguments.repetitions)
+        measure(options.backbone, options.repetitions)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""The training recipes of RealCustom++'s Table X on the micro backbone, with equal budget and several seeds.
+"""The training recipes of RealCustom++'s Table X on the micro backbone, with equal budgets and three seeds.
 
-    python -m tests.benchmarks.curriculum_recipes --run-folder runs/micro --output runs/recipes
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.curriculum_recipes --run-folder runs/micro --output runs/recipes
 
-Takes a finished run of the default profile: its samples, view pairs, backbone and held-out subjects serve all recipes.
-Each run plans (`stages/curriculum/stage.py`), trains (`stages/training/loop.py`, one worker without Ray), paints the
-same cases and scores them (`stages/evaluate`). What varies is the share of view pairs and the crops of the reference; a
-seventh recipe, not the paper's, is a control. A finished run is a JSON file in `--output`. The same command goes on
-after a kill; started several times, the runs are shared out among its processes, each with one thread. It prints the
-tables so far and draws `recipes.png`.
+Hardware and time: one core for each process; 21 runs of about 8 minutes. It needs a finished run of the default
+profile.
+
+All recipes use the samples, view pairs, backbone and held-out subjects of the finished run. Each run makes a plan
+(`stages/curriculum/stage.py`), trains (`stages/training/loop.py`, one worker without Ray), generates the same cases and
+scores them (`stages/evaluate`). The recipes differ in the share of view pairs and in the crops of the references; the
+seventh, which is not in the paper, is a control. A finished run is a JSON file in `--output`. After a kill, the same
+command continues; processes that run the same command at the same time share the runs. The benchmark prints the tables
+of all finished runs and draws `recipes.png`.
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -20,7 +22,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ import torch
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from model.microworld.captions import without_ground
+from model.microworld.captions import without_background
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_task import AdapterTask
 from pipelines.config.loading import with_values
@@ -40,35 +42,37 @@ from stages.config import Config
 from stages.contract import Reporter, StageError
 from stages.data.plan import PlanReader
 from stages.evaluate.cases import load_subjects, make_cases
-from stages.evaluate.painter import Painter, PaintingPaths, case_table
+from stages.evaluate.models import ModelPaths, Models
+from stages.evaluate.painter import Painter, case_table
 from stages.evaluate.stage import ADAPTER_ARMS
 from stages.inference import backbone_location
 from stages.train_adapter.stage import adapter_task
 from stages.training.job import TrainingJob
 from stages.training.loop import run_worker
-from stages.training.record import read_lines
-from stages.training.trainer import following
-from tests.benchmarks.finished_run import FinishedRun, open_run
-from tests.benchmarks.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
+from stages.training.metrics import read_lines
+from stages.training.trainer import reporting
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.finished_run import FinishedRun, open_run
+from tests.benchmarks.support.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
 
 _STAGES = ("microworld", "filter", "multiview", "base", "customize")
 _ONE_PROCESS = {"train_adapter.trainer.workers": 1, "train_adapter.sample_every": None}
-_SECONDS_BETWEEN_NOTES = 30.0
+_SECONDS_BETWEEN_PRINTS = 30.0
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all runs share: the run folder with the budget over its configuration, and where results are kept."""
+    """The finished run with the budget in its configuration, and the folder of the results."""
 
     source: FinishedRun
     output: Path
 
     def result(self, row: TableXRow, seed: int) -> Path:
-        """The JSON file of a finished run."""
+        """Path of the JSON file of one run's result."""
         return self.output / f"recipe-{row.number}-seed-{seed}.json"
 
     def results(self) -> list[Run]:
-        """All finished runs."""
+        """Read the results of all finished runs."""
         return [json.loads(file.read_text()) for file in sorted(self.output.glob("recipe-*-seed-*.json"))]
 
     def config_of(self, row: TableXRow, seed: int) -> Config:
@@ -78,10 +82,10 @@ class Experiment:
 
 
 def open_experiment(run_folder: Path, output: Path, budget: dict[str, Any]) -> Experiment:
-    """Read the run folder; `budget` holds values by dotted key.
+    """Open the finished run; `budget` has values by dotted key.
 
     Raises:
-        PipelineError: A stage has not run; or the results in `output` were made with another budget or run.
+        PipelineError: A stage has not run, or the results in `output` have another budget or run.
     """
     source = open_run(run_folder, _STAGES, {**budget, **_ONE_PROCESS})
     output.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def _write_whole(file: Path, text: str) -> None:
 
 
 class RecipeTrainer:
-    """Plans, trains and judges recipes one after the other; the frozen models and what they have computed stay."""
+    """Plans, trains and scores recipes; it keeps the frozen models and their cached outputs between them."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -110,11 +114,11 @@ class RecipeTrainer:
         self._task: AdapterTask | None = None
 
     def run(self, row: TableXRow, seed: int, folder: Path) -> dict[str, Any]:
-        """The result of one run; `folder` keeps its checkpoints until it is finished."""
+        """Run a recipe with a seed; `folder` keeps its checkpoints until it is finished."""
         config, began = self.experiment.config_of(row, seed), time.process_time()
         plan = self.experiment.source.write_plan(config, folder)
         task = self._task_for(config, plan, folder)
-        task.rows = plan if row.captions_name_grounds else _WithoutGrounds(plan)
+        task.rows = plan if row.captions_name_backgrounds else _WithoutBackgrounds(plan)
         job = TrainingJob(
             task=task,
             steps=plan.steps,
@@ -124,13 +128,13 @@ class RecipeTrainer:
             folder=folder,
             name="adapter",
         )
-        with following(job, _printing()):
+        with reporting(job, _printing_reporter()):
             run_worker(job, torch.device("cpu"))
         if job.ending.exists():
             raise StageError(job.ending.read_text())
         trained = time.process_time()
         pictures = self._paint(config, job.weights, with_text_only=row is RECIPES[0])
-        last = list(read_lines(job.record))[-1]
+        last = list(read_lines(job.metrics_file))[-1]
         seconds = {"training": trained - began, "painting": time.process_time() - trained}
         return {"recipe": row.number, "seed": seed, "loss": last["loss"], "cpu_seconds": seconds, "pictures": pictures}
 
@@ -141,13 +145,12 @@ class RecipeTrainer:
         return self._task
 
     def _paint(self, config: Config, adapter: Path, *, with_text_only: bool) -> list[dict[str, Any]]:
-        """The scores of all pictures. Those from text alone are the same in all runs."""
+        """Generate and score all pictures. Those from text alone are the same in all runs."""
         arms = [arm for arm in ADAPTER_ARMS if with_text_only or arm != TEXT_ONLY]
         inputs = self.experiment.source.inputs
         backbone = backbone_location(config.backbone, inputs)
-        painter = Painter(
-            config, PaintingPaths(backbone=backbone, adapter=adapter, concept=inputs["customize"] / "concept")
-        )
+        paths = ModelPaths(backbone=backbone, adapter=adapter, concept=inputs["customize"] / "concept")
+        painter = Painter(config, Models(config, paths))
         cases = case_table(self.cases, arms)
         size, rows = config.evaluate.batch_size, []
         for start in range(0, cases.num_rows, size):
@@ -157,23 +160,23 @@ class RecipeTrainer:
 
 
 @dataclass(frozen=True)
-class _WithoutGrounds:
-    """The rows of a plan, with captions that say nothing of the ground."""
+class _WithoutBackgrounds:
+    """The rows of a plan, with captions that do not name the background."""
 
     plan: PlanReader
 
     def __call__(self, step: int) -> list[PlanRow]:
-        return [row._replace(caption=without_ground(row.caption)) for row in self.plan(step)]
+        return [row._replace(caption=without_background(row.caption)) for row in self.plan(step)]
 
 
-def _printing() -> Reporter:
-    """Prints from time to time how far a training is."""
-    told = time.monotonic()
+def _printing_reporter() -> Reporter:
+    """A reporter that prints a training's progress every 30 seconds."""
+    printed = time.monotonic()
 
     def emit(event: Mapping[str, Any]) -> None:
-        nonlocal told
-        if event["event"] == "progress" and time.monotonic() - told >= _SECONDS_BETWEEN_NOTES:
-            told = time.monotonic()
+        nonlocal printed
+        if event["event"] == "progress" and time.monotonic() - printed >= _SECONDS_BETWEEN_PRINTS:
+            printed = time.monotonic()
             print(f"  step {event['done']} of {event['total']}, {event['note']}", flush=True)
 
     return Reporter(emit=emit)
@@ -181,7 +184,7 @@ def _printing() -> Reporter:
 
 @contextmanager
 def claimed(file: Path) -> Iterator[bool]:
-    """Whether this process is the one that holds the lock `file`; the lock of a process that dies is free."""
+    """Try to lock `file`: whether this process holds the lock. The lock of a process that dies is released."""
     with file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,7 +195,7 @@ def claimed(file: Path) -> Iterator[bool]:
 
 
 def run_all(experiment: Experiment, seeds: list[int]) -> None:
-    """Every run that is neither finished nor at work in another process."""
+    """Run everything that is neither finished nor running in another process."""
     trainer = RecipeTrainer(experiment)
     for seed in seeds:
         for row in RECIPES:
@@ -212,8 +215,8 @@ def run_all(experiment: Experiment, seeds: list[int]) -> None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """torch's, of this process alone: an engine runs in it without Ray."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    """A torch process group of this process alone, in which an engine runs without Ray."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs it
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
@@ -222,35 +225,35 @@ def process_group() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def main() -> None:
-    """Run what is missing, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--run-folder", type=Path, required=True, help="of a finished run of the default profile")
-    parser.add_argument("--output", type=Path, required=True, help="where results are kept")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, and print the tables."""
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--run-folder", type=Path, required=True, help="a finished run of the default profile")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--subjects", type=int, default=64)
     parser.add_argument("--painting-steps", type=int, default=12)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     budget = {
-        "curriculum.steps": arguments.steps,
-        "curriculum.batch_size": arguments.batch_size,
-        "evaluate.subjects": arguments.subjects,
-        "inference.steps": arguments.painting_steps,
-        "inference.mask_steps": arguments.painting_steps // 2,
+        "curriculum.steps": options.steps,
+        "curriculum.batch_size": options.batch_size,
+        "evaluate.subjects": options.subjects,
+        "inference.steps": options.painting_steps,
+        "inference.mask_steps": options.painting_steps // 2,
     }
     set_environment("micro")
     disable_progress_bar()
     torch.set_num_threads(1)
     try:
-        experiment = open_experiment(arguments.run_folder, arguments.output, budget)
+        experiment = open_experiment(options.run_folder, options.output, budget)
         with process_group():
-            run_all(experiment, arguments.seeds)
+            run_all(experiment, options.seeds)
     except (PipelineError, StageError) as error:
         sys.exit(str(error))
     runs = experiment.results()
-    print(f"\n{len(runs)} runs of {arguments.steps} steps of {arguments.batch_size} examples.\n\n{markdown(runs)}")
+    print(f"\n{len(runs)} runs of {options.steps} steps of {options.batch_size} examples.\n\n{markdown(runs)}")
     plot(runs, experiment.output / "recipes.png")
 
 

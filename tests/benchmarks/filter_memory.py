@@ -1,33 +1,36 @@
-"""Memory that the stage `filter` takes at its peak, on 10,000 and on 50,000 pictures.
+"""Peak memory of the stage `filter` on 10,000 and on 50,000 pictures.
 
-    python -m tests.benchmarks.filter_memory           # some minutes
+    python -m tests.benchmarks.filter_memory
     python -m tests.benchmarks.filter_memory 10000 100000
 
-Each size runs in a process of its own, the driver, with a Ray of its own; the peaks are those of the driver and of it
-and all Ray's processes together, as PSS (see `process_tree.py`), five samples a second.
+Hardware and time: two cores, 2 GB of memory; a few minutes by default.
+
+Each size runs in its own process, the driver, with its own Ray. The peaks are those of the driver alone and of the
+driver with all of Ray's processes, as PSS (`support/process_tree.py`), five samples a second.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import set_environment, temporary_folder
-from tests.benchmarks.filter_samples import run_filter, write_samples
-from tests.benchmarks.process_tree import TreeMeter
+from stages.ray_tools.cluster import local_cluster
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.filter_samples import run_filter, write_samples
+from tests.benchmarks.support.process_tree import TreeMeter
 
 
 def drive(folder: Path, pictures: int) -> None:
-    """In a process of its own, whose memory nothing else has touched."""
+    """Run the stage. Runs in its own process, whose memory starts low."""
     with temporary_folder(folder), local_cluster():
         run_filter(folder, folder / "stage", pictures)
 
 
 def measure(pictures: int) -> TreeMeter:
-    """The peaks on so many pictures."""
+    """Run the stage on `pictures` pictures in a new process, and meter it."""
     with tempfile.TemporaryDirectory() as name:
         write_samples(Path(name), pictures)
         process = multiprocessing.get_context("spawn").Process(target=drive, args=(Path(name), pictures))
@@ -36,18 +39,18 @@ def measure(pictures: int) -> TreeMeter:
         with TreeMeter(process.pid, memory=True) as meter:
             process.join()
         if process.exitcode:
-            raise SystemExit(f"the filter has failed on {pictures} pictures")
+            raise SystemExit(f"the filter failed on {pictures} pictures")
     return meter
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("pictures", type=int, nargs="*", default=[10_000, 50_000])
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     set_environment("sd15")
     found = []
-    for pictures in arguments.pictures:
+    for pictures in options.pictures:
         meter = measure(pictures)
         found.append(meter)
         print(

@@ -1,24 +1,25 @@
-"""Pictures per second of the stage `filter`, all rules and duplicates on, beside a loop that only decodes them.
+"""Pictures per second of the stage `filter` with all rules, compared with a loop that only decodes the pictures.
 
-    python -m tests.benchmarks.filter_speed            # 48,000 pictures of 256 x 256, three repetitions, minutes
+    python -m tests.benchmarks.filter_speed        # 48,000 pictures of 256 x 256, three repetitions
 
-The loop runs in a process a core, which have been started before: each reads files of the dataset and decodes their
-pictures to RGB with Pillow. The stage starts its own workers, so it is run on two datasets, one a tenth of the other:
-`steady` are the pictures that the large one has more over the time, or the CPU seconds, that it takes longer;
-`with start-up` are the large one's pictures over its whole time. CPU seconds are those of all processes; they hold on
-a busy machine too. Repetitions alternate who comes first; the first run of the stage warms Ray's workers up.
+Hardware and time: all cores, idle, some GB of disk; minutes on two cores.
+
+The loop runs in one process per core, started beforehand: each process reads files of the dataset and decodes their
+pictures to RGB with Pillow. The stage starts its own workers, so it runs on two datasets, one a tenth of the other.
+`steady` is the difference in pictures divided by the difference in time (or CPU seconds); `with start-up` is the large
+dataset's pictures divided by its whole time. CPU seconds are those of all processes and hold on a busy machine too. The
+order alternates between repetitions; the first run of the stage only warms up Ray's workers.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -26,17 +27,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
 from stages.data.datasets import dataset_files
 from stages.filter.verdicts import ROWS_PER_BATCH
-from tests.benchmarks.environment import set_benchmark_environment
-from tests.benchmarks.filter_samples import run_filter, write_samples
-from tests.benchmarks.process_tree import TreeMeter
+from stages.ray_tools.cluster import local_cluster
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.environment import set_benchmark_environment
+from tests.benchmarks.support.filter_samples import run_filter, write_samples
+from tests.benchmarks.support.process_tree import TreeMeter
 
 
 def decode_file(file: Path) -> int:
-    """Decode all pictures of a file; returns how many there are."""
+    """Decode all pictures of a file, and count them."""
     count = 0
     for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(ROWS_PER_BATCH, columns=["picture"]):
         for data in batch["picture"].to_pylist():
@@ -47,7 +49,7 @@ def decode_file(file: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What some pictures took."""
+    """Time to process a number of pictures."""
 
     pictures: int
     seconds: float
@@ -67,7 +69,7 @@ class Cost:
 
 
 def cost_of(work: Callable[[], None], pictures: int) -> Cost:
-    """Do it."""
+    """Do the work, and meter this process and its descendants."""
     with TreeMeter(os.getpid()) as meter:
         began = time.monotonic()
         work()
@@ -76,7 +78,7 @@ def cost_of(work: Callable[[], None], pictures: int) -> Cost:
 
 
 def measure(folder: Path, pictures: int, pool: Pool, loop_first: bool) -> dict[str, Cost]:
-    """The costs of the loop and of the stage, on both datasets."""
+    """Cost of the loop on the large dataset ("loop"), and of the stage on the small ("few") and the large ("all")."""
     few = pictures // 10
 
     def loop() -> None:
@@ -94,23 +96,23 @@ def measure(folder: Path, pictures: int, pool: Pool, loop_first: bool) -> dict[s
     return costs if loop_first else costs | {"loop": cost_of(loop, pictures)}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=48_000)
     parser.add_argument("--repetitions", type=int, default=3)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     set_benchmark_environment("sd15")
     ratios: dict[str, list[float]] = {"steady": [], "steady, CPU": [], "with start-up": []}
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)):
-        folder, pictures = Path(name), arguments.pictures
+        folder, pictures = Path(name), options.pictures
         write_samples(folder / "all", pictures)
         write_samples(folder / "few", pictures // 10)
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool, local_cluster():
             pool.map(decode_file, dataset_files(folder / "few" / "samples"))
             first = cost_of(lambda: run_filter(folder / "few", folder / "stage", pictures // 10), pictures // 10)
             print(f"the stage's first run, {first.pictures} pictures: {first.seconds:.1f} s", flush=True)
-            for repetition in range(arguments.repetitions):
+            for repetition in range(options.repetitions):
                 costs = measure(folder, pictures, pool, loop_first=repetition % 2 == 0)
                 loop, whole = costs["loop"], costs["all"]
                 steady = whole - costs["few"]

@@ -1,17 +1,20 @@
-"""Adapter training in the shapes of SD-1.5 and SDXL with random weights: images a second, memory, share of the peak.
+"""Adapter training in the shapes of SD-1.5 and SDXL with random weights: images per second, memory, share of the peak.
 
-    python -m tests.benchmarks.gpu_training --device cuda          # both shapes, with and without torch.compile
-    python -m tests.benchmarks.gpu_training --plan                 # FLOPs alone, on any machine: the papers' training
+    python -m tests.benchmarks.gpu_training --device cuda      # both shapes, with and without torch.compile
+    python -m tests.benchmarks.gpu_training --plan             # FLOPs of the papers' training, on any machine
 
-A step is that of `AdapterModule`: image encoders (SigLIP SO400M/14 and DINOv2 ViT-L/14 at 384, five views a
-reference), projector, UNet, loss, backward pass, AdamW; bf16 autocast with the frozen products kept in bf16. Latents
-and text states are given, as from the cache. FLOPs are counted by `torch.utils.flop_counter` on the meta device: matrix
-products and convolutions of what is really computed, so no weight gradients of frozen layers.
+Hardware and time: a GPU (not run on one yet; a small shape has run on a CPU); `--plan` takes a minute on one core.
+
+A step is that of `AdapterModule`: image encoders (SigLIP SO400M/14 and DINOv2 ViT-L/14 at 384 pixels, five views of
+each reference), projector, UNet, loss, backward pass and AdamW, under bf16 autocast with the frozen weights in bf16.
+Latents and text states are given, as if they were cached. FLOPs are counted by `torch.utils.flop_counter` on the meta
+device: the matrix products and convolutions that are computed, so no weight gradients of frozen layers.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +40,8 @@ from model.adapters.released_weights import SDXL_UNET
 from model.backbone import PromptEmbedding
 from model.training.adapter_loss import AdapterModule, FrozenModels
 from model.training.precision import halve_products
-from tests.benchmarks.random_models import SD15_UNET, TEXT_TOKENS, random_backbone
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS, random_backbone
 
 #: Dense bf16 FLOP/s of the tensor cores, by a part of the device's name (NVIDIA's data sheets).
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
@@ -48,12 +52,12 @@ _POOLED, _TIME_IDS = 1280, 6  # SDXL's added conditions
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A base model and how it is trained.
+    """Sizes of a base model and its training.
 
     Attributes:
         unet: Arguments of diffusers' UNet.
         latent: Side of the latents.
-        batch: Examples a step and GPU.
+        batch: Examples per step and GPU.
         paper_encoders: Whether the image encoders have the paper's size.
     """
 
@@ -64,7 +68,7 @@ class Shape:
 
     @property
     def width(self) -> int:
-        """c_t."""
+        """Width of the text states, c_t in the paper."""
         return int(self.unet["cross_attention_dim"])
 
 
@@ -87,7 +91,7 @@ SHAPES = {
 
 
 def paper_encoders() -> ImageEncoders:
-    """SigLIP SO400M/14 and DINOv2 ViT-L/14 with registers, random weights."""
+    """Build SigLIP SO400M/14 and DINOv2 ViT-L/14 with registers, with random weights."""
     siglip = SiglipVisionConfig(
         hidden_size=1152,
         intermediate_size=4304,
@@ -108,7 +112,7 @@ def paper_encoders() -> ImageEncoders:
 
 
 def tiny_encoders() -> ImageEncoders:
-    """One small CLIP."""
+    """Build one small CLIP."""
     clip = CLIPVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
     )
@@ -116,7 +120,7 @@ def tiny_encoders() -> ImageEncoders:
 
 
 def build(shape: Shape, device: torch.device) -> AdapterModule:
-    """The module to train, with frozen models of random weights."""
+    """Build the module to train, with frozen models of random weights."""
     with device:
         backbone = random_backbone(UNet2DConditionModel(**shape.unet), device, torch.float32)
         encoders = paper_encoders() if shape.paper_encoders else tiny_encoders()
@@ -128,7 +132,7 @@ def build(shape: Shape, device: torch.device) -> AdapterModule:
 
 
 def make_batch(shape: Shape, device: torch.device) -> dict[str, Tensor]:
-    """Random, with the names and shapes of `AdapterTask.batch`."""
+    """Draw a random batch with the names and shapes of `AdapterTask.batch`."""
     count, side = shape.batch, (768 if shape.paper_encoders else 64)
     latents = torch.randn(2, count, 4, shape.latent, shape.latent, device=device)
     batch = {
@@ -151,20 +155,21 @@ def make_batch(shape: Shape, device: torch.device) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Of one example's forward and backward pass."""
+    """FLOPs of one example's forward and backward pass."""
 
     encoders: int
     rest: int
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Encoders and the rest."""
         return self.encoders + self.rest
 
 
-def count_flops(shape: Shape) -> Flops:
-    """Of one example; nothing is computed or allocated. `AdapterModule.forward` without its curves."""
-    one, meta = Shape(**{**vars(shape), "batch": 1}), torch.device("meta")
+@functools.cache
+def count_flops(name: str) -> Flops:
+    """Count FLOPs of one example of `AdapterModule.forward`, without its curves; nothing is computed or allocated."""
+    one, meta = dataclasses.replace(SHAPES[name], batch=1), torch.device("meta")
     module, batch = build(one, meta), make_batch(one, meta)
     backbone = module.frozen.backbone
     with FlopCounterMode(display=False) as encoding:
@@ -180,11 +185,11 @@ def count_flops(shape: Shape) -> Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What was measured.
+    """Speed and memory of a training.
 
     Attributes:
-        images: A second.
-        peak_bytes: Of device memory; None on CPUs.
+        images: Images per second.
+        peak_bytes: Peak device memory; None on CPUs.
     """
 
     images: float
@@ -192,7 +197,7 @@ class Speed:
 
 
 def measure(shape: Shape, device: torch.device, steps: int, *, compiled: bool) -> Speed:
-    """Train for some steps, after three that only warm up."""
+    """Train for `steps` steps, after three steps of warm-up."""
     torch.manual_seed(0)
     module, batch = build(shape, device), make_batch(shape, device)
     if compiled:
@@ -200,13 +205,13 @@ def measure(shape: Shape, device: torch.device, steps: int, *, compiled: bool) -
     optimizer = torch.optim.AdamW(module.parameters(), 1e-4, fused=True)
     for _ in range(3):
         _step(module, optimizer, batch, device)
-    _wait(device)
+    _synchronize(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
     for _ in range(steps):
         _step(module, optimizer, batch, device)
-    _wait(device)
+    _synchronize(device)
     seconds = time.perf_counter() - began
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return Speed(images=steps * shape.batch / seconds, peak_bytes=peak)
@@ -223,29 +228,29 @@ def _step(
     optimizer.step()
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's dense bf16 FLOP/s, where known."""
+    """The device's dense bf16 FLOP/s; None if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
-def days(flops: float, images_a_step: int, utilisation: float) -> float:
-    """Of the papers' 160,000 steps on 8 A100, when so much of their peak is used."""
-    return PAPER_STEPS * images_a_step * flops / (PAPER_GPUS * PEAKS["A100"] * utilisation) / 86_400
+def days(flops: float, images_a_step: int, utilization: float) -> float:
+    """Days of the papers' 160,000 steps on 8 A100 at this utilization of their peak."""
+    return PAPER_STEPS * images_a_step * flops / (PAPER_GPUS * PEAKS["A100"] * utilization) / 86_400
 
 
 def measured_rows(names: Sequence[str], device: torch.device, steps: int) -> Iterator[str]:
-    """The rows of the measured table."""
+    """Measure, and yield the rows of the table."""
     peak = peak_flops(device)
     yield "| shape | batch | torch.compile | images/s | peak memory, GiB | share of the bf16 peak |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name in names:
-        shape, flops = SHAPES[name], count_flops(SHAPES[name]).total
+        shape, flops = SHAPES[name], count_flops(name).total
         for compiled in (False, True) if device.type == "cuda" else (False,):
             speed = measure(shape, device, steps, compiled=compiled)
             memory = "unknown" if speed.peak_bytes is None else f"{speed.peak_bytes / 2**30:.1f}"
@@ -254,35 +259,35 @@ def measured_rows(names: Sequence[str], device: torch.device, steps: int) -> Ite
             yield f"| {name} | {shape.batch} | {switch} | {speed.images:.2f} | {memory} | {share} |"
 
 
-def planned_rows(names: Sequence[str], utilisation: float) -> Iterator[str]:
-    """The rows of the table that is computed, not measured."""
+def planned_rows(names: Sequence[str], utilization: float) -> Iterator[str]:
+    """Count, and yield the rows of the table that is computed and not measured."""
     yield (
-        f"| shape | TFLOP an image | of it image encoders | images a step on {PAPER_GPUS} GPUs | "
-        f"days on {PAPER_GPUS} A100 at {utilisation:.0%} of their peak |"
+        f"| shape | TFLOP per image | of it image encoders | images per step on {PAPER_GPUS} GPUs | "
+        f"days on {PAPER_GPUS} A100 at {utilization:.0%} of their peak |"
     )
     yield "| --- | --- | --- | --- | --- |"
     for name in names:
-        flops, images = count_flops(SHAPES[name]), PAPER_GPUS * SHAPES[name].batch
+        flops, images = count_flops(name), PAPER_GPUS * SHAPES[name].batch
         yield (
             f"| {name} | {flops.total / 1e12:.2f} | {flops.encoders / 1e12:.2f} | {images} | "
-            f"{days(flops.total, images, utilisation):.1f} |"
+            f"{days(flops.total, images, utilization):.1f} |"
         )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure or count, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["sd15", "sdxl"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--plan", action="store_true", help="count FLOPs only")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="of the A100's peak, for the plan")
-    arguments = parser.parse_args()
+    parser.add_argument("--utilization", type=float, default=0.4, help="of the A100's peak, for the plan")
+    options = parser.parse_args(arguments)
     logging.set_verbosity_error()
-    if not arguments.plan:
-        print("\n".join(measured_rows(arguments.shapes, torch.device(arguments.device), arguments.steps)), end="\n\n")
+    if not options.plan:
+        print("\n".join(measured_rows(options.shapes, torch.device(options.device), options.steps)), end="\n\n")
     print(f"Computed, not measured: {PAPER_STEPS:,} steps.\n")
-    print("\n".join(planned_rows(arguments.shapes, arguments.utilisation)))
+    print("\n".join(planned_rows(options.shapes, options.utilization)))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,32 @@
-"""What mask guidance costs beside plain text-to-image, in time and in memory (RealCustom++ Table XIII).
+"""Time and memory of mask guidance, compared with plain text-to-image (RealCustom++ Table XIII).
 
-    python -m tests.benchmarks.guidance_cost                      # micro backbone, CPU, about a minute
-    python -m tests.benchmarks.guidance_cost --backbone sd15      # SD-1.5's UNet with random weights; 5 GB
+    python -m tests.benchmarks.guidance_cost                      # micro backbone
+    python -m tests.benchmarks.guidance_cost --backbone sd15      # SD-1.5's UNet with random weights
     python -m tests.benchmarks.guidance_cost --memory             # mask extraction at SDXL's shape
 
-The modes run one after the other, in alternating order from repetition to repetition, with the same model, steps, size
-and seed. Seconds a step are from the UNet's first call to the last step's end: prompts, references and pictures are not
-counted. They are told twice: the process's own CPU seconds, which other programs on the machine hardly change (on a CPU
-torch is given one thread, so that they are the time on an idle machine), and those of the clock on the wall, the ones
-to read on a GPU. A ratio is the median over the repetitions of a mode's time over plain text-to-image's in the same
+Hardware and time: one core, or a GPU; about a minute for micro, minutes and 5 GB of memory for sd15.
+
+All modes run with the same model, steps, size and seed, in an order that alternates between repetitions. The seconds
+of a step run from the UNet's first call to the end of the last step; encoding prompts and references and decoding
+pictures are not included. The benchmark reports the process's CPU seconds, which hold on a busy machine too (on a
+CPU, torch gets one thread, so that they equal the time on an idle machine), and wall-clock seconds, which count on a
+GPU. A ratio is the median over the repetitions of a mode's time divided by that of plain text-to-image in the same
 repetition.
 
-Ratios of CPU seconds on one core of a Xeon, without early stop, in full, fast:
+Ratios of CPU seconds on one core of a Xeon, for the modes without early stop, in full, and fast:
 
-    micro, batch 8 (--repeats 5)                                                1.427  1.185  1.101
-    SD-1.5's UNet, 256 x 256, batch 1 (--backbone sd15 --steps 25 --repeats 2)  1.569  1.228  1.115
+    micro, batch 8 (--repetitions 5)                                                1.427  1.185  1.101
+    SD-1.5's UNet, 256 x 256, batch 1 (--backbone sd15 --steps 25 --repetitions 2)  1.569  1.228  1.115
 
-By FLOPs the first of these are 1.53, 1.26 and 1.09: a guidance pass is 0.52 of a step. RealCustom++ has 1.70
-without early stop and 1.44 in full.
+By FLOPs the first row is 1.53, 1.26 and 1.09: a guidance pass is 0.52 of a step. RealCustom++ reports 1.70 without
+early stop and 1.44 in full.
 
-A single micro picture is so small that half of its pass does not depend on the number of rows: a pass of one row takes
-0.65 of a pass of two. `--memory` gave 1.8 % of the naive maps' bytes in fp32, 1.3 % in bf16.
+For a single micro picture, half of a pass does not depend on the number of rows: a pass of one row takes 0.65 of the
+time of a pass of two. `--memory` gave 1.8 % of the bytes of the naive maps in fp32, and 1.3 % in bf16.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -47,8 +48,9 @@ from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, Pas
 from model.guidance.masks import grid_at
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.pipeline import RealCustomPipeline
-from tests.benchmarks.memory import peak_extra_bytes
-from tests.benchmarks.random_models import TEXT_TOKENS, random_encoders, random_sd15
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.memory import peak_extra_bytes
+from tests.benchmarks.support.random_models import TEXT_TOKENS, random_encoders, random_sd15
 
 _PROMPT, _WORD = "a photo of a mug in the snow", "mug"
 _SDXL_LATENT = 128
@@ -57,17 +59,17 @@ _MICRO_ENCODER: dict[str, Any] = {"shallow_layers": [[0, 1, 2]], "reference_size
 
 @dataclass
 class Mode:
-    """One way to paint, and what its runs took."""
+    """A way to generate, and the costs of its runs."""
 
     name: str
     options: dict[str, Any]
-    processor: list[float] = field(default_factory=list)  # CPU seconds a step, of each repetition
-    wall: list[float] = field(default_factory=list)  # seconds a step on the wall clock
+    processor: list[float] = field(default_factory=list)  # CPU seconds per step, of each repetition
+    wall: list[float] = field(default_factory=list)  # wall-clock seconds per step, of each repetition
     peak: int | None = None  # bytes beyond the loaded model
 
 
 def modes_of(steps: int, mask_every: int, cross_downscales: Sequence[int]) -> list[Mode]:
-    """Plain text-to-image first; T_stop is half the steps, as in the paper."""
+    """All modes, plain text-to-image first; T_stop is half the steps, as in the paper."""
     subject = {
         "subjects": Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).convert("RGB"),
         "words": _WORD,
@@ -83,7 +85,7 @@ def modes_of(steps: int, mask_every: int, cross_downscales: Sequence[int]) -> li
 
 
 def micro_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPipeline:
-    """The shipped micro backbone with a random adapter."""
+    """Load the shipped micro backbone, with a random adapter."""
     backbone = load_backbone(WEIGHTS_FOLDER, dtype, device)
     encoders = ImageEncoders.from_pretrained(["clip"], WEIGHTS_FOLDER, **_MICRO_ENCODER, dtype=dtype, device=device)
     adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
@@ -91,7 +93,7 @@ def micro_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPipeli
 
 
 def sd15_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPipeline:
-    """Stable Diffusion 1.5's shapes with random weights."""
+    """Build a pipeline in the shapes of Stable Diffusion 1.5, with random weights."""
     backbone, encoders = random_sd15(device, dtype), random_encoders(device, dtype)
     adapter = RealCustomPlusAdapter.from_unet(backbone.unet, encoders.width)
     return RealCustomPipeline(backbone, adapter.to(device, dtype), encoders)
@@ -99,7 +101,7 @@ def sd15_pipeline(device: torch.device, dtype: torch.dtype) -> RealCustomPipelin
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured by default."""
+    """Defaults of a backbone."""
 
     build: Callable[[torch.device, torch.dtype], RealCustomPipeline]
     cross_downscales: Sequence[int]  # low-resolution cross-attention, see `model.guidance.guidance_branch`
@@ -115,7 +117,7 @@ SETTINGS = {
 
 
 def run(pipeline: RealCustomPipeline, mode: Mode, steps: int, batch: int, side: int) -> None:
-    """One call; adds its times to the mode's."""
+    """Call the pipeline once, and add its times to the mode's."""
     device = pipeline.backbone.device
     stamps: list[tuple[float, float]] = []
 
@@ -139,20 +141,20 @@ def run(pipeline: RealCustomPipeline, mode: Mode, steps: int, batch: int, side: 
 
 
 def measure(
-    pipeline: RealCustomPipeline, modes: Sequence[Mode], steps: int, repeats: int, batch: int, side: int
+    pipeline: RealCustomPipeline, modes: Sequence[Mode], steps: int, repetitions: int, batch: int, side: int
 ) -> None:
-    """Fill in the modes' times and peaks; a first call of each with one step only warms up."""
+    """Measure the modes' times and peaks, after a warm-up call of each with one step."""
     for mode in modes:
         run(pipeline, Mode(mode.name, mode.options), 1, batch, side)
-    for repeat in range(repeats):
-        for mode in modes if repeat % 2 == 0 else reversed(modes):
+    for repetition in range(repetitions):
+        for mode in modes if repetition % 2 == 0 else reversed(modes):
             work = partial(run, pipeline, mode, steps, batch, side)
             mode.peak = peak_extra_bytes(work, pipeline.backbone.device)
 
 
 def report(modes: Sequence[Mode]) -> str:
-    """The table."""
-    lines = [f"{'mode':<20}{'CPU s a step':>14}{'ratio':>8}{'wall s a step':>15}{'ratio':>8}{'peak extra':>14}"]
+    """The table of times, ratios and peaks."""
+    lines = [f"{'mode':<20}{'CPU s/step':>14}{'ratio':>8}{'wall s/step':>15}{'ratio':>8}{'peak extra':>14}"]
     for mode in modes:
         processor, wall = statistics.median(mode.processor), statistics.median(mode.wall)
         ratios = _ratio(mode.processor, modes[0].processor), _ratio(mode.wall, modes[0].wall)
@@ -167,7 +169,7 @@ def _ratio(seconds: Sequence[float], plain: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """An attention layer of a UNet."""
+    """Sizes of an attention layer of a UNet."""
 
     layer: str
     heads: int
@@ -177,7 +179,7 @@ class LayerShape:
 
 
 def sdxl_layers() -> tuple[GuidanceLayers, list[LayerShape]]:
-    """The layers of SDXL at 1024 x 1024 that make the mask, in the UNet's order; nothing is allocated."""
+    """The layers of SDXL at 1024 x 1024 that determine the mask, in the UNet's order; nothing is allocated."""
     unet = sdxl_unet()
     with torch.device("meta"):
         RealCustomPlusAdapter.from_unet(unet, 64).attach(unet)
@@ -188,7 +190,7 @@ def sdxl_layers() -> tuple[GuidanceLayers, list[LayerShape]]:
 
 
 def _shapes(unet: UNet2DConditionModel, latent: tuple[int, int]) -> Iterator[LayerShape]:
-    """All attention layers as a pass comes by: down, middle, up."""
+    """All attention layers in the order of a forward pass: down, middle, up."""
     names = unet.attn_processors
     for part in ("down_blocks", "mid_block", "up_blocks"):
         for name, processor in names.items():
@@ -202,12 +204,12 @@ def _shapes(unet: UNet2DConditionModel, latent: tuple[int, int]) -> Iterator[Lay
 
 
 def naive_bytes(shapes: Sequence[LayerShape], batch: int, size: int) -> int:
-    """All heads' probabilities of all these layers at once, `size` bytes a number."""
+    """Bytes of all heads' probabilities of these layers at once, `size` bytes per number."""
     return sum(batch * shape.heads * shape.positions * shape.keys * size for shape in shapes)
 
 
 def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[int | None, int]:
-    """Peak bytes of the mask's extraction at SDXL's shape, and the bytes of all probabilities that it stands for."""
+    """Peak bytes of the mask extraction at SDXL's shape, and the bytes of all attention probabilities."""
     layers, shapes = sdxl_layers()
     naive = naive_bytes(shapes, batch, torch.empty((), dtype=dtype).element_size())
     indicator = torch.zeros(batch, TEXT_TOKENS, 1, device=device)
@@ -228,35 +230,38 @@ def mask_memory(device: torch.device, dtype: torch.dtype, batch: int) -> tuple[i
     return peak_extra_bytes(extract, device), naive
 
 
+def memory_report(device: torch.device, dtype: torch.dtype, batch: int) -> str:
+    """Measure the memory of the mask extraction, and describe it in a line."""
+    peak, naive = mask_memory(device, dtype, batch)
+    share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
+    return (
+        f"mask extraction at SDXL's shape, {dtype}, batch {batch}: {share} of the naive maps' {naive / 2**20:.0f} MiB"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Time and memory of mask guidance beside plain text-to-image.")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--backbone", choices=SETTINGS, default="micro")
     parser.add_argument("--steps", type=int, help="denoising steps")
-    parser.add_argument("--size", type=int, help="side of the pictures, pixels")
+    parser.add_argument("--size", type=int, help="side of the pictures, in pixels")
     parser.add_argument("--batch", type=int, help="pictures at once")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--mask-every", type=int, default=3, help="of the fast mode")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--memory", action="store_true", help="measure the mask's extraction at SDXL's shape instead")
-    given = parser.parse_args(arguments)
-    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    options = parser.parse_args(arguments)
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     if device.type == "cpu":
         torch.set_num_threads(1)
-    if given.memory:
-        batch = given.batch or 1
-        peak, naive = mask_memory(device, dtype, batch)
-        share = "unknown" if peak is None else f"{peak / 2**20:.0f} MiB, {100 * peak / naive:.1f} %"
-        print(
-            f"mask extraction at SDXL's shape, {given.dtype}, batch {batch}: {share} of the naive maps' "
-            f"{naive / 2**20:.0f} MiB"
-        )
+    if options.memory:
+        print(memory_report(device, dtype, options.batch or 1))
         return
-    setting = SETTINGS[given.backbone]
-    steps, batch, side = given.steps or setting.steps, given.batch or setting.batch, given.size or setting.side
-    modes = modes_of(steps, given.mask_every, setting.cross_downscales)
-    measure(setting.build(device, dtype), modes, steps, given.repeats, batch, side)
+    setting = SETTINGS[options.backbone]
+    steps, batch, side = options.steps or setting.steps, options.batch or setting.batch, options.size or setting.side
+    modes = modes_of(steps, options.mask_every, setting.cross_downscales)
+    measure(setting.build(device, dtype), modes, steps, options.repetitions, batch, side)
     print(report(modes))
 
 

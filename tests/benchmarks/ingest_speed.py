@@ -1,30 +1,35 @@
-"""Downloads per second of the stage `ingest`, all checks on, beside plain img2dataset's.
+"""Downloads per second of the stage `ingest` with all checks, compared with plain img2dataset.
 
-    python -m tests.benchmarks.ingest_speed            # 3,000 pictures, three repetitions, some minutes
+    python -m tests.benchmarks.ingest_speed        # 3,000 pictures, three repetitions
 
-Both fetch the same URLs of a loopback server in a process of its own, in the same shards, with two processes of 16
-threads: the stage in two Ray tasks, img2dataset by its multiprocessing distributor. Both write img2dataset's statistics
-a shard. Two rates: `overall`, all pictures over the time from the first shard's start to the last one's end; and
-`in a shard`, the median of the shards' own rates, which leaves out what img2dataset loses between shards by starting
-its processes anew after every five (it flatters img2dataset: while one of its processes starts, the other one has
-the machine to itself). Ratios are medians over the repetitions, which alternate who comes first.
+Hardware and time: two idle cores; a few minutes. It needs no network.
 
-Two accounts of CPU seconds, which hold on a busy machine too; both are without the server's: `all CPU`, of all
-processes from the call to its end, the start of img2dataset's included; and `CPU of a shard`: shards fetched by turns
-in one process, once by the stage's task and once by img2dataset's Downloader as it is.
+Both fetch the same URLs from a loopback server (in its own process), in the same shards, with two processes of 16
+threads each: the stage in two Ray tasks, img2dataset with its multiprocessing distributor. Both write img2dataset's
+statistics for each shard. The benchmark reports two rates:
+
+    overall       all pictures divided by the time from the start of the first shard to the end of the last one
+    in a shard    the median of the shards' own rates. It leaves out the time that img2dataset needs to restart its
+                  processes after every five shards, and favours img2dataset: while one of its processes restarts,
+                  the other has the whole machine.
+
+and two figures in CPU seconds, which hold on a busy machine too and exclude the server:
+
+    all CPU           all processes during the call, including the start of img2dataset's processes
+    CPU of a shard    shards fetched alternately in one process, by the stage's task and by img2dataset's own Downloader
+
+Ratios are medians over the repetitions, whose order alternates.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
 import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,40 +37,37 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
 from stages.config import IngestConfig
-from stages.contract import Reporter
 from stages.data.loopback import serve_folder
 from stages.ingest.download import download_shards, fetch_shard, make_downloader, shard_sizes
-from tests.benchmarks.environment import set_benchmark_environment
-from tests.benchmarks.process_tree import TreeMeter
+from stages.ray_tools.cluster import local_cluster
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.environment import set_benchmark_environment, silent_reporter
+from tests.benchmarks.support.noise_pictures import jpeg, smooth_noise
+from tests.benchmarks.support.process_tree import TreeMeter
 
 SETTINGS = IngestConfig(image_size=256, samples_per_shard=250, allow_private_addresses=True)
-_SIZE = (384, 288)
+_SIZE = (288, 384)  # height, width
 
 
 def write_site(folder: Path, pictures: int) -> None:
-    """Smooth noise as JPEG: about 30 kB each, as on the web."""
+    """Write JPEG files of smooth noise, about 30 kB each, like pictures on the web."""
     rng = np.random.default_rng(0)
     for number in range(pictures):
-        small = Image.fromarray(rng.integers(0, 256, (36, 48, 3), dtype=np.uint8))
-        buffer = io.BytesIO()
-        small.resize(_SIZE, Image.Resampling.BICUBIC).save(buffer, format="JPEG", quality=90)
-        (folder / f"{number}.jpg").write_bytes(buffer.getvalue())
+        (folder / f"{number}.jpg").write_bytes(jpeg(smooth_noise(rng, *_SIZE)))
 
 
 def serve(folder: Path, pipe: Connection) -> None:
-    """Tell the base URL, and serve until somebody answers."""
+    """Send the base URL through `pipe`, and serve until an answer comes back."""
     with serve_folder(folder, 0) as base:
         pipe.send(base)
         pipe.recv()
 
 
 def write_list(file: Path, base: str, pictures: int) -> None:
-    """The list of URLs as the stage writes it, which img2dataset reads too."""
+    """Write the URL list in the stage's format, which img2dataset can read too."""
     numbers = [f"{number:06d}" for number in range(pictures)]
     urls = [f"{base}/{int(number)}.jpg" for number in numbers]
     table = pa.table({"sample_id": numbers, "url": urls, "caption": ["a picture"] * pictures})
@@ -74,7 +76,7 @@ def write_list(file: Path, base: str, pictures: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Pictures kept a second, of the clock and of all processes' CPU time."""
+    """Pictures per second of wall-clock time, and per CPU second of all processes (`all_cpu`)."""
 
     overall: float
     in_a_shard: float
@@ -82,7 +84,7 @@ class Rates:
 
 
 def rates_of(shards: Path, cpu_seconds: float) -> Rates:
-    """From img2dataset's statistics."""
+    """Compute the rates from img2dataset's statistics."""
     found = [json.loads(file.read_text()) for file in shards.glob("*_stats.json")]
     seconds = max(shard["end_time"] for shard in found) - min(shard["start_time"] for shard in found)
     return Rates(
@@ -93,12 +95,12 @@ def rates_of(shards: Path, cpu_seconds: float) -> Rates:
 
 
 def run_stage(urls: Path, shards: Path) -> None:
-    """The stage's download."""
-    download_shards(urls, shards, SETTINGS, None, Reporter(emit=lambda event: None))
+    """Download with the stage."""
+    download_shards(urls, shards, SETTINGS, None, silent_reporter())
 
 
 def run_img2dataset(urls: Path, shards: Path) -> None:
-    """img2dataset's own."""
+    """Download with img2dataset."""
     import img2dataset
 
     img2dataset.download(
@@ -123,7 +125,7 @@ def run_img2dataset(urls: Path, shards: Path) -> None:
 
 
 def measure(folder: Path, urls: Path, repetitions: int, server: int) -> list[tuple[Rates, Rates]]:
-    """The rates of the stage and of img2dataset, in alternating order."""
+    """Run the stage and img2dataset, in alternating order."""
     ways: dict[str, Callable[[Path, Path], None]] = {"stage": run_stage, "img2dataset": run_img2dataset}
     found = []
     for repetition in range(repetitions):
@@ -139,13 +141,13 @@ def measure(folder: Path, urls: Path, repetitions: int, server: int) -> list[tup
 
 
 def measure_shards(folder: Path, urls: Path) -> None:
-    """Fetch the shards by turns with all checks and without, in this process, and print what it took of CPU time."""
-    ours, plain = [], []
+    """Fetch each shard in this process by the stage and by img2dataset, and print the CPU time of both."""
+    stage, plain = [], []
     for number, size in enumerate(shard_sizes(urls)):
         began = time.process_time()
         fetch_shard(urls, number, folder, SETTINGS, None)
-        if number:  # the first has imported img2dataset
-            ours.append((time.process_time() - began) / size)
+        if number:  # the first one includes the import of img2dataset
+            stage.append((time.process_time() - began) / size)
         file = folder / "plain.arrow"
         rows = pq.ParquetFile(urls).read_row_group(number, columns=["sample_id", "url"])
         downloader = make_downloader(folder, SETTINGS)
@@ -156,40 +158,45 @@ def measure_shards(folder: Path, urls: Path) -> None:
             writer.write_table(rows)
         downloader.download_shard((number, str(file)))
         plain.append((time.process_time() - began) / size)
-    for mine, theirs in zip(ours, plain[1:], strict=True):
-        print(f"CPU of a shard: stage {1e3 * mine:.2f} ms a picture, img2dataset {1e3 * theirs:.2f}", flush=True)
-    ratio = statistics.median(plain[1:]) / statistics.median(ours)
+    for ours, theirs in zip(stage, plain[1:], strict=True):
+        print(f"CPU of a shard: stage {1e3 * ours:.2f} ms per picture, img2dataset {1e3 * theirs:.2f}", flush=True)
+    ratio = statistics.median(plain[1:]) / statistics.median(stage)
     print(f"CPU of a shard: ratio of the medians {ratio:.2f}", flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--repetitions", type=int, default=3)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     set_benchmark_environment("micro")
-    ours, theirs = multiprocessing.Pipe()
+    here, there = multiprocessing.Pipe()
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)), local_cluster():
         site, urls = Path(name) / "site", Path(name) / "urls.parquet"
         site.mkdir()
-        write_site(site, arguments.pictures)
-        server = multiprocessing.get_context("spawn").Process(target=serve, args=(site, theirs))
+        write_site(site, options.pictures)
+        server = multiprocessing.get_context("spawn").Process(target=serve, args=(site, there))
         server.start()
-        write_list(urls, ours.recv(), arguments.pictures)
+        write_list(urls, here.recv(), options.pictures)
         assert server.pid is not None
-        found = measure(Path(name), urls, arguments.repetitions, server.pid)
-        by_turns = Path(name) / "by_turns"
-        by_turns.mkdir()
-        shards = multiprocessing.get_context("spawn").Process(target=measure_shards, args=(by_turns, urls))
+        found = measure(Path(name), urls, options.repetitions, server.pid)
+        alternately = Path(name) / "alternately"
+        alternately.mkdir()
+        shards = multiprocessing.get_context("spawn").Process(target=measure_shards, args=(alternately, urls))
         shards.start()
         shards.join()
-        ours.send("end")
+        here.send("end")
         server.join()
+    print_rates(found)
+
+
+def print_rates(found: Sequence[tuple[Rates, Rates]]) -> None:
+    """Print the rates of the stage and of img2dataset, and their ratios."""
     for title, field, unit in (
         ("overall", "overall", "pictures/s"),
         ("in a shard", "in_a_shard", "pictures/s"),
-        ("all CPU", "all_cpu", "pictures a CPU second"),
+        ("all CPU", "all_cpu", "pictures per CPU second"),
     ):
         pairs = [(getattr(stage, field), getattr(plain, field)) for stage, plain in found]
         for stage, plain in pairs:

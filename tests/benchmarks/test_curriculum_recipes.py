@@ -1,4 +1,4 @@
-"""What the runner refuses, and how processes share its runs. The runs themselves take minutes: by hand."""
+"""Errors of the runner, and how processes share its runs. The runs themselves take minutes and are not tested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.errors import PipelineError
 from pipelines.store.manifest import MANIFEST
 from pipelines.store.store import Store
 from tests.benchmarks.curriculum_recipes import claimed, open_experiment
-from tests.benchmarks.recipe_table import TABLE_X
+from tests.benchmarks.support.recipe_table import TABLE_X
 
 STAGES = ("microworld", "filter", "multiview", "base", "customize")
 BUDGET = {"curriculum.steps": 5, "evaluate.subjects": 2}
@@ -27,7 +27,7 @@ def write_run(folder: Path, *stages: str) -> Path:
     return folder
 
 
-def test_the_budget_and_the_recipe_go_over_the_run_s_configuration(tmp_path: Path) -> None:
+def test_the_budget_and_the_recipe_replace_values_of_the_run_s_configuration(tmp_path: Path) -> None:
     experiment = open_experiment(write_run(tmp_path / "run", *STAGES), tmp_path / "results", BUDGET)
     config = experiment.config_of(TABLE_X[4], seed=7)
     assert (config.curriculum.steps, config.curriculum.crops, config.run.seed) == (5, "random", 7)

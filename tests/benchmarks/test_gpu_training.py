@@ -12,7 +12,7 @@ def test_flops_of_the_small_image_encoder_by_hand() -> None:
     embedding = 2 * patches * (3 * 16 * 16) * width
     attention = 4 * 2 * tokens * width * width + 2 * 2 * tokens * tokens * width
     mlp = 2 * 2 * tokens * width * width
-    assert count_flops(SHAPES["tiny"]).encoders == 5 * (embedding + 2 * (attention + mlp))
+    assert count_flops("tiny").encoders == 5 * (embedding + 2 * (attention + mlp))
 
 
 def test_days_by_hand() -> None:

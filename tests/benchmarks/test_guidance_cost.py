@@ -10,19 +10,19 @@ from model.adapters.image_encoder import ImageEncoders
 from model.backbone import load_backbone
 from model.pipeline import RealCustomPipeline
 from tests.benchmarks.guidance_cost import Mode, measure, modes_of, naive_bytes, report, sdxl_layers
-from tests.benchmarks.memory import peak_extra_bytes
-from tests.support.tiny_models import ENCODERS, RESOLUTION
+from tests.benchmarks.support.memory import peak_extra_bytes
+from tests.support.tiny_models import ENCODERS, RESOLUTION, write_sd
 
 
 def test_sdxl_has_these_layers() -> None:
     """By hand, from SDXL's configuration: 64 x 64 self-attention, 32 x 32 cross-attention."""
     layers, shapes = sdxl_layers()
-    selves = [shape for shape in shapes if shape.layer.endswith("attn1")]
-    crosses = [shape for shape in shapes if shape.layer.endswith("attn2")]
-    assert len(selves) == len(layers.selves) == 2 * 2 + 3 * 2
-    assert len(crosses) == len(layers.cross) == 2 * 10 + 10 + 3 * 10
-    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in selves} == {(10, 4096, 4096, 64)}
-    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in crosses} == {(20, 1024, 77, 64)}
+    own = [shape for shape in shapes if shape.layer.endswith("attn1")]
+    cross = [shape for shape in shapes if shape.layer.endswith("attn2")]
+    assert len(own) == len(layers.selves) == 2 * 2 + 3 * 2
+    assert len(cross) == len(layers.cross) == 2 * 10 + 10 + 3 * 10
+    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in own} == {(10, 4096, 4096, 64)}
+    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in cross} == {(20, 1024, 77, 64)}
     assert shapes[0].layer == "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     assert shapes[-1].layer == "up_blocks.1.attentions.2.transformer_blocks.1.attn1"
     assert naive_bytes(shapes, 2, 4) == 2 * 4 * (10 * 10 * 4096 * 4096 + 60 * 20 * 1024 * 77)
@@ -31,12 +31,12 @@ def test_sdxl_has_these_layers() -> None:
 def test_peak_extra_bytes() -> None:
     peak = peak_extra_bytes(lambda: torch.ones(64, 2**20).sum(), torch.device("cpu"))
     if peak is None:
-        pytest.skip("this system does not tell a process's peak")
+        pytest.skip("this system does not report the peak memory of a process")
     assert 250 * 2**20 < peak < 350 * 2**20
 
 
-def test_modes(sd_folder: Path) -> None:
-    options = dict(ENCODERS)
+def test_modes(tmp_path: Path) -> None:
+    sd_folder, options = write_sd(tmp_path), dict(ENCODERS)
     encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), sd_folder, **options)
     backbone = load_backbone(sd_folder)
     pipeline = RealCustomPipeline(backbone, RealCustomPlusAdapter.from_unet(backbone.unet, 16), encoders)

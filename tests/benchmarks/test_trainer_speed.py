@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-from tests.benchmarks.trainer_speed import Speed, markdown, together_speed
+from tests.benchmarks.trainer_speed import Speed, combined_speed, markdown
 
 
 def speed(rate: float, cpu: float = 1.0) -> Speed:
     return Speed(rate=rate, cpu=cpu, startup=2.0, end=0.5)
 
 
-def test_the_first_step_belongs_to_the_start() -> None:
+def test_the_first_step_counts_as_start_up() -> None:
     stamps = [(110.0, 5.0), (112.0, 6.0), (114.0, 9.0)]
     assert Speed.of(stamps, began=100.0, ended=115.0, batch=16) == Speed(rate=8.0, cpu=2.0, startup=10.0, end=1.0)
 
 
-def test_rates_of_processes_at_work_at_once_add_up() -> None:
+def test_rates_of_parallel_processes_add_up() -> None:
     first, second = Speed(rate=3, cpu=1, startup=5, end=1), Speed(rate=4, cpu=2, startup=7, end=0)
-    assert together_speed([first, second]) == Speed(rate=7, cpu=3, startup=7, end=1)
+    assert combined_speed([first, second]) == Speed(rate=7, cpu=3, startup=7, end=1)
 
 
 def test_ratios_are_of_the_same_repetition() -> None:

@@ -15,7 +15,7 @@ from tests.benchmarks.zero_memory import (
 
 
 def test_the_formula_by_hand() -> None:
-    """Weights and gradients 4 + 4, moments 8, copy 4 but for stage 0; two workers halve what is shared out."""
+    """Weights and gradients 4 + 4, moments 8, copy 4 except in stage 0; two workers halve what is partitioned."""
     assert [formula(stage, 2) for stage in (0, 1, 2, 3)] == [16, 4 + 4 + 6, 4 + 8, 10]
     assert [formula(stage, 1) for stage in (0, 1, 2, 3)] == [16, 20, 20, 20]
 
@@ -29,14 +29,14 @@ def test_a_storage_is_counted_once() -> None:
     assert living_bytes([whole, whole[3:], whole.view(-1), torch.zeros(2, dtype=torch.float64)]) == 400 + 16
 
 
-def test_a_gradient_that_nobody_has_asked_for_is_alive() -> None:
+def test_a_gradient_that_python_has_not_seen_counts() -> None:
     before = living_bytes(living_tensors())
     weight = torch.ones(1000, requires_grad=True)
     (weight * 2).sum().backward()
     assert living_bytes(living_tensors()) - before == 2 * 4000
 
 
-def test_the_table_is_in_bytes_a_trained_parameter() -> None:
+def test_the_table_is_in_bytes_per_trained_parameter() -> None:
     model = Model(width=10, layers=2, frozen_layers=3)
     assert (model.parameters, model.frozen_bytes) == (200, 1200)
     found: dict[ZeroStage, Memory] = {2: Memory(tensors=2400, process=3000)}

@@ -1,21 +1,22 @@
-"""What the trainer costs beside a bare PyTorch loop: adapter training on the micro backbone.
+"""Speed of the trainer, compared with a bare PyTorch loop: adapter training on the micro backbone.
 
     python -m tests.benchmarks.trainer_speed --run-folder runs/micro        # three repetitions
 
-Four ways to train on the same plan, one thread a process, alternating in one run:
+Hardware and time: two idle cores; some minutes. It needs a finished run of the default profile.
 
-    bare      AdamW, clipping and the learning rate's schedule around the same task and module; no Ray, no DeepSpeed
-    trainer   the stage's own `fit`: Ray Train, DeepSpeed's ZeRO as in the run folder's configuration, one worker
-    bare x 2  two bare loops at once, each with half of every batch and nothing to tell each other: the machine's limit
+Four ways to train on the same plan, one thread per process, alternately:
+
+    bare      the same task and module with AdamW, clipping and the learning rate's schedule; no Ray, no DeepSpeed
+    trainer   the stage's own `fit` with one worker: Ray Train, DeepSpeed's ZeRO as in the run folder's configuration
+    bare x 2  two bare loops at once, each with half of every batch, without communication: the machine's limit
     two       `fit` with two workers
 
-Samples a second are those from the first step's end to the last one's: start-up is told apart. CPU seconds are those of
-the first worker's process; on a busy machine their ratio says more than the clock.
+Samples per second are measured from the end of the first step to the end of the last one; the start-up is reported
+separately. CPU seconds are those of the first worker's process; on a busy machine, compare those.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import multiprocessing
@@ -34,50 +35,51 @@ from torch import nn
 from model.training.adapter_task import AdapterTask
 from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
-from pipelines.execution.cluster import local_cluster
 from pipelines.execution.environment import temporary_folder
 from stages.config import Config, TrainerConfig
 from stages.contract import StageError
 from stages.data.plan import PlanReader
+from stages.ray_tools.cluster import local_cluster
 from stages.train_adapter.stage import adapter_task
 from stages.training.engine import learning_rate
 from stages.training.trainer import fit
-from tests.benchmarks.environment import set_benchmark_environment
-from tests.benchmarks.finished_run import FinishedRun, open_run
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.environment import set_benchmark_environment
+from tests.benchmarks.support.finished_run import FinishedRun, open_run
 
 _STAGES = ("filter", "multiview", "base")
 
 
 @dataclass(kw_only=True)
 class TimedTask(AdapterTask):
-    """The stage's task; rank 0 notes when each step has ended, by the clock and by its process's CPU seconds."""
+    """The stage's task; rank 0 records the time and its process's CPU seconds at the end of each step."""
 
     stamps_file: Path = field(compare=False)
     _stamps: list[tuple[float, float]] = field(default_factory=list, init=False, repr=False)
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Take note."""
+        """Record the end of a step."""
         self._stamps.append((time.time(), time.process_time()))
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Write what was noted beside the adapter."""
+        """Write the adapter, and the recorded times."""
         super().export(module, folder)
         self.write_stamps()
 
     def write_stamps(self) -> None:
-        """A list of pairs."""
+        """Write the recorded times as a list of pairs."""
         self.stamps_file.write_text(json.dumps(self._stamps))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What a way of training took.
+    """Speed of a way to train.
 
     Attributes:
-        rate: Samples a second.
-        cpu: CPU seconds a step; of `fit` with two workers those of the first.
-        startup: Seconds from the call to the first step's end.
-        end: Seconds from the last step's end to the call's.
+        rate: Samples per second.
+        cpu: CPU seconds per step; with two workers, those of the first one.
+        startup: Seconds from the call to the end of the first step.
+        end: Seconds from the end of the last step to the end of the call.
     """
 
     rate: float
@@ -87,7 +89,7 @@ class Speed:
 
     @classmethod
     def of(cls, stamps: list[tuple[float, float]], began: float, ended: float, batch: float) -> Speed:
-        """From the ends of the steps."""
+        """Compute the speed from the ends of the steps."""
         (first, first_cpu), (last, last_cpu) = stamps[0], stamps[-1]
         steps = len(stamps) - 1
         return cls(
@@ -99,7 +101,7 @@ class Speed:
 
 
 def bare_loop(task: AdapterTask, config: TrainerConfig, steps: int, seed: int, share: tuple[int, int]) -> None:
-    """What anybody would write around the task and its module; `share` is (rank, world) of the batch."""
+    """Train in a plain PyTorch loop; `share` is (rank, world) of the batch."""
     torch.manual_seed(seed)
     module = task.module()
     parameters = list(module.parameters())
@@ -116,7 +118,7 @@ def bare_loop(task: AdapterTask, config: TrainerConfig, steps: int, seed: int, s
 
 
 def bare_process(task: TimedTask, config: Config, share: tuple[int, int], together: Barrier) -> None:
-    """A bare loop in a process of its own, as the trainer's workers have."""
+    """Run a bare loop in a new process, like the trainer's workers."""
     torch.set_num_threads(1)
     task.load()
     together.wait()
@@ -126,14 +128,14 @@ def bare_process(task: TimedTask, config: Config, share: tuple[int, int], togeth
 
 @dataclass(frozen=True)
 class Measurement:
-    """A plan to train on, and where to work."""
+    """A plan to train on, and a folder for temporary files."""
 
     source: FinishedRun
     plan: PlanReader
     folder: Path
 
     def bare(self, processes: int) -> Speed:
-        """Bare loops at once, each with its share of every batch."""
+        """Run bare loops at the same time, each with its share of every batch."""
         config, folder = self.source.config, self._new_folder("bare")
         spawning = multiprocessing.get_context("spawn")
         together, began = spawning.Barrier(processes), time.time()
@@ -147,10 +149,10 @@ class Measurement:
         for process in started:
             process.join()
         ended = time.time()
-        return together_speed([self._speed(task, began, ended, processes) for task in tasks])
+        return combined_speed([self._speed(task, began, ended, processes) for task in tasks])
 
     def trainer(self, workers: int) -> Speed:
-        """The stage's `fit`."""
+        """Run the stage's `fit`."""
         values = {"train_adapter.trainer.workers": workers, "run.cpus": workers}  # a thread each
         config, folder = with_values(self.source.config, values), self._new_folder("trainer")
         task, began = self._task(config, folder / "stamps.json", folder), time.time()
@@ -178,8 +180,8 @@ class Measurement:
         return Speed.of(stamps, began, ended, self.source.config.curriculum.batch_size / processes)
 
 
-def together_speed(speeds: Sequence[Speed]) -> Speed:
-    """Of processes at work at once."""
+def combined_speed(speeds: Sequence[Speed]) -> Speed:
+    """Speed of processes that train at the same time."""
     return Speed(
         rate=sum(speed.rate for speed in speeds),
         cpu=sum(speed.cpu for speed in speeds),
@@ -189,9 +191,9 @@ def together_speed(speeds: Sequence[Speed]) -> Speed:
 
 
 def markdown(found: Mapping[str, Sequence[Speed]]) -> str:
-    """Medians over the repetitions, and the ratios of each repetition."""
+    """The tables of medians over the repetitions, and of the ratios of each repetition."""
     lines = [
-        "| way | samples/s | CPU s a step | start-up, s | after the last step, s |",
+        "| way | samples/s | CPU s per step | start-up, s | after the last step, s |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, speeds in found.items():
@@ -208,17 +210,16 @@ def markdown(found: Mapping[str, Sequence[Speed]]) -> str:
     return "\n".join(lines)
 
 
-#: What is divided by what.
 RATIOS = (
     ("samples/s, one worker over bare", "trainer", "bare", "rate"),
-    ("CPU s a step, bare over one worker", "bare", "trainer", "cpu"),
+    ("CPU s per step, bare over one worker", "bare", "trainer", "cpu"),
     ("samples/s, two workers over one", "two", "trainer", "rate"),
     ("samples/s, two bare loops over one: the limit", "bare x 2", "bare", "rate"),
 )
 
 
 def measure(measurement: Measurement, repetitions: int) -> dict[str, list[Speed]]:
-    """The speeds of each way, in alternating order."""
+    """Train in each way, in alternating order."""
     ways: dict[str, Callable[[], Speed]] = {
         "bare": lambda: measurement.bare(1),
         "trainer": lambda: measurement.trainer(1),
@@ -230,31 +231,31 @@ def measure(measurement: Measurement, repetitions: int) -> dict[str, list[Speed]
         for name in list(ways) if repetition % 2 == 0 else reversed(ways):
             speed = ways[name]()
             found[name].append(speed)
-            print(f"{name}: {speed.rate:.2f} samples/s, {speed.cpu:.3f} CPU s a step", flush=True)
+            print(f"{name}: {speed.rate:.2f} samples/s, {speed.cpu:.3f} CPU s per step", flush=True)
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--run-folder", type=Path, required=True, help="of a finished run of the default profile")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repetitions", type=int, default=3)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     values = {
-        "curriculum.steps": arguments.steps,
-        "curriculum.batch_size": arguments.batch_size,
+        "curriculum.steps": options.steps,
+        "curriculum.batch_size": options.batch_size,
         "train_adapter.sample_every": None,
     }
     set_benchmark_environment("micro")
     with tempfile.TemporaryDirectory() as name, temporary_folder(Path(name)):
         folder = Path(name)
         try:
-            source = open_run(arguments.run_folder, _STAGES, values)
+            source = open_run(options.run_folder, _STAGES, values)
             plan = source.write_plan(source.config, folder)
             with local_cluster():
-                found = measure(Measurement(source, plan, folder), arguments.repetitions)
+                found = measure(Measurement(source, plan, folder), options.repetitions)
         except (PipelineError, StageError) as error:
             sys.exit(str(error))
     print(f"\n{markdown(found)}")

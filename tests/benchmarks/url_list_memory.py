@@ -1,18 +1,21 @@
-"""Memory and time that the stage `ingest` takes on the driver to make its list of URLs.
+"""Memory and time of the URL list that the stage `ingest` makes on the driver.
 
-    python -m tests.benchmarks.url_list_memory                 # 2 million rows, a minute
-    python -m tests.benchmarks.url_list_memory --rows 500000   # a quarter: the memory must be nearly the same
+    python -m tests.benchmarks.url_list_memory                 # 2 million rows
+    python -m tests.benchmarks.url_list_memory --rows 500000   # a quarter of them needs nearly the same memory
 
-The rows are synthetic, of LAION's size: a URL of 80 letters, a caption of 60, scores; every tenth repeats a URL.
+Hardware and time: one core, 0.5 GB of memory; a minute.
+
+The rows are synthetic and as large as LAION's: a URL of 80 characters, a caption of 60, scores. Every tenth row
+repeats a URL.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +25,13 @@ import pyarrow.parquet as pq
 from stages.config import IngestConfig
 from stages.ingest.metadata import metadata_files
 from stages.ingest.url_list import write_url_list
+from tests.benchmarks.support.command_line import benchmark_parser
 
 _ROWS_PER_FILE = 500_000
 
 
 def write_metadata(folder: Path, rows: int) -> None:
-    """As many files as it takes."""
+    """Write Parquet files of 500,000 rows each."""
     for start in range(0, rows, _ROWS_PER_FILE):
         numbers = np.arange(start, min(start + _ROWS_PER_FILE, rows))
         shown = np.where(numbers % 10 == 9, numbers // 2, numbers)
@@ -43,7 +47,7 @@ def write_metadata(folder: Path, rows: int) -> None:
 
 
 def measure(metadata: str, folder: str) -> None:
-    """In a process of its own, whose memory nothing else has touched."""
+    """Make the list, and print its costs. Runs in its own process, whose peak memory starts low."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
     urls = write_url_list(metadata_files(metadata), IngestConfig(samples_per_shard=10_000), Path(folder))
@@ -52,14 +56,14 @@ def measure(metadata: str, folder: str) -> None:
     print(f"{urls.total} rows, {urls.wanted} wanted: at the peak {more:.0f} MB more, {seconds:.1f} seconds of CPU")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "metadata").mkdir()
-        write_metadata(Path(name) / "metadata", arguments.rows)
+        write_metadata(Path(name) / "metadata", options.rows)
         process = multiprocessing.get_context("spawn").Process(
             target=measure, args=(f"{name}/metadata", f"{name}/list")
         )

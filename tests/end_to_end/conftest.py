@@ -1,4 +1,4 @@
-"""The one undisturbed run of all stages that these tests share."""
+"""The uninterrupted run of all stages that these tests share."""
 
 from __future__ import annotations
 

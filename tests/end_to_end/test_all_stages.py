@@ -1,4 +1,4 @@
-"""One run of all stages, as a user starts it, and what the same command does afterwards."""
+"""A run of all stages as a user starts it, and what the same command does afterwards."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_every_stage_is_committed_and_recorded(finished: tuple[Path, str]) -> No
     assert models == [("realword-micro",)]
 
 
-def test_nothing_is_written_beside_the_known_places(finished: tuple[Path, str]) -> None:
+def test_a_run_writes_known_files_and_folders_only(finished: tuple[Path, str]) -> None:
     known = {".lock", "latest.json", "logs", "mlflow", "stages", "generated"}
     assert {path.name for path in finished[0].iterdir()} <= known
 
 
-def test_the_end_says_what_to_do_next(finished: tuple[Path, str]) -> None:
+def test_the_output_ends_with_what_to_do_next(finished: tuple[Path, str]) -> None:
     folder, printed = finished
     lines = dict(re.findall(r"^(\w[\w ]*): +(.+)$", printed, flags=re.MULTILINE))
     assert Path(lines["Report"]).is_file()
@@ -68,7 +68,7 @@ def test_the_same_command_does_nothing(finished: tuple[Path, str]) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "Everything is up to date (12 stages); there is nothing to do." in printed
     assert started(printed) == set()
-    # The processor's time: the wall clock of a busy machine says nothing about the program.
+    # CPU time, because the wall time depends on how busy the machine is.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed goes on with the same command, and its datasets are row for row those of an undisturbed run."""
+"""The same command continues a killed run, and its datasets are row for row those of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ GOAL = ["--stage", "train_adapter"]
 
 @dataclass(frozen=True)
 class Stop:
-    """What a run has left that was told to stop in train_adapter."""
+    """The result of a run that was stopped in train_adapter."""
 
     code: int
     printed: str
-    checkpoint: int  # its step; 0: there is none
+    checkpoint: int  # the step of the last checkpoint; 0: there is none
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +44,18 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stop, Stop]
     """Killed in ingest and in filter; stopped in train_adapter by SIGTERM, and by Ctrl-C when MLflow is gone."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     for stage, done in (("ingest", 20), ("filter", 1)):
-        begun = StartedRun(folder, *GOAL)
-        begun.wait_for(stage, done)
-        begun.end(signal.SIGKILL)
+        started = StartedRun(folder, *GOAL)
+        started.wait_for(stage, done)
+        started.end(signal.SIGKILL)
         assert not any((folder / "stages" / stage).glob("*/manifest.json"))
-    begun = StartedRun(folder, *GOAL)
-    begun.wait_for("train_adapter", 1)
-    first = Stop(*begun.end(signal.SIGTERM), latest_checkpoint(folder))
-    begun = StartedRun(folder, *GOAL)
-    begun.wait_for("train_adapter", 0)
+    started = StartedRun(folder, *GOAL)
+    started.wait_for("train_adapter", 1)
+    first = Stop(*started.end(signal.SIGTERM), latest_checkpoint(folder))
+    started = StartedRun(folder, *GOAL)
+    started.wait_for("train_adapter", 0)
     (folder / "mlflow" / "mlflow.db").write_text("gone")
-    begun.wait_for("train_adapter", first.checkpoint + 1)
-    second = Stop(*begun.end(signal.SIGINT), latest_checkpoint(folder))
+    started.wait_for("train_adapter", first.checkpoint + 1)
+    second = Stop(*started.end(signal.SIGINT), latest_checkpoint(folder))
     (folder / "mlflow" / "mlflow.db").unlink()
     return folder, first, second
 
@@ -75,7 +75,7 @@ def killed(stopped: tuple[Path, Stop, Stop]) -> Path:
 
 
 @pytest.mark.parametrize(("stage", "dataset"), DATASETS)
-def test_the_datasets_are_those_of_an_undisturbed_run(
+def test_the_datasets_are_those_of_an_uninterrupted_run(
     killed: Path, finished: tuple[Path, str], stage: str, dataset: str
 ) -> None:
     (output,) = (killed / "stages" / stage).iterdir()
@@ -85,16 +85,16 @@ def test_the_datasets_are_those_of_an_undisturbed_run(
     assert found.num_rows
 
 
-def test_the_adapter_is_there(killed: Path) -> None:
-    """That training goes on from its checkpoint and ends where an undisturbed one ends: `test_trainer.py`."""
+def test_the_adapter_is_trained(killed: Path) -> None:
+    """That a resumed training has the same result is tested in `test_trainer.py`."""
     (output,) = (killed / "stages" / "train_adapter").iterdir()
     assert list((output / "adapter").glob("*.safetensors"))
 
 
-def test_a_run_that_is_stopped_has_training_write_a_checkpoint_first(stopped: tuple[Path, Stop, Stop]) -> None:
+def test_a_stopped_training_writes_a_checkpoint_first(stopped: tuple[Path, Stop, Stop]) -> None:
     for stop in stopped[1:]:
         assert stop.code == 130
-        assert stop.printed.endswith("Stopped. What is finished is kept; the same command goes on from here.\n")
+        assert stop.printed.endswith("Stopped. Finished stages are kept; the same command continues from here.\n")
         found = re.search(
             "Stage train_adapter was stopped: .* after step ([0-9]+) of 24; the same command", stop.printed
         )
@@ -102,7 +102,7 @@ def test_a_run_that_is_stopped_has_training_write_a_checkpoint_first(stopped: tu
         assert stop.checkpoint == int(found[1])
 
 
-def test_training_goes_on_without_mlflow(stopped: tuple[Path, Stop, Stop]) -> None:
+def test_training_continues_without_mlflow(stopped: tuple[Path, Stop, Stop]) -> None:
     _, before, after = stopped
     assert "mlflow" not in before.printed.lower()
     (line,) = [line for line in after.printed.splitlines() if "mlflow" in line.lower()]

@@ -35,6 +35,12 @@ def metric(step: int, value: float) -> dict[str, Any]:
     return {"event": "metric", "key": "loss", "value": value, "step": step}
 
 
+def sample_event(path: Path, step: int) -> dict[str, Any]:
+    """As `StageJob` passes it on."""
+    Image.new("RGB", (4, 4), "red").save(path)
+    return {"event": "sample", "key": "samples", "path": str(path), "step": step, "content": path.read_bytes()}
+
+
 def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:
     """A run of `ingest`, which replays a step, and a failure of `filter`."""
     steps = {step.stage.name: step for step in plan}
@@ -42,9 +48,7 @@ def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:
     for step, value in [(0, 3.0), (1, 2.0), (1, 2.0), (2, 1.0)]:
         tracker.stage_event("ingest", metric(step, value))
     partial = store.begin("ingest", steps["ingest"].ingredients.fingerprint, restart=True) / "output"
-    look = partial.parent / "scratch" / "look.png"
-    Image.new("RGB", (4, 4), "red").save(look)
-    tracker.stage_event("ingest", {"event": "sample", "key": "looks", "path": str(look), "step": 2})
+    tracker.stage_event("ingest", sample_event(partial.parent / "scratch" / "sample.png", step=2))
     (partial / "curves.png").write_bytes(b"small")
     (partial / "large.png").write_bytes(b"0" * 6_000_000)
     for name in ("curves.png", "large.png"):
@@ -87,7 +91,7 @@ def test_a_run_is_recorded_with_its_stages(tmp_path: Path, store: Store, plan: l
     curve = client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in curve] == [(0, 3.0), (1, 2.0), (2, 1.0)]
     assert {item.path for item in client.list_artifacts(run_id)} == {"manifest.json", "curves.png", "images"}
-    assert any("looks+step+2+" in item.path for item in client.list_artifacts(run_id, "images"))
+    assert any("samples+step+2+" in item.path for item in client.list_artifacts(run_id, "images"))
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {"config.yaml"}
     assert filtering.data.tags["error"] == "Stage filter: nothing is left."
 

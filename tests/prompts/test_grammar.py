@@ -1,4 +1,4 @@
-"""The grammar's prompts fit the micro world's tokenizer and are all that they must be."""
+"""The grammar's prompts are usable, and fit the micro world's tokenizer."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def test_prompts_are_different_usable_and_the_same_for_the_same_seed(concept: st
 
 @pytest.mark.parametrize("concept", PromptsConfig().concepts)
 @pytest.mark.parametrize("variation", VARIATIONS)
-def test_every_word_is_one_that_the_tokenizer_knows_and_every_sentence_fits(concept: str, variation: str) -> None:
+def test_the_tokenizer_has_every_word_and_every_sentence_fits(concept: str, variation: str) -> None:
     for sentence in sentences(variation, concept):  # type: ignore[arg-type]
         words = sentence.split()
         assert set(words) <= {*VOCABULARY, PLACEHOLDER}
         assert len(words) <= MAX_WORDS
 
 
-def test_variations_take_turns_and_seeds_differ() -> None:
+def test_variations_are_equally_frequent_and_seeds_differ() -> None:
     prompts = grammar_prompts("mug", 200, 0)
     assert Counter(prompt.variation for prompt in prompts) == dict.fromkeys(VARIATIONS, 40)
     assert prompts != grammar_prompts("mug", 200, 1)
 
 
-def test_more_than_the_grammar_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"knows only \d+ prompts for 'mug', not 100000"):
+def test_more_prompts_than_sentences_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"has only \d+ prompts for 'mug', not 100000"):
         grammar_prompts("mug", 100_000, 0)

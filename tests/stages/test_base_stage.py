@@ -1,4 +1,4 @@
-"""The base stage: shipped weights that fit, that are damaged, and a tiny training from scratch."""
+"""The base stage: shipped weights that fit, damaged ones, and a tiny training from scratch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.checksums import folder_checksums
+from model.checksums import file_checksum
 from model.micro_sd.recipe import Recipe
 from model.micro_sd.weights import load_micro_sd, verify_weights
-from stages.base.stage import PARTS, run, why_not_shipped
+from stages.base.stage import PARTS, Folders, run, task_of, why_not_shipped
 from stages.contract import StageError
 from tests.support.contexts import make_context
 from tests.support.random_backbone import write_random_backbone
@@ -31,7 +31,7 @@ def test_shipped_weights_that_fit_are_copied(shipped: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_damaged_weights_are_refused_by_name(shipped: Path, tmp_path: Path, damage: str) -> None:
+def test_damaged_weights_are_refused_with_the_file(shipped: Path, tmp_path: Path, damage: str) -> None:
     weights = tmp_path / "weights"
     shutil.copytree(shipped, weights)
     file = weights / "unet" / "diffusion_pytorch_model.safetensors"
@@ -46,7 +46,7 @@ def test_damaged_weights_are_refused_by_name(shipped: Path, tmp_path: Path, dama
         run(make_context(tmp_path), weights)
 
 
-def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     with pytest.raises(StageError, match=r"is not a weights folder .*; restore .*--force base"):
         run(make_context(tmp_path), tmp_path / "weights")
@@ -63,22 +63,47 @@ def test_another_recipe_outdates_the_shipped_weights(shipped: Path, tmp_path: Pa
     assert "another recipe" in (why_not_shipped(shipped, recipe) or "")
 
 
+def weights_of(folder: Path, part: str) -> str:
+    """Checksum of the weights, without the configuration."""
+    (file,) = (folder / part).glob("*.safetensors")
+    return file_checksum(file)
+
+
+def test_every_part_has_its_own_problem_and_recipe(tmp_path: Path) -> None:
+    recipe, folders = Recipe(), Folders(tmp_path)
+    tasks: dict[str, Any] = {name: task_of(name, recipe, folders) for name in PARTS}
+    assert {name: type(task).__name__ for name, task in tasks.items()} == {
+        "vae": "VaeTask",
+        "clip": "ClipTask",
+        "dino": "DinoTask",
+        "judge": "JudgeTask",
+        "unet": "UNetTask",
+    }
+    assert all(task.recipe == getattr(recipe, name) for name, task in tasks.items())
+    assert tasks["judge"].pool_folder not in {tasks[name].pool_folder for name in ("vae", "clip", "dino")}
+
+
 @pytest.mark.slow
-def test_a_forced_stage_trains_although_the_shipped_weights_fit(ray_cluster: str, tmp_path: Path) -> None:
+def test_a_forced_stage_trains_the_unfinished_parts_although_the_shipped_weights_fit(
+    ray_cluster: str, tmp_path: Path
+) -> None:
     events: list[Any] = []
     context = make_context(tmp_path, events=events, base={"recipe": tiny_recipe(), "workers": 1})
     context = dataclasses.replace(context, forced=True)
     shipped = write_random_backbone(tmp_path / "shipped", recipe=context.config.base.recipe)
+    finished, trained = ("vae", "clip", "dino"), ("judge", "unet")
+    for name in finished:
+        shutil.copytree(shipped / name, context.scratch / "parts" / name)
     assert run(context, shipped).notes == {"weights": "trained: it was forced"}
     assert any(event["event"] == "warning" and "trained from scratch" in event["text"] for event in events)
     folder = tmp_path / "output" / "backbone"
-    assert folder_checksums(folder / "unet") != folder_checksums(shipped / "unet")
+    assert {name for name in PARTS if weights_of(folder, name) == weights_of(shipped, name)} == set(finished)
     verify_weights(folder, context.config.base.recipe)
     backbone = load_micro_sd(folder)
     assert torch.isfinite(backbone.unet(torch.randn(1, 4, 16, 16), 10, torch.randn(1, 16, 128)).sample).all()
     steps = {event["key"] for event in events if event["event"] == "metric"}
-    assert {f"{name}/loss" for name in PARTS} <= steps
-    # A second call, as after a kill just before the commit, trains nothing again.
+    assert {key for key in steps if key.endswith("/loss")} == {f"{name}/loss" for name in trained}
+    # A second call, as after a kill just before the commit, trains nothing.
     shutil.rmtree(folder)
     events.clear()
     run(context, shipped)

@@ -1,4 +1,4 @@
-"""The stage `prompts`: by the grammar, and by a language model through Ray tasks (a server stands in for the model)."""
+"""The stage `prompts`: by the grammar, and by a language model in Ray tasks (a server replaces the model)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.contexts import make_context
 from tests.support.llm_server import batch, language_model
 
 
-def test_the_grammar_writes_the_same_set_every_time_and_is_named(tmp_path: Path) -> None:
+def test_the_grammar_writes_the_same_set_every_time_and_is_recorded_as_the_writer(tmp_path: Path) -> None:
     tables = []
     for name in ("a", "b"):
         context = make_context(tmp_path / name, prompts={"concepts": ["mug", "toy", "mug"], "prompts_per_concept": 30})
@@ -32,24 +32,24 @@ def test_the_grammar_writes_the_same_set_every_time_and_is_named(tmp_path: Path)
     assert Counter(row["variation"] for row in rows) == dict.fromkeys(VARIATIONS, 12)
 
 
-def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="at least one word"):
         prompts_stage.run(make_context(tmp_path, prompts={"concepts": [" "]}))
-    with pytest.raises(StageError, match=r"the grammar knows only .*lower prompts.prompts_per_concept"):
+    with pytest.raises(StageError, match=r"the grammar has only .*lower prompts.prompts_per_concept"):
         prompts_stage.run(make_context(tmp_path, prompts={"prompts_per_concept": 10**6}))
 
 
-def obliging(number: int, request: dict[str, Any]) -> str:
+def complete_answer(number: int, request: dict[str, Any]) -> str:
     concept = request["messages"][1]["content"].split("[v] ")[1].split('"')[0]
     return batch(*(f"a photo of a [v] {concept} at place {number}-{index}" for index in range(5)))
 
 
 @pytest.mark.slow
-def test_a_language_model_writes_by_tasks_and_finished_concepts_are_not_paid_for_twice(
+def test_a_language_model_writes_and_finished_concepts_are_not_requested_again(
     tmp_path: Path, ray_cluster: str
 ) -> None:
     changes = {"concepts": ["mug", "dog", "hat"], "prompts_per_concept": 7, "prompts_per_request": 5, "concurrency": 2}
-    with language_model(obliging) as model:
+    with language_model(complete_answer) as model:
         context = make_context(tmp_path, prompts={**changes, "endpoint": model.url, "model": "tiny-lm", "retries": 0})
         result = prompts_stage.run(context)
         asked = len(model.requests)
@@ -62,7 +62,7 @@ def test_a_language_model_writes_by_tasks_and_finished_concepts_are_not_paid_for
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_fails_is_one_sentence(tmp_path: Path, ray_cluster: str) -> None:
+def test_an_endpoint_that_fails_is_an_error_in_one_line(tmp_path: Path, ray_cluster: str) -> None:
     with language_model(lambda *_: 401) as model:
         changes = {"concepts": ["mug"], "endpoint": model.url, "retries": 0}
         with pytest.raises(StageError, match=r"answers 401 .*OPENAI_API_KEY") as caught:

@@ -27,7 +27,8 @@ from stages.contract import StageError, StageResult
 from stages.inference import loading_options, painting_options
 from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
-from stages.register.stage import judge_version, run, score_of
+from stages.register.stage import compare_versions, run, score_of
+from stages.registered_model import VERIFY_CHECKSUMS
 from tests.support.contexts import make_context
 from tests.support.random_adapter import write_random_adapter
 from tests.support.random_backbone import write_random_backbone
@@ -43,7 +44,7 @@ def picture(seed: int = 0) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-# Who is the champion
+# The choice of the champion
 
 
 def a_version(number: int, score: float, evaluation: str = "e") -> SimpleNamespace:
@@ -64,12 +65,12 @@ def a_version(number: int, score: float, evaluation: str = "e") -> SimpleNamespa
 def test_the_alias_moves_to_a_better_version_only(
     champion: SimpleNamespace | None, promote: bool, moved: bool, why: str
 ) -> None:
-    found = judge_version(a_version(2, 0.3), champion, promote)
+    found = compare_versions(a_version(2, 0.3), champion, promote)
     assert found[0] is moved
     assert why in found[1]
 
 
-def test_a_score_needs_both_likeness_and_obedience() -> None:
+def test_the_score_is_the_product_of_similarity_and_fidelity() -> None:
     def metrics(similarity: float, controllability: float) -> dict[str, object]:
         values = {"similarity": {"mean": similarity}, "controllability": {"mean": controllability}}
         return {"arms": {"adapter_mask": values}}
@@ -101,10 +102,10 @@ def test_checksums_name_the_file_that_changed(tmp_path: Path) -> None:
         verify_checksums(tmp_path, recorded)
 
 
-# Where a model comes from
+# Lineage
 
 
-def test_lineage_goes_back_to_the_first_stage(tmp_path: Path) -> None:
+def test_a_lineage_goes_back_to_the_first_stage(tmp_path: Path) -> None:
     def commit(stage: str, fingerprint: str, inputs: dict[str, str]) -> Path:
         output = commit_stage(store, stage, StageResult(rows={"rows": 3}), ingredients(fingerprint, inputs))
         return output.folder
@@ -150,34 +151,36 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     request = PaintRequest(subject=picture(), word="mug", prompt="a photo of a mug in the snow")
     (painting,) = model.predict(context, [request])
     assert Image.open(io.BytesIO(base64.b64decode(painting.picture))).size == (64, 64)
+    prepared = model.prepare(base64.b64decode(request.subject), request.word, request.prompt)
+    other = model.prepare(base64.b64decode(request.subject), request.word, request.prompt, seed=1, steps=3)
+    same, different = model.paint([prepared, other])
+    assert base64.b64encode(same[0]).decode() == painting.picture
+    assert base64.b64encode(same[1]).decode() == painting.mask
+    assert different[0] != same[0]
 
 
 # The registry
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry(tmp_path_factory.mktemp("registry"))
-
-
 @pytest.mark.slow
 def test_versions_and_their_champion(registry: Registry) -> None:
-    first, result = registry.register(0.6)
+    name = {"model_name": "five-versions"}
+    first, result = registry.register(0.6, register=name)
     assert first == {
-        "name": NAME,
+        "name": "five-versions",
         "version": "1",
         "alias_moved": True,
-        "uri": f"models:/{NAME}/1",
+        "uri": "models:/five-versions/1",
         "score": pytest.approx(0.3),
         "why": "there was no champion before",
     }
     assert result.metrics["score"] == pytest.approx(0.3)
-    assert not registry.register(0.5)[0]["alias_moved"]
-    assert registry.register(0.7)[0]["alias_moved"]
-    assert not registry.register(0.9, evaluation="with other prompts")[0]["alias_moved"]
-    assert registry.client.get_model_version_by_alias(NAME, "champion").version == 3
-    assert registry.register(0.1, register={"promote": True})[0]["alias_moved"]
-    champion = registry.client.get_model_version_by_alias(NAME, "champion")
+    assert not registry.register(0.5, register=name)[0]["alias_moved"]
+    assert registry.register(0.7, register=name)[0]["alias_moved"]
+    assert not registry.register(0.9, evaluation="with other prompts", register=name)[0]["alias_moved"]
+    assert registry.client.get_model_version_by_alias("five-versions", "champion").version == 3
+    assert registry.register(0.1, register={**name, "promote": True})[0]["alias_moved"]
+    champion = registry.client.get_model_version_by_alias("five-versions", "champion")
     assert champion.version == 5
     assert champion.tags["lineage.train_adapter"] == "train_adapter"  # a folder without a manifest, by its name
 
@@ -198,8 +201,6 @@ print(json.dumps({"code": package.__file__, "pictures": [painting.picture for pa
 @pytest.mark.slow
 def test_the_model_works_without_the_project(registry: Registry, tmp_path: Path) -> None:
     """In a process that does not find the project, from the artifacts alone."""
-    if not registry.runs:
-        registry.register(0.6)
     request = {"subject": picture(), "word": "mug", "prompt": "a photo of a mug in the snow"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -220,27 +221,24 @@ def test_the_model_works_without_the_project(registry: Registry, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_wrong_requests_and_damaged_files_are_refused_in_one_sentence(registry: Registry, tmp_path: Path) -> None:
+def test_invalid_requests_and_damaged_files_are_refused(registry: Registry, tmp_path: Path) -> None:
     import mlflow
 
-    if not registry.runs:
-        registry.register(0.6)
     mlflow.set_tracking_uri(registry.uri)
     mlflow.set_registry_uri(registry.uri)
     stored = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion"))
     copy = tmp_path / "copy"
     shutil.copytree(stored, copy)
-    model = mlflow.pyfunc.load_model(str(copy)).unwrap_python_model()
+    model = mlflow.pyfunc.load_model(str(copy))
     request = {"subject": picture(), "word": "mug", "prompt": "a photo of a mug in the snow"}
-    model.check(request)
-    with pytest.raises(ValueError, match=r"dragon.*mug.*snow"):
-        model.check({**request, "word": "dragon"})
-    with pytest.raises(ValueError, match="is not a picture"):
-        model.check({**request, "subject": base64.b64encode(b"hello").decode()})
-    with pytest.raises(ValueError, match="base64"):
-        model.check({**request, "subject": "???"})
-    with pytest.raises(ValueError, match="colour"):
-        model.check({**request, "colour": "red"})
+    for change, message in (
+        ({"word": "dragon"}, r"dragon.*mug.*snow"),
+        ({"subject": base64.b64encode(b"hello").decode()}, "picture"),
+        ({"subject": "???"}, "base64"),
+        ({"colour": "red"}, "colour"),
+    ):
+        with pytest.raises((ValueError, mlflow.MlflowException), match=message):
+            model.predict([request, {**request, **change}])
 
     weights = next(copy.rglob("unet/*.safetensors"))
     damaged = bytearray(weights.read_bytes())
@@ -248,3 +246,4 @@ def test_wrong_requests_and_damaged_files_are_refused_in_one_sentence(registry: 
     weights.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"unet/.*is damaged"):
         mlflow.pyfunc.load_model(str(copy))
+    mlflow.pyfunc.load_model(str(copy), model_config={VERIFY_CHECKSUMS: False})  # the server has verified its files

@@ -1,4 +1,4 @@
-"""The command `serve`: a real server, real requests, and what it refuses before it starts."""
+"""The command `serve`: errors before it starts, and a real server with real requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,8 +34,8 @@ from tests.support.registered_model import Registry
 _SERVER = """
 import json, sys
 from pathlib import Path
-from pipelines.config import config_from_dict
-from stages.serve import run_server
+from pipelines.config.loading import config_from_dict
+from stages.serve.server import run_server
 given = json.loads(sys.argv[1])
 run_server(config_from_dict(given["config"], []), given["uri"], Path(given["folder"]))
 """
@@ -59,7 +58,7 @@ def a_config(folder: Path, **serve: Any) -> Config:
     return config
 
 
-# What is refused before anything starts
+# Errors before the server starts
 
 
 def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
@@ -67,17 +66,17 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         config = a_config(tmp_path, port=other.getsockname()[1])
-        with pytest.raises(StageError, match=r"cannot listen on 127\.0\.0\.1 port \d+: Address already in use"):
+        with pytest.raises(StageError, match=r"127\.0\.0\.1 port \d+.*--set serve\.port"):
             run_server(config, f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
 
 
 @pytest.mark.parametrize("address", [{"port": 70000}, {"host": "no.such.host.invalid"}, {"host": "192.0.2.1"}])
 def test_an_impossible_address_is_refused(tmp_path: Path, address: dict[str, Any]) -> None:
-    with pytest.raises(StageError, match=r"cannot listen on|from 1 to 65535"):
+    with pytest.raises(StageError, match=r"serve\.port"):
         check_address(a_config(tmp_path, **address).serve)
 
 
-def test_without_a_champion_it_says_how_to_make_one(tmp_path: Path) -> None:
+def test_the_error_without_a_champion_names_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(
         StageError, match=r"no champion of the model realword-micro .*python pipeline\.py run --stage all"
     ):
@@ -115,13 +114,6 @@ class Server:
         response = self.ask(**arguments)
         assert response.headers["content-type"] == "application/json"
         return response.status_code, response.json()["error"]
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    found = Registry(tmp_path_factory.mktemp("registry"))
-    found.register(0.6)
-    return found
 
 
 @contextlib.contextmanager
@@ -172,7 +164,7 @@ def test_a_request_is_answered_with_a_picture(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_the_mask_and_both_can_be_had(server: Server) -> None:
+def test_the_mask_and_both_pictures_can_be_requested(server: Server) -> None:
     import base64
 
     mask = server.ask("?mask=1")
@@ -193,21 +185,16 @@ def test_page_and_health(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_wrong_requests_are_refused_in_one_sentence(server: Server) -> None:
+def test_invalid_requests_are_refused_with_the_reason(server: Server) -> None:
     status, sentence = server.refusal(word="dragon")
     assert status == 422
     assert re.search(r"dragon.*photo.*mug.*snow", sentence)
-    assert server.refusal(files={"subject": ("x.png", b"hello")})[0] == 422
-    assert "not a picture" in server.refusal(files={"subject": ("x.png", b"hello")})[1]
-    assert "truncated" in server.refusal(files={"subject": ("x.png", a_picture()[:6000])})[1]
-    assert server.refusal(files={"subject": ("x.png", a_picture(side=300))}) == (
-        413,
-        "The picture is too large; at most 100000 bytes are accepted.",
-    )
-    assert "There is no field 'colour'" in server.refusal(colour="red")[1]
-    assert "'prompt' is missing" in server.refusal(prompt=" ")[1]
-    assert "'seed' must be a whole number" in server.refusal(seed="one")[1]
-    assert "'steps' must be a whole number from 1 to 1000" in server.refusal(steps=1001)[1]
+    for unreadable in (b"hello", a_picture()[:6000]):
+        status, sentence = server.refusal(files={"subject": ("x.png", unreadable)})
+        assert (status, "picture" in sentence) == (422, True)
+    status, sentence = server.refusal(files={"subject": ("x.png", a_picture(side=300))})
+    assert (status, "100000 bytes" in sentence) == (413, True)
+    assert server.refusal(steps=1001)[0] == 422
     plain = requests.post(f"{server.address}/generate", json={"word": "mug"}, timeout=30)
     assert (plain.status_code, "multipart form" in plain.json()["error"]) == (415, True)
     assert requests.get(f"{server.address}/generate", timeout=30).status_code == 405
@@ -216,7 +203,7 @@ def test_wrong_requests_are_refused_in_one_sentence(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_body_without_end_is_cut_off(server: Server) -> None:
+def test_an_endless_body_is_refused(server: Server) -> None:
     def endless() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="subject"; filename="a.png"\r\n\r\n'
         for _ in range(100):
@@ -228,27 +215,27 @@ def test_a_body_without_end_is_cut_off(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_too_many_requests_are_sent_away_for_a_while(server: Server) -> None:
+def test_too_many_requests_are_refused_with_a_time_to_retry(server: Server) -> None:
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda seed: server.ask(seed=seed, steps=20), range(20)))
-    assert {answer.status_code for answer in answers} == {200, 503}
-    sent_away = [answer for answer in answers if answer.status_code == 503]
-    assert all(int(answer.headers["Retry-After"]) > 0 for answer in sent_away)
-    assert sent_away[0].json() == {"error": "All painters are busy; try again in a moment."}
+        answers = list(pool.map(lambda seed: server.ask(seed=seed, steps=10), range(20)))
+    assert {answer.status_code for answer in answers} >= {200, 503}  # and 504 on a busy machine
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
+    assert "try again" in refused[0].json()["error"]
     assert server.ask().status_code == 200
 
 
 @pytest.mark.slow
-def test_a_picture_that_takes_too_long_is_given_up(server: Server) -> None:
+def test_a_picture_that_takes_too_long_is_a_timeout(server: Server) -> None:
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda steps: server.ask(steps=steps), (1000, 999, 998)))
-    given_up = [answer for answer in answers if answer.status_code == 504]
-    assert "longer than 10 s" in given_up[0].json()["error"]
+    timeouts = [answer for answer in answers if answer.status_code == 504]
+    assert "longer than 10 s" in timeouts[0].json()["error"]
 
 
 @pytest.mark.slow
-def test_it_stops_in_good_order(server: Server) -> None:
-    """The last test of this server; its painter is still at work for those that were given up."""
+def test_the_server_stops_at_sigterm(server: Server) -> None:
+    """The last test of this server; its painter still works on the requests that timed out."""
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=90) == 0
     time.sleep(0.5)
@@ -259,12 +246,26 @@ def test_it_stops_in_good_order(server: Server) -> None:
 
 @pytest.mark.slow
 def test_a_damaged_model_is_refused_before_anything_starts(registry: Registry, tmp_path: Path) -> None:
-    weights = next((registry.root / "artifacts").rglob("adapter/*.safetensors"))
-    whole = weights.with_suffix(".whole")
-    shutil.copy(weights, whole)
-    try:
-        weights.write_bytes(weights.read_bytes()[:-1])
-        with pytest.raises(StageError, match=r"realword-micro version 1 is damaged: .*adapter.*is damaged"):
-            run_server(a_config(tmp_path), registry.uri, tmp_path)
-    finally:
-        whole.replace(weights)
+    config, model = a_registered_model(registry, "damaged", tmp_path)
+    weights = next(model.rglob("adapter/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(StageError, match=r"damaged version 1 is damaged: .*adapter.*is damaged"):
+        run_server(config, registry.uri, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_model_that_the_server_cannot_call_must_be_registered_again(registry: Registry, tmp_path: Path) -> None:
+    config, model = a_registered_model(registry, "old", tmp_path)
+    settings = next(model.rglob("inference.json"))
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "interface": 1}))
+    with pytest.raises(StageError, match=r"old version 1 .*python pipeline\.py run --stage register"):
+        run_server(config, registry.uri, tmp_path)
+
+
+def a_registered_model(registry: Registry, name: str, folder: Path) -> tuple[Config, Path]:
+    """A configuration that serves a model of its own, and the folder of that model in the registry."""
+    from mlflow.artifacts import download_artifacts
+
+    registered, _ = registry.register(0.6, register={"model_name": name})
+    config: Config = make_context(folder, serve={"port": free_port()}, register={"model_name": name}).config
+    return config, Path(download_artifacts(registered["uri"], tracking_uri=registry.uri))

@@ -1,4 +1,4 @@
-"""What tests of stages share."""
+"""The context in which tests run a stage."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def make_context(
     output, scratch = tmp_path / "output", tmp_path / "scratch"
     output.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
-    heard: list[Mapping[str, Any]] = [] if events is None else events
+    reported: list[Mapping[str, Any]] = [] if events is None else events
     return StageContext(
         config=replace(Config(), {"run": {"folder": str(tmp_path)}, **sections}),
         inputs=dict(inputs or {}),
         output=output,
         scratch=scratch,
-        report=Reporter(emit=heard.append),
+        report=Reporter(emit=reported.append),
         previous=previous,
         tracking_uri=tracking_uri,
     )

@@ -306,9 +306,9 @@ def main() -> None:
 
     import pyarrow.parquet as pq
 
-    from pipelines.execution.cluster import local_cluster
     from pipelines.execution.environment import set_environment, temporary_folder
     from stages.ingest import stage as ingest
+    from stages.ray_tools.cluster import local_cluster
     from tests.support.contexts import make_context
 
     set_environment("micro")

@@ -27,7 +27,7 @@ def subjects(count: int = 2) -> list[Image.Image]:
 def build(
     folder: Path, scheduler: Any = None, method: type[VisualAdapter] = RealCustomPlusAdapter
 ) -> RealCustomPipeline:
-    """With an adapter whose effect is plain to see."""
+    """A pipeline with an adapter that changes the picture clearly."""
     options = dict(ENCODERS)
     encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
     backbone = load_backbone(folder)

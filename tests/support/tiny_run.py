@@ -1,4 +1,4 @@
-"""A run of the profile micro that is small enough for the test suite, in processes as a user starts them."""
+"""A tiny run of the profile micro, in the processes that a user would start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-#: A loopback port of these tests' own, for a run of the default configuration may be at work beside them.
+#: A loopback port other than the default one, which another run on this machine may use.
 TINY = {
     "microworld.port": 8974,
     "microworld.pictures": 120,
@@ -47,18 +47,18 @@ def command(folder: Path, *words: str, name: str = "run") -> list[str]:
 
 
 def run(folder: Path, *words: str, name: str = "run") -> str:
-    """Carry a command out; what it printed."""
+    """Run a command; returns what it printed."""
     found = subprocess.run(command(folder, *words, name=name), cwd=REPOSITORY, capture_output=True, text=True)
     assert found.returncode == 0, f"{found.stdout}\n{found.stderr}"
     return found.stdout
 
 
 class StartedRun:
-    """A run at work, to be ended in the middle."""
+    """A running command, to be stopped before its end."""
 
     def __init__(self, folder: Path, *words: str) -> None:
         self._folder, self._printed = folder, folder.with_suffix(".out")
-        for events in folder.glob("logs/*.events.jsonl"):  # of an earlier run
+        for events in folder.glob("logs/*.events.jsonl"):  # of an earlier command
             events.unlink()
         with self._printed.open("w") as out:
             self._runner = subprocess.Popen(
@@ -71,17 +71,17 @@ class StartedRun:
             )
 
     def wait_for(self, stage: str, done: int, seconds: float = 600) -> None:
-        """Until `stage` has reported progress of at least `done`."""
+        """Wait until `stage` has reported progress of at least `done`."""
         deadline = time.monotonic() + seconds
         while not _reported(self._folder / "logs" / f"{stage}.events.jsonl", done):
             assert self._runner.poll() is None, f"the run ended before it was killed: {self._printed.read_text()}"
-            assert time.monotonic() < deadline, f"stage {stage} did not get so far: {self._printed.read_text()}"
+            assert time.monotonic() < deadline, f"stage {stage} did not reach {done}: {self._printed.read_text()}"
             time.sleep(0.05)
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
-        """By a signal, SIGINT to the whole process group as from a terminal; the exit code and what was printed.
+        """Send a signal, SIGINT to the whole process group as a terminal does; returns the exit code and the output.
 
-        Nothing may be left.
+        No process may be left.
         """
         family = psutil.Process(self._runner.pid).children(recursive=True)
         (os.killpg if number is signal.SIGINT else os.kill)(self._runner.pid, number)
@@ -95,5 +95,5 @@ def _reported(events: Path, done: int) -> bool:
     if not events.exists():
         return False
     lines = events.read_text().splitlines(keepends=True)
-    told = [json.loads(line) for line in lines if line.endswith("\n")]
-    return any(event["event"] == "progress" and event["done"] >= done for event in told)
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return any(event["event"] == "progress" and event["done"] >= done for event in found)

@@ -1,4 +1,4 @@
-"""Four small stages in a package of their own, and how tests run them: real processes, but no Ray and no learning."""
+"""Four toy stages in their own package, and a function that runs them: in real processes, without Ray and training."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def toy_config(tmp_path: Path, *settings: str) -> Config:
 
 
 def toy_graph(tmp_path: Path, *settings: str, **sources: str) -> Graph:
-    """The toys' graph; `sources` replaces the source text of some of its modules."""
+    """The graph of the toy stages; `sources` replaces the source text of some modules."""
     package = tmp_path / "code" / "toys"
     package.mkdir(parents=True, exist_ok=True)
     for name, text in SOURCES.items():
@@ -106,16 +106,16 @@ def toy_graph(tmp_path: Path, *settings: str, **sources: str) -> Graph:
     return make_graph(toy_config(tmp_path, *settings), STAGES, ["curriculum"], tmp_path / "code")
 
 
-class Ear:
-    """Keeps what a run says."""
+class EventRecorder:
+    """A listener that keeps all calls and events."""
 
     def __init__(self, react: Callable[[str, Mapping[str, Any]], None] | None = None) -> None:
-        self.said: list[tuple[str, str]] = []
+        self.calls: list[tuple[str, str]] = []
         self.events: list[tuple[str, Mapping[str, Any]]] = []
         self._react = react
 
     def stage_started(self, step: Step) -> str | None:
-        self.said.append(("started", step.stage.name))
+        self.calls.append(("started", step.stage.name))
         return None
 
     def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
@@ -124,22 +124,24 @@ class Ear:
             self._react(name, event)
 
     def stage_finished(self, name: str, output: Output) -> None:
-        self.said.append(("finished", name))
+        self.calls.append(("finished", name))
 
     def stage_failed(self, name: str, error: PipelineError) -> None:
-        self.said.append(("failed", name))
+        self.calls.append(("failed", name))
 
     def of(self, what: str) -> list[str]:
-        return [name for said, name in self.said if said == what]
+        return [name for call, name in self.calls if call == what]
 
 
-def carry_out(graph: Graph, *forced: str, ear: Ear | None = None, cpus: int = 2) -> tuple[dict[str, Output], Ear]:
+def run_graph(
+    graph: Graph, *forced: str, recorder: EventRecorder | None = None, cpus: int = 2
+) -> tuple[dict[str, Output], EventRecorder]:
     store = Store(Path(graph.config.run.folder))
-    ear = ear or Ear()
+    recorder = recorder or EventRecorder()
     with store.locked():
         plan = make_plan(graph, store, graph.order, forced)
         run_context = RunContext(graph=graph, store=store, ray_address=None)
-        return Runner(plan=plan, run_context=run_context, listeners=[ear], cpus=cpus).run(), ear
+        return Runner(plan=plan, run_context=run_context, listeners=[recorder], cpus=cpus).run(), recorder
 
 
 def commit_stage(

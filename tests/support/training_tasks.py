@@ -1,4 +1,4 @@
-"""Small training problems for tests of the trainer. In a module of their own: Ray's workers import it."""
+"""Small training problems for tests of the trainer; Ray's workers import this module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.training.task import Prepared
 
 
 class LinearModule(nn.Module):
-    """Least squares; the input noise makes the result depend on the engine's random state."""
+    """Least squares with input noise, which makes the result depend on the engine's random state."""
 
     seen: Tensor
 
@@ -36,16 +36,16 @@ class LinearModule(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearTask:
-    """Fits a fixed function; a step's examples are shared out among the workers.
+    """Fits a fixed function; the workers share the examples of a step.
 
     Attributes:
-        kill_at: The worker `bad_rank` ends itself with SIGKILL before this step, once (it leaves `marker` behind).
-        fail_at: The workers `failing_ranks` raise before this step, always.
-        starve_at: Every worker wants more memory than there is for this step.
-        spoil: In these steps the worker `bad_rank` gets an example that is not a number.
-        explode: In these steps it gets one that is a very large number.
-        fill_at: Before this step the disk is full for the file `marker`.
-        stop_at: Before this step `marker` is made, once: the request to stop.
+        kill_at: Before this step the worker `bad_rank` kills itself by SIGKILL, once (it writes `marker`).
+        fail_at: From this step on the workers `failing_ranks` raise.
+        starve_at: In this step each worker allocates more memory than there is.
+        spoil: In these steps an example of the worker `bad_rank` is not a number.
+        explode: In these steps an example of the worker `bad_rank` is a very large number.
+        fill_at: Before this step the file `marker` becomes one whose disk is full.
+        stop_at: Before this step `marker`, the request to stop, is written once.
     """
 
     batch_size: int = 16
@@ -108,7 +108,7 @@ class LinearTask:
 
 @dataclass(frozen=True)
 class LinearFeed:
-    """The batches of a task as its feed."""
+    """A feed of a task's batches."""
 
     task: LinearTask
 
@@ -118,10 +118,10 @@ class LinearFeed:
 
 @dataclass(frozen=True, kw_only=True)
 class FedLinearTask(LinearTask):
-    """The same with a feed, which takes `seconds_a_step`.
+    """The same task with a feed, whose steps take `seconds_a_step`.
 
     Attributes:
-        seconds_to_encode: What the rest of a batch takes.
+        seconds_to_encode: Duration of `encode`.
     """
 
     seconds_to_encode: float = field(default=0.0, compare=False)

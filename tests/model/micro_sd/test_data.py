@@ -40,7 +40,7 @@ def test_crops_are_centred_on_the_object() -> None:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PoolConfig, ScenePool]:
     folder, config = tmp_path_factory.mktemp("pool"), PoolConfig(count=20, seed=9)
-    return folder, config, build_pool(folder, config, workers=1)
+    return folder, config, build_pool(folder, config, workers=2)
 
 
 def test_a_pool_holds_the_scenes_of_its_configuration(pool: tuple[Path, PoolConfig, ScenePool]) -> None:
@@ -65,8 +65,8 @@ def test_a_pool_is_built_once_and_again_when_its_configuration_changes(
 
 
 @pytest.mark.timeout(180)
-def test_a_pool_is_built_beside_a_thread_that_waits_for_stdin(tmp_path: Path) -> None:
-    """As in a stage's process, which waits there for the end of its runner."""
+def test_a_pool_is_built_while_a_thread_waits_for_stdin(tmp_path: Path) -> None:
+    """A stage's process has such a thread: it waits for the end of its runner."""
     code = (
         "import sys, threading; from pathlib import Path\n"
         "from model.microworld.pool import build_pool; from model.microworld.pool_config import PoolConfig\n"

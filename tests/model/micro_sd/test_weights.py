@@ -1,4 +1,4 @@
-"""The weights folder, on random weights for its errors and on the shipped ones for what they can do."""
+"""The weights folder: its errors on random weights; the shipped weights are complete and load."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "weights"))
 
 
-def test_a_whole_folder_is_accepted(folder: Path) -> None:
+def test_a_complete_folder_is_accepted(folder: Path) -> None:
     verify_weights(folder, Recipe())
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
 
@@ -50,13 +50,13 @@ def test_a_missing_file_is_named(folder: Path) -> None:
         verify_weights(folder)
 
 
-def test_a_fingerprint_cut_short_is_damage(folder: Path) -> None:
+def test_a_truncated_fingerprint_is_damage(folder: Path) -> None:
     (folder / "fingerprint.json").write_text('{"format": "mic')
     with pytest.raises(DamagedWeightsError, match="not JSON"):
         verify_weights(folder)
 
 
-def test_other_folders_are_foreign(folder: Path, tmp_path: Path) -> None:
+def test_other_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ForeignWeightsError, match=r"no fingerprint\.json"):
         verify_weights(tmp_path)
     (folder / "fingerprint.json").write_text('{"format": "something else"}')
@@ -74,12 +74,12 @@ def test_another_world_or_recipe_is_outdated(folder: Path) -> None:
         verify_weights(folder)
 
 
-def test_shipped_weights_are_whole_small_and_of_this_code() -> None:
+def test_shipped_weights_are_complete_small_and_of_this_code() -> None:
     verify_weights(WEIGHTS_FOLDER, Recipe())
     assert sum(path.stat().st_size for path in WEIGHTS_FOLDER.rglob("*")) < 25 * 10**6
 
 
-def test_plain_diffusers_paints_with_the_shipped_weights() -> None:
+def test_plain_diffusers_loads_the_shipped_weights() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS_FOLDER)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)

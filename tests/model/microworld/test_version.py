@@ -1,4 +1,4 @@
-"""A change of the world changes what the shipped weights were trained on: it must raise WORLD_VERSION.
+"""A change of the world makes the shipped weights outdated, so it must raise WORLD_VERSION.
 
 After raising it, renew the golden file with `python -m tests.model.microworld.test_version`.
 """

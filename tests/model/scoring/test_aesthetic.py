@@ -1,4 +1,4 @@
-"""LAION's aesthetic heads in both published forms, and files that are none."""
+"""LAION's aesthetic heads in both published forms, and files that are not aesthetic heads."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_the_first_version_as_safetensors(tmp_path: Path) -> None:
         ({"weight": torch.ones(1, 2), "bias": torch.ones(2)}, "do not fit together"),
     ],
 )
-def test_what_is_no_head_is_one_sentence(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_another_state_dict_is_refused(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "head.pth")
     with pytest.raises(AestheticHeadError, match=message):
         AestheticHead.from_pretrained(tmp_path / "head.pth")
 
 
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     for name in ("text.pth", "missing.pth"):
         with pytest.raises(AestheticHeadError, match=rf"the aesthetic head .*{name} cannot be read"):

@@ -1,4 +1,4 @@
-"""Metrics against slow, obvious twins, and the confidence intervals against what they promise."""
+"""Metrics compared with slow, obvious implementations, and the coverage of the confidence intervals."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from model.scoring.metrics import (
     DinoScorer,
     JudgeScorer,
     PictureInput,
+    background_change,
     bootstrap_interval,
-    ground_change,
     largest_iou,
     mask_iou,
     subject_similarity,
@@ -65,19 +65,19 @@ def test_subject_similarity_is_the_mean_cosine_to_every_view() -> None:
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_ground_change_looks_outside_the_subject_only() -> None:
+def test_background_change_counts_outside_the_subject_only() -> None:
     plain, pictures = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     subject = torch.zeros(2, 4, 4, dtype=torch.bool)
     subject[0, :2] = True
     pictures[0, :, :2] = 1.0  # inside: does not count
     pictures[0, :, 2:] = 0.25
     pictures[1, :, 0, 0] = 1.0  # one position of sixteen
-    assert ground_change(pictures, plain, subject).tolist() == pytest.approx([0.25, 1 / 16])
+    assert background_change(pictures, plain, subject).tolist() == pytest.approx([0.25, 1 / 16])
 
 
-def test_a_picture_that_is_all_subject_has_no_ground_to_change() -> None:
+def test_a_picture_that_is_all_subject_has_no_background_change() -> None:
     everything = torch.ones(1, 4, 4, dtype=torch.bool)
-    assert ground_change(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), everything).tolist() == [0.0]
+    assert background_change(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), everything).tolist() == [0.0]
 
 
 def test_text_alignment_is_the_cosine_of_transformers_own_embeddings(clip: ClipScorer) -> None:
@@ -102,7 +102,7 @@ def test_pictures_are_resized_cut_and_normalised() -> None:
     assert picture_input(random_pictures(2, 8, 8)).shape == (2, 3, 8, 8)
 
 
-def test_dino_looks_at_the_class_token() -> None:
+def test_dino_embeds_the_class_token() -> None:
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -114,15 +114,15 @@ def test_dino_looks_at_the_class_token() -> None:
     assert torch.allclose(scorer.embed_subjects(pictures), torch.nn.functional.normalize(token, dim=-1), atol=1e-6)
 
 
-def test_the_judge_gives_each_picture_the_probability_of_its_own_ground(judge: JudgeScorer) -> None:
+def test_background_probability_is_that_of_each_picture_s_own_background(judge: JudgeScorer) -> None:
     pictures = random_pictures(3)
-    grounds = ["snow", "beach", "snow"]
-    background = judge.look(pictures).background
-    for row, ground in enumerate(grounds):
+    backgrounds = ["snow", "beach", "snow"]
+    logits = judge.assess(pictures).background
+    for row, name in enumerate(backgrounds):
         names = ["beach", "desert", "snow", "grass", "night", "street", "forest", "ocean", "brick", "wood"]
-        exponentials = [math.exp(value) for value in background[row].tolist()]
-        expected = exponentials[names.index(ground)] / sum(exponentials)
-        assert judge.ground_probability(pictures, grounds)[row].item() == pytest.approx(expected, rel=1e-4)
+        exponentials = [math.exp(value) for value in logits[row].tolist()]
+        expected = exponentials[names.index(name)] / sum(exponentials)
+        assert judge.background_probability(pictures, backgrounds)[row].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_judge_takes_pictures_of_any_size(judge: JudgeScorer) -> None:
@@ -137,7 +137,7 @@ def test_a_region_of_everything_changes_nothing_and_a_region_leaves_the_rest_out
     assert torch.allclose(judge.embed_regions(pictures, everywhere), judge.embed_subjects(pictures), atol=1e-5)
     left = everywhere.clone()
     left[:, :, 8:] = False
-    cover = judge.look(pictures).mask.sigmoid()
+    cover = judge.assess(pictures).mask.sigmoid()
     cover[..., 8:] = 0
     with torch.no_grad():
         expected = judge.judge(pictures * 2 - 1, cover).identity
@@ -146,9 +146,9 @@ def test_a_region_of_everything_changes_nothing_and_a_region_leaves_the_rest_out
     assert torch.allclose(judge.embed_regions(pictures, finer), expected, atol=1e-5)
 
 
-def test_the_object_is_where_the_judge_is_more_sure_than_not(judge: JudgeScorer) -> None:
+def test_the_object_mask_is_where_the_judge_s_probability_exceeds_a_half(judge: JudgeScorer) -> None:
     pictures = random_pictures(2)
-    logits = judge.look(pictures).mask[:, 0]
+    logits = judge.assess(pictures).mask[:, 0]
     assert judge.object_mask(pictures, (16, 16)).tolist() == (logits > 0).tolist()
     assert judge.object_mask(pictures, (4, 4)).shape == (2, 4, 4)
 
@@ -159,7 +159,8 @@ def test_the_iou_of_masks_is_that_of_their_positions() -> None:
     truth = torch.rand(4, 5, 6, generator=generator) > 0.5
     for row in range(4):
         chosen, wanted = (
-            {place for place in np.ndindex(5, 6) if one[place] > 0} for one in (masks[row].numpy(), truth[row].numpy())
+            {position for position in np.ndindex(5, 6) if one[position] > 0}
+            for one in (masks[row].numpy(), truth[row].numpy())
         )
         assert mask_iou(masks, truth)[row].item() == pytest.approx(len(chosen & wanted) / len(chosen | wanted))
         nested = min(len(chosen), len(wanted)) / max(len(chosen), len(wanted))
@@ -203,21 +204,21 @@ def test_the_bootstrap_agrees_with_drawing_subjects_one_by_one() -> None:
 def test_95_of_100_intervals_hold_the_true_mean() -> None:
     rng = np.random.default_rng(0)
     held = 0
-    for trial in range(400):
+    for trial in range(300):
         subjects = rng.normal(0.5, 0.2, size=30)
         values = np.repeat(subjects, 3) + rng.normal(0, 0.05, size=90)
         found = bootstrap_interval(values, [str(n // 3) for n in range(90)], resamples=400, seed=trial)
         held += found.low <= 0.5 <= found.high
-    assert 0.90 <= held / 400 <= 0.98
+    assert 0.90 <= held / 300 <= 0.98
 
 
-def test_drawing_pictures_in_place_of_subjects_would_be_too_sure() -> None:
+def test_resampling_pictures_instead_of_subjects_would_be_too_narrow() -> None:
     subjects = np.repeat(np.random.default_rng(1).normal(size=12), 5)
     whole = bootstrap_interval(subjects, [str(n // 5) for n in range(60)])
     single = bootstrap_interval(subjects, [str(n) for n in range(60)])
     assert single.high - single.low < 0.7 * (whole.high - whole.low)
 
 
-def test_nothing_to_average_is_an_error() -> None:
+def test_no_values_are_an_error() -> None:
     with pytest.raises(ValueError, match="no values"):
         bootstrap_interval([], [])

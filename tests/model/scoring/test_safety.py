@@ -1,4 +1,4 @@
-"""The safety checker as a score, on a small random one: diffusers' own verdict, and a plain statement of the maths."""
+"""The safety score of a small random checker, compared with diffusers' own verdict and with its definition."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save(checker: StableDiffusionSafetyChecker, folder: Path) -> Path:
     return folder
 
 
-def test_the_score_is_above_a_half_where_diffusers_refuses() -> None:
+def test_the_score_exceeds_a_half_for_pictures_that_diffusers_refuses() -> None:
     checker = small_checker()
     scores = SafetyScorer(checker)(views())
     _, refused = checker(views(), [np.zeros((1, 1, 3)) for _ in range(PICTURES)])
@@ -70,7 +70,7 @@ def test_the_score_is_above_a_half_where_diffusers_refuses() -> None:
     assert 0 < sum(refused) < PICTURES
 
 
-def test_the_score_is_what_its_definition_says() -> None:
+def test_the_score_equals_its_definition() -> None:
     checker = small_checker()
     concepts, special = (cosines(checker, kind) for kind in (checker.concept_embeds, checker.special_care_embeds))
     limits, special_limits = (
@@ -86,8 +86,8 @@ def test_the_score_is_what_its_definition_says() -> None:
     assert 0 < stricter < PICTURES
 
 
-def test_it_is_loaded_from_diffusers_layout_with_the_published_names(tmp_path: Path) -> None:
-    """The published files were saved when a CLIPVisionModel still had a `vision_model` within."""
+def test_a_checker_with_the_published_tensor_names_loads(tmp_path: Path) -> None:
+    """The published files were saved when a CLIPVisionModel still contained a `vision_model`."""
     checker = small_checker()
     file = save(checker, tmp_path) / "safety_checker" / "model.safetensors"
     published = {
@@ -101,7 +101,7 @@ def test_it_is_loaded_from_diffusers_layout_with_the_published_names(tmp_path: P
     assert torch.equal(loaded(views()), SafetyScorer(checker)(views()))
 
 
-def test_what_is_no_safety_checker_is_one_sentence(tmp_path: Path) -> None:
+def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SafetyCheckerError, match="cannot be loaded") as caught:
         SafetyScorer.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)

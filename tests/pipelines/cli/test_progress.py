@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.cli.progress import Display
+from pipelines.cli.progress import Display, LiveDisplay, make_display
 from pipelines.errors import PipelineError
 from pipelines.plan import Step, make_plan
 from pipelines.store.store import Output, Store
@@ -25,10 +25,10 @@ def finished(tmp_path: Path, name: str) -> Output:
     return commit_stage(Store(tmp_path / "run"), name, StageResult(rows={"samples": 1200, "rejected": 30}))
 
 
-def follow(display: Display, plan: list[Step], tmp_path: Path) -> None:
+def run_stages(display: Display, plan: list[Step], tmp_path: Path) -> None:
     ingest, multiview = plan[0], next(step for step in plan if step.stage.name == "multiview")
     with display:
-        display.say("starting Ray")
+        display.set_note("starting Ray")
         display.stage_started(ingest)
         display.stage_event("ingest", {"event": "progress", "done": 0, "total": 9, "note": "downloading, 0.5 a second"})
         for done in range(9):
@@ -43,9 +43,9 @@ def follow(display: Display, plan: list[Step], tmp_path: Path) -> None:
         display.stage_failed("multiview", PipelineError("no"))
 
 
-def test_plain_lines_come_now_and_then(plan: list[Step], tmp_path: Path) -> None:
+def test_plain_lines_are_printed_from_time_to_time(plan: list[Step], tmp_path: Path) -> None:
     text = io.StringIO()
-    follow(Display(plan, Console(file=text, width=80)), plan, tmp_path)
+    run_stages(make_display(plan, Console(file=text, width=80)), plan, tmp_path)
     lines = [" ".join(line.split()[1:]) for line in text.getvalue().splitlines()]
     assert lines == [
         "starting Ray",
@@ -63,10 +63,10 @@ def test_plain_lines_come_now_and_then(plan: list[Step], tmp_path: Path) -> None
     assert text.getvalue().startswith("[0:00]")
 
 
-def test_a_long_phase_is_heard_of_again(plan: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_phase_is_printed_again(plan: list[Step], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, now = io.StringIO(), [time.monotonic()]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    display = Display(plan, Console(file=text, width=80))
+    display = make_display(plan, Console(file=text, width=80))
     display.stage_started(plan[0])
     for done in range(30):
         now[0] += 1
@@ -77,9 +77,9 @@ def test_a_long_phase_is_heard_of_again(plan: list[Step], tmp_path: Path, monkey
 
 def test_a_terminal_shows_a_table(plan: list[Step], tmp_path: Path) -> None:
     text = io.StringIO()
-    display = Display(plan, Console(file=text, force_terminal=True, width=120, color_system=None))
-    follow(display, plan, tmp_path)
-    last = text.getvalue().split("\x1b")[-1] + text.getvalue()
-    for expected in ("ingest", "done", "1200 samples, 30 rejected", "failed", "waits", "1 of 4 stages are up to date"):
-        assert expected in last
+    display = make_display(plan, Console(file=text, force_terminal=True, width=120, color_system=None))
+    assert isinstance(display, LiveDisplay)
+    run_stages(display, plan, tmp_path)
+    for expected in ("ingest", "done", "1200 samples, 30 rejected", "failed", "waits", "all stages", "1/4"):
+        assert expected in text.getvalue()
     assert "warning: [3] hosts refuse" in text.getvalue()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.execution.environment import LONGEST_RAY_FOLDER, set_environment, temporary_folder
+from pipelines.execution.environment import MAX_RAY_FOLDER_LENGTH, set_environment, temporary_folder
 
 
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"WANDB_MODE": "offline"})
     set_environment("sd15")
     assert os.environ["WANDB_MODE"] == "offline"
@@ -22,7 +22,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_temporary_files_go_with_the_run() -> None:
+def test_temporary_files_are_removed_with_the_run() -> None:
     before = os.environ.get("RAY_TMPDIR"), tempfile.gettempdir()
     with tempfile.TemporaryDirectory(dir="/tmp") as short, temporary_folder(Path(short)) as folder:
         assert folder == Path(short) / ".ray" / str(os.getpid())
@@ -37,22 +37,22 @@ def test_temporary_files_go_with_the_run() -> None:
 def test_a_long_path_is_too_long_for_sockets(tmp_path: Path) -> None:
     with temporary_folder(tmp_path / "a-long-name-for-a-run-folder") as folder:
         assert not folder.is_relative_to(tmp_path)
-        assert len(str(folder)) <= LONGEST_RAY_FOLDER
+        assert len(str(folder)) <= MAX_RAY_FOLDER_LENGTH
     assert not folder.exists()
 
 
-def test_a_long_temporary_folder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_temporary_folder_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # as inside another run
     monkeypatch.setattr(tempfile, "tempdir", None)
     with temporary_folder(tmp_path / "run") as folder:
-        assert len(str(folder)) <= LONGEST_RAY_FOLDER < len(str(tmp_path))
+        assert len(str(folder)) <= MAX_RAY_FOLDER_LENGTH < len(str(tmp_path))
         assert tempfile.gettempdir() == str(folder / "tmp")
     assert not folder.exists()
 
 
-def test_a_killed_run_takes_its_processes_and_its_folder_along() -> None:
+def test_after_a_killed_run_its_processes_end_and_its_folder_is_removed() -> None:
     code = (
-        "import subprocess, sys, time, pathlib; from pipelines.environment import temporary_folder\n"
+        "import subprocess, sys, time, pathlib; from pipelines.execution.environment import temporary_folder\n"
         "with temporary_folder(pathlib.Path(sys.argv[1])) as folder:\n"
         "    first = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
         "    log = (folder / 'log').open('w')\n"
@@ -64,11 +64,11 @@ def test_a_killed_run_takes_its_processes_and_its_folder_along() -> None:
         run = subprocess.Popen([sys.executable, "-c", code, short], stdout=subprocess.PIPE, text=True)
         assert run.stdout is not None
         *children, folder = run.stdout.readline().split()
-        places = [Path(folder), *(Path("/proc", child) for child in children)]
-        assert all(place.exists() for place in places)
+        paths = [Path(folder), *(Path("/proc", child) for child in children)]
+        assert all(path.exists() for path in paths)
         run.kill()
         run.communicate()
         deadline = time.monotonic() + 30
-        while any(place.exists() for place in places):
+        while any(path.exists() for path in paths):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -16,7 +16,7 @@ from pipelines.errors import PipelineError
 from pipelines.graph import Graph
 from pipelines.plan import Action, make_plan
 from pipelines.store.store import Store
-from tests.support.toy_pipeline import SOURCES, Ear, carry_out, toy_graph
+from tests.support.toy_pipeline import SOURCES, EventRecorder, run_graph, toy_graph
 
 
 def would_run(graph: Graph, *forced: str) -> dict[str, str]:
@@ -27,29 +27,49 @@ def would_run(graph: Graph, *forced: str) -> dict[str, str]:
 def test_runs_everything_once(tmp_path: Path) -> None:
     graph = toy_graph(tmp_path, "ingest.image_size=12")
     assert would_run(graph) == dict.fromkeys(graph.order, "never ran")
-    outputs, ear = carry_out(graph)
-    assert sorted(ear.of("finished")) == sorted(graph.order)
+    outputs, recorder = run_graph(graph)
+    assert sorted(recorder.of("finished")) == sorted(graph.order)
     assert pq.read_table(outputs["filter"].folder / "samples")["number"].to_pylist() == list(range(5, 12))
     assert (outputs["curriculum"].folder / "plan.txt").read_text() == "filter multiview"
-    assert ("ingest", {"event": "progress", "done": 12, "total": 12, "note": "counting"}) in ear.events
+    assert ("ingest", {"event": "progress", "done": 12, "total": 12, "note": "counting"}) in recorder.events
     assert would_run(graph) == {}
-    assert carry_out(graph)[1].said == []
+    assert run_graph(graph)[1].calls == []
 
 
 def test_a_changed_setting_runs_exactly_what_depends_on_it(tmp_path: Path) -> None:
-    carry_out(toy_graph(tmp_path))
+    run_graph(toy_graph(tmp_path))
     graph = toy_graph(tmp_path, "filter.min_aesthetic=6.0", "filter.min_side=null")
     assert would_run(graph) == {
         "filter": "config changed: filter.min_aesthetic 5.0 -> 6.0, filter.min_side 48 -> null",
         "curriculum": "input filter changed",
     }
-    outputs, ear = carry_out(graph)
-    assert ear.of("finished") == ["filter", "curriculum"]
+    outputs, recorder = run_graph(graph)
+    assert recorder.of("finished") == ["filter", "curriculum"]
     assert pq.read_table(outputs["filter"].folder / "samples")["number"].to_pylist() == list(range(6, 64))
     assert would_run(toy_graph(tmp_path)) == {}, "the earlier outputs are still there"
 
 
-def test_a_stage_is_told_of_its_last_output(tmp_path: Path) -> None:
+def test_a_sample_is_read_before_the_commit_deletes_it(tmp_path: Path) -> None:
+    source = """
+from stages.contract import StageResult
+
+
+def run(context):
+    sample, missing = context.scratch / "sample.png", context.scratch / "missing.png"
+    sample.write_bytes(b"a picture")
+    context.report.sample("samples", sample, 3)
+    context.report.sample("samples", missing, 4)
+    return StageResult()
+"""
+    events = [
+        event for name, event in run_graph(toy_graph(tmp_path, multiview=source))[1].events if name == "multiview"
+    ]
+    assert [event.get("content") for event in events] == [b"a picture", None]
+    assert events[1]["event"] == "warning"
+    assert "missing.png" in events[1]["text"]
+
+
+def test_a_stage_gets_its_last_output(tmp_path: Path) -> None:
     source = """
 from stages.contract import StageResult
 
@@ -57,18 +77,18 @@ from stages.contract import StageResult
 def run(context):
     return StageResult(notes={"previous": str(context.previous)})
 """
-    first = carry_out(toy_graph(tmp_path, multiview=source))[0]["multiview"]
+    first = run_graph(toy_graph(tmp_path, multiview=source))[0]["multiview"]
     assert first.manifest.notes == {"previous": "None"}
     changed = toy_graph(tmp_path, "multiview.pairs_per_instance=3")
-    second = carry_out(changed)[0]["multiview"]
+    second = run_graph(changed)[0]["multiview"]
     assert second.manifest.notes == {"previous": str(first.folder)}
-    forced = carry_out(changed, "multiview")[0]["multiview"]
+    forced = run_graph(changed, "multiview")[0]["multiview"]
     assert forced.manifest.notes == {"previous": str(second.folder)}
 
 
 def test_changed_code_and_seed_and_force_are_reasons(tmp_path: Path) -> None:
     graph = toy_graph(tmp_path)
-    carry_out(graph)
+    run_graph(graph)
     assert would_run(graph, "multiview") == {"multiview": "forced"}
     seeded = would_run(toy_graph(tmp_path, "run.seed=2"))
     assert seeded["multiview"] == "config changed: run.seed 0 -> 2"
@@ -87,10 +107,10 @@ def test_only_the_goal_and_what_it_needs_runs(tmp_path: Path) -> None:
 
 def test_a_forced_stage_runs_alone(tmp_path: Path) -> None:
     graph = toy_graph(tmp_path)
-    before, _ = carry_out(graph)
+    before, _ = run_graph(graph)
     created = before["filter"].manifest.created
-    after, ear = carry_out(graph, "filter")
-    assert ear.of("finished") == ["filter"]
+    after, recorder = run_graph(graph, "filter")
+    assert recorder.of("finished") == ["filter"]
     assert after["filter"] == before["filter"]
     assert after["filter"].manifest.created > created
 
@@ -98,8 +118,8 @@ def test_a_forced_stage_runs_alone(tmp_path: Path) -> None:
 FAILING = {
     "raise StageError('No sample is left: aesthetic took 3.')": "Stage filter: No sample is left: aesthetic took 3.",
     "raise ValueError('two\\nlines')": "Stage filter: ValueError: two",
-    "os.kill(os.getpid(), 9)": "Stage filter was killed by SIGKILL, as when memory runs out, without a word",
-    "os._exit(3)": "Stage filter ended with exit code 3 without a word; its log is",
+    "os.kill(os.getpid(), 9)": "Stage filter was killed by SIGKILL; the machine may have run out of memory; its log is",
+    "os._exit(3)": "Stage filter ended with exit code 3 and without a result; its log is",
     "return 3": "Stage filter: TypeError: toys.filter.run returned int, not a StageResult",
     "raise OSError(28, 'No space left on device')": "Cannot write in the run folder",
 }
@@ -109,44 +129,44 @@ FAILING = {
 def test_a_failure_is_one_sentence_and_leaves_the_rest_whole(tmp_path: Path, line: str) -> None:
     code = f"import os\nfrom stages.contract import StageError\n\ndef run(context):\n    {line}\n"
     graph = toy_graph(tmp_path, filter=code)
-    ear = Ear()
+    recorder = EventRecorder()
     with pytest.raises(PipelineError) as caught:
-        carry_out(graph, ear=ear)
+        run_graph(graph, recorder=recorder)
     assert FAILING[line] in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert ear.of("failed") == ["filter"]
-    assert set(ear.of("finished")) == {"ingest", "multiview"}, "what was running has finished"
+    assert recorder.of("failed") == ["filter"]
+    assert set(recorder.of("finished")) == {"ingest", "multiview"}, "what was running has finished"
     assert set(would_run(graph)) == {"filter", "curriculum"}
-    _, ear = carry_out(toy_graph(tmp_path, filter=SOURCES["filter"]))
-    assert ear.of("finished") == ["filter", "curriculum"]
+    _, recorder = run_graph(toy_graph(tmp_path, filter=SOURCES["filter"]))
+    assert recorder.of("finished") == ["filter", "curriculum"]
 
 
-def test_a_failure_nobody_foresaw_has_its_traceback_in_the_log(tmp_path: Path) -> None:
+def test_an_unexpected_failure_has_its_traceback_in_the_log(tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as caught:
-        carry_out(toy_graph(tmp_path, filter="def run(context):\n    print('so far so good')\n    1 / 0\n"))
+        run_graph(toy_graph(tmp_path, filter="def run(context):\n    print('so far so good')\n    1 / 0\n"))
     log = tmp_path / "run" / "logs" / "filter.log"
     assert (
         str(caught.value)
-        == f"Stage filter: ZeroDivisionError: division by zero (unforeseen; the whole story is in {log})"
+        == f"Stage filter: ZeroDivisionError: division by zero (unexpected; the traceback is in {log})"
     )
     assert "so far so good" in log.read_text()
     assert "Traceback" in log.read_text()
 
 
 def test_a_damaged_input_is_found_before_it_is_used(tmp_path: Path) -> None:
-    outputs, _ = carry_out(toy_graph(tmp_path))
+    outputs, _ = run_graph(toy_graph(tmp_path))
     part = outputs["ingest"].folder / "samples" / "part-00000.parquet"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
     with pytest.raises(PipelineError, match=r"the checksum of samples/part-00000\.parquet .* with --force ingest\.$"):
-        carry_out(toy_graph(tmp_path, "filter.min_aesthetic=7"))
-    carry_out(toy_graph(tmp_path, "filter.min_aesthetic=7"), "ingest")
+        run_graph(toy_graph(tmp_path, "filter.min_aesthetic=7"))
+    run_graph(toy_graph(tmp_path, "filter.min_aesthetic=7"), "ingest")
 
 
-def test_a_missing_file_is_said_by_the_plan(tmp_path: Path) -> None:
+def test_the_plan_reports_a_missing_file(tmp_path: Path) -> None:
     graph = toy_graph(tmp_path)
-    outputs, _ = carry_out(graph)
+    outputs, _ = run_graph(graph)
     (outputs["multiview"].folder / "pairs.txt").unlink()
     plan = make_plan(graph, Store(tmp_path / "run"), graph.order)
     refused = [step for step in plan if step.action is Action.REFUSE]
@@ -163,7 +183,7 @@ def run(context):
     mark.write_text("")
     deadline = time.monotonic() + 60
     while not mark.with_name("{other}.mark").exists():
-        assert time.monotonic() < deadline, "nobody else is running"
+        assert time.monotonic() < deadline, "the other stage does not run"
         time.sleep(0.05)
     return StageResult()
 """
@@ -175,15 +195,15 @@ def test_independent_stages_run_side_by_side(tmp_path: Path) -> None:
         "multiview": SIDE_BY_SIDE.format(mine="multiview", other="ingest"),
         "filter": "from stages.contract import StageResult\ndef run(context):\n    return StageResult()\n",
     }
-    assert len(carry_out(toy_graph(tmp_path, **sources))[0]) == 4
+    assert len(run_graph(toy_graph(tmp_path, **sources))[0]) == 4
 
 
 def test_one_cpu_runs_one_stage_at_a_time(tmp_path: Path) -> None:
-    _, ear = carry_out(toy_graph(tmp_path), cpus=1)
-    assert [said for said, _ in ear.said] == ["started", "finished"] * 4
+    _, recorder = run_graph(toy_graph(tmp_path), cpus=1)
+    assert [call for call, _ in recorder.calls] == ["started", "finished"] * 4
 
 
-def test_the_user_stops_a_run_and_it_goes_on_later(tmp_path: Path) -> None:
+def test_a_stopped_run_is_continued_later(tmp_path: Path) -> None:
     slow = """
 import os, subprocess, sys, time
 from stages.contract import StageResult
@@ -205,14 +225,14 @@ def run(context):
             processes.extend([event["done"], event["total"]])
             raise KeyboardInterrupt
 
-    ear = Ear(interrupt)
+    recorder = EventRecorder(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        carry_out(graph, ear=ear)
-    assert ("failed", "filter") in ear.said
-    assert ("filter", "is told to stop") in [(name, event.get("text", "")[3:18]) for name, event in ear.events]
+        run_graph(graph, recorder=recorder)
+    assert ("failed", "filter") in recorder.calls
+    assert any(name == "filter" and "stopping" in event.get("text", "") for name, event in recorder.events)
     wait_until(lambda: not any(Path("/proc", str(process)).exists() for process in processes))
     assert would_run(graph)["filter"] == "interrupted; goes on from there"
-    outputs, _ = carry_out(graph)
+    outputs, _ = run_graph(graph)
     assert (outputs["filter"].folder / "found.txt").read_text() == "half"
 
 
@@ -227,7 +247,7 @@ def run(context):
     time.sleep(600)
 """
     toy_graph(tmp_path, filter=slow)
-    code = "import sys, pathlib, toy_pipeline as t; t.carry_out(t.toy_graph(pathlib.Path(sys.argv[1])))"
+    code = "import sys, pathlib, tests.support.toy_pipeline as t; t.run_graph(t.toy_graph(pathlib.Path(sys.argv[1])))"
     runner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     wait_until(lambda: note.exists() and len(note.read_text().split()) == 2)
     runner.kill()
@@ -243,13 +263,13 @@ import os, pathlib, signal, time
 
 def run(context):
     note = pathlib.Path({str(note)!r})
-    signal.signal(signal.SIGTERM, lambda *_: note.write_text("told"))
+    signal.signal(signal.SIGTERM, lambda *_: note.write_text("stopping"))
     note.write_text(str(os.getpid()))
     time.sleep(600)
     time.sleep(600)
 """
     toy_graph(tmp_path, filter=stubborn)
-    code = "import sys, pathlib, toy_pipeline as t; t.carry_out(t.toy_graph(pathlib.Path(sys.argv[1])))"
+    code = "import sys, pathlib, tests.support.toy_pipeline as t; t.run_graph(t.toy_graph(pathlib.Path(sys.argv[1])))"
     runner = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
@@ -257,7 +277,7 @@ def run(context):
     wait_until(lambda: note.exists() and note.read_text().isdigit())
     stage = Path("/proc", note.read_text())
     runner.send_signal(signal.SIGINT)
-    wait_until(lambda: note.read_text() == "told")
+    wait_until(lambda: note.read_text() == "stopping")
     time.sleep(1)
     assert stage.exists(), "the first one waits"
     runner.send_signal(signal.SIGINT)

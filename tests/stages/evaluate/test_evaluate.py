@@ -1,4 +1,4 @@
-"""The stage `evaluate`: what is painted, how it is averaged, what the page shows, and all of it on Ray."""
+"""The stage `evaluate`: its cases, averages, pictures, and the whole stage on Ray."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from PIL import Image
 from model.scoring.metrics import bootstrap_interval
 from stages.config import Config, EvaluateConfig
 from stages.contract import StageError
-from stages.evaluate.cases import Subject, evaluation_id, ground_of, load_subjects, make_cases
+from stages.evaluate.cases import Subject, background_of, evaluation_id, load_subjects, make_cases
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
 from tests.support.contexts import make_context
-from tests.support.random_adapter import write_random_adapter
-from tests.support.random_backbone import write_random_backbone
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
 ARMS = ("text_only", "adapter", "adapter_mask")
@@ -32,10 +30,10 @@ def a_subject(name: str = "red_mug", word: str = "mug") -> Subject:
     return Subject(name=name, word=word, reference=png(1), views=(png(2),))
 
 
-# What is painted
+# Cases
 
 
-def test_a_listing_gives_order_and_words(tmp_path: Path) -> None:
+def test_a_listing_sets_order_and_class_words(tmp_path: Path) -> None:
     folder = write_subjects(tmp_path / "s", {"zebra_1": "toy", "mug_1": "mug"})
     first, second = load_subjects(folder, 5)
     assert (first.name, first.word, second.name) == ("zebra_1", "toy", "mug_1")
@@ -44,7 +42,7 @@ def test_a_listing_gives_order_and_words(tmp_path: Path) -> None:
     assert [subject.name for subject in load_subjects(folder, 1)] == ["zebra_1"]
 
 
-def test_without_a_listing_the_folder_names_the_class(tmp_path: Path) -> None:
+def test_without_a_listing_the_subfolder_is_the_class_word(tmp_path: Path) -> None:
     folder = write_subjects(tmp_path / "s", {"rc_car": "", "cat": ""}, listing=False)
     (folder / "notes.txt").write_text("not a subject")
     (folder / "cat" / "licence.txt").write_text("not a picture")
@@ -54,7 +52,7 @@ def test_without_a_listing_the_folder_names_the_class(tmp_path: Path) -> None:
     ]
 
 
-def test_unusable_subjects_are_refused_by_name(tmp_path: Path) -> None:
+def test_the_error_names_an_unusable_subject(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="there is no folder"):
         load_subjects(tmp_path / "nowhere", 1)
     (tmp_path / "empty").mkdir()
@@ -67,7 +65,7 @@ def test_unusable_subjects_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"Subject dog: .*01\.png"):
         load_subjects(broken, 1)
     (broken / "subjects.json").write_text('[{"word": "dog"}]')
-    with pytest.raises(StageError, match="must be a list of"):
+    with pytest.raises(StageError, match=r"subjects\.json.*'subject'"):
         load_subjects(broken, 1)
 
 
@@ -76,27 +74,27 @@ def test_prompts_take_turns_and_no_two_cases_share_a_seed() -> None:
     cases = make_cases(subjects, EvaluateConfig(prompts_per_subject=3), seed=100)
     assert len(cases) == 21
     assert [case.seed for case in cases] == list(range(100, 121))
-    assert len({case.prompt for case in cases[:10]}) == 10  # all ten grounds before any comes again
+    assert len({case.prompt for case in cases[:10]}) == 10  # all ten backgrounds before one is repeated
     assert cases[2].prompt == "a photo of a mug in the snow"
-    assert cases[2].ground == "snow"
+    assert cases[2].background == "snow"
 
 
-def test_prompts_can_be_given() -> None:
+def test_configured_prompts_replace_the_default_ones() -> None:
     config = EvaluateConfig(prompts=["my {word} among the trees"], prompts_per_subject=1)
     (case,) = make_cases([a_subject()], config, seed=0)
-    assert (case.prompt, case.ground) == ("my mug among the trees", "forest")
+    assert (case.prompt, case.background) == ("my mug among the trees", "forest")
     with pytest.raises(StageError, match=r"lacks \{word\}"):
         make_cases([a_subject()], EvaluateConfig(prompts=["a mug in the snow"]), seed=0)
-    with pytest.raises(StageError, match="names no ground"):
+    with pytest.raises(StageError, match=r"evaluate\.prompts: .* on Mars.* names no background"):
         make_cases([a_subject()], EvaluateConfig(prompts=["a {word} on Mars"]), seed=0)
 
 
-def test_photographs_get_the_prompts_of_dreambench() -> None:
+def test_photographs_use_the_prompts_of_dreambench() -> None:
     config = EvaluateConfig(similarity="clip", prompts_per_subject=25)
     objects, live = (make_cases([a_subject(word=word)], config, seed=0) for word in ("teapot", "dog"))
     assert objects[12].prompt == "a teapot with the Eiffel Tower in the background"
     assert live[11].prompt == "a dog wearing a santa hat"
-    assert ground_of("a teapot in space") is None
+    assert background_of("a teapot in space") is None
 
 
 def test_scores_are_comparable_only_with_the_same_pictures_prompts_seeds_and_judge() -> None:
@@ -115,10 +113,12 @@ def test_scores_are_comparable_only_with_the_same_pictures_prompts_seeds_and_jud
     assert same not in others
 
 
-# How it is averaged
+# Averages
 
 
-def a_row(arm: str, subject: str, seed: int, similarity: float, ground_change: float | None = None) -> dict[str, Any]:
+def a_row(
+    arm: str, subject: str, seed: int, similarity: float, background_change: float | None = None
+) -> dict[str, Any]:
     return {
         "arm": arm,
         "subject": subject,
@@ -128,7 +128,7 @@ def a_row(arm: str, subject: str, seed: int, similarity: float, ground_change: f
         "similarity": similarity,
         "controllability": 0.9,
         "clip_t": 0.3,
-        "ground_change": ground_change,
+        "background_change": background_change,
         "picture": png(seed),
         "mask": png(seed) if arm == "adapter_mask" else None,
         "seconds": 0.5,
@@ -153,7 +153,7 @@ def test_means_and_differences_are_those_of_the_rows() -> None:
         assert summary.arms[arm]["similarity"].mean == pytest.approx(sum(values) / 8)
         assert summary.pictures[arm] == 8
     assert summary.subjects == 4
-    assert "ground_change" not in summary.arms["text_only"]
+    assert "background_change" not in summary.arms["text_only"]
     for first, second in DIFFERENCES:
         by_seed = {arm: {row["seed"]: row for row in rows if row["arm"] == arm} for arm in (first, second)}
         paired = [by_seed[first][seed]["similarity"] - by_seed[second][seed]["similarity"] for seed in range(8)]
@@ -162,17 +162,17 @@ def test_means_and_differences_are_those_of_the_rows() -> None:
     assert summary.flat()["adapter/similarity"] == summary.arms["adapter"]["similarity"].mean
 
 
-def test_findings_say_what_rises_and_what_does_not_change() -> None:
-    told = findings(summarize(some_rows()))
-    assert told[0].startswith("Likeness to the subject rises from 0.0")
-    assert told[1].startswith("Obedience to the prompt shows no measurable difference between 0.900 (text only)")
-    assert told[2].startswith("Change of the ground falls from 0.100 (adapter) to 0.050 (adapter + mask): -0.050")
+def test_findings_report_significant_changes_only() -> None:
+    similarity, fidelity, background, _ = findings(summarize(some_rows()))
+    assert similarity.startswith("Subject similarity rises from 0.0")
+    assert fidelity.startswith("Prompt fidelity shows no measurable difference between 0.900 (text only)")
+    assert background.startswith("Background change falls from 0.100 (adapter) to 0.050 (adapter + mask): -0.050")
 
 
-# What is shown
+# Pictures of the report
 
 
-def test_small_pictures_stay_as_they_are_and_large_ones_are_reduced() -> None:
+def test_only_large_pictures_are_reduced() -> None:
     assert data_uri(png(0)).startswith("data:image/png;base64,")
     assert data_uri(png(0, (600, 800))).startswith("data:image/jpeg;base64,")
     assert len(data_uri(png(0, (1200, 1600)))) < 3 * SHOWN_SIDE**2
@@ -186,25 +186,23 @@ def test_a_grid_has_a_column_for_each_subject(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "hero.png").width == 150 + 2 * 202
 
 
-# All of it
+# The whole stage
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("inputs")
-    backbone = write_random_backbone(root / "base" / "backbone")
-    write_random_adapter(root / "train_adapter" / "adapter", backbone)
+def inputs(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("curves", "samples"):
-        Image.new("RGB", (40, 30)).save(root / "train_adapter" / f"{name}.png")
+        Image.new("RGB", (40, 30)).save(weights["train_adapter"] / f"{name}.png")
+    microworld = tmp_path_factory.mktemp("microworld")
     words = {"test-mug-1": "mug", "test-bear-2": "toy", "test-car-3": "car"}
-    folder = write_subjects(root / "microworld" / "subjects", words)
+    folder = write_subjects(microworld / "subjects", words)
     write_pairs(folder, [("test-mug-1", "test-bear-2"), ("test-car-3", "test-mug-1")])
-    return {name: root / name for name in ("base", "train_adapter", "microworld")}
+    return {**weights, "microworld": microworld}
 
 
 @pytest.fixture(scope="module")
 def concept(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of `customize` for the subject test-mug-1, not learned: it means what "mug" means, but louder."""
+    """The output of `customize` for the subject test-mug-1, with an embedding that was not learned."""
     from model.backbone import load_backbone
     from model.concepts.textual_inversion import save_concept
 
@@ -278,15 +276,15 @@ def test_the_stage_paints_every_case_in_every_arm(
     page = (context.output / "report" / "index.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert "https://" not in page
-    assert "The adapter&#39;s training" in page
+    assert "Training of the adapter" in page
     assert page.count("<img") > 3 * 5
-    assert "Several subjects, several rounds" in page
+    assert "Multi-subject and multi-round generation" in page
     for name in ("hero.png", "multi_subject.png", "rounds.png"):
         assert Image.open(context.output / "report" / name).height > 600
 
 
 @pytest.mark.slow
-def test_what_the_model_complains_of_ends_the_stage_in_its_sentence(
+def test_an_error_of_the_model_becomes_an_error_of_the_stage(
     tmp_path: Path, inputs: dict[str, Path], concept: Path, ray_cluster: str
 ) -> None:
     from stages.evaluate.stage import run
@@ -301,16 +299,17 @@ def test_what_the_model_complains_of_ends_the_stage_in_its_sentence(
 def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(
     inputs: dict[str, Path], concept: Path, tmp_path: Path
 ) -> None:
-    from stages.evaluate.painter import Painter, PaintingPaths, case_table
+    from stages.evaluate.models import ModelPaths, Models
+    from stages.evaluate.painter import Painter, case_table
 
     config: Config = make_context(tmp_path, **SMALL).config
-    place = PaintingPaths(
+    paths = ModelPaths(
         backbone=str(inputs["base"] / "backbone"),
         adapter=inputs["train_adapter"] / "adapter",
         concept=concept / "concept",
     )
     cases = make_cases(load_subjects(inputs["microworld"] / "subjects", 3), config.evaluate, 0)
-    painter, table = Painter(config, place), case_table(cases, ARMS)
+    painter, table = Painter(config, Models(config, paths)), case_table(cases, ARMS)
     together = painter(table).to_pylist()
     alone = [row for number in range(3) for row in painter(table.slice(number, 1)).to_pylist()]
     for row in together:

@@ -1,7 +1,8 @@
-"""The stage `evaluate` beside its arms: pairs of subjects, rounds, and how well masks fit."""
+"""The stage `evaluate` beside its arms: pairs of subjects, rounds, and mask quality."""
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,12 @@ from stages.config import Config, EvaluateConfig
 from stages.contract import StageError
 from stages.data.schemas import MASKS
 from stages.evaluate.cases import load_subjects, make_cases
+from stages.evaluate.experiments import Experiments
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table, recipe_downscales
+from stages.evaluate.mask_summary import summarize_masks, summarize_scene_masks
+from stages.evaluate.models import ModelPaths, Models
 from stages.evaluate.multi_subject import MultiSubjectPainter, pair_table
-from stages.evaluate.multi_subject_summary import (
-    TASKS,
-    SecondaryResults,
-    summarize_masks,
-    summarize_multi_subject,
-    summarize_scene_masks,
-)
-from stages.evaluate.painter import PaintingPaths
+from stages.evaluate.multi_subject_summary import TASKS, summarize_multi_subject
 from stages.evaluate.pairs import load_pairs, make_pair_cases
 from stages.evaluate.report_multi_subject import (
     describe_masks,
@@ -36,11 +33,9 @@ from stages.evaluate.report_multi_subject import (
     describe_scene_masks,
     write_grids,
 )
-from stages.evaluate.scene_masks import TIMESTEPS, SceneMasks, draw_scenes, scene_table
+from stages.evaluate.scene_masks import TIMESTEPS, SceneMaskMeter, draw_scenes, scene_table
 from stages.evaluate.summary import ARMS
 from tests.support.contexts import make_context
-from tests.support.random_adapter import write_random_adapter
-from tests.support.random_backbone import write_random_backbone
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
 WORDS = {"mug-1": "mug", "bear-2": "toy", "car-3": "car"}
@@ -52,10 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(subjects, [("mug-1", "bear-2"), ("car-3", "mug-1")])
 
 
-# What is painted
+# Cases
 
 
-def test_pairs_come_in_the_order_of_their_list(folder: Path) -> None:
+def test_pairs_have_the_order_of_their_listing(folder: Path) -> None:
     first, second = load_pairs(folder, 5)
     assert [subject.name for subject in first.subjects] == ["mug-1", "bear-2"]
     assert (first.together, second.together) == (png(1000), png(1001))
@@ -63,28 +58,28 @@ def test_pairs_come_in_the_order_of_their_list(folder: Path) -> None:
     assert load_pairs(folder, 0) == []
 
 
-def test_a_folder_without_a_list_has_no_pairs(tmp_path: Path) -> None:
+def test_a_folder_without_a_listing_has_no_pairs(tmp_path: Path) -> None:
     assert load_pairs(write_subjects(tmp_path / "s", WORDS), 5) == []
 
 
 @pytest.mark.parametrize("pairs", [[("mug-1", "cup-9")], [("mug-1", "mug-1")], [("mug-1", "bear-2", "car-3")]])
-def test_unusable_pairs_are_refused(tmp_path: Path, pairs: list[tuple[str, ...]]) -> None:
+def test_invalid_pairs_are_refused(tmp_path: Path, pairs: list[tuple[str, ...]]) -> None:
     folder = write_pairs(write_subjects(tmp_path / "s", WORDS), pairs)
     with pytest.raises(StageError, match="are not two known subjects with different class words"):
         load_pairs(folder, 1)
 
 
-def test_an_unreadable_list_or_picture_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_unreadable_listing_or_picture(tmp_path: Path) -> None:
     folder = write_pairs(write_subjects(tmp_path / "s", WORDS), [("mug-1", "car-3")])
     (folder / "pair-0.png").write_bytes(b"no picture")
     with pytest.raises(StageError, match=r"The pair mug-1 and car-3: .*pair-0\.png"):
         load_pairs(folder, 1)
     (folder / "pairs.json").write_text('[{"subjects": ["mug-1", "car-3"]}]')
-    with pytest.raises(StageError, match="must be a list of"):
+    with pytest.raises(StageError, match=r"pairs\.json.*'together'"):
         load_pairs(folder, 1)
 
 
-def test_prompts_name_both_subjects_and_each_round_keeps_what_the_last_one_added(folder: Path) -> None:
+def test_prompts_name_both_subjects_and_each_phrase_has_the_word_of_the_last_round(folder: Path) -> None:
     first, second = make_pair_cases(load_pairs(folder, 2), EvaluateConfig(), seed=7)
     assert (first.prompt, first.seed) == ("a photo of a mug and a toy on the beach", 7)
     assert (second.prompt, second.seed) == ("a photo of a car and a mug in the desert", 8)
@@ -104,31 +99,30 @@ def test_the_recipes_are_those_of_table_v() -> None:
     assert found == [[[1, 2, 4], []], [[2], []], [[2], [1, 2, 4]], [[2], [1]]]
 
 
-# How it is painted
+# Workers
 
 
 @pytest.fixture(scope="module")
-def painting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, PaintingPaths]:
-    root = tmp_path_factory.mktemp("weights")
-    backbone = write_random_backbone(root / "backbone")
-    adapter = write_random_adapter(root / "adapter", backbone)
-    config: Config = make_context(root, inference={"steps": 3, "mask_steps": 2}).config
-    return config, PaintingPaths(backbone=str(backbone), adapter=adapter, concept=root)
+def loaded(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Models]:
+    folder = tmp_path_factory.mktemp("context")
+    config: Config = make_context(folder, inference={"steps": 3, "mask_steps": 2}).config
+    backbone, adapter = weights["base"] / "backbone", weights["train_adapter"] / "adapter"
+    return config, Models(config, ModelPaths(backbone=str(backbone), adapter=adapter, concept=folder))
 
 
 def pixels(picture: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.asarray(Image.open(io.BytesIO(picture)), dtype=np.int64)
 
 
-def test_every_task_shows_what_it_says(folder: Path, painting: tuple[Config, PaintingPaths]) -> None:
-    painter = MultiSubjectPainter(*painting)
+def test_each_task_gets_its_references_and_masks(folder: Path, loaded: tuple[Config, Models]) -> None:
+    painter = MultiSubjectPainter(*loaded)
     case = make_pair_cases(load_pairs(folder, 1), EvaluateConfig(), seed=3)[0]
     rows = painter(pair_table([case])).to_pylist()
     by_task = {task: [row for row in rows if row["task"] == task] for task in TASKS}
     assert [len(found) for found in by_task.values()] == [2, 2, 2, 1, 1, 1]
     assert [row["subject"] for row in by_task["many_to_many"]] == ["mug-1", "bear-2"]
 
-    plain = painter.pipeline(case.prompt, steps=3, guidance_scale=painting[0].inference.guidance_scale, seeds=3)
+    plain = painter.pipeline(case.prompt, steps=3, guidance_scale=loaded[0].inference.guidance_scale, seeds=3)
     text_only = pixels(by_task["text_only"][0]["picture"])
     assert np.abs(text_only - np.asarray(plain.images[0], dtype=np.int64)).max() <= 1
     assert np.abs(text_only - pixels(by_task["many_to_many"][0]["picture"])).max() > 1
@@ -143,22 +137,23 @@ def test_every_task_shows_what_it_says(folder: Path, painting: tuple[Config, Pai
     assert [mask.mean() for mask in masks] == [0.125, 0.125]  # half of the default scope each
 
 
-def test_own_and_other_change_places_with_the_subjects_views(
-    folder: Path, painting: tuple[Config, PaintingPaths]
+def test_own_and_other_similarity_swap_with_the_views_of_the_subjects(
+    folder: Path, loaded: tuple[Config, Models]
 ) -> None:
     table = pair_table(make_pair_cases(load_pairs(folder, 1), EvaluateConfig(), seed=3))
     views = table.column("views").to_pylist()
     exchanged = table.set_column(
         table.schema.get_field_index("views"), "views", pa.array([views[0][::-1]], table.schema.field("views").type)
     ).set_column(0, "subjects", pa.array([["exchanged-1", "exchanged-2"]]))
-    rows, others = (MultiSubjectPainter(*painting)(one).to_pylist() for one in (table, exchanged))
+    rows, others = (MultiSubjectPainter(*loaded)(one).to_pylist() for one in (table, exchanged))
     for row, other in zip(rows, others, strict=True):
         assert row["similarity"] == pytest.approx(other["other_similarity"], abs=1e-5)
         assert row["similarity"] != row["other_similarity"]
 
 
-def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, PaintingPaths]) -> None:
-    painter = MaskPainter(*painting)
+def test_masks_are_measured_in_every_step(folder: Path, loaded: tuple[Config, Models]) -> None:
+    painter = MaskPainter(*loaded)
+    painter.judge = copy.deepcopy(painter.judge)
     torch.nn.init.normal_(painter.judge.judge.mask_head.weight, std=5.0)  # so that it finds some object
     cases = make_cases(load_subjects(folder, 2), EvaluateConfig(prompts_per_subject=1), 0)
     tables = {recipe: painter(mask_table(cases, recipe)) for recipe in RECIPES}
@@ -181,9 +176,8 @@ def test_masks_are_measured_in_every_step(folder: Path, painting: tuple[Config, 
         assert last["iou"] == pytest.approx((mask & found).sum() / (mask | found).sum(), abs=0.02)
 
 
-def test_masks_of_real_scenes_are_those_of_the_guidance_branch(painting: tuple[Config, PaintingPaths]) -> None:
-    """Against one scene of two objects, with plain calls of the model's own parts."""
-    worker = SceneMasks(*painting)
+def test_masks_of_rendered_scenes_are_measured_against_the_exact_ones(loaded: tuple[Config, Models]) -> None:
+    worker = SceneMaskMeter(*loaded)
     rows = worker(scene_table("cross", 2, seed=5)).to_pylist()
     assert {row["timestep"] for row in rows} == set(TIMESTEPS)
     assert {(row["objects"], row["scene"]) for row in rows} == {(1, 0), (1, 1), (2, 0), (2, 1)}
@@ -208,7 +202,7 @@ def default_grids() -> tuple[int, ...]:
     return tuple(16 // downscale for downscale in InferenceSettings().mask_cross_downscales)
 
 
-# How it is averaged and shown
+# Averages and report
 
 
 def multi_subject_rows() -> list[dict[str, Any]]:
@@ -236,7 +230,7 @@ def multi_subject_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def test_likeness_is_averaged_by_task_and_compared_with_text_alone() -> None:
+def test_similarity_is_averaged_for_each_task_and_compared_with_text_alone() -> None:
     rows = multi_subject_rows()
     summary = summarize_multi_subject(rows)
     assert summary.pairs == 4
@@ -276,7 +270,7 @@ def mask_rows() -> list[dict[str, Any]]:
     ]
 
 
-def test_masks_count_until_the_early_stop_and_show_every_step() -> None:
+def test_masks_are_averaged_until_the_early_stop_and_shown_for_each_step() -> None:
     rows = mask_rows()
     summary = summarize_masks(rows, mask_steps=2)
     for recipe in RECIPES:
@@ -286,7 +280,7 @@ def test_masks_count_until_the_early_stop_and_show_every_step() -> None:
         third = [row["iou"] for row in rows if row["recipe"] == recipe and row["step"] == 2]
         assert summary.steps[recipe][2].mean == pytest.approx(sum(third) / 3)
         assert len(summary.steps[recipe]) == 4
-    flat = SecondaryResults.of([], rows, [], mask_steps=2).flat()
+    flat = Experiments.of([], rows, [], mask_steps=2).flat()
     assert flat == {f"mask_{recipe}/iou": summary.recipes[recipe]["iou"].mean for recipe in RECIPES}
 
 
@@ -313,7 +307,7 @@ def scene_rows() -> list[dict[str, Any]]:
     ]
 
 
-def test_scenes_are_averaged_by_their_number_of_objects_and_noise() -> None:
+def test_scenes_are_averaged_by_number_of_objects_and_timestep() -> None:
     rows = scene_rows()
     summary = summarize_scene_masks(rows)
     for recipe in RECIPES:
@@ -329,20 +323,20 @@ def test_scenes_are_averaged_by_their_number_of_objects_and_noise() -> None:
     assert lines[0]["grids"] == "cross-attention 8 x 8; self-attention 16 x 16"
 
 
-def test_no_number_has_the_name_of_an_arm() -> None:
-    flat = SecondaryResults.of(multi_subject_rows(), mask_rows(), scene_rows(), mask_steps=2).flat()
+def test_no_metric_of_an_experiment_has_the_name_of_an_arm() -> None:
+    flat = Experiments.of(multi_subject_rows(), mask_rows(), scene_rows(), mask_steps=2).flat()
     assert len(flat) == 3 * len(TASKS) + 3 * len(RECIPES)
     assert not {name.split("/")[0] for name in flat} & set(ARMS)
 
 
-def test_what_was_not_painted_is_not_shown(tmp_path: Path) -> None:
+def test_the_report_omits_experiments_without_rows(tmp_path: Path) -> None:
     assert describe_multi_subject(summarize_multi_subject([]), []) is None
     assert describe_masks(summarize_masks([], 12), [], 12) is None
     assert describe_scene_masks(summarize_scene_masks([]), []) == []
     assert write_grids(tmp_path, []) == []
 
 
-def test_the_report_has_every_pair_and_every_recipe(tmp_path: Path) -> None:
+def test_the_report_shows_each_pair_and_each_recipe(tmp_path: Path) -> None:
     rows, masks = multi_subject_rows(), mask_rows()
     multi_subject = describe_multi_subject(summarize_multi_subject(rows), rows)
     assert multi_subject is not None

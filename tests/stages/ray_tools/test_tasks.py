@@ -1,4 +1,4 @@
-"""Ray tasks by number, and what workers complain of, on a real Ray."""
+"""Ray tasks by number, on a real Ray."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 
 import pytest
 import ray
-import ray.data
 
 from stages.contract import StageError
-from stages.ray_tools.tasks import cluster_cores, run_tasks, set_data_context, worker_errors_as_stage_errors
+from stages.ray_tools.cluster import cluster_cores
+from stages.ray_tools.tasks import run_tasks
 
 
 @pytest.mark.slow
-def test_all_tasks_are_heard_of_or_the_failed_one_is_named(ray_cluster: str) -> None:
+def test_every_task_is_done_or_the_failed_one_is_named(ray_cluster: str) -> None:
     @ray.remote
     def square(number: int) -> int:
         if number == 3:
@@ -21,28 +21,8 @@ def test_all_tasks_are_heard_of_or_the_failed_one_is_named(ray_cluster: str) -> 
         return number * number
 
     assert ray.cluster_resources()["CPU"] > cluster_cores() == os.cpu_count()
-    heard: dict[int, int] = {}
-    run_tasks(square.remote, range(3), 2, heard.__setitem__, "number {}")
-    assert heard == {0: 0, 1: 1, 2: 4}
+    results: dict[int, int] = {}
+    run_tasks(square.remote, range(3), 2, results.__setitem__, "number {}")
+    assert results == {0: 0, 1: 1, 2: 4}
     with pytest.raises(StageError, match=r"number 3 could not be done \(ValueError: .*the same command tries it again"):
-        run_tasks(square.remote, range(5), 2, heard.__setitem__, "number {}")
-
-
-@pytest.mark.slow
-def test_a_complaint_of_a_worker_is_a_stage_error(ray_cluster: str) -> None:
-    @ray.remote
-    def complain(number: int) -> int:
-        raise ValueError(f"{number} is too large")
-
-    def complain_of_row(row: dict[str, int]) -> dict[str, int]:
-        raise ValueError(f"{row['item']} is too large")
-
-    set_data_context()
-    with pytest.raises(StageError, match=r"^3 is too large$"), worker_errors_as_stage_errors(ValueError):
-        ray.get(complain.remote(3))
-    with pytest.raises(StageError, match=r"^4 is too large$"), worker_errors_as_stage_errors(ValueError):
-        ray.data.from_items([4]).map(complain_of_row).take_all()
-    with pytest.raises(StageError, match=r"^5 is too large$"), worker_errors_as_stage_errors(ValueError):
-        raise ValueError("5 is too large")
-    with pytest.raises(ray.exceptions.RayTaskError), worker_errors_as_stage_errors(PermissionError):
-        ray.get(complain.remote(6))
+        run_tasks(square.remote, range(5), 2, results.__setitem__, "number {}")

@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole, half written, damaged, too many, and on a disk that is full."""
+"""Checkpoints on the disk: complete, incomplete, damaged, too many, and on a full disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write(folder: CheckpointFolder, step: int, loss: float | None = 0.5, workers
     return checkpoint
 
 
-def test_what_all_workers_wrote_is_read_back(tmp_path: Path) -> None:
+def test_the_shares_of_all_workers_are_read_back(tmp_path: Path) -> None:
     checkpoint = write(CheckpointFolder(tmp_path), 100, workers=3)
     assert checkpoint.is_complete()
     checkpoint.check()
@@ -34,7 +34,7 @@ def test_what_all_workers_wrote_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["rank-1-of-2.json", "rank-0-of-2.json"])
-def test_a_half_written_checkpoint_is_none(tmp_path: Path, missing: str) -> None:
+def test_an_incomplete_checkpoint_is_none(tmp_path: Path, missing: str) -> None:
     folder = CheckpointFolder(tmp_path)
     first = write(folder, 10)
     (write(folder, 20).folder / missing).unlink()
@@ -44,7 +44,7 @@ def test_a_half_written_checkpoint_is_none(tmp_path: Path, missing: str) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
 
 
-def test_there_is_no_latest_of_none(tmp_path: Path) -> None:
+def test_without_checkpoints_there_is_no_latest(tmp_path: Path) -> None:
     assert CheckpointFolder(tmp_path / "nowhere").latest() is None
 
 

@@ -168,7 +168,7 @@ def test_a_gradient_that_is_not_finite_or_a_loss_that_is_too_large_changes_nothi
     before = weights(engine)
     spoiled = batch(1)
     spoiled["y"][3] = bad
-    engine.backward([spoiled], most_loss=1e3)
+    engine.backward([spoiled], max_loss=1e3)
     assert engine.step(1e-2) is None
     after = weights(engine)
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
@@ -181,7 +181,7 @@ def test_a_gradient_that_is_not_finite_or_a_loss_that_is_too_large_changes_nothi
 def test_a_gradient_too_large_for_fp16_lowers_the_scale(process_group: None) -> None:
     engine = Engine(start(), configured(zero_stage=1, precision="fp16"), torch.device("cpu"))
     assert engine.loss_scale is not None
-    assert not engine.is_helpless
+    assert not engine.cannot_lower_scale
     large = batch(0)
     large["y"] *= 1e3
     engine.backward([large])

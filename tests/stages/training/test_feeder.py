@@ -48,7 +48,7 @@ def assert_same(found: Prepared, expected: Prepared) -> None:
 
 
 @given(st.lists(st.fixed_dictionaries({"a": ARRAYS, "b": ARRAYS}), min_size=1, max_size=4))
-def test_steps_come_out_of_a_table_as_they_went_in(steps: list[Prepared]) -> None:
+def test_unpacking_restores_what_was_packed(steps: list[Prepared]) -> None:
     for found, expected in zip(unpack(pack(steps)), steps, strict=True):
         assert_same(found, expected)
     broken = unpack(pack(steps, "the picture x is broken"))
@@ -61,9 +61,9 @@ def test_steps_come_out_of_a_table_as_they_went_in(steps: list[Prepared]) -> Non
 
 
 def test_data_workers_load_no_model_libraries() -> None:
-    """They are started for every training: what they import is paid each time, in seconds and memory."""
+    """Each training starts them, so their imports cost seconds and memory each time."""
     code = (
-        "import sys, model.adapter_pictures, stages.feeder, stages.training_plan; "
+        "import sys, model.training.adapter_examples, stages.training.feeder, stages.data.plan; "
         "print([name for name in ('diffusers', 'transformers', 'deepspeed') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -76,7 +76,7 @@ def picture_unless_broken(picture_id: str) -> bytes:
     return picture(picture_id)
 
 
-def test_what_a_data_worker_complains_of_travels_as_a_sentence() -> None:
+def test_an_error_of_a_data_worker_arrives_as_a_sentence() -> None:
     feed = make_feed(rows=rows_with_a_broken_picture, picture=picture_unless_broken)
     steps = unpack(_DataWorker(feed, 0, 1)(pa.table({"first": [6], "end": [9]})))
     assert_same(next(steps), feed.prepare(6, 0, 1))
@@ -86,12 +86,12 @@ def test_what_a_data_worker_complains_of_travels_as_a_sentence() -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps a block, so that a few steps fill many."""
-    monkeypatch.setattr(feeder, "_MOST_STEPS_A_BLOCK", 2)
+    """Two steps in a block, so that a few steps fill many."""
+    monkeypatch.setattr(feeder, "_MAX_STEPS_PER_BLOCK", 2)
 
 
 def data_workers(address: str) -> list[str]:
-    """Those that are there, of all streams."""
+    """The living data workers of all streams."""
     actors = list_actors(address, filters=[("state", "!=", "DEAD")])
     return [actor.class_name for actor in actors if "_DataWorker" in actor.class_name]
 
@@ -105,7 +105,7 @@ def assert_none_left(address: str) -> None:
 
 @pytest.fixture
 def no_cpus(ray_cluster: str) -> Iterator[str]:
-    """Every CPU is taken, as the workers of a training may have done."""
+    """All CPUs are taken, as training workers may have done."""
     group = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     assert group.wait(60)
     yield ray_cluster
@@ -117,7 +117,7 @@ def no_cpus(ray_cluster: str) -> Iterator[str]:
     ("first", "rank", "world", "workers", "method"),
     [(0, 0, 1, 1, "realcustom++"), (5, 1, 2, 2, "realcustom++"), (3, 3, 4, 1, "realcustom")],
 )
-def test_the_stream_is_what_is_prepared_here(
+def test_the_stream_is_what_this_process_prepares(
     first: int, rank: int, world: int, workers: int, method: str, small_blocks: None, no_cpus: str
 ) -> None:
     feed, steps = make_feed(method=method), range(first, 20)
@@ -138,7 +138,7 @@ def test_a_broken_picture_is_named_when_its_step_is_due(ray_cluster: str, small_
 
 
 @pytest.mark.slow
-def test_a_stream_waits_a_few_steps_ahead_and_leaves_nothing_behind(
+def test_a_stream_prepares_a_few_steps_in_advance_and_ends_its_workers(
     ray_cluster: str, small_blocks: None, tmp_path: Path
 ) -> None:
     workers, taken = 2, 8
@@ -150,7 +150,7 @@ def test_a_stream_waits_a_few_steps_ahead_and_leaves_nothing_behind(
     ahead, begun = len(list(tmp_path.iterdir())) - taken, time.process_time()
     time.sleep(2)
     assert time.process_time() - begun < 0.5, "it waits without a pause"
-    assert 0 < len(list(tmp_path.iterdir())) - taken == ahead <= 2 * (feeder._BLOCKS_A_WORKER * workers + 3)
+    assert 0 < len(list(tmp_path.iterdir())) - taken == ahead <= 2 * (feeder._BLOCKS_PER_WORKER * workers + 3)
     steps.close()
     assert_none_left(ray_cluster)
 

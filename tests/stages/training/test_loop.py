@@ -1,4 +1,4 @@
-"""The loop in one process, without Ray: resuming, averaging, steps that are skipped, the record."""
+"""The loop in one process, without Ray: resuming, averaging, skipped steps, metrics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trained(job: TrainingJob) -> dict[str, Tensor]:
 
 
 def stopped_before_step(job: TrainingJob, step: int) -> TrainingJob:
-    """The job, cut off by a request to stop; ready to go on."""
+    """The job after a request to stop; ready to resume."""
     task = dataclasses.replace(job.task, stop_at=step, marker=job.stop_request)  # type: ignore[type-var]
     run_worker(dataclasses.replace(job, task=task), torch.device("cpu"))
     assert (
@@ -56,30 +56,30 @@ def stopped_before_step(job: TrainingJob, step: int) -> TrainingJob:
 
 @pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9}, {"accumulation": 2}], ids=str)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_stopped_training_goes_on_as_if_nothing_had_been(
+def test_a_stopped_training_resumes_exactly(
     process_group: None, tmp_path: Path, stage: int, changes: dict[str, Any]
 ) -> None:
     if stage == 3 and "ema_decay" in changes:
         pytest.skip("refused")
-    undisturbed = trained(make_job(tmp_path / "a", zero_stage=stage, **changes))
+    uninterrupted = trained(make_job(tmp_path / "a", zero_stage=stage, **changes))
     job = stopped_before_step(make_job(tmp_path / "b", zero_stage=stage, **changes), 6)
     assert job.checkpoints.latest() == job.checkpoints.at(7)
     resumed = trained(job)
-    assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+    assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
     curves = [read_curves(tmp_path / folder / "linear.jsonl") for folder in "ab"]
     assert curves[0]["loss"] == curves[1]["loss"]
     assert [step for step, _ in curves[1]["loss"]] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 1), (2, 0), (1, 2)])
-def test_another_zero_stage_can_go_on(process_group: None, tmp_path: Path, before: int, after: int) -> None:
+def test_another_zero_stage_can_resume(process_group: None, tmp_path: Path, before: int, after: int) -> None:
     expected = trained(make_job(tmp_path / "a", zero_stage=before))
     stopped_before_step(make_job(tmp_path / "b", zero_stage=before), 6)
     for name, weight in trained(make_job(tmp_path / "b", zero_stage=after)).items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_fp16_goes_on_with_its_loss_scale(process_group: None, tmp_path: Path) -> None:
+def test_fp16_resumes_with_its_loss_scale(process_group: None, tmp_path: Path) -> None:
     expected = trained(make_job(tmp_path / "a", precision="fp16"))
     job = stopped_before_step(make_job(tmp_path / "b", precision="fp16"), 6)
     latest = job.checkpoints.latest()
@@ -111,7 +111,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(process_group: 
     weights = trained(job)
     assert all(torch.isfinite(weight).all() for weight in weights.values())
     assert weights["seen"] == sum(range(STEPS)) - 2 - 7
-    curves = read_curves(job.record)
+    curves = read_curves(job.metrics_file)
     assert [value for _, value in curves["skipped"]] == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2]
     assert [step for step, _ in curves["loss"]] == [1, 2, 4, 5, 6, 7, 9, 10, 11, 12]
 
@@ -122,37 +122,37 @@ def test_a_loss_that_explodes_is_skipped_like_one_that_is_not_finite(process_gro
     for number, task in enumerate((LinearTask(spoil=(10, 11), bad_rank=0), LinearTask(explode=(10, 11), bad_rank=0))):
         job = stopped_before_step(make_job(tmp_path / str(number), task), 9)
         weights.append(trained(job))
-        assert read_curves(job.record)["skipped"][-1] == (STEPS, 2)
+        assert read_curves(job.metrics_file)["skipped"][-1] == (STEPS, 2)
     assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
 
 
-def test_a_full_disk_stops_a_training_which_goes_on_when_there_is_space(process_group: None, tmp_path: Path) -> None:
-    undisturbed = trained(make_job(tmp_path / "a"))
+def test_after_a_full_disk_a_training_resumes(process_group: None, tmp_path: Path) -> None:
+    uninterrupted = trained(make_job(tmp_path / "a"))
     job = make_job(tmp_path / "b")
     file = job.checkpoints.at(8).folder / "training.json"
     full = dataclasses.replace(job, task=LinearTask(fill_at=6, marker=file, seconds_a_step=0.1))
     with pytest.raises(ValueError, match=r"^checkpoint .*/step-00000008 cannot be written \(its disk is full\): free "):
         run_worker(full, torch.device("cpu"))
-    assert read_curves(job.record)["loss"][-1][0] < 12, "it goes no further than the next steps"
+    assert read_curves(job.metrics_file)["loss"][-1][0] < 12, "it goes no further than the next steps"
     assert job.checkpoints.latest() == job.checkpoints.at(4)
     resumed = trained(job)
-    assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+    assert all(torch.equal(resumed[name], weight) for name, weight in uninterrupted.items())
 
 
-def test_a_training_that_does_not_get_finite_again_is_stopped(process_group: None, tmp_path: Path) -> None:
+def test_a_training_that_stays_not_finite_is_stopped(process_group: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, LinearTask(spoil=(1, 4, 5, 6, 7, 8), bad_rank=0))
     run_worker(job, torch.device("cpu"))
     assert job.ending.read_text() == (
         "training linear was stopped at step 8 (numbers of seed 8), the 5th in a row whose loss has exploded or whose "
-        "gradient is not finite: look at these samples, or lower the trainer's learning_rate."
+        "gradient is not finite: check these samples, or lower the trainer's learning_rate."
     )
     assert not job.weights.exists()
 
 
-def test_the_curves_are_there(process_group: None, tmp_path: Path) -> None:
+def test_all_metrics_are_logged(process_group: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, LinearTask(seconds_a_step=0.1))
     trained(job)
-    curves = read_curves(job.record)
+    curves = read_curves(job.metrics_file)
     assert curves.keys() == {
         *("loss", "twice", "grad_norm", "learning_rate"),
         *("samples_per_second", "data_wait", "peak_memory_gib", "skipped"),
@@ -163,12 +163,12 @@ def test_the_curves_are_there(process_group: None, tmp_path: Path) -> None:
     assert all(0 < value <= 1 for _, value in curves["data_wait"])
     assert max(value for _, value in curves["data_wait"]) > 0.3, "a step waits 0.1 s and takes little else"
     assert all(value > 0 for key in ("grad_norm", "peak_memory_gib") for _, value in curves[key])
-    left = [json.loads(line)["seconds_left"] for line in job.record.read_text().splitlines() if line]
+    left = [json.loads(line)["seconds_left"] for line in job.metrics_file.read_text().splitlines() if line]
     assert left[0] > 11 * 0.1
     assert left[-1] == 0
 
 
-def test_a_fed_training_is_the_same_and_asks_for_the_steps_that_are_left(process_group: None, tmp_path: Path) -> None:
+def test_a_fed_training_is_the_same_and_requests_the_remaining_steps(process_group: None, tmp_path: Path) -> None:
     asked, closed = [], []
 
     def feeder(feed: Feed, steps: range, rank: int, world: int) -> Generator[Prepared]:
@@ -191,12 +191,12 @@ def test_a_fed_training_is_the_same_and_asks_for_the_steps_that_are_left(process
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
-def test_what_is_waited_for_is_the_feed_alone(process_group: None, tmp_path: Path) -> None:
+def test_only_the_feed_counts_as_waiting(process_group: None, tmp_path: Path) -> None:
     shares: list[float] = []
     for task in (FedLinearTask(seconds_a_step=0.06), FedLinearTask(seconds_to_encode=0.06)):
         job = make_job(tmp_path / str(len(shares)), task)
         trained(job)
-        shares.append(sorted(value for _, value in read_curves(job.record)["data_wait"])[STEPS // 2])
+        shares.append(sorted(value for _, value in read_curves(job.metrics_file)["data_wait"])[STEPS // 2])
     assert shares[0] > 0.3
     assert shares[1] < 0.1
 
@@ -204,13 +204,14 @@ def test_what_is_waited_for_is_the_feed_alone(process_group: None, tmp_path: Pat
 def test_the_last_checkpoints_and_the_best_are_kept(process_group: None, tmp_path: Path) -> None:
     job = make_job(tmp_path, checkpoint_every=1, keep_checkpoints=2)
     trained(job)
-    losses = [value for _, value in read_curves(job.record)["loss"]][:-1]  # after the last step there is no checkpoint
+    losses = [value for _, value in read_curves(job.metrics_file)["loss"]]
+    losses.pop()  # the last step has no checkpoint
     best = losses.index(min(losses)) + 1
     assert [checkpoint.step for checkpoint in job.checkpoints.complete()] == sorted({best, 10, 11})
 
 
 @pytest.mark.parametrize(
-    ("task", "changes", "told"),
+    ("task", "changes", "difference"),
     [
         (LinearTask(), {"learning_rate": 0.02}, "learning_rate is 0.01 there and 0.02 now"),
         (LinearTask(), {"schedule": "constant"}, "schedule is 'cosine' there and 'constant' now"),
@@ -221,9 +222,11 @@ def test_the_last_checkpoints_and_the_best_are_kept(process_group: None, tmp_pat
     ids=lambda value: "",
 )
 def test_a_checkpoint_of_another_configuration_is_refused(
-    process_group: None, stopped: Path, task: LinearTask, changes: dict[str, Any], told: str
+    process_group: None, stopped: Path, task: LinearTask, changes: dict[str, Any], difference: str
 ) -> None:
-    with pytest.raises(StageError, match=r"step-00000007 is of another configuration \(" + told + r"\): set it back"):
+    with pytest.raises(
+        StageError, match=r"step-00000007 is of another configuration \(" + difference + r"\): set it back"
+    ):
         check_resume(make_job(stopped, task, **changes))
     check_resume(make_job(stopped, workers=7, zero_stage=3, accumulation=2, checkpoint_every=3))
 

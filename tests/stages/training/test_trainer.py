@@ -29,7 +29,7 @@ from tests.support.training_tasks import LinearTask
 CONFIG = TrainerConfig(precision="fp32", checkpoint_every=10, learning_rate=1e-2, weight_decay=0.1, gradient_clip=0.5)
 STEPS = 40
 SEED = 3
-RECORD = Path("scratch/train/linear.jsonl")
+METRICS_FILE = Path("scratch/train/linear.jsonl")
 
 
 def plain_loop(
@@ -67,12 +67,12 @@ def assert_same(weights: Path, expected: dict[str, Tensor]) -> None:
 
 
 def test_curves_leave_out_torn_and_repeated_lines(tmp_path: Path) -> None:
-    record = tmp_path / "run.jsonl"
-    record.write_text(
+    file = tmp_path / "run.jsonl"
+    file.write_text(
         '\n{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo\n{"step": 2, "loss": 2.0}\n'
         '{"step": 3, "loss": 1.0, "gain": 0.5}\n{"step": 4, "loss"'
     )
-    curves = read_curves(record)
+    curves = read_curves(file)
     assert curves == {"loss": [(1, 3.0), (2, 2.0), (3, 1.0)], "gain": [(3, 0.5)]}
     plot_curves(curves, ["loss", "gain"], "a run", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -100,17 +100,17 @@ def test_a_killed_worker_changes_nothing(killed_worker: tuple[StageContext, Path
     curves = read_curves(context.scratch / "train" / "linear.jsonl")
     assert [step for step, _ in curves["loss"]] == list(range(1, STEPS + 1))
     torch.testing.assert_close([value for _, value in curves["loss"]], losses, rtol=1e-4, atol=1e-5)
-    heard = [(e["step"], e["value"]) for e in events if e["event"] == "metric" and e["key"] == "linear/loss"]
-    assert heard == curves["loss"]
+    reported = [(e["step"], e["value"]) for e in events if e["event"] == "metric" and e["key"] == "linear/loss"]
+    assert reported == curves["loss"]
     (warning,) = [event["text"] for event in events if event["event"] == "warning"]
-    assert re.fullmatch(r"training linear failed: .*; it goes on from its last checkpoint", warning)
+    assert re.fullmatch(r"training linear failed: .*; it resumes from its last checkpoint", warning)
     assert events[0]["event"] == "progress"
     assert (events[-1]["done"], events[-1]["total"]) == (STEPS, STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "before", "after"), [(1, 2, 1), (3, 1, 2)])
-def test_another_number_of_workers_can_go_on(
+def test_another_number_of_workers_can_resume(
     ray_cluster: str, tmp_path: Path, stage: Literal[1, 3], before: int, after: int
 ) -> None:
     """The task's batch must not depend on how many share it: without noise."""
@@ -120,11 +120,11 @@ def test_another_number_of_workers_can_go_on(
         fit_linear(LinearTask(noise=0, fail_at=25), config, context)
     weights, _ = fit_linear(LinearTask(noise=0), dataclasses.replace(config, workers=after), context)
     assert_same(weights, plain_loop(LinearTask(noise=0), config, STEPS, SEED)[0])
-    assert steps_of(tmp_path / RECORD).count(20) == 1, "the second training did not begin at step 20"
+    assert steps_of(tmp_path / METRICS_FILE).count(20) == 1, "the second training did not begin at step 20"
 
 
 @pytest.mark.slow
-def test_a_step_that_one_worker_spoils_is_skipped_by_all(ray_cluster: str, tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_on_one_worker_is_skipped_by_all(ray_cluster: str, tmp_path: Path) -> None:
     """The losses of the other steps are those of weights that no worker has changed in the skipped ones."""
     config = dataclasses.replace(CONFIG, zero_stage=2)
     skipped = (7, 8, 20)
@@ -139,17 +139,17 @@ def test_a_step_that_one_worker_spoils_is_skipped_by_all(ray_cluster: str, tmp_p
 
 
 @pytest.mark.slow
-def test_a_training_that_stays_spoiled_names_the_step_and_the_samples(ray_cluster: str, tmp_path: Path) -> None:
-    told = r"^training linear was stopped at step 9 \(numbers of seed 9\), the 5th in a row whose loss has exploded"
-    with pytest.raises(StageError, match=told):
+def test_a_training_that_stays_not_finite_names_the_step_and_the_samples(ray_cluster: str, tmp_path: Path) -> None:
+    message = r"^training linear was stopped at step 9 \(numbers of seed 9\), the 5th in a row whose loss has exploded"
+    with pytest.raises(StageError, match=message):
         fit_linear(LinearTask(spoil=tuple(range(5, 40))), CONFIG, make_context(tmp_path))
 
 
 @pytest.mark.slow
-def test_more_workers_than_there_are_places_are_refused_at_once(ray_cluster: str, tmp_path: Path) -> None:
+def test_more_workers_than_cpus_are_refused_at_once(ray_cluster: str, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, workers=10_000)
-    there = int(ray.cluster_resources()["CPU"])
-    with pytest.raises(StageError, match=f"^10000 workers need 10000 CPUs, but Ray has {there}: set "):
+    available = int(ray.cluster_resources()["CPU"])
+    with pytest.raises(StageError, match=f"^10000 workers need 10000 CPUs, but Ray has {available}: set "):
         fit_linear(LinearTask(), config, make_context(tmp_path))
     config = dataclasses.replace(CONFIG, use_gpu=True, workers=3000)
     with pytest.raises(StageError, match=r"^3000 workers need 3000 GPUs, but Ray has \d+: set "):
@@ -157,7 +157,7 @@ def test_more_workers_than_there_are_places_are_refused_at_once(ray_cluster: str
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"precision": "fp16"}, "^fp16 needs GPUs: set the trainer's precision to fp32 or bf16"),
         ({"ema_decay": 0.9, "zero_stage": 3}, "^ema_decay needs whole weights on every worker, which zero_stage=3"),
@@ -166,8 +166,8 @@ def test_more_workers_than_there_are_places_are_refused_at_once(ray_cluster: str
     ],
     ids=lambda value: "",
 )
-def test_what_makes_no_sense_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(StageError, match=told):
+def test_an_invalid_configuration_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StageError, match=message):
         fit_linear(LinearTask(), dataclasses.replace(CONFIG, **changes), make_context(tmp_path))
 
 
@@ -175,10 +175,10 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 import ray
-from helpers import make_context
+from tests.support.contexts import make_context
 from stages.config import TrainerConfig
-from stages.trainer import fit
-from training_tasks import LinearTask
+from stages.training.trainer import fit
+from tests.support.training_tasks import LinearTask
 address, folder, config, steps, seed = sys.argv[1:]
 ray.init(address=address, logging_level="ERROR")
 config = TrainerConfig(**json.loads(config))
@@ -189,32 +189,32 @@ fit(task, steps=int(steps), config=config, context=context, name="linear", seed=
 
 
 def driver_at_step(address: str, folder: Path, config: TrainerConfig, step: int) -> subprocess.Popen[str]:
-    """A training in a process of its own that has got to `step`."""
+    """A training in its own process that has reached `step`."""
     arguments = [address, str(folder), json.dumps(dataclasses.asdict(config)), str(STEPS), str(SEED)]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while len(read_curves(folder / RECORD).get("loss", [])) < step:
+    while len(read_curves(folder / METRICS_FILE).get("loss", [])) < step:
         if driver.poll() is not None or time.monotonic() > deadline:
             driver.kill()
-            pytest.fail(f"training did not get to step {step} in 120 s: {driver.communicate()[1]}")
+            pytest.fail(f"training did not reach step {step} in 120 s: {driver.communicate()[1]}")
         time.sleep(0.05)
     return driver
 
 
-def steps_of(record: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in record.read_text().splitlines() if line.endswith("}")]
+def steps_of(file: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in file.read_text().splitlines() if line.endswith("}")]
 
 
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_from_the_last_checkpoint(ray_cluster: str, tmp_path: Path) -> None:
-    """Of one that is told to stop see `tests/end_to_end/test_kill_and_resume.py`."""
+def test_a_killed_driver_resumes_from_the_last_checkpoint(ray_cluster: str, tmp_path: Path) -> None:
+    """For one that is stopped see `tests/end_to_end/test_kill_and_resume.py`."""
     config = dataclasses.replace(CONFIG, zero_stage=2)
     driver = driver_at_step(ray_cluster, tmp_path, config, 25)
     driver.kill()
     driver.communicate()
     weights, _ = fit_linear(LinearTask(), config, make_context(tmp_path))
     assert_same(weights, plain_loop(LinearTask(), config, STEPS, SEED)[0])
-    assert steps_of(tmp_path / RECORD).count(20) == 1, "the second driver did not begin at a checkpoint"
+    assert steps_of(tmp_path / METRICS_FILE).count(20) == 1, "the second driver did not begin at a checkpoint"
 
 
 @pytest.mark.slow
@@ -227,22 +227,22 @@ def test_too_little_memory_names_the_setting_to_lower(ray_cluster: str, tmp_path
 
 @pytest.mark.slow
 def test_a_full_disk_ends_a_training_in_one_sentence(ray_cluster: str, tmp_path: Path) -> None:
-    """When the weights are to be written; of a checkpoint see `test_training_loop.py`."""
+    """On writing the weights; for a checkpoint see `test_loop.py`."""
     events: list[Mapping[str, Any]] = []
     file = tmp_path / "scratch/train/linear-weights/config.json"
     file.parent.mkdir(parents=True)
     file.symlink_to("/dev/full")  # every write to it fails as on a full disk
-    with pytest.raises(StageError, match=r"^training linear failed, for its disk is full: free some space, and run"):
+    with pytest.raises(StageError, match=r"^training linear failed because its disk is full: free some space, and run"):
         fit_linear(LinearTask(), dataclasses.replace(CONFIG, workers=1), make_context(tmp_path, events=events))
     assert "warning" not in {event["event"] for event in events}
 
 
 @pytest.mark.slow
 def test_a_failing_task_ends_in_its_own_sentence(ray_cluster: str, tmp_path: Path) -> None:
-    """At once, for it would fail again; also the worker that waits for the one that has failed."""
+    """At once, because it would fail again, also when the other worker waits for the failed one."""
     config = dataclasses.replace(CONFIG, max_failures=3)
     events: list[Mapping[str, Any]] = []
     with pytest.raises(StageError, match=r"^training linear failed: the picture 'abc' is not a picture$"):
         fit_linear(LinearTask(fail_at=5, failing_ranks=(1,)), config, make_context(tmp_path, events=events))
     assert "warning" not in {event["event"] for event in events}
-    assert steps_of(tmp_path / RECORD) == [1, 2, 3, 4, 5]
+    assert steps_of(tmp_path / METRICS_FILE) == [1, 2, 3, 4, 5]

@@ -1,4 +1,4 @@
-"""The record of a training: its curves as JSON lines, averaged over some steps and over all workers."""
+"""The metrics of a training: a file of JSON lines, each averaged over some steps and over all workers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: A run writes about this many points of every curve, and one at least every so many steps.
-_CURVE_POINTS = 200
-_MOST_STEPS_A_POINT = 50
+#: A training writes about this many lines, but at least one in `_MAX_STEPS_PER_LINE` steps.
+_LINES = 200
+_MAX_STEPS_PER_LINE = 50
 
-#: Not curves.
+#: Keys of a line that are not metrics.
 BOOKKEEPING = ("step", "seconds_left")
 
 
 @dataclass(kw_only=True)
-class Recorder:
-    """One worker's part of the record; all call `add` alike, and rank 0 writes.
+class MetricsLogger:
+    """Collects one worker's metrics. All workers must call `add` for every step; rank 0 writes the file.
 
-    A line holds: step; the mean of every scalar; samples_per_second; data_wait, the share of the time that workers
-    have waited for their batches; peak_memory_gib of the fullest worker (of its GPU, else of its process); skipped,
-    the steps that changed nothing so far; seconds_left.
+    A line holds: step; the mean of each scalar; samples_per_second; data_wait, the share of the time in which workers
+    waited for their batches; peak_memory_gib, the largest of all workers (of the GPU, else of the process); skipped,
+    the number of steps so far that did not change the weights; seconds_left.
     """
 
     steps: int
@@ -43,14 +43,14 @@ class Recorder:
     _since: float = field(default_factory=time.perf_counter)
 
     def add(self, step: int, scalars: Mapping[str, Tensor], *, samples: int, waited: float, skipped: int) -> None:
-        """Take note of a step (counted from 0); `scalars` are empty when it was skipped."""
+        """Add a step, counted from 0; `scalars` is empty for a skipped step."""
         for name, value in scalars.items():
             self._scalars.setdefault(name, []).append(value.detach())
         self._samples += samples
         self._waited += waited
         self._steps_since += 1
         done = step + 1
-        if done % min(_MOST_STEPS_A_POINT, max(1, self.steps // _CURVE_POINTS)) == 0 or done == self.steps:
+        if done % min(_MAX_STEPS_PER_LINE, max(1, self.steps // _LINES)) == 0 or done == self.steps:
             self._write(done, skipped)
 
     def _write(self, done: int, skipped: int) -> None:
@@ -81,37 +81,37 @@ class Recorder:
 
 
 @contextmanager
-def open_recorder(record: Path, steps: int, device: torch.device) -> Iterator[Recorder]:
-    """A recorder that appends to `record` on rank 0."""
+def open_metrics_logger(file: Path, steps: int, device: torch.device) -> Iterator[MetricsLogger]:
+    """A logger that appends to `file` on rank 0."""
     if dist.get_rank() != 0:
-        yield Recorder(steps=steps, device=device, stream=None)
+        yield MetricsLogger(steps=steps, device=device, stream=None)
         return
-    with record.open("a") as stream:
-        stream.write("\n")  # ends a line that a kill has cut
-        yield Recorder(steps=steps, device=device, stream=stream)
+    with file.open("a") as stream:
+        stream.write("\n")  # ends a line that a killed training left incomplete
+        yield MetricsLogger(steps=steps, device=device, stream=stream)
 
 
 def _means(workers: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
-    """The mean of every scalar over the steps and workers that had it."""
+    """The mean of each scalar over the steps and workers that have it."""
     names = dict.fromkeys(name for sums in workers for name in sums)
     found = {name: [sums[name] for sums in workers if name in sums] for name in names}
     return {name: sum(value for value, _ in pairs) / sum(count for _, count in pairs) for name, pairs in found.items()}
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has ever had on `device`."""
+    """The most bytes that this process has had on `device` at one time."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def read_lines(record: Path, after: int = 0) -> Iterator[dict[str, Any]]:
-    """The lines of a record with rising steps; what a resumed run wrote a second time is left out."""
-    if not record.is_file():
+def read_lines(file: Path, after: int = 0) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file whose step is above `after`, without steps that a resumed training repeated."""
+    if not file.is_file():
         return
-    for text in record.read_text().splitlines(keepends=True):
-        if not text.endswith("}\n"):  # blank, cut off by a kill, or being written
+    for text in file.read_text().splitlines(keepends=True):
+        if not text.endswith("}\n"):  # blank, left incomplete by a kill, or being written
             continue
         line = json.loads(text)
         if line["step"] > after:
@@ -120,7 +120,7 @@ def read_lines(record: Path, after: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def progress_note(name: str, line: Mapping[str, Any]) -> str:
-    """A line of a record for somebody who waits."""
+    """A line of metrics as the note of a progress event."""
     loss = f"loss {line['loss']:.4f}" if "loss" in line else "no finite loss"
     skipped = [f"{line['skipped']} steps skipped"] if line["skipped"] else []
     parts = [

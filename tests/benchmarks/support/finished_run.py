@@ -1,4 +1,4 @@
-"""What benchmarks of training take from a finished run: its configuration, its stages' outputs, a plan of theirs."""
+"""A finished run as the input of a benchmark: its configuration, its stages' outputs, and plans made from them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from pipelines.config.loading import config_from_dict, with_values
 from pipelines.errors import PipelineError
 from pipelines.store.store import Store
 from stages.config import Config
-from stages.contract import Reporter, StageContext
+from stages.contract import StageContext
 from stages.curriculum.stage import map_columns, recipe_of, write_plan_part
 from stages.data.plan import PlanReader
 from stages.data.schemas import PAIRS, SAMPLES
+from tests.benchmarks.support.environment import silent_reporter
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder, read.
+    """The last run in a run folder.
 
     Attributes:
-        config: Of the last run, with some values over it.
-        inputs: Stage -> its committed output.
-        fingerprints: Stage -> which output that is.
+        config: Its configuration, with some values replaced.
+        inputs: Stage -> its committed output folder.
+        fingerprints: Stage -> fingerprint of that output.
     """
 
     config: Config
@@ -32,12 +33,11 @@ class FinishedRun:
     fingerprints: Mapping[str, str]
 
     def context(self, config: Config, folder: Path) -> StageContext:
-        """For a piece of a stage that is to run alone in `folder` and has nobody to tell."""
-        silent = Reporter(emit=lambda event: None)
-        return StageContext(config=config, inputs=self.inputs, output=folder, scratch=folder, report=silent)
+        """The context of a part of a stage that runs alone in `folder`."""
+        return StageContext(config=config, inputs=self.inputs, output=folder, scratch=folder, report=silent_reporter())
 
     def write_plan(self, config: Config, folder: Path) -> PlanReader:
-        """Write a training plan as the stage curriculum does, in one part, to `folder/plan`."""
+        """Write a training plan to `folder/plan`, like the stage `curriculum` but in one part."""
         recipe = recipe_of(config.curriculum)
         columns = ["reference_frame_id", "target_frame_id", "category"]
         map_columns(self.inputs["filter"] / "samples", SAMPLES, ["sample_id", "caption"], folder / "samples.arrow")
@@ -47,10 +47,10 @@ class FinishedRun:
 
 
 def open_run(folder: Path, stages: Sequence[str], values: Mapping[str, Any]) -> FinishedRun:
-    """Read a run folder whose `stages` have run; `values`, by dotted key, go over its configuration.
+    """Open a run folder in which `stages` have run; `values`, by dotted key, replace values of its configuration.
 
     Raises:
-        PipelineError: There is no such run, or a stage has not run in it.
+        PipelineError: There is no such run, or it lacks the output of a stage.
     """
     store = Store(folder)
     config, fingerprints = store.read_latest()

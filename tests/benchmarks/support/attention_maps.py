@@ -1,4 +1,4 @@
-"""An attention processor that keeps its probabilities, to see where in the picture the micro UNet reads a word."""
+"""Attention processors that record their probabilities: the cross-attention map of a word, for measurements."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ class AttentionRecord:
     """Attention probabilities of one forward pass, averaged over heads: (B, queries, keys) per layer."""
 
     cross: dict[str, Tensor] = field(default_factory=dict)
-    own: dict[str, Tensor] = field(default_factory=dict)
+    self_attention: dict[str, Tensor] = field(default_factory=dict)
 
     def cross_map(self, position: Tensor, resolution: int) -> Tensor:
         """Mean map (B, r, r) of the token at `position` (B,) over the layers of that resolution."""
@@ -29,15 +29,15 @@ class AttentionRecord:
         return token.view(-1, resolution, resolution)
 
     def spread(self, cross_map: Tensor) -> Tensor:
-        """A map (B, r, r) propagated once through the mean self-attention of its resolution."""
+        """Propagate a map (B, r, r) once through the mean self-attention of its resolution."""
         size = cross_map.shape[-1]
-        layers = [p for p in self.own.values() if p.shape[1] == size**2]
+        layers = [p for p in self.self_attention.values() if p.shape[1] == size**2]
         return (torch.stack(layers).mean(0) @ cross_map.flatten(1)[..., None]).view_as(cross_map)
 
 
 @dataclass
 class RecordingAttention:
-    """Plain attention that writes its probabilities into a record."""
+    """Plain attention that records its probabilities."""
 
     name: str
     record: AttentionRecord
@@ -45,12 +45,12 @@ class RecordingAttention:
     def __call__(
         self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
-        """Attention of (B, L, C) states over themselves or over the text, recorded."""
+        """Self-attention of (B, L, C) states or cross-attention over the text, recorded."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = _heads(attention, attention.to_q(hidden_states))
         key, value = _heads(attention, attention.to_k(context)), _heads(attention, attention.to_v(context))
         probabilities = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).float().softmax(-1)
-        kept = self.record.own if encoder_hidden_states is None else self.record.cross
+        kept = self.record.self_attention if encoder_hidden_states is None else self.record.cross
         kept[self.name] = probabilities.mean(1)
         mixed = probabilities.to(value.dtype) @ value
         out: Tensor = attention.to_out[0](mixed.transpose(1, 2).flatten(2))
@@ -58,12 +58,12 @@ class RecordingAttention:
 
 
 def use_default_attention(unet: UNet2DConditionModel) -> None:
-    """Puts diffusers' own processor back."""
+    """Install diffusers' own processor."""
     unet.set_attn_processor(AttnProcessor2_0())
 
 
 def record_attention(unet: UNet2DConditionModel) -> AttentionRecord:
-    """Installs recording processors; every forward pass overwrites the record."""
+    """Install recording processors; every forward pass overwrites the record."""
     record = AttentionRecord()
     unet.set_attn_processor({name: RecordingAttention(name, record) for name in unet.attn_processors})
     return record

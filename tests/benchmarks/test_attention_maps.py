@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from model.micro_sd.architectures import build_unet
-from model.micro_sd.attention import record_attention
+from tests.benchmarks.support.attention_maps import record_attention
 
 
 @pytest.fixture

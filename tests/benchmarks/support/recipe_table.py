@@ -1,4 +1,4 @@
-"""The runs of `curriculum_recipes` as tables and a plot beside the paper's Table X.
+"""Tables and a plot of the runs of `curriculum_recipes`, with the paper's Table X for comparison.
 
 Legend: S training seeds, J subjects, R resamples.
 """
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from model.scoring.metrics import Interval
 
-#: Of the stage evaluate, with the name that is shown and the paper's metric that it stands for.
+#: Metric of the stage `evaluate` -> the name in the tables, and the kind of the paper's metric that it corresponds to.
 METRICS = {
-    "controllability": ("ground as asked", "text"),
+    "controllability": ("prompt fidelity", "text"),
     "clip_t": ("CLIP-T", "text"),
     "similarity": ("subject similarity", "image"),
 }
@@ -28,15 +28,15 @@ TEXT_ONLY = "text_only"
 
 @dataclass(frozen=True, kw_only=True)
 class TableXRow:
-    """A recipe of Table X, or one beside it: how it is configured, and what the paper measured.
+    """A recipe of Table X or the control: its configuration, and the paper's results.
 
     Attributes:
-        number: Its number in the paper.
-        name: In words.
-        settings: Of the stage curriculum.
-        text: CLIP-B-T; None where the paper has none.
-        image: CLIP-B-I; likewise.
-        captions_name_grounds: Whether the captions of generic samples are left as they are.
+        number: Number in the paper.
+        name: Description.
+        settings: Settings of the stage `curriculum`.
+        text: The paper's CLIP-B-T, if any.
+        image: The paper's CLIP-B-I, if any.
+        captions_name_backgrounds: Whether the captions of text-image samples keep their backgrounds.
     """
 
     number: int
@@ -44,7 +44,7 @@ class TableXRow:
     settings: Mapping[str, Any]
     text: float | None = None
     image: float | None = None
-    captions_name_grounds: bool = True
+    captions_name_backgrounds: bool = True
 
 
 _NO_CROPS = {"max_crop_ratio": 1.0}
@@ -72,19 +72,19 @@ TABLE_X = (
     TableXRow(number=6, name="No. 4 and curriculum crops", settings={}, text=33.43, image=87.32),
 )
 
-#: Generic samples whose captions tell as little as those of view pairs, "a photo of a mug".
+#: Text-image samples with captions without backgrounds, like those of view pairs ("a photo of a mug").
 CONTROL = TableXRow(
     number=7,
-    name="No. 1, captions without grounds",
+    name="No. 1, captions without backgrounds",
     settings={"multiview_probability": 0.0, **_NO_CROPS},
-    captions_name_grounds=False,
+    captions_name_backgrounds=False,
 )
 RECIPES = (*TABLE_X, CONTROL)
 
-#: The full recipe against all others, what the paper says of the first four, and the control: first minus second.
+#: Differences (first minus second): of the full recipe, those that the paper discusses, and of the control.
 COMPARISONS = ((6, 1), (6, 2), (6, 3), (6, 4), (6, 5), (4, 1), (4, 2), (4, 3), (7, 1), (7, 2))
 
-#: What a run's JSON file holds: {"recipe", "seed", "pictures": [{"arm", "subject", one number a metric}, ..], ..}.
+#: A run's JSON file: {"recipe", "seed", "pictures": [{"arm", "subject", one number for each metric}, ..], ..}.
 Run = Mapping[str, Any]
 
 
@@ -97,7 +97,7 @@ class Scores:
 
     @classmethod
     def of(cls, runs: Sequence[Run], arm: str, metric: str) -> Scores:
-        """Of the runs of a recipe. All have painted the same subjects."""
+        """Collect the scores of a recipe's runs, which all have the same subjects."""
         rows = []
         for run in sorted(runs, key=lambda run: int(run["seed"])):
             by_subject: dict[str, list[float]] = {}
@@ -108,17 +108,17 @@ class Scores:
         return cls(np.array(rows), tuple(sorted(int(run["seed"]) for run in runs)))
 
     def minus(self, other: Scores) -> Scores:
-        """Differences for the seeds that both have: these have the same initial weights, noise and order of draws."""
+        """Differences for the shared seeds, which have the same initial weights, noise and random draws."""
         shared = tuple(seed for seed in self.seeds if seed in other.seeds)
         mine, theirs = (scores.values[[scores.seeds.index(seed) for seed in shared]] for scores in (self, other))
         return Scores(mine - theirs, shared)
 
 
 def interval(scores: Scores, resamples: int = 5000) -> Interval:
-    """The mean with its 95 % bootstrap interval: seeds and subjects are both drawn anew, each with replacement.
+    """The mean with its 95 % bootstrap interval; it resamples both seeds and subjects.
 
-    The pigeonhole bootstrap of crossed random effects (Owen, "The pigeonhole bootstrap", 2007), percentile bounds.
-    With three seeds the part of the width that comes from training is itself only roughly known.
+    The pigeonhole bootstrap of crossed random effects (Owen, "The pigeonhole bootstrap", 2007), with percentile bounds.
+    With three seeds, the part of the width that comes from training is only a rough estimate.
     """
     rng = np.random.default_rng(0)
     seeds, subjects = scores.values.shape
@@ -130,7 +130,7 @@ def interval(scores: Scores, resamples: int = 5000) -> Interval:
 
 
 def verdict(ours: Interval, papers: float | None) -> str:
-    """How a difference compares with the paper's. It counts when its interval leaves zero out."""
+    """Compare the sign of a difference with the paper's; "open" if its interval contains zero."""
     if papers is None:
         return ""
     if ours.low <= 0 <= ours.high:
@@ -141,7 +141,7 @@ def verdict(ours: Interval, papers: float | None) -> str:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """The means, and for each arm the differences beside the paper's."""
+    """The table of means, and for each arm the table of differences, with the paper's."""
     parts = [_means_table(runs), _text_only_line(runs)]
     for arm, name in ARMS.items():
         parts += [f"Differences, {name}:", _differences_table(runs, arm)]
@@ -182,18 +182,18 @@ def _differences_table(runs: Sequence[Run], arm: str) -> str:
         mine, other = _of(runs, first), _of(runs, second)
         if not {run["seed"] for run in mine} & {run["seed"] for run in other}:
             continue
-        told = _papers_differences(first, second)
+        papers = _papers_differences(first, second)
         cells = [f"No. {first} - No. {second}"]
-        cells += ["" if told[name] is None else f"{told[name]:+.2f}" for name in ("text", "image")]
-        for metric, (_, stands_for) in METRICS.items():
+        cells += ["" if papers[name] is None else f"{papers[name]:+.2f}" for name in ("text", "image")]
+        for metric, (_, kind) in METRICS.items():
             found = interval(Scores.of(mine, arm, metric).minus(Scores.of(other, arm, metric)))
-            cells += [_shown(found, sign="+"), verdict(found, told[stands_for])]
+            cells += [_shown(found, sign="+"), verdict(found, papers[kind])]
         rows.append(cells)
     return _table(head, rows)
 
 
 def _papers_differences(first: int, second: int) -> dict[str, float | None]:
-    """Of CLIP-B-T ("text") and CLIP-B-I ("image"), between two recipes by number."""
+    """The paper's differences in CLIP-B-T ("text") and CLIP-B-I ("image") between two recipes."""
     one, other = ({"text": row.text, "image": row.image} for row in (RECIPES[first - 1], RECIPES[second - 1]))
     differences: dict[str, float | None] = {}
     for name, value in one.items():
@@ -212,7 +212,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(runs: Sequence[Run], file: Path) -> None:
-    """The paper's two metrics, then ours with intervals, and a dot for every seed."""
+    """Plot the paper's two metrics, and ours with intervals and a dot for each seed."""
     figure = Figure(figsize=(15, 7), layout="constrained")
     panels = figure.subplots(2, 1 + len(ARMS), sharex=True)
     for row in panels[:, 1:]:

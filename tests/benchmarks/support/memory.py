@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work beyond what was there before it."""
+"""Peak memory of a computation, beyond the memory in use before it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def peak_extra_bytes(work: Callable[[], object], device: torch.device) -> int | None:
-    """Run `work`; the most memory that it used at any time. On CPUs of the process, where Linux tells; else None."""
+    """Run `work` and measure its peak memory: the device's, or on a CPU the process's (None except on Linux)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -19,7 +19,7 @@ def peak_extra_bytes(work: Callable[[], object], device: torch.device) -> int | 
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before_or_none = _status("VmRSS")
     except OSError:
         before_or_none = None

@@ -1,16 +1,18 @@
-"""Measures a weights folder with the independent judge, on scenes and prompts that no model was trained on.
+"""Quality of the micro Stable Diffusion by the independent judge, on scenes and prompts that no model was trained on.
 
-    python -m model.micro_sd.quality model/micro_sd/weights
+    python -m tests.benchmarks.micro_sd_quality                                # all figures of the model card
+    python -m tests.benchmarks.micro_sd_quality --grid docs/micro_grid.png     # a picture of every class
 
-About six minutes on two CPU cores with the default 512 prompts.
+Hardware and time: two cores; about six minutes with the default 512 prompts. Another weights folder than the shipped
+one is an optional argument.
 """
 
-import argparse
 import dataclasses
 import json
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,17 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.micro_sd.architectures import PATCH_SIZE
-from model.micro_sd.attention import record_attention, use_default_attention
 from model.micro_sd.clip import class_captions, image_features, text_features, tokenize
 from model.micro_sd.contrastive import object_features
 from model.micro_sd.judge import Judge
-from model.micro_sd.painting import STEPS, PromptSet, paint, paint_grid, two_object_prompts
 from model.micro_sd.weights import WEIGHTS_FOLDER, MicroStableDiffusion, WeightsError, load_micro_sd
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import CaptionShares
 from model.microworld.instances import COLOUR_NAMES, make_instance
 from model.microworld.scenes import SceneBatch, SceneShares, draw_specs, render_scenes
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
+from tests.benchmarks.support.attention_maps import record_attention, use_default_attention
+from tests.benchmarks.support.command_line import benchmark_parser
+from tests.benchmarks.support.micro_sd_pictures import STEPS, PromptSet, paint, paint_grid, two_object_prompts
 
 TIMESTEPS = (1, 100, 300, 500, 700)  # noise levels at which cross-attention is measured
 _PLAIN = SceneShares(
@@ -44,7 +47,7 @@ def _share(right: Tensor) -> float:
 
 @torch.no_grad()
 def generation_quality(models: MicroStableDiffusion, count: int, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
-    """Shares of pictures in which the judge sees what the prompt asked for, and CLIP's text-image agreement."""
+    """Shares of pictures in which the judge finds the classes of the prompt, and CLIP's text-image agreement."""
     prompts = PromptSet.draw(count, seed)
     pictures = paint(models, prompts.texts, seed, steps=steps)
     verdict = models.judge(pictures)
@@ -61,8 +64,8 @@ def generation_quality(models: MicroStableDiffusion, count: int, seed: int = 0, 
 def _both_present(judge: Judge, pictures: Tensor, named: Tensor) -> tuple[float, float]:
     """Shares of pictures in which the judge finds both categories of `named` (N, 2).
 
-    First: the two likeliest of the twelve are the named ones. Second, which a shy judge misses more often: each is
-    likelier present than absent.
+    First: the two most probable of the twelve are the named ones. Second, a stricter measure for a cautious judge: each
+    is more probably present than absent.
     """
     present = judge(pictures).present[:, [CATEGORIES.index(name) for name in TRAINED_CATEGORIES]]
     likeliest = present.topk(2, dim=1).indices.sort(1).values == named.sort(1).values
@@ -70,10 +73,10 @@ def _both_present(judge: Judge, pictures: Tensor, named: Tensor) -> tuple[float,
 
 
 @torch.no_grad()
-def two_object_quality(models: MicroStableDiffusion, count: int, seed: int = 0) -> dict[str, float]:
-    """How often a two-object prompt's picture shows both, and how often the judge sees both in real scenes of two."""
+def two_object_quality(models: MicroStableDiffusion, count: int, seed: int = 0, steps: int = STEPS) -> dict[str, float]:
+    """Share of two-object prompts whose picture shows both, and the judge's share on real scenes of two objects."""
     texts, named = two_object_prompts(count)
-    painted = _both_present(models.judge, paint(models, texts, seed), named)
+    painted = _both_present(models.judge, paint(models, texts, seed, steps=steps), named)
     scenes = render_scenes(draw_specs("test", count, seed=23, categories=TRAINED_CATEGORIES, shares=_PLAIN_PAIRS))
     objects = [(spec.subject, spec.neighbour) for spec in scenes.specs]
     real = torch.tensor([[TRAINED_CATEGORIES.index(o.instance.category) for o in pair if o] for pair in objects])
@@ -96,7 +99,7 @@ def _cover(scenes: SceneBatch, cell: int) -> Tensor:
 
 
 def top_share_iou(maps: Tensor, truth: Tensor) -> float:
-    """Mean intersection over union of each map's strongest cells, as many as truly covered, with the true cells."""
+    """Mean IoU of the covered cells with the same number of strongest cells of each map."""
     values = []
     for row, true in zip(maps.flatten(1), truth.flatten(1), strict=True):
         chosen = torch.zeros_like(true)
@@ -106,7 +109,7 @@ def top_share_iou(maps: Tensor, truth: Tensor) -> float:
 
 
 def _token_position(models: MicroStableDiffusion, ids: Tensor, words: list[str]) -> Tensor:
-    """Where in token ids (N, 16) each row's word comes first: (N,)."""
+    """First position (N,) of each row's word in token ids (N, 16)."""
     tokens = torch.tensor([models.tokenizer.convert_tokens_to_ids(word) for word in words])
     return (ids == tokens[:, None]).int().argmax(1)
 
@@ -137,13 +140,17 @@ def attention_quality(
 
 @torch.no_grad()
 def painted_attention_quality(
-    models: MicroStableDiffusion, count: int, seed: int = 0, timesteps: tuple[int, ...] = (100, 300, 500)
+    models: MicroStableDiffusion,
+    count: int,
+    seed: int = 0,
+    timesteps: tuple[int, ...] = (100, 300, 500),
+    steps: int = STEPS,
 ) -> dict[str, float]:
-    """The same IoU while a picture is painted, with the object that the judge finds in the finished picture."""
+    """The same IoU during generation, with the object that the judge finds in the finished picture."""
     prompts = PromptSet.draw(count, seed)
     named = [TRAINED_CATEGORIES[category] for category in prompts.category]
     position = _token_position(models, tokenize(prompts.texts), named)
-    models.scheduler.set_timesteps(STEPS)
+    models.scheduler.set_timesteps(steps)
     nearest = {min(models.scheduler.timesteps.tolist(), key=lambda step: abs(step - t)): t for t in timesteps}
     record = record_attention(models.unet)
     maps: dict[int, list[Tensor]] = {t: [] for t in timesteps}
@@ -153,7 +160,7 @@ def painted_attention_quality(
             both = record.cross_map(position[part].repeat(2), 16)  # unconditional rows come first
             maps[nearest[step]].append(both.chunk(2)[1])
 
-    found = models.judge(paint(models, prompts.texts, seed, on_step=keep_map)).mask[:, 0] > 0
+    found = models.judge(paint(models, prompts.texts, seed, steps=steps, on_step=keep_map)).mask[:, 0] > 0
     use_default_attention(models.unet)
     seen = found.sum((1, 2)) > 0
     overlaps = {t: top_share_iou(torch.cat(rows)[seen], found[seen]) for t, rows in maps.items()}
@@ -161,7 +168,7 @@ def painted_attention_quality(
 
 
 def seconds_per_picture(models: MicroStableDiffusion, repeats: int = 5) -> float:
-    """Median time of one picture on all of torch's threads, after a first one that does not count."""
+    """Median time of one picture on all of torch's threads, after a warm-up."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -172,7 +179,7 @@ def seconds_per_picture(models: MicroStableDiffusion, repeats: int = 5) -> float
 
 @torch.no_grad()
 def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> dict[str, float]:
-    """Reconstruction of unseen scenes, zero-shot classes, and retrieval of an instance among 100 from another view."""
+    """Reconstruction of unseen scenes, zero-shot classes, and retrieval of an instance among 100 by another view."""
     specs = draw_specs("test", count, seed, views=2, categories=TRAINED_CATEGORIES, shares=_PLAIN)
     scenes = render_scenes(specs)
     images = _images(scenes)
@@ -180,7 +187,7 @@ def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> 
     pairs, _, _ = class_captions()
     best = (image_features(models.clip, images) @ text_features(models.clip, tokenize(pairs)).T).argmax(1)
     category = torch.tensor([TRAINED_CATEGORIES.index(spec.subject.instance.category) for spec in specs])
-    background = torch.tensor([BACKGROUNDS.index(spec.ground.name) for spec in specs])
+    background = torch.tensor([BACKGROUNDS.index(spec.background.name) for spec in specs])
     colour = torch.tensor([COLOUR_NAMES.index(make_instance(spec.subject.instance).colour) for spec in specs])
     cover = _cover(scenes, PATCH_SIZE).flatten(1)
     seen_by_clip, seen_by_dino = models.clip.vision_model(pixel_values=images), models.dino(pixel_values=images)
@@ -209,7 +216,7 @@ def _retrieval(features: Tensor, gallery: int = 100) -> float:
 
 
 def measure_quality(folder: Path, prompts: int = 512, scenes: int = 512) -> dict[str, float]:
-    """All measurements of a weights folder."""
+    """Measure everything."""
     models = load_micro_sd(folder)
     measured = generation_quality(models, prompts)
     measured |= two_object_quality(models, prompts // 2)
@@ -219,18 +226,18 @@ def measure_quality(folder: Path, prompts: int = 512, scenes: int = 512) -> dict
     return measured | {"seconds_per_picture": seconds_per_picture(models)}
 
 
-def main() -> None:
-    """Prints the measurements as JSON, or paints the grid."""
-    parser = argparse.ArgumentParser(description="Measure the quality of a micro Stable Diffusion weights folder.")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the measurements as JSON, or write the grid."""
+    parser = benchmark_parser(__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=WEIGHTS_FOLDER)
-    parser.add_argument("--prompts", type=int, default=512, help="pictures painted and judged")
-    parser.add_argument("--grid", type=Path, help="instead, paint every category before every background into this PNG")
-    arguments = parser.parse_args()
+    parser.add_argument("--prompts", type=int, default=512, help="pictures to generate")
+    parser.add_argument("--grid", type=Path, help="write a PNG of every category with every background instead")
+    options = parser.parse_args(arguments)
     try:
-        if arguments.grid:
-            paint_grid(load_micro_sd(arguments.folder)).save(arguments.grid)
+        if options.grid:
+            paint_grid(load_micro_sd(options.folder)).save(options.grid)
         else:
-            print(json.dumps(measure_quality(arguments.folder, arguments.prompts), indent=2))
+            print(json.dumps(measure_quality(options.folder, options.prompts), indent=2))
     except WeightsError as error:
         raise SystemExit(f"{error}.") from error
 

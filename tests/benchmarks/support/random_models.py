@@ -1,7 +1,7 @@
-"""Models with random weights in the shapes of Stable Diffusion 1.5: what they cost does not depend on training.
+"""Models with random weights in the shapes of Stable Diffusion 1.5; time and memory do not depend on the weights.
 
-Only the UNet has its full size. Text encoder, VAE and image encoder are as small as the shapes of what they pass on
-allow; benchmarks do not time them.
+Only the UNet has its full size. Text encoder, VAE and image encoder are as small as the shapes of their outputs allow;
+the benchmarks do not time them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _REFERENCE = {"reference_size": 384, "tiles": 2}  # 27 x 27 patches, as SigLIP a
 
 
 def random_sd15(device: torch.device, dtype: torch.dtype) -> Backbone:
-    """Stable Diffusion 1.5 at 64 x 64 latents; it reads the words that the micro tokenizer knows."""
+    """Build Stable Diffusion 1.5 at 64 x 64 latents, with the tokenizer of the micro Stable Diffusion."""
     torch.manual_seed(0)
     return random_backbone(UNet2DConditionModel(**SD15_UNET), device, dtype)
 
 
 def random_backbone(unet: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """A UNet with small parts around it. Its text states come from one encoder, also where SDXL has two."""
+    """Build a backbone of small parts around a UNet. It has one text encoder, even where SDXL has two."""
     width = unet.config.cross_attention_dim
     text = CLIPTextConfig(
         hidden_size=width,
@@ -58,7 +58,7 @@ def random_backbone(unet: UNet2DConditionModel, device: torch.device, dtype: tor
 
 
 def random_encoders(device: torch.device, dtype: torch.dtype) -> ImageEncoders:
-    """One encoder that gives as many tokens as the paper's pair: 729 patches, 1458 visual tokens."""
+    """Build an encoder with as many tokens as the paper's pair: 729 patches, 1458 visual tokens."""
     torch.manual_seed(1)
     vision = CLIPVisionConfig(
         image_size=384,

@@ -1,4 +1,4 @@
-"""What a process and everything that it has started use, sampled from the kernel's accounts (Linux)."""
+"""CPU time and memory of a process and its descendants, sampled from the kernel's counters (Linux)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ _SECONDS_BETWEEN_SAMPLES = 0.2
 
 
 class TreeMeter:
-    """In the block, a thread samples the process `root` and its descendants.
+    """A context manager; inside it, a thread samples the process `root` and its descendants.
 
-    Memory is PSS: a page that several processes map counts once, shared out among them, also those of Ray's object
-    store; files that a process has mapped and touched count too. What a process uses between its last sample and its
-    end is missed.
+    Memory is PSS: a page that processes share, such as those of Ray's object store, counts once, divided among them;
+    mapped files that a process has read count too. Usage between a process's last sample and its end is missed.
 
     Args:
-        root: Its process id.
-        without: The id of a descendant that does not count.
-        memory: Whether to look at memory too.
+        root: Process id.
+        without: Process id of a descendant to leave out.
+        memory: Whether to sample memory too.
 
     Attributes:
-        cpu_seconds: Of all processes since the block began, user and system.
-        peak_root: The most memory of `root` alone in any sample, bytes.
-        peak_all: The most memory of all processes together in any sample, bytes.
+        cpu_seconds: User and system time of all processes since the start of the block.
+        peak_root: Peak memory of `root` alone, bytes.
+        peak_all: Peak memory of all processes together, bytes.
     """
 
     def __init__(self, root: int, without: int | None = None, memory: bool = False) -> None:
@@ -41,7 +40,7 @@ class TreeMeter:
 
     @property
     def cpu_seconds(self) -> float:
-        """See the class."""
+        """User and system time of all processes since the start of the block."""
         return sum(seconds - self._before.get(process, 0.0) for process, seconds in self._now.items())
 
     def __enter__(self) -> Self:

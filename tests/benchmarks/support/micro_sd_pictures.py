@@ -1,4 +1,4 @@
-"""Prompts that ask for every class, and pictures of them by plain diffusers."""
+"""Prompts that cover every class, and pictures of them by plain diffusers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ GUIDANCE = 5.0
 STEPS = 25
 _CHUNK = 32
 
-StepListener = Callable[[int, slice], None]
+StepCallback = Callable[[int, slice], None]
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts and the classes that they ask for, each (N,); colour is -1 where the prompt names none."""
+    """Prompts and the classes that they name, each (N,); colour is -1 where the prompt names none."""
 
     texts: list[str]
     category: Tensor
@@ -35,7 +35,7 @@ class PromptSet:
 
     @classmethod
     def draw(cls, count: int, seed: int) -> "PromptSet":
-        """Every category and background equally often; every other prompt names a colour."""
+        """Draw prompts with every category and background equally often; about half of them name a colour."""
         rng = np.random.default_rng(seed)
         number = np.arange(count)
         category = number % len(TRAINED_CATEGORIES)
@@ -66,16 +66,15 @@ def _chunks(count: int, size: int = _CHUNK) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _step_callback(listener: StepListener | None, part: slice) -> Callable[..., dict[str, Any]] | None:
-    """The listener in the form that diffusers calls."""
-    if listener is None:
+def _diffusers_callback(on_step: StepCallback | None, part: slice) -> Callable[..., dict[str, Any]] | None:
+    if on_step is None:
         return None
 
-    def tell(_: StableDiffusionPipeline, __: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-        listener(int(timestep), part)
+    def callback(_: StableDiffusionPipeline, __: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        on_step(int(timestep), part)
         return state
 
-    return tell
+    return callback
 
 
 def paint(
@@ -84,13 +83,12 @@ def paint(
     seed: int,
     guidance: float = GUIDANCE,
     steps: int = STEPS,
-    on_step: StepListener | None = None,
+    on_step: StepCallback | None = None,
 ) -> Tensor:
-    """Pictures (N, 3, 64, 64) in [-1, 1]; each has its own noise, which does not depend on N.
+    """Paint pictures (N, 3, 64, 64) in [-1, 1]; the noise of each does not depend on N.
 
-    `on_step` is called after each denoising step with its timestep and the prompts that are being painted.
+    `on_step` is called after each denoising step with its timestep and the slice of the prompts in the batch.
     """
-
     pipeline = models.pipeline()
     noise = torch.stack(
         [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(prompts))]
@@ -104,7 +102,7 @@ def paint(
             height=64,
             width=64,
             output_type="pt",
-            callback_on_step_end=_step_callback(on_step, part),
+            callback_on_step_end=_diffusers_callback(on_step, part),
         ).images
         for part in _chunks(len(prompts))
     ]
@@ -112,14 +110,14 @@ def paint(
 
 
 def paint_grid(models: MicroStableDiffusion, seed: int = 0) -> Image.Image:
-    """Every trained category (rows) before every background (columns), with their names."""
-    texts = [plain_caption(category, ground) for category in TRAINED_CATEGORIES for ground in BACKGROUNDS]
+    """Paint every trained category (rows) with every background (columns), with their names."""
+    texts = [plain_caption(category, background) for category in TRAINED_CATEGORIES for background in BACKGROUNDS]
     pixels = ((paint(models, texts, seed) + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
     side, left, top = IMAGE_SIZE, 76, 20
     grid = Image.new("RGB", (left + side * len(BACKGROUNDS), top + side * len(TRAINED_CATEGORIES)), "white")
     draw = ImageDraw.Draw(grid)
-    for column, ground in enumerate(BACKGROUNDS):
-        draw.text((left + (column + 0.5) * side, top / 2), ground, "black", anchor="mm", font_size=12)
+    for column, background in enumerate(BACKGROUNDS):
+        draw.text((left + (column + 0.5) * side, top / 2), background, "black", anchor="mm", font_size=12)
     for row, category in enumerate(TRAINED_CATEGORIES):
         draw.text((left - 8, top + (row + 0.5) * side), category, "black", anchor="rm", font_size=12)
     for number, picture in enumerate(pixels):

@@ -1,0 +1,11 @@
+"""What the stage `register` writes into the model registry and the command `serve` reads from it."""
+
+#: The alias of the version to serve.
+CHAMPION = "champion"
+
+#: The model's settings (`inference.json` among its artifacts) carry this number. It changes with the methods of the
+#: registered Python object that the server calls.
+INTERFACE = 2
+
+#: A key of the model's configuration in MLflow: False skips the checksums of files that the caller has verified.
+VERIFY_CHECKSUMS = "verify_checksums"

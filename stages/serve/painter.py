@@ -1,0 +1,66 @@
+"""The replica that holds the registered model and paints in batches.
+
+This module imports nothing of `model`: MLflow puts the registered copy of that package on the import path when it
+loads the model, and a copy that is imported already would be used instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+
+from stages.registered_model import VERIFY_CHECKSUMS
+
+_BATCH_WAIT_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is wrong with a request, or its picture and mask as PNG."""
+
+    error: str = ""
+    picture: bytes = b""
+    mask: bytes = b""
+
+
+@serve.deployment
+class Painter:
+    """Holds one copy of the registered model. Requests that wait at the same time are painted together.
+
+    Args:
+        folder: Of the model, whose files have been verified.
+        replicas: How many painters share this machine's cores.
+        max_batch_size: Pictures that are painted together at most.
+    """
+
+    def __init__(self, folder: str, replicas: int, max_batch_size: int) -> None:
+        import mlflow
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
+        loaded = mlflow.pyfunc.load_model(folder, model_config={VERIFY_CHECKSUMS: False})
+        self.model = loaded.unwrap_python_model()
+        self.paint_batch.set_max_batch_size(max_batch_size)
+
+    async def paint(self, fields: dict[str, Any]) -> Answer:
+        """Answer one request. An invalid one is refused here, before it enters a batch."""
+        try:
+            request = await asyncio.to_thread(self.model.prepare, **fields)
+        except ValueError as error:
+            return Answer(error=str(error))
+        picture, mask = await self.paint_batch(request)
+        return Answer(picture=picture, mask=mask)
+
+    @serve.batch(batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
+    async def paint_batch(self, requests: list[Any]) -> list[tuple[bytes, bytes]]:
+        """Paint in a thread: the event loop goes on answering."""
+        painted: list[tuple[bytes, bytes]] = await asyncio.to_thread(self.model.paint, requests)
+        return painted
+
+    async def ready(self) -> bool:
+        """Answers as soon as the model is loaded."""
+        return True
