@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ModelError
-from stages.config import BackboneConfig
 from stages.ray_tools.errors import worker_errors_as_stage_errors
+from stages.shared_config import BackboneConfig
 
 
 def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:

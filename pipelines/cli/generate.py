@@ -14,6 +14,7 @@ from model.errors import ModelError
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
+from pipelines.config.keys import configuration_keys
 from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
 from pipelines.store.store import Output, Store
@@ -37,6 +38,10 @@ class Request:
     prompt: str
     seed: int = 0
     steps: int | None = None
+
+
+#: What an adapter depends on; another version's manifest may have more.
+_BACKBONE_KEYS = [key for key in configuration_keys() if key.startswith("backbone.")]
 
 
 def generate_picture(config: Config, store: Store, request: Request, folder: Path) -> list[Path]:
@@ -72,7 +77,7 @@ def trained_adapter(config: Config, store: Store) -> tuple[Output, Config, str]:
             f"python pipeline.py run --stage train_adapter --profile {config.profile} --set run.folder={store.folder}."
         )
     manifest = adapter.manifest
-    backbone = {key: value for key, value in manifest.config.items() if key.startswith("backbone.")}
+    backbone = {key: manifest.config[key] for key in _BACKBONE_KEYS if key in manifest.config}
     config = with_values(config, backbone)
     base = store.output("base", manifest.inputs["base"]) if "base" in manifest.inputs else None
     for output in (adapter, base):

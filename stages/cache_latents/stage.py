@@ -23,8 +23,8 @@ from model.pictures.crops import square_crop
 from model.pictures.tensors import to_tensor
 from model.training.adapter_examples import open_picture
 from model.training.encodings import EncodingCacheError, encode_captions, encode_squares, encoder_identity
-from stages.config import CacheLatentsConfig
-from stages.contract import Reporter, StageContext, StageError, StageResult
+from stages.cache_latents.config import CacheLatentsConfig
+from stages.contract import Reporter, StageContext, StageResult
 from stages.data.encodings import (
     distinct_captions,
     distinct_squares,
@@ -78,15 +78,8 @@ def run(context: StageContext) -> StageResult:
 
 
 def make_job(context: StageContext) -> EncodingJob:
-    """The job that the configuration describes.
-
-    Raises:
-        StageError: a value is out of range.
-    """
+    """The job that the configuration describes."""
     settings = context.config.cache_latents
-    for key in ("actors", "batch_size"):
-        if getattr(settings, key) < 1:
-            raise StageError(f"cache_latents.{key} is {getattr(settings, key)}: set it to at least 1.")
     return EncodingJob(
         backbone=backbone_location(context.config.backbone, context.inputs),
         resolution=context.config.backbone.resolution,

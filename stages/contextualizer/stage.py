@@ -17,7 +17,6 @@ from model.concepts.contextualizer import (
     MaskedAccuracy,
     masked_accuracy,
 )
-from stages.config import ContextualizerConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS
@@ -37,7 +36,8 @@ def run(context: StageContext) -> StageResult:
     table = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["prompt_id", "concept", "prompt"])
     rows = table.to_pylist()
     train, held_out = split_prompts([(row["prompt_id"], row["prompt"]) for row in rows])
-    _check(config, train)
+    if not train:
+        raise StageError("the prompt sets are empty: set prompts.concepts and prompts.prompts_per_concept to more.")
     task = ContextualizerTask(
         backbone=backbone,
         prompts=train,
@@ -80,16 +80,6 @@ def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[s
         chosen = held_out if int(prompt_id, 16) % _HELD_OUT == 0 else train
         chosen.append(" ".join(prompt.replace(PLACEHOLDER, " ").split()))
     return train, held_out
-
-
-def _check(config: ContextualizerConfig, train: Sequence[str]) -> None:
-    if not train:
-        raise StageError("the prompt sets are empty: set prompts.concepts and prompts.prompts_per_concept to more.")
-    if config.batch_size % config.trainer.workers:
-        raise StageError(
-            f"contextualizer.batch_size={config.batch_size} cannot be divided evenly among "
-            f"{config.trainer.workers} workers: set it to a multiple of contextualizer.trainer.workers."
-        )
 
 
 def _accuracy(

@@ -31,8 +31,8 @@ from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, is_picture_f
 from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
-from stages.config import CustomizeConfig
 from stages.contract import StageContext, StageError, StageResult
+from stages.customize.config import CustomizeConfig
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.training.trainer import Curves, plot_curves
 

@@ -58,7 +58,7 @@ def run(context: StageContext) -> StageResult:
         rows=rows["scores"],
         summary=summarize(rows["scores"]),
         experiments=Experiments.of(
-            rows["multi_subject"], rows["masks"], rows["scene_masks"], config.inference.mask_steps
+            rows["multi_subject"], rows["masks"], rows["scene_masks"], config.inference.effective_mask_steps
         ),
     )
     identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, paths.backbone))

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from model.pictures.crops import square_crop
 from model.pictures.decoding import load_picture
 from model.training.adapter_previews import PreviewSubject
-from stages.contract import StageError
 from stages.data.datasets import PictureStore, read_dataset
 from stages.data.schemas import FRAMES
 
@@ -24,16 +23,7 @@ _PAPER, _INK, _FAINT = "#ffffff", "#1c1e21", "#6b7280"
 
 
 def choose_previews(frames: PictureStore, prompts: Sequence[str]) -> list[PreviewSubject]:
-    """A subject for each prompt: the categories of `multiview/frames` in turn, each with its first frame.
-
-    Raises:
-        StageError: there is no prompt, or a prompt lacks {word}.
-    """
-    if not prompts:
-        raise StageError("train_adapter.sample_prompts is empty: give one, or set train_adapter.sample_every=null.")
-    for prompt in prompts:
-        if "{word}" not in prompt:
-            raise StageError(f"train_adapter.sample_prompts: {prompt!r} lacks {{word}}, which stands for the subject.")
+    """A subject for each prompt: the categories of `multiview/frames` in turn, each with its first frame."""
     table = read_dataset(frames.folder, FRAMES, ["frame_id", "category"])
     first = table.group_by("category").aggregate([("frame_id", "min")]).sort_by("frame_id_min").to_pylist()
     return [

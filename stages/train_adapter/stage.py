@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from model.methods.registry import METHODS
 from model.training.adapter_task import AdapterTask
 from model.training.precision import HALVES
-from stages.config import TrainAdapterConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.encodings import StoredEncodings
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.inference import backbone_location, loading_options, model_errors_as_stage_errors
+from stages.train_adapter.config import TrainAdapterConfig
 from stages.train_adapter.previews import choose_previews, draw_overview
 from stages.training.trainer import Curves, fit
 
@@ -58,7 +58,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
-    """Refuse what would fail later, or train on the wrong examples."""
+    """Refuse a plan that does not fit the settings; it may come from somewhere else."""
     for size in plan.batch_sizes():
         if size % config.trainer.workers:
             raise StageError(
@@ -70,23 +70,6 @@ def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
         raise StageError(
             f"train_adapter.method={method.name} learns from pictures that are their own references, but this plan has "
             "pairs of views: set curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
-        )
-    if config.data_workers < 0:
-        raise StageError(f"train_adapter.data_workers is {config.data_workers}: set it to 0 or more.")
-    dropped = config.drop_text, config.drop_image, config.drop_both
-    if min(dropped) < 0 or sum(dropped) > 1:
-        raise StageError(
-            "train_adapter.drop_text, drop_image and drop_both are shares of the examples, at least 0 each and at most "
-            f"1 together; they are {', '.join(f'{share:g}' for share in dropped)}."
-        )
-    if config.min_snr_gamma is not None and config.min_snr_gamma <= 0:
-        raise StageError(f"train_adapter.min_snr_gamma is {config.min_snr_gamma}: set it above 0, or to null for none.")
-    if config.sample_every is not None and config.sample_every < 1:
-        raise StageError(f"train_adapter.sample_every is {config.sample_every}: set it above 0, or to null for none.")
-    if config.sample_every is not None and config.trainer.zero_stage == 3:
-        raise StageError(
-            "preview pictures need the whole adapter on one worker, but ZeRO stage 3 divides it among the workers: set "
-            "train_adapter.sample_every=null or train_adapter.trainer.zero_stage=2."
         )
 
 

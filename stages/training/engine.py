@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.config import TrainerConfig
 from stages.contract import StageError
+from stages.training.config import TrainerConfig
 
 DEEPSPEED = Path(__file__).resolve().parents[2] / "infra" / "deepspeed"
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from model.errors import ModelError
 from model.training.task import TrainingTask
-from stages.config import TrainerConfig
 from stages.contract import Reporter, StageContext, StageError
 from stages.training.checkpoints import difference
+from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 from stages.training.loop import train
 from stages.training.metrics import BOOKKEEPING, progress_note, read_lines
@@ -52,12 +52,11 @@ def fit(
     worker prepares them itself.
 
     Raises:
-        StageError: The configuration is invalid, or the cluster is too small for it; the last checkpoint is damaged or
-            belongs to another configuration; a worker raised a ModelError or StageError, or died too often; a batch
-            does not fit into memory, or a checkpoint on the disk; the loss exploded, or the gradient was not finite,
-            in too many steps; the training was stopped by SIGTERM.
+        StageError: The cluster is too small for the configuration; the last checkpoint is damaged or belongs to another
+            configuration; a worker raised a ModelError or StageError, or died too often; a batch does not fit into
+            memory, or a checkpoint on the disk; the loss exploded, or the gradient was not finite, in too many steps;
+            the training was stopped by SIGTERM.
     """
-    _check_config(config)
     _check_resources(config)
     folder = (context.scratch / "train").resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,22 +102,6 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None
             if not attempts_left or any(_is_permanent(failure) for failure in _failures(error)):
                 raise StageError(sentence) from error
             report.warning(f"{sentence}; it resumes from its last checkpoint")
-
-
-def _check_config(config: TrainerConfig) -> None:
-    """What no single type can say."""
-    if config.precision == "fp16" and not config.use_gpu:
-        raise StageError("fp16 needs GPUs: set the trainer's precision to fp32 or bf16, or use_gpu to true.")
-    if config.ema_decay is not None and config.zero_stage == 3:
-        raise StageError(
-            "ema_decay needs whole weights on every worker, which zero_stage=3 does not leave there: set zero_stage to "
-            "at most 2, or ema_decay to null."
-        )
-    if config.ema_decay is not None and config.ema_decay >= 1:
-        raise StageError(f"the trainer's ema_decay must be less than 1, such as 0.999; it is {config.ema_decay}.")
-    for key in ("workers", "accumulation", "checkpoint_every", "keep_checkpoints"):
-        if getattr(config, key) < 1:
-            raise StageError(f"the trainer's {key} must be at least 1, not {getattr(config, key)}.")
 
 
 def _check_resources(config: TrainerConfig) -> None:

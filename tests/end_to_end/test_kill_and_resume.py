@@ -1,4 +1,7 @@
-"""The same command continues a killed run, and its datasets are row for row those of an uninterrupted run."""
+"""The same command continues a killed run, and its datasets are row for row those of an uninterrupted run.
+
+So does a command that changes settings of the operation only.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,16 @@ DATASETS = [
 ]
 
 GOAL = ["--stage", "train_adapter"]
+#: They change how the adapter is trained, not what is trained: the training goes on from its checkpoint.
+OTHER_OPERATION = [
+    "--set=train_adapter.trainer.workers=1",
+    "--set=train_adapter.trainer.zero_stage=2",
+    "--set=train_adapter.trainer.checkpoint_every=3",
+    "--set=train_adapter.data_workers=0",
+    "--set=train_adapter.sample_every=20",
+    "--set=backbone.dtype=bfloat16",
+    "--set=ingest.threads=2",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stop, Stop]
     started = StartedRun(folder, *GOAL)
     started.wait_for("train_adapter", 1)
     first = Stop(*started.end(signal.SIGTERM), latest_checkpoint(folder))
-    started = StartedRun(folder, *GOAL)
+    started = StartedRun(folder, *GOAL, *OTHER_OPERATION)
     started.wait_for("train_adapter", 0)
     (folder / "mlflow" / "mlflow.db").write_text("gone")
     started.wait_for("train_adapter", first.checkpoint + 1)

@@ -19,10 +19,10 @@ from PIL import Image
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import draw_specs, render_scenes
 from model.pipeline import RealCustomPipeline
-from stages.config import BackboneConfig
 from stages.filter.candidate import colour_grid
 from stages.filter.duplicates import Signatures, find_duplicates, signatures
 from stages.inference import loading_options
+from stages.shared_config import BackboneConfig
 from tests.support.random_adapter import write_random_adapter
 
 GOLDEN = Path(__file__).parent

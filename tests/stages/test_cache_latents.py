@@ -266,12 +266,6 @@ def test_files_of_another_backbone_are_written_again(inputs: Mapping[str, Path],
     assert not torch.allclose(StoredEncodings.of(folder).latents(plan_of(inputs)(0)), before)
 
 
-@pytest.mark.parametrize("key", ["actors", "batch_size"])
-def test_settings_that_make_no_sense_are_refused(key: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=rf"^cache_latents\.{key} is 0: set it to at least 1\.$"):
-        run(make_context(tmp_path, inputs, cache_latents={key: 0}))
-
-
 @pytest.mark.slow
 def test_the_stage_writes_what_a_single_process_does(
     ray_cluster: str, inputs: Mapping[str, Path], cache: Path, tmp_path: Path

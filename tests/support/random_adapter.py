@@ -10,8 +10,8 @@ from model.adapters.adapter import VisualAdapter
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import load_backbone
-from stages.config import BackboneConfig
 from stages.inference import loading_options
+from stages.shared_config import BackboneConfig
 
 
 def write_random_adapter(

@@ -16,10 +16,11 @@ from PIL import Image
 from model.guidance.settings import InferenceSettings
 from model.microworld.captions import MAX_WORDS, VOCABULARY
 from model.scoring.metrics import bootstrap_interval
-from stages.config import Config, EvaluateConfig
+from stages.config import Config
 from stages.contract import StageError
 from stages.data.schemas import MASKS
 from stages.evaluate.cases import load_subjects, make_cases
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.experiments import Experiments
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table, recipe_downscales
 from stages.evaluate.mask_summary import summarize_masks, summarize_scene_masks

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.config import TrainerConfig
 from stages.contract import StageError
+from stages.training.config import TrainerConfig
 from stages.training.engine import Engine, LossScale, deepspeed_config, learning_rate, micro_batches
 from tests.support.training_tasks import LinearModule, LinearTask
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.training.task import Feed, Prepared
-from stages.config import TrainerConfig
 from stages.contract import StageError
+from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 from stages.training.loop import prepare_here, run_worker
 from stages.training.trainer import check_resume, read_curves
