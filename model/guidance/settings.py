@@ -1,8 +1,8 @@
-"""The settings of mask-guided inference. No heavy import belongs here: the pipeline's configuration holds them."""
+"""The settings of mask-guided inference. Imports nothing heavy: the configuration has a section of this type."""
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -23,28 +23,30 @@ Downscale = Annotated[int, Ge(1), Le(64), AfterValidator(_power_of_two), Words("
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class InferenceSettings:
-    """Mask-guided inference (RealCustom Sec. 3.3, RealCustom++ Sec. III-D)."""
+    """How the pipeline denoises (RealCustom Sec. 3.3, RealCustom++ Sec. III-D)."""
 
     steps: Annotated[int, Ge(1), Le(1000)] = 25
+    """Denoising steps."""
     guidance_scale: NonNegativeFloat = 5.0
+    """omega of RealCustom++'s Eq. 15, omega_t of RealCustom's Eq. 13."""
     image_guidance_scale: NonNegativeFloat = 8.0
-    """RealCustom's omega_i; RealCustom++ has none."""
+    """omega_i of RealCustom's Eq. 13; RealCustom++ has none."""
     gamma_num: Annotated[float, Gt(0), Le(1)] = 0.8
-    """The share of the image tokens that RealCustom keeps."""
+    """Share of the image tokens that RealCustom's scoring module keeps."""
     mask_scope: Annotated[float, Gt(0), Le(1)] = 0.25
-    """gamma_scope: the share of positions that the subject may take."""
+    """gamma_scope: share of the positions that a subject may take."""
     mask_steps: PositiveInt | None = 12
-    """T_stop: the guidance branch runs in the first so many steps; null: in all of them."""
+    """T_stop: masks are found in the first T_stop steps; null: in all steps."""
     mask_every: PositiveInt = 1
-    """1 is exact; k: the guidance branch runs in every k-th step, which is faster; 3 is a good choice."""
+    """1 is exact; with k the guidance branch runs in every k-th of these steps only, which is faster; 3 works well."""
     mask_cross_downscales: Annotated[list[Downscale], MinLen(1)] = field(default_factory=lambda: [1, 2])
     """Cross-attention layers that make the mask, as downscales of the largest attention grid."""
     mask_self_downscales: list[Downscale] = field(default_factory=lambda: [1])
     """Self-attention layers that refine the mask, as downscales of the largest attention grid; []: none."""
     mask_binary: bool = False
-    """True: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)."""
+    """true: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)."""
     visual_scale: NonNegativeFloat = 1.0
-    """Scales what the subject adds to the picture."""
+    """Strength of the visual attention."""
 
     @model_validator(mode="after")
     def _mask_steps_fit(self) -> InferenceSettings:
@@ -59,3 +61,8 @@ class InferenceSettings:
     def effective_mask_steps(self) -> int:
         """`mask_steps`, or all steps where it is None."""
         return self.steps if self.mask_steps is None else self.mask_steps
+
+    def with_steps(self, steps: int) -> InferenceSettings:
+        """The same settings with another number of steps, in which `mask_steps` fits."""
+        mask_steps = None if self.mask_steps is None else min(self.mask_steps, steps)
+        return replace(self, steps=steps, mask_steps=mask_steps)

@@ -19,7 +19,7 @@ from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
 from pipelines.store.store import Output, Store
 from stages.config import Config
-from stages.inference import backbone_location, loading_options, painting_options
+from stages.inference import backbone_location, loading_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +61,8 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
             **loading_options(config.backbone),
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)
-        options = painting_options(config.inference)
-        painted = pipeline(
-            [request.prompt] * len(subjects),
-            subjects,
-            words,
-            seeds=request.seed,
-            **options | ({"steps": request.steps} if request.steps is not None else {}),
-        )
+        settings = config.inference if request.steps is None else config.inference.with_steps(request.steps)
+        painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
     except ModelError as error:
         raise PipelineError(str(error)) from error
     return _write(painted, request, folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from model.errors import ModelError
 from model.training.task import TrainingTask
 from stages.contract import Reporter, StageContext, StageError
 from stages.training.checkpoints import difference
@@ -27,7 +28,7 @@ Curves = dict[str, list[tuple[int, float]]]
 
 _POLL_SECONDS = 0.5
 #: The project's own errors about configuration and data: sentences for the user; another attempt would fail again.
-_USER_ERRORS = (ValueError, StageError)
+_USER_ERRORS = (ModelError, StageError)
 
 
 def fit(
@@ -129,7 +130,7 @@ def check_resume(job: TrainingJob) -> None:
     remedy = f"delete {checkpoint.folder.parent} to train from the beginning"
     try:
         checkpoint.check()
-    except ValueError as error:
+    except StageError as error:
         raise StageError(f"{error}; {remedy}.") from error
     if found := difference(checkpoint.state()["config"], job.identity()):
         raise StageError(f"{checkpoint.folder} is of another configuration ({found}): set it back, or {remedy}.")

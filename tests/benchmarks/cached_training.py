@@ -100,8 +100,8 @@ def load_models(name: str) -> tuple[Backbone, ImageEncoders]:
     """Load or build the frozen models; for sd15, VAE and text encoder have their full size too."""
     if name == "micro":
         options = loading_options(BackboneConfig())
-        names = options.pop("image_encoders")
-        return load_backbone(WEIGHTS_FOLDER), ImageEncoders.from_pretrained(names, str(WEIGHTS_FOLDER), **options)
+        encoders = ImageEncoders.from_pretrained(backbone_folder=WEIGHTS_FOLDER, **options)
+        return load_backbone(WEIGHTS_FOLDER), encoders
     width = SD15_UNET["cross_attention_dim"]
     text = CLIPTextConfig(
         hidden_size=width,

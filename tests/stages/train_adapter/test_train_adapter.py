@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.adapters.adapter import RealCustomPlusAdapter
-from model.adapters.loading import load_adapter
 from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.methods.registry import load_adapter
 from model.training.adapter_task import AdapterTask
 from stages.contract import StageError
 from stages.data.datasets import write_dataset
@@ -75,13 +75,15 @@ def test_the_configuration_chooses_the_weights_of_the_loss(inputs: Mapping[str, 
         assert adapter_task(context, plan).module().min_snr_gamma == gamma
 
 
-def test_the_configuration_chooses_the_sample_pictures(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_the_configuration_chooses_the_previews(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     plan = PlanReader(inputs["curriculum"] / "plan")
     chosen = {"sample_every": 50, "sample_prompts": ["a {word} in the snow"]}
-    task = adapter_task(make_context(tmp_path, inputs, train_adapter=chosen), plan)
-    assert (task.sample_every, [sample.prompt for sample in task.samples]) == (50, ["a x in the snow"])
+    inference = {"steps": 7, "mask_scope": 0.5}
+    task = adapter_task(make_context(tmp_path, inputs, train_adapter=chosen, inference=inference), plan)
+    assert (task.preview_settings.steps, task.preview_settings.mask_scope) == (7, 0.5)
+    assert (task.sample_every, [sample.prompt for sample in task.preview_subjects]) == (50, ["a x in the snow"])
     without = adapter_task(make_context(tmp_path, inputs, train_adapter={"sample_every": None}), plan)
-    assert (without.sample_every, without.samples) == (None, ())
+    assert (without.sample_every, without.preview_subjects) == (None, ())
 
 
 def test_realcustom_refuses_a_plan_with_pairs_of_views(inputs: Mapping[str, Path], tmp_path: Path) -> None:
@@ -112,10 +114,10 @@ def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path
     assert {"event": "picture", "key": "curves", "path": str(tmp_path / "output/curves.png")} in events
     assert [e["step"] for e in events if e.get("key") == "adapter/loss"] == list(range(1, STEPS + 1))
     assert {"event": "picture", "key": "samples", "path": str(tmp_path / "output/samples.png")} in events
-    looks = sorted((tmp_path / "scratch/train/adapter-samples").iterdir())
-    assert [look.name for look in looks] == ["0000003.png", "0000006.png"]
-    told = [(e["step"], e["path"]) for e in events if e["event"] == "sample"]
-    assert told == [(3, str(looks[0].resolve())), (6, str(looks[1].resolve()))]
+    previews = sorted((tmp_path / "scratch/train/adapter-samples").iterdir())
+    assert [preview.name for preview in previews] == ["0000003.png", "0000006.png"]
+    reported = [(e["step"], e["path"]) for e in events if e["event"] == "sample"]
+    assert reported == [(3, str(previews[0].resolve())), (6, str(previews[1].resolve()))]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stages.contract import StageError
 from stages.training.config import TrainerConfig
 from stages.training.engine import Engine, LossScale, deepspeed_config, learning_rate, micro_batches
 from tests.support.training_tasks import LinearModule, LinearTask
@@ -112,7 +113,7 @@ def test_micro_batches_are_the_batch(count: int, size: int) -> None:
 
 
 def test_a_batch_that_cannot_be_cut_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^7 examples a worker cannot be cut into 2 equal micro batches: set .* of 7"):
+    with pytest.raises(StageError, match=r"^7 examples a worker cannot be cut into 2 equal micro batches: set .* of 7"):
         micro_batches({"x": torch.zeros(7, 2)}, 2)
 
 

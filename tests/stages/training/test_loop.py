@@ -131,7 +131,7 @@ def test_after_a_full_disk_a_training_resumes(process_group: None, tmp_path: Pat
     job = make_job(tmp_path / "b")
     file = job.checkpoints.at(8).folder / "training.json"
     full = dataclasses.replace(job, task=LinearTask(fill_at=6, marker=file, seconds_a_step=0.1))
-    with pytest.raises(ValueError, match=r"^checkpoint .*/step-00000008 cannot be written \(its disk is full\): free "):
+    with pytest.raises(StageError, match=r"^checkpoint .*/step-00000008 cannot be written \(its disk is full\): free "):
         run_worker(full, torch.device("cpu"))
     assert read_curves(job.metrics_file)["loss"][-1][0] < 12, "it goes no further than the next steps"
     assert job.checkpoints.latest() == job.checkpoints.at(4)
