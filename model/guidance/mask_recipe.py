@@ -19,7 +19,14 @@ from torch import Tensor
 from model.backbone import Backbone
 from model.errors import GenerationError
 from model.guidance.guidance_branch import GuidanceLayers
-from model.guidance.masks import Grid, grid_at, normalize_by_maximum, select_top, token_indicator, top_count
+from model.guidance.masks import (
+    Grid,
+    grid_at,
+    normalize_by_maximum,
+    select_top,
+    token_indicator,
+    top_count,
+)
 from model.guidance.subjects import Subject
 from model.pictures.tensors import to_tensor
 

@@ -33,7 +33,7 @@ class MaskSchedule:
 
     @classmethod
     def of(cls, subject_steps: range, mask_steps: int | None, every: int) -> "MaskSchedule":
-        """Masks until T_stop, exact in every k-th step.
+        """Masks until T_stop (None: in all steps), exact in every k-th step.
 
         Args:
             subject_steps: the steps in which the subjects take part. If they start later than T_stop, masks are found

@@ -32,9 +32,9 @@ class InferenceSettings:
     image_guidance_scale: NonNegativeFloat = 8.0
     """omega_i of RealCustom's Eq. 13; RealCustom++ has none."""
     gamma_num: Annotated[float, Gt(0), Le(1)] = 0.8
-    """The share of the image tokens that RealCustom's scoring module keeps."""
+    """Share of the image tokens that RealCustom's scoring module keeps."""
     mask_scope: Annotated[float, Gt(0), Le(1)] = 0.25
-    """gamma_scope: the share of the positions that a subject may take."""
+    """gamma_scope: share of the positions that a subject may take."""
     mask_steps: PositiveInt | None = 12
     """T_stop: masks are found in the first T_stop steps; null: in all steps."""
     mask_every: PositiveInt = 1
@@ -44,7 +44,7 @@ class InferenceSettings:
     mask_self_downscales: list[Downscale] = field(default_factory=lambda: [1])
     """Self-attention layers that refine the mask, as downscales of the largest attention grid; []: none."""
     mask_binary: bool = False
-    """True: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)."""
+    """true: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)."""
     visual_scale: NonNegativeFloat = 1.0
     """Strength of the visual attention."""
 
@@ -59,10 +59,10 @@ class InferenceSettings:
 
     @property
     def effective_mask_steps(self) -> int:
-        """`mask_steps`, or all steps if it is None."""
+        """`mask_steps`, or all steps where it is None."""
         return self.steps if self.mask_steps is None else self.mask_steps
 
     def with_steps(self, steps: int) -> InferenceSettings:
-        """The same settings with another number of steps, and with `mask_steps` at most that number."""
+        """The same settings with another number of steps, in which `mask_steps` fits."""
         mask_steps = None if self.mask_steps is None else min(self.mask_steps, steps)
         return replace(self, steps=steps, mask_steps=mask_steps)

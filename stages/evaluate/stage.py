@@ -124,7 +124,6 @@ def _paint(context: StageContext, paths: ModelPaths, tables: Sequence[pa.Table])
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in RESULTS}
     for batch in painted:
         rows[dataset_of(batch)] += batch.to_pylist()
-    context.report.progress(len(tables), len(tables), "painting and scoring")  # Ray leaves out batches without results
     return rows
 
 

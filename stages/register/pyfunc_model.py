@@ -49,8 +49,8 @@ class PaintRequest(BaseModel):
     word: str
     prompt: str
     seed: int = Field(default=0, ge=0, lt=2**63)
-    steps: int | None = Field(default=None, ge=1)
-    guidance_scale: float | None = None
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    guidance_scale: float | None = Field(default=None, ge=0)
     mask_scope: float | None = Field(default=None, gt=0, le=1)
 
 
@@ -106,9 +106,7 @@ class RealwordModel(PythonModel):
         ]
         return [Painting(picture=_encode(picture), mask=_encode(mask)) for picture, mask in self.paint(prepared)]
 
-    def prepare(
-        self, subject: bytes, word: str, prompt: str, seed: int = 0, steps: int | None = None, **changes: Any
-    ) -> PreparedRequest:
+    def prepare(self, subject: bytes, word: str, prompt: str, seed: int = 0, **options: Any) -> PreparedRequest:
         """Validate a request, so that `paint` does not fail because of it.
 
         Args:
@@ -116,23 +114,23 @@ class RealwordModel(PythonModel):
             word: A word or phrase of the prompt, which the subject stands for.
             prompt: What to paint.
             seed: Of the initial noise.
-            steps: Denoising steps; None: those of the registered settings.
-            **changes: Replace other registered settings.
+            **options: Replace the settings that the evaluation used.
 
         Raises:
             ValueError: The word is not in the prompt (lists its words), or the subject cannot be read as a picture.
         """
         self.pipeline.backbone.token_positions(prompt, word)
-        settings = InferenceSettings(**self.settings["painting"])
-        if steps is not None:
-            settings = settings.with_steps(steps)
         return PreparedRequest(
             subject=load_picture(subject),
             word=word,
             prompt=prompt,
             seed=seed,
-            settings=replace(settings, **changes),
+            settings=self._inference_settings(**options),
         )
+
+    def _inference_settings(self, steps: int | None = None, **options: Any) -> InferenceSettings:
+        settings = InferenceSettings(**self.settings["painting"])
+        return replace(settings if steps is None else settings.with_steps(steps), **options)
 
     def paint(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
         """The picture and the mask of each request, as PNG; requests with the same options are painted together."""

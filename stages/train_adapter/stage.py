@@ -58,7 +58,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
-    """Refuse a plan that does not fit the settings; it may come from somewhere else."""
+    """Refuse a plan that does not fit the settings: it may have been made elsewhere."""
     for size in plan.batch_sizes():
         if size % config.trainer.workers:
             raise StageError(

@@ -19,11 +19,11 @@ def test_sdxl_has_these_layers() -> None:
     """By hand, from SDXL's configuration: 64 x 64 self-attention, 32 x 32 cross-attention."""
     layers, shapes = sdxl_layers()
     own = [shape for shape in shapes if shape.layer.endswith("attn1")]
-    cross = [shape for shape in shapes if shape.layer.endswith("attn2")]
+    crosses = [shape for shape in shapes if shape.layer.endswith("attn2")]
     assert len(own) == len(layers.self_attention) == 2 * 2 + 3 * 2
-    assert len(cross) == len(layers.cross_attention) == 2 * 10 + 10 + 3 * 10
+    assert len(crosses) == len(layers.cross_attention) == 2 * 10 + 10 + 3 * 10
     assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in own} == {(10, 4096, 4096, 64)}
-    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in cross} == {(20, 1024, 77, 64)}
+    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in crosses} == {(20, 1024, 77, 64)}
     assert shapes[0].layer == "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     assert shapes[-1].layer == "up_blocks.1.attentions.2.transformer_blocks.1.attn1"
     assert naive_bytes(shapes, 2, 4) == 2 * 4 * (10 * 10 * 4096 * 4096 + 60 * 20 * 1024 * 77)

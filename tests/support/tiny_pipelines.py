@@ -39,7 +39,7 @@ def as_arguments(**options: Any) -> dict[str, Any]:
 def build(
     folder: Path, scheduler: Any = None, method: type[VisualAdapter] = RealCustomPlusAdapter
 ) -> RealCustomPipeline:
-    """A pipeline with an adapter that clearly changes the pictures."""
+    """A pipeline with an adapter that changes the picture clearly."""
     encoders = ImageEncoders.from_pretrained(backbone_folder=folder, **ENCODERS)
     backbone = load_backbone(folder)
     torch.manual_seed(0)
