@@ -94,7 +94,7 @@ def straightforward(
     steps: int = 4,
     extrapolated: Mapping[int, float] = MappingProxyType({}),
 ) -> Tensor:
-    """Secs. III-D and III-E, one whole pass after the other, each subject separately: guidance branch with its matrices,
+    """Secs. III-D and III-E, one whole pass after the other, each subject separately: guidance branch with matrices,
     unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. In the steps `extrapolated` the last guided
     maps are extrapolated by this multiple of their difference from the guided maps before."""
     backbone, largest = pipeline.backbone, {"sd": 1, "sdxl": 2}[name]

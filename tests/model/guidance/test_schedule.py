@@ -19,7 +19,7 @@ def test_intervals_without_a_step(interval: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps_of_subjects", "mask_steps", "every", "steps", "guided", "extrapolated"),
+    ("subject_range", "mask_steps", "every", "steps", "guided", "extrapolated"),
     [
         (range(25), 12, 1, range(12), set(range(12)), {}),
         (range(25), 8, 2, range(8), {0, 2, 4, 6}, {3: 1 / 2, 5: 1 / 2, 7: 1 / 2}),
@@ -30,14 +30,14 @@ def test_intervals_without_a_step(interval: tuple[float, float]) -> None:
     ],
 )
 def test_mask_schedule(
-    steps_of_subjects: range,
+    subject_range: range,
     mask_steps: int | None,
     every: int,
     steps: range,
     guided: set[int],
     extrapolated: dict[int, float],
 ) -> None:
-    schedule = MaskSchedule.of(steps_of_subjects, mask_steps, every)
+    schedule = MaskSchedule.of(subject_range, mask_steps, every)
     assert (schedule.steps, set(schedule.guided)) == (steps, guided)
     found = {step: schedule.since_guided(step) for step in range(30) if schedule.extrapolates(step)}
     assert found == pytest.approx(extrapolated)
