@@ -235,7 +235,7 @@ def test_the_scores_depend_on_the_masked_latents_only(pipeline: RealCustomPipeli
     hook = pipeline.adapter.scoring.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
     try:
         for noise in (latents, other):
-            pipeline(PROMPTS[0], drawn, latents=noise, **options("sd", steps=1, seeds=0))
+            pipeline(PROMPTS[0], drawn, latents=noise, **options("sd", steps=1, mask_steps=1, seeds=0))
     finally:
         hook.remove()
     assert torch.equal(seen[0], seen[1])
