@@ -10,12 +10,13 @@ from annotated_types import MinLen
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from model.methods.names import MethodName
 from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Share
 from stages.settings import Operation, Template
 from stages.training.config import TrainerConfig
 
 #: What a method brings with it when it is chosen: values by dotted key. An explicit setting wins.
-METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+METHOD_DEFAULTS: Mapping[MethodName, Mapping[str, Any]] = {
     "realcustom++": {},
     "realcustom": {
         "curriculum.multiview_probability": 0.0,
@@ -34,7 +35,7 @@ class TrainAdapterConfig:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=1.5e-3))
     data_workers: Operation[NonNegativeInt] = 1
     """Processes that read, decode and cut pictures, for each of the trainer's workers; 0: the worker itself."""
-    method: Literal["realcustom++", "realcustom"] = "realcustom++"
+    method: MethodName = "realcustom++"
     """realcustom brings its own defaults for curriculum and inference; see the end of this page."""
     cross_layer: Literal["concat", "add"] | None = "concat"
     """RealCustom++: how the shallow features join the deep ones (Eq. 9; Table VIII); null: not at all."""

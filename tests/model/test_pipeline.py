@@ -90,13 +90,13 @@ def straightforward(
     name: str,
     subjects: list[list[Subject]],
     guided: list[int],
-    acting: range,
+    subject_steps: range,
     steps: int = 4,
     extrapolated: Mapping[int, float] = MappingProxyType({}),
 ) -> Tensor:
-    """Secs. III-D and III-E, one whole pass after the other, every subject on its own: guidance branch with its
-    matrices, unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. In the steps `extrapolated` the
-    last guided maps go on by so many times what they differ from the guided ones before."""
+    """Secs. III-D and III-E, one whole pass after the other, each subject separately: guidance branch with matrices,
+    unconditional pass, generation branch. Guidance scale 3, seeds 5 and 6. In the steps `extrapolated` the last guided
+    maps are extrapolated by this multiple of their difference from the guided maps before."""
     backbone, largest = pipeline.backbone, {"sd": 1, "sdxl": 2}[name]
     assert pipeline.image_encoders is not None
     assert pipeline.adapter is not None
@@ -127,7 +127,7 @@ def straightforward(
             scales = torch.tensor([of_prompt[j].scale or 0.0 for of_prompt in subjects])[:, None, None]
             visual.append(VisualCondition(condition.keys_values, regions, scales))
         unconditional = backbone.predict(latents, timestep, empty)
-        attention: dict[str, Any] = {"visual": visual} if step in acting else {}
+        attention: dict[str, Any] = {"visual": visual} if step in subject_steps else {}
         conditional = backbone.predict(latents, timestep, text, **attention)
         noise_pred = unconditional + 3.0 * (conditional - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample

@@ -96,13 +96,13 @@ def straightforward(
     given: list[list[Subject]],
     guided: Sequence[int],
     extrapolated: Mapping[int, float] = MappingProxyType({}),
-    acting: Sequence[int] = range(4),
+    subject_steps: Sequence[int] = range(4),
     steps: int = 4,
 ) -> Tensor:
     """Sec. 3.3, one whole pass after the other: T2I branch with its matrices, scores, TI2I branch, Eq. 13.
 
-    In the steps `extrapolated` the last guided maps go on by so many times what they differ from the guided ones
-    before. One2Many's subjects share a reference, which is scored inside both masks.
+    In the steps `extrapolated` the last guided maps are extrapolated by this multiple of their difference from the
+    guided maps before. One2Many's subjects share a reference, which is scored inside both masks.
     """
     backbone, adapter, encoders, largest = pipeline.backbone, pipeline.adapter, pipeline.image_encoders, LARGEST[name]
     assert adapter is not None
@@ -128,7 +128,7 @@ def straightforward(
             for row, of_prompt in enumerate(given):
                 selected = printed_loop(maps[row], [int((one.scope or 0) * len(maps[row])) for one in of_prompt])
                 masks[row] = selected / selected.max(0).values
-        if step in acting:
+        if step in subject_steps:
             visual = []
             for j in range(count):
                 pictures = [of_prompt[j].picture for of_prompt in given]
@@ -180,7 +180,7 @@ def test_early_stop_fast_masks_and_delay_are_those_of_the_straightforward_loop(
     pipeline: RealCustomPipeline,
 ) -> None:
     guided, by_hand = [0, 2, 4], {3: 0.5 / 2}
-    expected = straightforward(pipeline, "sd", one_each(), guided, by_hand, acting=range(5), steps=6)
+    expected = straightforward(pipeline, "sd", one_each(), guided, by_hand, subject_steps=range(5), steps=6)
     changes = options("sd", steps=6, mask_steps=5, mask_every=2, visual_guidance_end=0.84)
     got = final_latents(pipeline, PROMPTS, subjects(), ["cat", "toy"], **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

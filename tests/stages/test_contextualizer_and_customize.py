@@ -27,17 +27,17 @@ TRAINER = {"workers": 2, "checkpoint_every": 100}
 
 
 def write_prompts(folder: Path) -> Path:
-    grounds = ("on the beach", "in the snow", "on the grass", "in the forest", "on a city street", "in the ocean")
+    backgrounds = ("on the beach", "in the snow", "on the grass", "in the forest", "on a city street", "in the ocean")
     rows = [
         {
-            "prompt_id": content_id(concept, ground),
+            "prompt_id": content_id(concept, background),
             "concept": concept,
-            "prompt": f"a [v] {concept} {ground}",
+            "prompt": f"a [v] {concept} {background}",
             "variation": "background",
             "writer": "grammar",
         }
         for concept in ("toy", "mug", "ball", "duck")
-        for ground in grounds
+        for background in backgrounds
     ]
     write_dataset(folder / "prompts", pa.Table.from_pylist(rows, schema=PROMPTS), PROMPTS)
     return folder
@@ -111,16 +111,16 @@ def test_contextualizer_then_customize(ray_cluster: str, inputs: dict[str, Path]
         customize.run(unknown)
 
 
-def test_what_is_wrong_with_a_subject_is_said(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_subject_errors(inputs: dict[str, Path], tmp_path: Path) -> None:
     def find(**settings: Any) -> customize.Subject:
         return customize.find_subject(CustomizeConfig(**settings), inputs)
 
     assert find(word="toy").name == "test-1"
-    with pytest.raises(StageError, match=r"the microworld holds out no 'mug': set customize.word to one of toy"):
+    with pytest.raises(StageError, match=r"'mug': set customize.word to one of toy"):
         find(word="mug")
     with pytest.raises(StageError, match="is not a folder"):
         find(subject=str(tmp_path / "nowhere"))
-    with pytest.raises(StageError, match="holds no picture"):
+    with pytest.raises(StageError, match="has no picture"):
         find(subject=str(tmp_path))
     broken = tmp_path / "one.png"
     broken.write_text("no picture")

@@ -19,19 +19,25 @@ def test_intervals_without_a_step(interval: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("acting", "mask_steps", "every", "steps", "guided", "extrapolated"),
+    ("subject_range", "mask_steps", "every", "steps", "guided", "extrapolated"),
     [
         (range(25), 12, 1, range(12), set(range(12)), {}),
         (range(25), 8, 2, range(8), {0, 2, 4, 6}, {3: 1 / 2, 5: 1 / 2, 7: 1 / 2}),
         (range(5, 25), 12, 3, range(5, 12), {5, 8, 11}, {9: 1 / 3, 10: 2 / 3}),
         (range(25), 5, 6, range(5), {0}, {}),
+        (range(2, 6), None, 1, range(2, 6), {2, 3, 4, 5}, {}),
         (range(15, 25), 12, 1, range(15, 16), {15}, {}),
     ],
 )
 def test_mask_schedule(
-    acting: range, mask_steps: int, every: int, steps: range, guided: set[int], extrapolated: dict[int, float]
+    subject_range: range,
+    mask_steps: int | None,
+    every: int,
+    steps: range,
+    guided: set[int],
+    extrapolated: dict[int, float],
 ) -> None:
-    schedule = MaskSchedule.of(acting, mask_steps, every)
+    schedule = MaskSchedule.of(subject_range, mask_steps, every)
     assert (schedule.steps, set(schedule.guided)) == (steps, guided)
     found = {step: schedule.since_guided(step) for step in range(30) if schedule.extrapolates(step)}
     assert found == pytest.approx(extrapolated)

@@ -1,7 +1,7 @@
-"""One batch, learned by heart.
+"""Overfitting on one batch.
 
-Random noise is too much for any adapter on a frozen UNet. So the noise is what the UNet predicts with the adapter that
-a teacher has: the loss of the teacher is zero, and whoever learns from the batch must get near it.
+No adapter on a frozen UNet can predict random noise. So the batch's noise is what the UNet predicts with a teacher's
+adapter: the teacher's loss is zero, and a trained adapter must get close to it.
 """
 
 from __future__ import annotations

@@ -158,8 +158,7 @@ def test_a_broken_picture_of_the_plan_is_named(ray_cluster: str, inputs: Mapping
     write_dataset(tmp_path / "filter" / "samples", filled(SAMPLES, samples), SAMPLES)
     settings = {"sample_every": None, "trainer": {"workers": 1, "max_failures": 0}}
     context = make_context(tmp_path, {**inputs, "filter": tmp_path / "filter"}, train_adapter=settings)
-    told = r"^training adapter failed: step 0: picture sample-3 of the plan: the picture is not a picture in a format"
-    with pytest.raises(StageError, match=told):
+    with pytest.raises(StageError, match=r"step 0: picture sample-3 of the plan: the picture is not a picture"):
         run(context)
 
 
