@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import ModelError
-from model.pictures.decoding import load_picture
+from model.pictures.decoding import exif_orientation, load_picture
 from stages.config import FilterConfig
 from stages.contract import StageError
 from stages.customize import stage as customize
@@ -159,6 +159,17 @@ def test_every_way_in_gives_the_same_verdict(data: bytes, tmp_path_factory: pyte
     file.write_bytes(data)
     expected = without_error(lambda: load_picture(file))
     assert {way.__name__: way(file) for way in WAYS_IN} == {way.__name__: expected for way in WAYS_IN}
+
+
+def test_no_way_in_opens_a_webp_with_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow allocates the whole canvas when it opens one; and reading its EXIF data means to open it."""
+    file = tmp_path / "bomb.webp"
+    file.write_bytes(bodies()["bomb_webp"][1] + b"EXIF")
+    opened: list[Any] = []
+    monkeypatch.setattr(Image, "open", lambda *arguments, **_: opened.append(arguments))
+    assert not any(way(file) for way in WAYS_IN)
+    assert exif_orientation(file.read_bytes()) == 1
+    assert not opened
 
 
 @pytest.mark.parametrize("kind", bodies())
