@@ -28,7 +28,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 configuration: $(INSTALLED)
-	$(BIN)/python -m pipelines.config.documentation > docs/configuration.md
+	$(BIN)/python -m pipelines.config.documentation
 
 clean:
 	rm -rf .venv runs

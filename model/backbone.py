@@ -1,6 +1,6 @@
 """The frozen latent diffusion model that is customized: Stable Diffusion 1.5, XL, or the micro one.
 
-All are read from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `tokenizer/`, `text_encoder/`, and for XL
+It is loaded from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `tokenizer/`, `text_encoder/`, and for XL
 `tokenizer_2/`, `text_encoder_2/`), local or on the hub, from safetensors only.
 """
 
@@ -16,17 +16,18 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DCon
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
-from model.errors import ModelError
+from model.errors import GenerationError, ModelError
 
 Family = Literal["sd", "sdxl"]
+#: The text encoders' classes, by the suffix of their folders.
+_TEXT_PARTS: dict[Family, dict[str, Any]] = {
+    "sd": {"": CLIPTextModel},
+    "sdxl": {"": CLIPTextModel, "_2": CLIPTextModelWithProjection},
+}
 
 
 class BackboneError(ModelError):
-    """The backbone cannot be loaded."""
-
-
-class WordNotInPromptError(ModelError):
-    """The target word does not occur in the prompt; the message lists the prompt's words."""
+    """The backbone cannot be loaded, or cannot be used for what the configuration asks."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PromptEmbedding:
 
     @staticmethod
     def cat(embeddings: Sequence["PromptEmbedding"]) -> "PromptEmbedding":
-        """Batches one after the other."""
+        """Concatenate batches."""
         added = {
             name: torch.cat([one.added_conditions[name] for one in embeddings])
             for name in embeddings[0].added_conditions
@@ -48,7 +49,7 @@ class PromptEmbedding:
 
 @dataclass
 class Backbone:
-    """A loaded base model. Everything in it is frozen and in evaluation mode; a part without weights is on "meta"."""
+    """A loaded base model, frozen and in evaluation mode. Parts without weights are on the device "meta"."""
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
@@ -56,11 +57,11 @@ class Backbone:
     tokenizers: list[Any]
     text_encoders: list[Any]
     family: Family
-    zero_empty_prompt: bool = False  # SDXL's own setting: an absent negative prompt is all zeros
+    zero_empty_prompt: bool = False  # SDXL's `force_zeros_for_empty_prompt`: without a negative prompt, all zeros
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet runs; with `model.offload` it is there only while it does."""
+        """Where the UNet runs; with `model.offload` its weights are there only while it runs."""
         hook = getattr(self.unet, "_hf_hook", None)
         if hook is not None:
             return hook.execution_device
@@ -68,21 +69,32 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the UNet's weights."""
+        """Dtype of the UNet's weights."""
         return self.unet.dtype
 
     @property
     def latent_scale(self) -> int:
-        """Pixels a latent position is wide."""
+        """Width of a latent position, pixels."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def resolution(self) -> int:
-        """Side of the pictures that the backbone was trained on, pixels."""
+        """Side of the backbone's training pictures, pixels."""
         return self.unet.config.sample_size * self.latent_scale
 
-    def forget_encoders(self) -> None:
-        """Give back the memory of the VAE and the text encoders, for a training that reads what they would compute."""
+    def check_resolution(self, side: int) -> None:
+        """Refuse pictures whose side the VAE cannot divide.
+
+        Raises:
+            BackboneError: the side is no multiple of `latent_scale`.
+        """
+        if side % self.latent_scale:
+            raise BackboneError(
+                f"resolution {side}: the backbone's VAE needs sides that are multiples of {self.latent_scale}."
+            )
+
+    def free_encoders(self) -> None:
+        """Free the memory of the VAE and the text encoders, for a training that reads cached encodings."""
         for module in (self.vae, *self.text_encoders):
             module.to("meta")
 
@@ -91,8 +103,8 @@ class Backbone:
         """Text states of a batch of prompts.
 
         Args:
-            prompts: B prompts; longer ones than the encoder takes are cut.
-            size: height and width of the picture to paint, pixels (SDXL's time ids); by default the resolution.
+            prompts: B prompts; the encoder truncates long ones.
+            size: height and width of the picture to generate, pixels (SDXL's time ids); by default the resolution.
 
         Returns:
             hidden (B, n_t, c_t); for SDXL also the pooled embedding and the time ids.
@@ -109,7 +121,7 @@ class Backbone:
     def encode_negative_prompt(
         self, negative_prompt: str | None, batch: int, size: tuple[int, int] | None = None
     ) -> PromptEmbedding:
-        """The unconditional embedding, `batch` times: of the negative prompt, of "", or zeros where SDXL wants them."""
+        """The unconditional embedding, `batch` times: of the negative prompt, of "", or SDXL's zeros."""
         encoded = self.encode_prompt([negative_prompt or ""], size)
         hidden, added = encoded.hidden, encoded.added_conditions
         if negative_prompt is None and self.zero_empty_prompt:
@@ -119,14 +131,15 @@ class Backbone:
         )
 
     def token_positions(self, prompt: str, phrase: str) -> list[int]:
-        """Where a phrase's tokens stand in the encoded prompt; each occurrence counts, case does not.
+        """Positions of a phrase's tokens in the encoded prompt: of all occurrences, in upper or lower case.
 
         Args:
             prompt: as given to `encode_prompt`.
             phrase: one or more whole words of the prompt.
 
         Raises:
-            WordNotInPromptError: the phrase is empty, not in the prompt, or only in the part that is cut off.
+            GenerationError: the phrase is empty, not in the prompt (the message lists the prompt's words), or only in
+                the part that is truncated.
         """
         return token_positions(self.tokenizers[0], prompt, phrase)
 
@@ -134,7 +147,7 @@ class Backbone:
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H / scale, W / scale).
 
-        With a generator the latents are drawn from the encoder's distribution, without one they are its mode.
+        With a generator the latents are sampled from the encoder's distribution; without one they are its mode.
         """
         distribution = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
         latents = distribution.mode() if generator is None else distribution.sample(generator)
@@ -181,61 +194,67 @@ def load_backbone(
     *,
     encoders_only: bool = False,
 ) -> Backbone:
-    """Load a frozen base model in diffusers' layout; with `encoders_only` its UNet, most of it, gets no weights.
+    """Load a frozen base model in diffusers' layout.
 
-    SDXL's VAE overflows in fp16 and says so in its config; it is then kept in fp32.
+    A VAE that overflows in fp16, such as SDXL's, is loaded in fp32.
+
+    Args:
+        folder_or_hub_id: where the model is.
+        dtype: of the weights.
+        device: of the weights.
+        encoders_only: leave the UNet without weights, on the device "meta".
 
     Raises:
-        BackboneError: a part is missing, damaged, of another kind (names it), or does not fit the UNet.
+        BackboneError: a part is missing, damaged, of another kind, or does not fit the UNet; names the part.
     """
-    if encoders_only:
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(
-                _read_config(UNet2DConditionModel, folder_or_hub_id, subfolder="unet")
-            )
-    else:
-        unet = _load(UNet2DConditionModel, folder_or_hub_id, "unet", torch_dtype=dtype, use_safetensors=True)
-    vae = _load(AutoencoderKL, folder_or_hub_id, "vae", torch_dtype=dtype, use_safetensors=True)
+    location = folder_or_hub_id
+    unet = _load_unet(location, dtype, with_weights=not encoders_only)
+    vae = _load(AutoencoderKL, location, "vae", torch_dtype=dtype, use_safetensors=True)
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
     family: Family = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
-    parts: list[tuple[str, Any]] = [("", CLIPTextModel)]
-    if family == "sdxl":
-        parts.append(("_2", CLIPTextModelWithProjection))
+    parts = _TEXT_PARTS[family]
     encoders = [
-        _load(kind, folder_or_hub_id, f"text_encoder{suffix}", dtype=dtype, use_safetensors=True)
-        for suffix, kind in parts
+        _load(kind, location, f"text_encoder{suffix}", dtype=dtype, use_safetensors=True)
+        for suffix, kind in parts.items()
     ]
     for module in (unet, vae, *encoders):
         module.eval().requires_grad_(False)
     for module in (vae, *encoders) if encoders_only else (unet, vae, *encoders):
         module.to(device)
-    _check_widths(folder_or_hub_id, unet, vae, encoders)
-    index = _read_config(DiffusionPipeline, folder_or_hub_id)
-    schedule = _read_config(DDIMScheduler, folder_or_hub_id, subfolder="scheduler")
+    _check_widths(location, unet, vae, encoders)
+    index = _read_config(DiffusionPipeline, location)
+    schedule = _read_config(DDIMScheduler, location, subfolder="scheduler")
     return Backbone(
         vae=vae,
         unet=unet,
         scheduler=getattr(diffusers, schedule["_class_name"]).from_config(schedule),
-        tokenizers=[_load(AutoTokenizer, folder_or_hub_id, f"tokenizer{suffix}") for suffix, _ in parts],
+        tokenizers=[_load(AutoTokenizer, location, f"tokenizer{suffix}") for suffix in parts],
         text_encoders=encoders,
         family=family,
         zero_empty_prompt=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
 
 
+def _load_unet(location: str | Path, dtype: torch.dtype, *, with_weights: bool) -> UNet2DConditionModel:
+    if with_weights:
+        return _load(UNet2DConditionModel, location, "unet", torch_dtype=dtype, use_safetensors=True)
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(_read_config(UNet2DConditionModel, location, subfolder="unet"))
+
+
 def _check_widths(location: str | Path, unet: Any, vae: Any, encoders: Sequence[Any]) -> None:
-    """Refuse parts of different models: nothing but their widths would tell, in the middle of the first pass."""
-    states, wanted = sum(encoder.config.hidden_size for encoder in encoders), unet.config.cross_attention_dim
-    if states != wanted:
+    """Refuse parts of different models, which would fail in the first pass of the UNet."""
+    states, needed = sum(encoder.config.hidden_size for encoder in encoders), unet.config.cross_attention_dim
+    if states != needed:
         raise BackboneError(
-            f"backbone {location}: its text encoders give states of width {states}, its UNet reads {wanted}."
+            f"backbone {location}: its text states have width {states}, but its UNet needs width {needed}."
         )
-    channels, wanted = vae.config.latent_channels, unet.config.in_channels
-    if channels != wanted:
+    channels, needed = vae.config.latent_channels, unet.config.in_channels
+    if channels != needed:
         raise BackboneError(
-            f"backbone {location}: its VAE gives latents of {channels} channels, its UNet reads {wanted}; "
-            "models for inpainting or editing cannot serve as a base."
+            f"backbone {location}: its VAE's latents have {channels} channels, but its UNet needs {needed}; models for "
+            "inpainting or editing are not supported."
         )
 
 
@@ -257,25 +276,25 @@ def _read_config(kind: Any, location: str | Path, **options: Any) -> dict[str, A
 def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
     """Positions in the encoded prompt (start token included) of all tokens of all occurrences of a phrase.
 
-    An occurrence is made of whole words, in any case, with any white space between them. Fast tokenizers tell each
-    token's place in the text; with a slow one the tokens before and through each occurrence are counted, as in the
-    authors' code.
+    An occurrence consists of whole words, in upper or lower case, with any white space between them. Fast tokenizers
+    give each token's position in the text; with a slow one the tokens before and in each occurrence are counted, as in
+    the authors' code.
 
     Raises:
-        WordNotInPromptError: see `Backbone.token_positions`.
+        GenerationError: see `Backbone.token_positions`.
     """
     words = phrase.split()
     if not words:
-        raise WordNotInPromptError("no target word was given.")
+        raise GenerationError("the word is empty.")
     pattern = r"(?<!\w)" + r"\s+".join(re.escape(word) for word in words) + r"(?!\w)"
     spans = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
     if not spans:
         listed = ", ".join(_words(prompt)) or "none"
-        raise WordNotInPromptError(f"the word {phrase!r} is not in the prompt, whose words are: {listed}.")
+        raise GenerationError(f"the word {phrase!r} is not in the prompt, whose words are: {listed}.")
     positions = _fast_positions(tokenizer, prompt, spans) if tokenizer.is_fast else _counted(tokenizer, prompt, spans)
     if not positions:
-        raise WordNotInPromptError(
-            f"the word {phrase!r} stands behind the {tokenizer.model_max_length} tokens of the prompt that are read."
+        raise GenerationError(
+            f"the word {phrase!r} comes after the {tokenizer.model_max_length} tokens of the prompt that are used."
         )
     return positions
 
@@ -309,7 +328,7 @@ def _counted(tokenizer: Any, prompt: str, spans: Sequence[tuple[int, int]]) -> l
 
 
 def _special_tokens(tokenizer: Any) -> tuple[int, int]:
-    """How many special tokens stand before and after a text."""
+    """The number of special tokens before and after a text."""
     whole = tokenizer("a")["input_ids"]
     text = tokenizer("a", add_special_tokens=False)["input_ids"]
     before = next(start for start in range(len(whole)) if whole[start : start + len(text)] == text)

@@ -1,4 +1,4 @@
-"""SHA-256 of the files of a model, so that a damaged one is refused by name instead of painting noise."""
+"""SHA-256 of the files of a model, to find damaged ones before they are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.errors import ModelError
 
 
 class DamagedArtifactError(ModelError):
-    """A file of a model is missing or has changed since it was recorded; the message is one sentence."""
+    """A file of a model is missing or has changed since its checksum was recorded."""
 
 
 def folder_checksums(folder: Path) -> dict[str, str]:
@@ -26,14 +26,14 @@ def file_checksum(path: Path) -> str:
 
 
 def verify_checksums(folder: Path, expected: Mapping[str, str]) -> None:
-    """Compare the files below `folder` with their recorded checksums; other files are not looked at.
+    """Compare the files below `folder` with their recorded checksums; other files are ignored.
 
     Raises:
-        DamagedArtifactError: Names the first file that is missing or has changed.
+        DamagedArtifactError: a file is missing or has changed; names the first one.
     """
     for name, checksum in expected.items():
         path = folder / name
         if not path.is_file():
-            raise DamagedArtifactError(f"{path} is missing; register the model again.")
+            raise DamagedArtifactError(f"{path} is missing.")
         if file_checksum(path) != checksum:
-            raise DamagedArtifactError(f"{path} is damaged (its checksum has changed); register the model again.")
+            raise DamagedArtifactError(f"{path} is damaged: its checksum has changed.")

@@ -1,4 +1,4 @@
-"""What is wrong with something that a user has given, in one sentence."""
+"""Errors that a user can fix."""
 
 
 class ModelError(ValueError):
@@ -6,3 +6,7 @@ class ModelError(ValueError):
 
     A stage adds which command or setting fixes it.
     """
+
+
+class GenerationError(ModelError):
+    """A request to the pipeline that cannot be carried out."""

@@ -1,4 +1,4 @@
-"""Models that wait on the CPU until they are called, as with `enable_model_cpu_offload` of diffusers' pipelines."""
+"""Models that stay on the CPU until they are called, as with `enable_model_cpu_offload` of diffusers' pipelines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,31 +11,27 @@ from torch import nn
 from model.errors import ModelError
 
 
-class OffloadError(ModelError):
-    """There is no accelerator to bring the models to."""
-
-
 def accelerator() -> torch.device:
-    """The accelerator in use, with its index.
+    """The current accelerator, with its index.
 
     Raises:
-        OffloadError: there is none.
+        ModelError: there is none.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
     if found is None:
-        raise OffloadError("enable_model_cpu_offload needs an accelerator, and torch finds none on this machine.")
+        raise ModelError("enable_model_cpu_offload needs an accelerator, but torch finds none on this machine.")
     return torch.device(found.type, torch.accelerator.current_device_index())
 
 
 def offload(models: Sequence[nn.Module], device: torch.device) -> list[Any]:
-    """Keep models on the CPU; each goes to the device when it is called, and the one before it back to the CPU.
+    """Keep models on the CPU. A call moves a model to the device, and the model before it back to the CPU.
 
     Args:
         models: in the order in which they are called.
         device: with its index.
 
     Returns:
-        accelerate's hooks, one a model; `hook.offload()` sends its model back to the CPU.
+        accelerate's hooks, one for each model; `hook.offload()` moves its model back to the CPU.
     """
     hooks: list[Any] = []
     for model in models:

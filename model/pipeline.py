@@ -1,7 +1,6 @@
-"""Inference of RealCustom (Sec. 3.3) and RealCustom++ (Secs. III-D and III-E): a request, from prompt to picture.
+"""The pipeline of RealCustom (Sec. 3.3) and RealCustom++ (Secs. III-D and III-E): from a request to pictures.
 
-Which of them it is depends on the adapter; `model.guidance.denoising` has their steps. Masks are found until
-`mask_steps`; then the last ones are kept.
+The adapter decides the method (`model.methods`).
 """
 
 import inspect
@@ -17,19 +16,20 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from model.adapters.adapter import VisualAdapter
+from model.adapters.adapter import AdapterError, VisualAdapter
 from model.adapters.image_encoder import ImageEncoders
-from model.adapters.loading import load_adapter
-from model.adapters.visual_attention import VisualAttentionProcessor
+from model.adapters.visual_attention import attached_processors
 from model.backbone import Backbone, load_backbone
-from model.guidance.denoising import ActingSubjects, Run, predict
-from model.guidance.generation_branch import DenoisingStep, generation_branch
+from model.errors import GenerationError
+from model.guidance.denoising import Generation, SubjectGuidance, predict_text_to_image
+from model.guidance.generation_branch import DenoisingStep
 from model.guidance.guidance_branch import GuidanceLayers
 from model.guidance.mask_recipe import MaskRecipe
 from model.guidance.masks import Grid
-from model.guidance.schedule import MaskSchedule, acting_steps
-from model.guidance.subjects import GenerationError as GenerationError  # for its callers
+from model.guidance.schedule import MaskSchedule, subject_steps
+from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
+from model.methods.registry import load_adapter, method_of
 from model.offload import accelerator, offload
 from model.pictures.tensors import to_pictures
 
@@ -38,26 +38,29 @@ StepCallback = Callable[["RealCustomPipeline", int, Tensor, dict[str, Any]], dic
 
 @dataclass
 class RealCustomOutput(BaseOutput):
-    """What a call of the pipeline returns."""
+    """The result of a call of the pipeline."""
 
     images: list[Image.Image]  # B pictures
-    masks: list[list[Tensor]]  # for each picture M_hat (S, G, G') of every step that made new ones; empty without masks
+    masks: list[list[Tensor]]  # for each picture M_hat (S, G, G') of each step with new masks; empty without masks
     timings: dict[str, float]  # seconds: encode, guidance, generation, decode, total
 
 
 class RealCustomPipeline:
-    """Paints prompts, with or without a subject picture that takes the place of a word.
+    """Generates pictures from prompts in which words can be replaced by subject pictures.
+
+        pipeline = RealCustomPipeline.from_pretrained("backbone/", "adapter/")
+        settings = InferenceSettings(mask_every=3)
+        output = pipeline("a mug in the snow", subject_picture, "mug", settings=settings, seeds=1)
 
     Args:
-        backbone: the frozen base model. The adapter's processors are attached to its UNet; calls without a subject
-            still compute the base model, and `adapter.detach(backbone.unet)` removes them.
-        adapter: of RealCustom or RealCustom++; None paints from text alone.
+        backbone: the frozen base model. The adapter is attached to its UNet; calls without a subject still compute the
+            base model, and `adapter.detach(backbone.unet)` detaches it.
+        adapter: of any method; None generates from text alone.
         image_encoders: needed with an adapter.
-        scheduler: any diffusers scheduler; by default DDIM, the paper's, with the backbone's noise schedule.
+        scheduler: any diffusers scheduler; by default the papers' DDIM with the backbone's noise schedule.
 
     Raises:
-        AdapterError: the adapter was made for another base model.
-        GenerationError: the adapter was made for other image encoders.
+        AdapterError: the adapter does not fit the base model or the image encoders.
     """
 
     def __init__(
@@ -73,10 +76,14 @@ class RealCustomPipeline:
         self.scheduler = scheduler or DDIMScheduler.from_config(backbone.scheduler.config)
         self._offloaded: list[Any] = []  # accelerate's hooks
         if adapter is not None:
-            given = image_encoders.width if image_encoders is not None else "none"
-            if given != adapter.config["image_width"]:
-                wanted = adapter.config["image_width"]
-                raise GenerationError(f"the adapter reads image features of width {wanted}, the encoders give {given}.")
+            width, needed = (
+                image_encoders.width if image_encoders is not None else "none",
+                adapter.config["image_width"],
+            )
+            if width != needed:
+                raise AdapterError(
+                    f"the adapter needs image features of width {needed}, the image encoders have width {width}."
+                )
             adapter.eval().attach(backbone.unet)
 
     @classmethod
@@ -91,9 +98,17 @@ class RealCustomPipeline:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "RealCustomPipeline":
-        """Load everything from folders or hub ids; the encoders' arguments are those of `ImageEncoders`.
+        """Load all parts from folders or hub ids.
 
-        The adapter's `config.json` says of which method it is.
+        Args:
+            backbone: see `load_backbone`.
+            adapter: of any method; its `config.json` says which.
+            image_encoders: see `ImageEncoders.from_pretrained`, also for the next three.
+            shallow_layers: of each image encoder.
+            reference_size: of the image encoders, pixels.
+            tiles: of the high-resolution reference, along a side.
+            dtype: of the weights.
+            device: of the weights.
         """
         base = load_backbone(backbone, dtype, device)
         if adapter is None:
@@ -104,16 +119,15 @@ class RealCustomPipeline:
         return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
 
     def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
-        """Let every model wait on the CPU until it is called, one at a time on the accelerator: less memory there.
+        """Keep the models on the CPU and move each to the accelerator only while it runs, as in diffusers' pipelines.
 
-        As in diffusers' pipelines, with accelerate's hooks. The adapter stays on the accelerator: RealCustom calls it
-        between two passes of the UNet.
+        The adapter stays on the accelerator: RealCustom calls it between two passes of the UNet.
 
         Args:
-            device: with its index; by default the accelerator in use.
+            device: with its index; by default the current accelerator.
 
         Raises:
-            OffloadError: there is no accelerator.
+            ModelError: there is no accelerator.
         """
         target = accelerator() if device is None else torch.device(device)
         base = self.backbone
@@ -129,19 +143,9 @@ class RealCustomPipeline:
         subjects: Image.Image | Subject | Sequence[SubjectsOfPrompt] | None = None,
         words: str | Sequence[str] | None = None,
         *,
+        settings: InferenceSettings | None = None,
         negative_prompt: str | None = None,
-        steps: int = 25,
-        guidance_scale: float = 5.0,
-        image_guidance_scale: float = 8.0,
-        gamma_num: float = 0.8,
         use_mask: bool = True,
-        mask_scope: float = 0.25,
-        mask_steps: int = 12,
-        mask_every: int = 1,
-        mask_cross_downscales: Sequence[int] = (1, 2),
-        mask_self_downscales: Sequence[int] = (1,),
-        mask_binary: bool = False,
-        visual_scale: float = 1.0,
         visual_guidance_start: float = 0.0,
         visual_guidance_end: float = 1.0,
         height: int | None = None,
@@ -150,74 +154,53 @@ class RealCustomPipeline:
         latents: Tensor | None = None,
         callback_on_step_end: StepCallback | None = None,
     ) -> RealCustomOutput:
-        """Paint one picture a prompt.
+        """Generate one picture for each prompt.
 
         Args:
             prompt: B prompts, or one.
             subjects: for each prompt a picture, a `Subject` or a list of `Subject`s, or one picture or `Subject` for
-                all; None paints from text alone.
-            words: for each picture the word or phrase of the prompt that it stands for, or one for all. Needed for the
+                all; None generates from text alone.
+            words: for each picture the word or phrase of the prompt that it stands for, or one for all; needed for the
                 mask. A `Subject` has its own.
+            settings: the defaults of `InferenceSettings` if None; `dataclasses.replace` changes a single value.
             negative_prompt: for the unconditional rows.
-            steps: denoising steps.
-            guidance_scale: omega of RealCustom++'s Eq. 15, omega_t of RealCustom's Eq. 13.
-            image_guidance_scale: RealCustom's omega_i (Eq. 13).
-            gamma_num: the share of the image tokens that RealCustom's scoring module keeps.
             use_mask: False lets the subjects act on the whole picture.
-            mask_scope: gamma_scope, the share of positions that a subject may take.
-            mask_steps: T_stop; masks are found in the first so many steps. RealCustom finds them in all.
-            mask_every: 1 is exact. With k > 1 the guidance branch runs in every k-th of these steps only; between them
-                its maps are extrapolated (`model.guidance.denoising`). 3 is a good choice
-                (`tests.benchmarks.fast_masks`).
-            mask_cross_downscales: which cross-attention layers make the mask (see `model.guidance.guidance_branch`), as
-                downscales of the largest attention grid.
-            mask_self_downscales: which self-attention layers make it more exact, likewise; () none.
-            mask_binary: 1 wherever a subject may be, instead of weights by Eq. 13 (Eq. 11 of RealCustom); an ablation.
-            visual_scale: strength of the visual attention.
-            visual_guidance_start: share of the steps that have passed when the subjects begin to act.
-            visual_guidance_end: likewise when they have ceased to.
+            visual_guidance_start: share of the steps before the subjects start to act.
+            visual_guidance_end: share of the steps after which they stop.
             height: of the pictures, pixels; by default the backbone's resolution.
-            width: likewise.
-            seeds: one a picture, so that a picture does not depend on its batch; an integer s means s, s + 1, ...
+            width: of the pictures, pixels; by default the backbone's resolution.
+            seeds: one for each picture, so that a picture does not depend on its batch; an integer s means
+                s, s + 1, ...
             latents: initial noise (B, 4, h, w) of unit variance, instead of seeds.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ..., "masks": ...})`, masks
-                being the latest (B, S, G, G') or None; "latents" in the returned dict replaces the latents.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ..., "masks": ...})`, where
+                masks are the latest (B, S, G, G') or None; "latents" in the returned dict replaces the latents.
 
         Raises:
-            GenerationError: a request that does not fit together.
-            WordNotInPromptError: lists the prompt's words.
+            GenerationError: the request does not fit together, or a word is not in its prompt.
         """
         start = time.perf_counter()
+        settings = settings or InferenceSettings()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
-        self._check(prompts, size, steps)
-        self.scheduler.set_timesteps(steps, device=self.backbone.device)
-        acting = None
+        self._check(prompts, size, settings.steps)
+        self.scheduler.set_timesteps(settings.steps, device=self.backbone.device)
+        guidance = None
         if subjects is not None:
-            adapter, encoders = self._attached()
-            named = subjects_of(prompts, subjects, words, mask_scope, visual_scale)
-            when = acting_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
-            schedule, recipe = MaskSchedule(), None
-            if use_mask:
-                schedule = MaskSchedule.of(when, mask_steps, mask_every)
-                layers = GuidanceLayers.of(self._processors(), mask_cross_downscales, mask_self_downscales)
-                recipe = MaskRecipe.of(self.backbone, layers, prompts, named, size, mask_binary)
-            branch = generation_branch(adapter, encoders, named, gamma_num)
-            latent = (size[0] // self.backbone.latent_scale, size[1] // self.backbone.latent_scale)
-            acting = ActingSubjects.of(branch, when, schedule, recipe, latent)
-        text = self.backbone.encode_prompt(prompts, size)
-        empty = self.backbone.encode_negative_prompt(negative_prompt, len(prompts), size)
+            named = subjects_of(prompts, subjects, words, settings.mask_scope, settings.visual_scale)
+            steps = subject_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
+            guidance = self._subject_guidance(prompts, named, steps, size, settings, use_mask=use_mask)
         noise, generators = self._noise(len(prompts), size, seeds, latents)
-        noise = noise * self.scheduler.init_noise_sigma
-        run = Run(text, empty, guidance_scale, image_guidance_scale, acting, noise)
-        run.clock("encode", start)
-        self._denoise(run, generators, callback_on_step_end)
-        now = time.perf_counter()
-        pictures = to_pictures(self.backbone.decode_latents(run.latents) / 2 + 0.5)
-        for hook in self._offloaded:
-            hook.offload()
-        run.timings["total"] = run.clock("decode", now) - start
-        return RealCustomOutput(images=pictures, masks=_of_each_picture(acting, len(prompts)), timings=run.timings)
+        generation = Generation(
+            text=self.backbone.encode_prompt(prompts, size),
+            empty=self.backbone.encode_negative_prompt(negative_prompt, len(prompts), size),
+            guidance_scale=settings.guidance_scale,
+            image_guidance_scale=settings.image_guidance_scale,
+            guidance=guidance,
+            latents=noise * self.scheduler.init_noise_sigma,
+        )
+        generation.clock("encode", start)
+        self._denoise(generation, generators, callback_on_step_end)
+        return self._output(generation, start)
 
     def _check(self, prompts: list[str], size: Grid, steps: int) -> None:
         if not prompts or not all(prompt.strip() for prompt in prompts):
@@ -228,59 +211,89 @@ class RealCustomPipeline:
                 f"a picture of {size[0]} x {size[1]} pixels: both sides must be multiples of {scale}."
             )
         if steps < 1:
-            raise GenerationError(f"{steps} denoising steps: at least 1 is needed.")
+            raise GenerationError(f"steps is {steps}: at least 1 denoising step is needed.")
 
-    def _attached(self) -> tuple[VisualAdapter, ImageEncoders]:
+    def _subject_guidance(
+        self,
+        prompts: list[str],
+        subjects: list[list[Subject]],
+        steps: range,
+        size: Grid,
+        settings: InferenceSettings,
+        *,
+        use_mask: bool,
+    ) -> SubjectGuidance:
+        """The subjects of a request before the first step."""
         if self.adapter is None or self.image_encoders is None:
-            raise GenerationError("a subject was given, but this pipeline has no adapter.")
-        if not self._processors():
+            raise GenerationError("the request has a subject, but this pipeline has no adapter.")
+        processors = attached_processors(self.backbone.unet)
+        if not processors:
             raise GenerationError("the adapter was detached from the base model; attach it or build a new pipeline.")
-        return self.adapter, self.image_encoders
-
-    def _processors(self) -> list[VisualAttentionProcessor]:
-        processors = self.backbone.unet.attn_processors.values()
-        return [processor for processor in processors if isinstance(processor, VisualAttentionProcessor)]
+        schedule, recipe = MaskSchedule(), None
+        if use_mask:
+            schedule = MaskSchedule.of(steps, settings.mask_steps, settings.mask_every)
+            layers = GuidanceLayers.of(processors, settings.mask_cross_downscales, settings.mask_self_downscales)
+            recipe = MaskRecipe.of(self.backbone, layers, prompts, subjects, size, settings.mask_binary)
+        branch = method_of(self.adapter).generation_branch(self.adapter, self.image_encoders, subjects, settings)
+        latent = (size[0] // self.backbone.latent_scale, size[1] // self.backbone.latent_scale)
+        return SubjectGuidance.of(branch, steps, schedule, recipe, latent)
 
     def _noise(
         self, batch: int, size: Grid, seeds: int | Sequence[int], latents: Tensor | None
     ) -> tuple[Tensor, list[torch.Generator]]:
-        """Initial noise of unit variance, and the generators that schedulers with noise of their own go on with."""
+        """Initial noise of unit variance, and the generators for schedulers that add noise."""
         seeds = [seeds + row for row in range(batch)] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != batch:
-            raise GenerationError(f"{len(seeds)} seeds for {batch} prompts; give one each.")
+            raise GenerationError(f"{len(seeds)} seeds for {batch} prompts; give one for each.")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         scale = self.backbone.latent_scale
         shape = (self.backbone.unet.config.in_channels, size[0] // scale, size[1] // scale)
         if latents is None:
             latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         if latents.shape != (batch, *shape):
-            raise GenerationError(f"latents of shape {tuple(latents.shape)}, wanted {(batch, *shape)}.")
+            raise GenerationError(f"latents have shape {tuple(latents.shape)}; the request needs {(batch, *shape)}.")
         if not latents.isfinite().all():
             raise GenerationError("the initial latents contain NaN or infinite values.")
         return latents.to(self.backbone.device, self.backbone.dtype), generators
 
-    def _denoise(self, run: Run, generators: list[torch.Generator], callback: StepCallback | None) -> None:
-        """All steps; changes `run`."""
+    def _denoise(
+        self, generation: Generation, generators: list[torch.Generator], callback: StepCallback | None
+    ) -> None:
+        """Run all steps on `generation.latents`."""
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {"generator": generators} if "generator" in accepted else {}
         timesteps = self.scheduler.timesteps
         alpha_bars = self.scheduler.alphas_cumprod[timesteps.long().cpu()].to(timesteps.device)
         for number, (timestep, alpha_bar) in enumerate(zip(timesteps, alpha_bars, strict=True)):
-            scaled = self.scheduler.scale_model_input(run.latents, timestep)
-            of_rows = alpha_bar.expand(len(scaled))
-            prediction = predict(self.backbone, run, DenoisingStep(number, timestep, scaled, of_rows, run.text.hidden))
-            run.latents = self.scheduler.step(prediction, timestep, run.latents, **options).prev_sample
+            scaled = self.scheduler.scale_model_input(generation.latents, timestep)
+            step = DenoisingStep(number, timestep, scaled, alpha_bar.expand(len(scaled)), generation.text.hidden)
+            prediction = self._predict(generation, step)
+            generation.latents = self.scheduler.step(prediction, timestep, generation.latents, **options).prev_sample
             if callback is not None:
-                masks = run.subjects.made[-1] if run.subjects is not None and run.subjects.made else None
-                state = {"latents": run.latents, "masks": masks}
-                run.latents = callback(self, number, timestep, state).get("latents", run.latents)
-        if not run.latents.isfinite().all():
-            raise GenerationError("the latents became NaN or infinite; try a wider dtype or a lower guidance scale.")
+                self._call_back(callback, generation, step)
+        if not generation.latents.isfinite().all():
+            raise GenerationError("the latents became NaN or infinite; try a wider dtype or a lower guidance_scale.")
 
+    def _predict(self, generation: Generation, step: DenoisingStep) -> Tensor:
+        """The guided prediction (B, 4, h, w) of a step."""
+        guidance = generation.guidance
+        if self.adapter is None or guidance is None or step.number not in guidance.steps:
+            return predict_text_to_image(self.backbone, generation, step)
+        return method_of(self.adapter).predict(self.backbone, generation, guidance, step)
 
-def _of_each_picture(acting: ActingSubjects | None, pictures: int) -> list[list[Tensor]]:
-    """For each picture the masks (S, G, G') of its own subjects, step by step."""
-    if acting is None or acting.recipe is None:
-        return [[] for _ in range(pictures)]
-    own = [len(counts) for counts in acting.recipe.counts]
-    return [[masks[row, : own[row]].cpu() for masks in acting.made] for row in range(pictures)]
+    def _call_back(self, callback: StepCallback, generation: Generation, step: DenoisingStep) -> None:
+        guidance = generation.guidance
+        masks = guidance.history[-1] if guidance is not None and guidance.history else None
+        state = {"latents": generation.latents, "masks": masks}
+        generation.latents = callback(self, step.number, step.timestep, state).get("latents", generation.latents)
+
+    def _output(self, generation: Generation, start: float) -> RealCustomOutput:
+        """Decode the latents."""
+        now = time.perf_counter()
+        pictures = to_pictures(self.backbone.decode_latents(generation.latents) / 2 + 0.5)
+        for hook in self._offloaded:
+            hook.offload()
+        generation.timings["total"] = generation.clock("decode", now) - start
+        guidance, count = generation.guidance, len(pictures)
+        masks = [[] for _ in range(count)] if guidance is None else guidance.masks_of_pictures(count)
+        return RealCustomOutput(images=pictures, masks=masks, timings=generation.timings)

@@ -13,7 +13,7 @@ class PipelineError(Exception):
 
 
 class StoppedError(PipelineError):
-    """A stage that was told to stop, as by Ctrl-C."""
+    """A stage that was asked to stop, as by Ctrl-C."""
 
 
 class UsageError(PipelineError):
@@ -26,19 +26,19 @@ class UsageError(PipelineError):
 FOLDER_ERRORS = {
     errno.ENOSPC: "there is no space left on its disk; free some, or use another with --set run.folder=...",
     errno.EDQUOT: "its disk quota is used up; free some space, or use another folder with --set run.folder=...",
-    errno.EACCES: "there is no permission to write there; mend it, or use another with --set run.folder=...",
-    errno.EPERM: "there is no permission to write there; mend it, or use another with --set run.folder=...",
+    errno.EACCES: "there is no permission to write there; change it, or use another with --set run.folder=...",
+    errno.EPERM: "there is no permission to write there; change it, or use another with --set run.folder=...",
     errno.EROFS: "it is on a read-only disk; use another with --set run.folder=...",
-    errno.ENOENT: "this place takes no folders; use another with --set run.folder=...",
+    errno.ENOENT: "no folder can be made there; use another with --set run.folder=...",
     errno.ENOTDIR: "a part of its path is a file, not a folder; use another with --set run.folder=...",
     errno.EEXIST: "it is a file, not a folder; use another with --set run.folder=...",
 }
 
 
 def folder_error(error: OSError, folder: Path) -> str | None:
-    """One sentence when `error` says that the run folder cannot be written to; None for any other trouble.
+    """One sentence when `error` says that the run folder cannot be written to; None for any other error.
 
-    A file named by the error that lies outside `folder` is somebody else's trouble, except that a full disk is not.
+    A file named by the error that lies outside `folder` is not the run folder's fault, except on a full disk.
     """
     advice = FOLDER_ERRORS.get(error.errno or 0)
     if advice is None:

@@ -1,10 +1,10 @@
 """When is an output still the right one? When nothing that it was made from has changed.
 
 A stage's fingerprint is a hash of its configuration, the seed, the fingerprints of its inputs, the files from outside
-that it reads, and the version of its code. The code is the stage's module and every module of the project that it
-reaches through imports, found without importing anything. It is compared as a syntax tree without comments and
-docstrings: a reformatted file makes nothing run again. Covers the project's own code only, not the libraries'; an
-import by a computed name is not followed.
+that it reads, and the version of its code. Settings of the operation, such as the number of workers, are not in it.
+The code is the stage's module and every module of the project that it reaches through imports, found without importing
+anything. It is compared as a syntax tree without comments and docstrings: a reformatted file makes nothing run again.
+Covers the project's own code only, not the libraries'; an import by a computed name is not followed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.loading import flat_values
-from pipelines.graph import Graph, Stage
+from pipelines.config.keys import configuration_keys, flat_values
+from pipelines.config.paths import local_paths
+from pipelines.graph import Graph
 from stages.config import Config
+from stages.declaration import Stage
 
-#: Not followed: the values of the first are in the configuration slice; the second carries reports, not results.
-INTERFACES = ("stages.config", "stages.contract")
+#: Not followed: the first says only when an output is made; the second carries reports, not results. Nor are the
+#: modules called `config` of a stage: their values are in the configuration slice.
+INTERFACES = ("stages.declaration", "stages.contract", "stages.config", "stages.shared_config", "stages.settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +52,28 @@ def ingredients_of(graph: Graph) -> dict[str, Ingredients]:
         found[name] = Ingredients(
             config=config_slice(graph.config, stage),
             inputs={other: found[other].fingerprint for other in sorted(graph.inputs[name])},
-            files={path: file_digest(Path(path)) for path in stage.files(graph.config) if path is not None},
+            files={str(path): file_digest(path) for path in outside_files(graph.config, stage)},
             code=code_version(stage.module, graph.root, stage.data),
         )
     return found
 
 
 def config_slice(config: Config, stage: Stage) -> dict[str, Any]:
-    """The values that the stage reads, by dotted key. Where a run is kept and on how many CPUs changes no output."""
-    mine = {key: value for key, value in flat_values(config).items() if key.split(".")[0] in stage.sections}
+    """The values that the stage's result depends on, by dotted key: what it reads, without the operation's."""
+    known = configuration_keys()
+    mine = {key: value for key, value in settings_read(config, stage).items() if not known[key].of_operation}
     return {"run.seed": config.run.seed, **mine}
+
+
+def settings_read(config: Config, stage: Stage) -> dict[str, Any]:
+    """The values of the sections and keys that the stage declares, by dotted key."""
+    sections = tuple(f"{name}." for name in stage.settings)
+    return {key: value for key, value in flat_values(config).items() if f"{key}.".startswith(sections)}
+
+
+def outside_files(config: Config, stage: Stage) -> list[Path]:
+    """The files and folders from outside that the stage's settings name."""
+    return [path for _, path in local_paths(config_slice(config, stage))]
 
 
 def file_digest(path: Path) -> str:
@@ -91,7 +106,7 @@ def reachable_modules(module: str, root: Path) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         file = _source_file(name, root)
-        if file is None or name in found or name in INTERFACES:
+        if file is None or name in found or _is_interface(name):
             continue
         found[name] = file
         waiting += _imports(name, file)
@@ -100,16 +115,25 @@ def reachable_modules(module: str, root: Path) -> dict[str, Path]:
     return found
 
 
+def _is_interface(module: str) -> bool:
+    return module in INTERFACES or (module.startswith("stages.") and module.endswith(".config"))
+
+
 def _source_file(module: str, root: Path) -> Path | None:
     """The file of a project module; None for a library, or for a name that is no module."""
     place = root.joinpath(*module.split("."))
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
-def _imports(module: str, file: Path) -> Iterator[str]:
+@functools.cache
+def _imports(module: str, file: Path) -> frozenset[str]:
     """The names that a module imports anywhere in it. `from model import adapter` may name a module or a thing in one:
-    both are yielded, and what is no module is dropped by the caller.
+    both are in the set, and the caller drops what is no module.
     """
+    return frozenset(_walk_imports(module, file))
+
+
+def _walk_imports(module: str, file: Path) -> Iterator[str]:
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
@@ -125,14 +149,16 @@ def _imports(module: str, file: Path) -> Iterator[str]:
 
 @functools.cache
 def _tree(file: Path) -> ast.Module:
-    """What the file says to the interpreter: its syntax tree without docstrings; comments and layout are not in it."""
+    """What the file says to the interpreter: its syntax tree without docstrings, those of attributes included."""
     tree = ast.parse(file.read_text(), filename=str(file))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
+            node.body = [statement for statement in node.body if not _is_docstring(statement)]
     return tree
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 @functools.cache

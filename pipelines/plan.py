@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from pipelines.fingerprint import Ingredients, ingredients_of
-from pipelines.graph import Graph, Stage
+from pipelines.config.paths import local_paths
+from pipelines.errors import UsageError
+from pipelines.fingerprint import Ingredients, config_slice, ingredients_of
+from pipelines.graph import Graph
 from pipelines.store.store import Output, Store
+from stages.config import Config
+from stages.declaration import Stage
 
 
 class Action(Enum):
@@ -17,7 +21,7 @@ class Action(Enum):
 
     KEEP = "up to date"
     RUN = "runs"
-    REFUSE = "damaged"  # never rebuilt silently: damage means trouble with the disk, and hours of training may be lost
+    REFUSE = "damaged"  # never rebuilt silently: damage means a faulty disk, and hours of training may be lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,19 @@ def make_plan(graph: Graph, store: Store, goals: Collection[str], forced: Collec
         for name, stage in graph.stages.items()
         if name in needed
     ]
+
+
+def check_files(config: Config, steps: Iterable[Step]) -> None:
+    """Find out before anything runs whether the files and folders are there that the stages to run read from outside.
+
+    Raises:
+        UsageError: One is not there.
+    """
+    for step in steps:
+        if step.action is Action.RUN:
+            for key, path in local_paths(config_slice(config, step.stage)):
+                if not path.exists():
+                    raise UsageError(f"{key}: there is no file or folder {path}, which stage {step.stage.name} reads.")
 
 
 def _step(stage: Stage, ingredients: Ingredients, store: Store, latest: Output | None, *, forced: bool) -> Step:

@@ -1,6 +1,6 @@
 """Adaptive scoring module (RealCustom Sec. 3.2, Eqs. 5-10): which image tokens matter, for this text, at this step.
 
-Early in the denoising the text decides, later the picture that is taking shape.
+Early in the denoising the text weighs more, later the latents do (Eq. 8).
 
 Legend of shapes: B batch, n_t text tokens of width c_t, n_i image tokens of width c_i, h x w latent grid of c channels.
 """
@@ -11,9 +11,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from model.adapters.adapter import AdapterError
+from model.errors import GenerationError
 from model.seeding import generator_of
 
-#: How the two scores become one. "scheduled" is Eq. 8; the others are rows 3 to 5 of Table 3.
+#: How the two scores become one: "scheduled" is Eq. 8; the others are rows 3 to 5 of Table 3.
 ScoreFusion = Literal["scheduled", "textual", "visual", "mean"]
 
 #: gamma_num^low and gamma_num^high of Eq. 10.
@@ -24,7 +26,7 @@ class AdaptiveScoringModule(nn.Module):
     """Scores the image tokens, weighs them by their scores and keeps the best (Eqs. 5-9).
 
     The paper gives no width for its "two-layer MLPs"; ours are as wide as the image tokens, with GELU between. A score
-    that does not take part has no weights.
+    that the fusion leaves out has no weights.
 
     Args:
         text_width: c_t.
@@ -33,7 +35,7 @@ class AdaptiveScoringModule(nn.Module):
         fusion: "scheduled", or an ablation of Table 3.
 
     Raises:
-        ValueError: a fusion of another name.
+        AdapterError: the fusion has another name.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class AdaptiveScoringModule(nn.Module):
     ) -> None:
         super().__init__()
         if fusion not in get_args(ScoreFusion):
-            raise ValueError(f"the score fusion is {fusion!r}; it must be one of {', '.join(get_args(ScoreFusion))}.")
+            raise AdapterError(f"score_fusion is {fusion!r}; it must be one of {', '.join(get_args(ScoreFusion))}.")
         self.fusion = fusion
         if fusion != "visual":
             self.textual_pooling = nn.Linear(text_width, 1, bias=False)  # W_a^t
@@ -56,7 +58,7 @@ class AdaptiveScoringModule(nn.Module):
         Args:
             image: f_ci (B, n_i, c_i)
             text: f_ct (B, n_t, c_t)
-            latents: z_t (B, c, h, w); at inference inside the mask
+            latents: z_t (B, c, h, w); at inference z_t times the mask
             alpha_bar: of each row's timestep (B,)
             gamma_num: share of the image tokens to keep
 
@@ -64,12 +66,12 @@ class AdaptiveScoringModule(nn.Module):
             (B, floor(gamma_num * n_i), c_i), the highest score first
 
         Raises:
-            ValueError: gamma_num lies outside (0, 1] or keeps no token.
+            GenerationError: gamma_num lies outside (0, 1] or keeps no token.
         """
         return select(image, self.scores(image, text, latents, alpha_bar), gamma_num)
 
     def scores(self, image: Tensor, text: Tensor, latents: Tensor, alpha_bar: Tensor) -> Tensor:
-        """S (B, n_i) in fp32, positive, one in sum (Eqs. 5-8); arguments as of `forward`."""
+        """S (B, n_i) in fp32, positive, with sum 1 (Eqs. 5-8); the arguments are those of `forward`."""
         if self.fusion == "textual":
             fused = self._textual_score(image, text)
         elif self.fusion == "visual":
@@ -81,12 +83,12 @@ class AdaptiveScoringModule(nn.Module):
 
     def _textual_score(self, image: Tensor, text: Tensor) -> Tensor:
         context = weighted_pool(text, self.textual_pooling(text))
-        return self.textual_score_net(_beside(image, context))[..., 0]
+        return self.textual_score_net(_concat(image, context))[..., 0]
 
     def _visual_score(self, image: Tensor, latents: Tensor) -> Tensor:
         positions = latents.flatten(2).transpose(1, 2)
         context = weighted_pool(positions, self.visual_pooling(positions))
-        return self.visual_score_net(_beside(image, context))[..., 0]
+        return self.visual_score_net(_concat(image, context))[..., 0]
 
 
 def weighted_pool(features: Tensor, logits: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def select(image: Tensor, scores: Tensor, gamma_num: float) -> Tensor:
         (B, floor(gamma_num * n_i), c_i), the highest score first
 
     Raises:
-        ValueError: gamma_num lies outside (0, 1] or keeps no token.
+        GenerationError: gamma_num lies outside (0, 1] or keeps no token.
     """
     count = token_count(gamma_num, image.shape[1])
     weighed = image * (1 + scores[..., None]).to(image.dtype)
@@ -124,15 +126,17 @@ def select(image: Tensor, scores: Tensor, gamma_num: float) -> Tensor:
 
 
 def token_count(gamma_num: float, tokens: int) -> int:
-    """How many of so many image tokens are kept: floor(gamma_num * n_i).
+    """The number of image tokens that are kept: floor(gamma_num * n_i).
 
     Raises:
-        ValueError: gamma_num lies outside (0, 1] or keeps no token.
+        GenerationError: gamma_num lies outside (0, 1] or keeps no token.
     """
     # 0.29 * 100 is 28.999999999999996
     count = math.floor(gamma_num * tokens + 1e-6) if 0 < gamma_num <= 1 else 0
     if count < 1:
-        raise ValueError(f"gamma_num {gamma_num} must lie in (0, 1] and keep at least one of {tokens} image tokens.")
+        raise GenerationError(
+            f"gamma_num {gamma_num} must lie in (0, 1] and keep at least one of {tokens} image tokens."
+        )
     return count
 
 
@@ -146,6 +150,6 @@ def _score_net(context_width: int, image_width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(context_width + image_width, image_width), nn.GELU(), nn.Linear(image_width, 1))
 
 
-def _beside(image: Tensor, context: Tensor) -> Tensor:
-    """The context (B, 1, c), once for every image token (B, n_i, c_i), on channels: (B, n_i, c + c_i)."""
+def _concat(image: Tensor, context: Tensor) -> Tensor:
+    """Concatenate the context (B, 1, c) to every image token (B, n_i, c_i) on channels: (B, n_i, c + c_i)."""
     return torch.cat([context.expand(-1, image.shape[1], -1), image], dim=-1)

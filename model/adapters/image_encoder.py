@@ -1,4 +1,4 @@
-"""The reference picture as frozen image encoders see it (RealCustom++ Sec. III-C1; methods: SigLIP with DINOv2).
+"""Features of the reference picture, from frozen image encoders (RealCustom++ Sec. III-C1: SigLIP and DINOv2).
 
 Legend of shapes: B batch, S side of the picture, n patches of one view, L shallow levels, T tiles, c width of all
 encoders' features together.
@@ -23,7 +23,7 @@ from model.errors import ModelError
 from model.pictures.crops import square_crop
 from model.pictures.tensors import to_tensor
 
-_HALF = (0.5, 0.5, 0.5)  # mean and std of an encoder that says nothing: pictures in [-1, 1]
+_HALF = (0.5, 0.5, 0.5)  # default mean and std: pictures in [-1, 1]
 
 
 class ImageEncoderError(ModelError):
@@ -32,7 +32,7 @@ class ImageEncoderError(ModelError):
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """What the projector reads."""
+    """The projector's input."""
 
     deep: Tensor  # (B, n, c), last hidden states
     shallow: Tensor  # (B, L * n, c), levels one after the other
@@ -48,7 +48,7 @@ class ReferenceFeatures:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ReferenceFeatures":
-        """Move all three."""
+        """Move all three tensors."""
         return ReferenceFeatures(*(tensor.to(device, dtype) for tensor in (self.deep, self.shallow, self.high)))
 
     @staticmethod
@@ -62,13 +62,16 @@ class ReferenceFeatures:
 
 
 class VisionTower(nn.Module):
-    """One frozen encoder: normalises with its own mean and std, returns patch features of chosen blocks.
+    """One frozen encoder: normalizes with its own mean and std, returns patch features of chosen blocks.
 
     Args:
         model: a transformers vision model (CLIP, SigLIP, DINOv2 with or without registers).
-        mean: of the three colours, pictures in [0, 1].
-        std: likewise.
+        mean: of the three colour channels, for pictures in [0, 1].
+        std: of the three colour channels.
         shallow_layers: blocks whose output is a shallow level, counted from 0 as timm does.
+
+    Raises:
+        ImageEncoderError: a shallow layer does not exist.
     """
 
     mean: Tensor
@@ -81,7 +84,9 @@ class VisionTower(nn.Module):
         config: Any = model.config
         blocks = config.num_hidden_layers
         if not all(0 <= layer < blocks for layer in shallow_layers):
-            raise ImageEncoderError(f"shallow layers {list(shallow_layers)}: the blocks are 0 to {blocks - 1}.")
+            raise ImageEncoderError(
+                f"shallow_layers {list(shallow_layers)}: the encoder's blocks are 0 to {blocks - 1}."
+            )
         self.model = model.eval().requires_grad_(False)
         self.shallow_layers = tuple(shallow_layers)
         self.patch_size: int = config.patch_size
@@ -94,35 +99,42 @@ class VisionTower(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Pictures (B, 3, S, S) in [0, 1] -> last hidden states (B, n, c), shallow levels each (B, n, c).
 
-        The last block's output is taken before the encoder's final norm where transformers applies none (CLIP) and
-        after it where it does (SigLIP, DINOv2). Class and register tokens are dropped.
+        The last hidden states are transformers': before the encoder's final norm for CLIP, after it for SigLIP and
+        DINOv2. Class and register tokens are dropped.
         """
-        normalised = (pictures.to(self.mean.dtype) - self.mean) / self.std
+        normalized = (pictures.to(self.mean.dtype) - self.mean) / self.std
         options: dict[str, Any] = {}
         if self._interpolates and pictures.shape[-1] != self.native_size:
             options["interpolate_pos_encoding"] = True
-        output = self.model(pixel_values=normalised, output_hidden_states=True, **options)
+        output = self.model(pixel_values=normalized, output_hidden_states=True, **options)
         patches = (pictures.shape[-2] // self.patch_size) * (pictures.shape[-1] // self.patch_size)
         states = [output.hidden_states[layer + 1][:, -patches:] for layer in self.shallow_layers]
         return output.last_hidden_state[:, -patches:], states
 
 
 class ImageEncoders(nn.Module):
-    """All image encoders side by side; their features are concatenated on channels.
+    """All image encoders; their features are concatenated on channels.
 
     Args:
-        towers: with equally many shallow layers and equally many patches at `reference_size`.
-        reference_size: side of the pictures as the encoders see them.
-        tiles: the high-resolution reference is cut in tiles x tiles views of `reference_size`.
+        towers: with the same number of shallow layers, and the same number of patches at `reference_size`.
+        reference_size: side of the encoders' input, pixels.
+        tiles: the high-resolution reference is cut into tiles x tiles views of `reference_size`.
+
+    Raises:
+        ImageEncoderError: the towers do not fit together.
     """
 
     def __init__(self, towers: Sequence[VisionTower], reference_size: int, tiles: int) -> None:
         super().__init__()
         if len({len(tower.shallow_layers) for tower in towers}) != 1 or not towers[0].shallow_layers:
-            raise ImageEncoderError("give every image encoder equally many shallow layers, at least one.")
+            raise ImageEncoderError(
+                "shallow_layers: every image encoder needs the same number of shallow layers, at least one."
+            )
         sides = [reference_size // tower.patch_size for tower in towers]
         if len(set(sides)) != 1:
-            raise ImageEncoderError(f"the image encoders see {sides} patches a side; they must agree.")
+            raise ImageEncoderError(
+                f"the image encoders have {sides} patches a side at reference_size {reference_size}; they must agree."
+            )
         self.towers = nn.ModuleList(towers)
         self.reference_size = reference_size
         self.tiles = tiles
@@ -134,7 +146,7 @@ class ImageEncoders(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        names: Sequence[str],
+        image_encoders: Sequence[str],
         backbone_folder: str | Path | None,
         shallow_layers: Sequence[Sequence[int]],
         reference_size: int,
@@ -145,8 +157,8 @@ class ImageEncoders(nn.Module):
         """Load the encoders, frozen.
 
         Args:
-            names: subfolders of the backbone's folder (micro: "clip", "dino"), other folders, or hub ids.
-            backbone_folder: where subfolders are looked for first.
+            image_encoders: subfolders of the backbone's folder (micro: "clip", "dino"), other folders, or hub ids.
+            backbone_folder: searched for subfolders first.
             shallow_layers: for each encoder the blocks of its shallow levels, counted from 0.
             reference_size: see the class.
             tiles: see the class.
@@ -154,13 +166,15 @@ class ImageEncoders(nn.Module):
             device: of the weights.
 
         Raises:
-            ImageEncoderError: an encoder is missing, or they do not fit together.
+            ImageEncoderError: an encoder is missing, or the encoders do not fit together.
         """
-        if not names or len(names) != len(shallow_layers):
-            raise ImageEncoderError(f"{len(names)} image encoders but {len(shallow_layers)} lists of shallow layers.")
+        if not image_encoders or len(image_encoders) != len(shallow_layers):
+            raise ImageEncoderError(
+                f"image_encoders has {len(image_encoders)} entries, but shallow_layers has {len(shallow_layers)}."
+            )
         towers = [
             _load_tower(_locate(name, backbone_folder), layers, dtype)
-            for name, layers in zip(names, shallow_layers, strict=True)
+            for name, layers in zip(image_encoders, shallow_layers, strict=True)
         ]
         return cls(towers, reference_size, tiles).to(device)
 
@@ -169,8 +183,8 @@ class ImageEncoders(nn.Module):
         """Features of square references.
 
         Args:
-            pictures: (B, 3, S, S) in [0, 1], S at least `reference_size`; the tiles gain detail up to
-                S = tiles * reference_size (768 in the paper), a smaller reference is enlarged for them.
+            pictures: (B, 3, S, S) in [0, 1], S at least `reference_size`. The tiles have full detail at
+                S = tiles * reference_size (768 in the paper); a smaller reference is enlarged for them.
         """
         low = _resize(pictures, self.reference_size)
         high = _resize(pictures, self.reference_size * self.tiles)
@@ -183,25 +197,25 @@ class ImageEncoders(nn.Module):
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> Tensor:
-        """RealCustom's image tokens f_ci (B, n, c): the deep features alone, without tiles; `pictures` as above."""
+        """RealCustom's image tokens f_ci (B, n, c): the deep features alone; `pictures` as for `features`."""
         return self._encode(_resize(pictures, self.reference_size))[0]
 
     @apply_forward_hook
     def encode(self, pictures: Sequence[Image.Image]) -> ReferenceFeatures:
-        """Features of RGB pictures of any size and shape: their central squares.
+        """Features of the central squares of RGB pictures of any size.
 
-        A picture large enough is read at the tiles' resolution, another at `reference_size`, one by one: a picture's
-        features do not depend on its neighbours in the batch.
+        A picture of at least tiles * reference_size is resized to that, a smaller one to `reference_size`. Pictures are
+        encoded one by one, so that a picture's features do not depend on the batch.
         """
         return ReferenceFeatures.cat([self.features(self._prepare(picture)[None]) for picture in pictures])
 
     @apply_forward_hook
     def encode_tokens(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """RealCustom's image tokens (B, n, c) of RGB pictures of any size and shape: their central squares."""
+        """RealCustom's image tokens (B, n, c) of the central squares of RGB pictures of any size."""
         return torch.cat([self.tokens(self._prepare(picture)[None]) for picture in pictures])
 
     def black(self, batch: int) -> ReferenceFeatures:
-        """The dropped image condition: features of a black picture (zeros before normalisation), `batch` times."""
+        """The dropped image condition: features of a black picture (zeros before normalization), `batch` times."""
         if self._black is None or self._black.deep.device != self.device:
             size = self.reference_size
             self._black = self.features(torch.zeros(1, 3, size, size, device=self.device))
@@ -246,7 +260,7 @@ def _load_tower(location: str, shallow_layers: Sequence[int], dtype: torch.dtype
 
 
 def normalization(location: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std from `preprocessor_config.json`; (0.5, 0.5) where the encoder has none, as the micro one."""
+    """Mean and std from `preprocessor_config.json`; 0.5 and 0.5 for an encoder without one, such as the micro one."""
     path = cached_file(location, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
         return _HALF, _HALF

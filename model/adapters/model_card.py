@@ -1,4 +1,4 @@
-"""The model card that is written beside an adapter's weights (README.md, as the Hugging Face hub reads it)."""
+"""The model card of an adapter: the README.md beside its weights, in the Hugging Face hub's format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ tags: [subject-driven-generation]
 ---
 # {method} adapter
 
-Weights of `{module}.{name}`. The base model is not changed by them: they are attached through attention processors and
-detached without trace.
+Weights of `{module}.{name}`. The adapter does not change the base model's weights: it is attached and detached through
+attention processors.
 
 Paper: *{paper}*.
 
@@ -25,20 +25,20 @@ Paper: *{paper}*.
 |---|---|
 {settings}
 
-They fit a base model whose UNet has the cross-attention layers that `config.json` lists. What they were trained on, and
-how well they do, is in the record of the run that made them; this card does not know it.
+The adapter fits a base model whose UNet has the cross-attention layers that `config.json` lists. The record of the
+training run has the training data and the evaluation.
 """
 
 
 def model_card(model: type, method: str, paper: str, config: Mapping[str, Any], parameters: int) -> str:
-    """The card's text.
+    """The text of a model card.
 
     Args:
-        model: class of the weights.
-        method: its name in the paper.
+        model: the adapter's class.
+        method: the method's name in the paper.
         paper: the paper's title.
-        config: as registered; the layers are counted, not listed.
-        parameters: their number.
+        config: the adapter's config; of `layers` the card has only the number.
+        parameters: number of parameters.
     """
     settings = {key: value for key, value in config.items() if not key.startswith("_") and key != "layers"}
     rows = {"cross-attention layers": len(config["layers"]), **settings, "parameters": f"{parameters:,}"}

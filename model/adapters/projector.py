@@ -13,9 +13,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from model.adapters.adapter import AdapterError
 from model.adapters.image_encoder import ReferenceFeatures
 
-#: How features join the deep ones: as more tokens beside them, or added to them element by element.
+#: How features join the deep ones: concatenated as additional tokens, or added element by element.
 Combination = Literal["concat", "add"]
 
 
@@ -24,14 +25,17 @@ class MinAttention(nn.Module):
 
     Args:
         width: c, of both inputs and of the output.
-        head_width: 64 in the authors' code; a narrower width becomes one head.
+        head_width: 64 in the authors' code; inputs narrower than this get one head.
+
+    Raises:
+        AdapterError: the width does not divide into heads.
     """
 
     def __init__(self, width: int, head_width: int = 64) -> None:
         super().__init__()
         self.heads = max(1, width // head_width)
         if width % self.heads:
-            raise ValueError(f"image features of width {width} do not divide into heads of width {head_width}")
+            raise AdapterError(f"image features of width {width} do not divide into heads of width {head_width}.")
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.to_q = nn.Linear(width, width, bias=False)
@@ -68,11 +72,11 @@ class CrossLayerCrossScaleProjector(ModelMixin, ConfigMixin):
         (None, None)           VIII 1: the naive projector
         ("concat", None)       VIII 2: with the cross-layer mechanism
         ("concat", "add")      VIII 3 = IX: CCP, Eq. 9; the default
-        ("concat", "concat")   IX: both beside the deep features
-        ("add", "concat")      IX: the other way round
+        ("concat", "concat")   IX: both concatenated
+        ("add", "concat")      IX: cross-layer added, cross-scale concatenated
 
     Table IX prints CCP as "cross-scale token concat + cross-layer element add"; Eq. 9 and the text of Sec. IV-C say
-    the opposite, and they are followed. A branch that is None has no weights.
+    the opposite, and this class follows them. A branch that is None has no weights.
 
     Args:
         image_width: c, width of the encoders' features (all encoders concatenated).
@@ -82,7 +86,7 @@ class CrossLayerCrossScaleProjector(ModelMixin, ConfigMixin):
         cross_scale: how f_high' joins; None leaves Eqs. 7-8 out.
 
     Raises:
-        ValueError: a combination of another name, or a width that does not divide into heads.
+        AdapterError: a combination has another name, or the width does not divide into heads.
     """
 
     @register_to_config
@@ -97,7 +101,7 @@ class CrossLayerCrossScaleProjector(ModelMixin, ConfigMixin):
         super().__init__()
         for name, value in {"cross_layer": cross_layer, "cross_scale": cross_scale}.items():
             if value not in (None, *get_args(Combination)):
-                raise ValueError(f"{name} is {value!r}; it must be 'concat', 'add' or None.")
+                raise AdapterError(f"{name} is {value!r}; it must be 'concat', 'add' or None.")
         if cross_layer is not None:
             self.shallow_attention = MinAttention(image_width, head_width)
             self.shallow_mlp = _mlp(image_width, token_width)
@@ -107,7 +111,7 @@ class CrossLayerCrossScaleProjector(ModelMixin, ConfigMixin):
         self.deep_mlp = nn.Linear(image_width, token_width)
 
     def forward(self, features: ReferenceFeatures) -> Tensor:
-        """Deep (B, n, c), shallow (B, L * n, c), high (B, T * n, c) -> f_ci (B, n, c_t), n more a "concat"."""
+        """Deep (B, n, c), shallow (B, L * n, c), high (B, T * n, c) -> f_ci (B, n, c_t), n more per "concat"."""
         deep, branches = features.deep, []
         cross_layer, cross_scale = self.config["cross_layer"], self.config["cross_scale"]
         if cross_layer is not None:
@@ -118,7 +122,7 @@ class CrossLayerCrossScaleProjector(ModelMixin, ConfigMixin):
 
 
 def combine(deep: Tensor, branches: Sequence[tuple[Combination, Tensor]]) -> Tensor:
-    """Eq. 9 and its ablations: branches (B, n, c_t) beside or added to MLP(f_deep) (B, n, c_t)."""
-    beside = [tokens for combination, tokens in branches if combination == "concat"]
+    """Eq. 9 and its ablations: branches (B, n, c_t), concatenated with or added to MLP(f_deep) (B, n, c_t)."""
+    concatenated = [tokens for combination, tokens in branches if combination == "concat"]
     added = [tokens for combination, tokens in branches if combination == "add"]
-    return torch.cat([*beside, sum(added, deep)], dim=1)
+    return torch.cat([*concatenated, sum(added, deep)], dim=1)

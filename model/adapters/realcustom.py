@@ -1,6 +1,6 @@
 """The RealCustom adapter: adaptive scoring module, and visual keys/values of every cross-attention layer (Eqs. 4-10).
 
-Other than in RealCustom++ the condition depends on the text, the latents and the step: it is made anew at every step.
+Unlike RealCustom++'s, its condition depends on the text, the latents and the step, and is computed at every step.
 """
 
 from diffusers import UNet2DConditionModel
@@ -13,7 +13,7 @@ from model.adapters.visual_attention import VisualCondition
 
 
 class RealCustomAdapter(VisualAdapter):
-    """Everything that RealCustom trains: the adaptive scoring module and the visual keys and values.
+    """What RealCustom trains: the adaptive scoring module and the visual keys and values.
 
         adapter.attach(unet)
         condition = adapter(image_tokens, text_states, latents * mask, alpha_bar)  # at every step
@@ -31,7 +31,7 @@ class RealCustomAdapter(VisualAdapter):
             are the rows of Table 3.
     """
 
-    method = "RealCustom"
+    method_name = "RealCustom"
     paper = "RealCustom: Narrowing Real Text Word for Real-Time Open-Domain Text-to-Image Customization"
 
     @register_to_config
@@ -55,7 +55,7 @@ class RealCustomAdapter(VisualAdapter):
     def from_unet(
         cls, unet: UNet2DConditionModel, image_width: int, score_fusion: ScoreFusion | None = "scheduled"
     ) -> "RealCustomAdapter":
-        """A fresh adapter with the shapes of a base UNet; `image_width` is `ImageEncoders.width`."""
+        """A new adapter with the shapes of a base UNet; `image_width` is `ImageEncoders.width`."""
         shapes = image_width, unet.config.cross_attention_dim, unet.config.in_channels
         return cls(cross_attention_widths(unet), *shapes, score_fusion)
 
@@ -67,13 +67,14 @@ class RealCustomAdapter(VisualAdapter):
         Args:
             image: f_ci (B, n_i, c_i)
             text: f_ct (B, n_t, c_t)
-            latents: z_t (B, c, h, w); at inference times the mask, so that only the subject's place is looked at
+            latents: z_t (B, c, h, w); at inference z_t times the mask, so that the scores depend on the subject's
+                region alone
             alpha_bar: the scheduler's `alphas_cumprod` at each row's timestep (B,)
             gamma_num: share of the image tokens to keep; in training `sample_gamma_num`. Without a scoring module all
                 are kept.
 
         Raises:
-            ValueError: gamma_num lies outside (0, 1] or keeps no token.
+            GenerationError: gamma_num lies outside (0, 1] or keeps no token.
         """
         if self.scoring is not None:
             image = self.scoring(image, text, latents, alpha_bar, gamma_num)

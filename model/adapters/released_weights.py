@@ -2,18 +2,19 @@
 
     python -m model.adapters.released_weights RealCustom_highres.pth adapter/
 
-The files are state dicts of the authors' UNet. A .safetensors file is read as such; a .pth or .bin file is a pickle,
-and is read by `torch.load(weights_only=True)`, which builds tensors and refuses everything else. There are two forms:
+The files are state dicts of the authors' UNet: .safetensors, or pickles (.pth, .bin) that are read with
+`torch.load(weights_only=True)`, which refuses everything but tensors. There are two forms:
 
     high resolution only         min_attention, projector, projector_base      f_ci = MLP(f_deep) + f_high'
     high resolution and shallow  also min_attention2, projector2               Eq. 9, see `released_forward`
 
-The released forward of the second form joins f_shallow' and MLP(f_deep), and drops the sum with f_high' that it has
-computed: it departs from Eq. 9, and is row 2 of Table VIII.
+The authors' forward pass of the second form concatenates f_shallow' and MLP(f_deep), and discards the sum with f_high'
+that it has computed: it departs from Eq. 9, and is row 2 of Table VIII.
 
-What the files do not hold, this module does not bring. The authors' inference takes the deep features from blocks 25
-(SigLIP) and 22 (DINOv2) without the final norm, makes the four high-resolution views of every second pixel, not of
-quarters of the picture, and gives the features of a black picture to the unconditional rows.
+This module imports weights only. The authors' inference code differs from this project's in three more points: it takes
+the deep features from blocks 25 (SigLIP) and 22 (DINOv2) without the final norm, it makes the four high-resolution
+views of every second pixel instead of quarters of the picture, and it gives the features of a black picture to the
+unconditional rows.
 """
 
 import argparse
@@ -29,10 +30,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.adapters.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths
+from model.adapters.adapter import AdapterError, cross_attention_widths
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 
 _PROJECTOR = "encoder_hidden_states_vision_projection"
-#: Our projector's modules -> theirs.
+#: Modules of this project's projector -> the authors'.
 _MODULES = {
     "shallow_attention": "min_attention2",
     "shallow_mlp": "projector2",
@@ -53,8 +55,8 @@ SDXL_UNET: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-_LISTED = 10  # keys that a message names; a file of another model lacks hundreds
-#: What reading a damaged file raises; a damaged pickle can raise most things.
+_LISTED = 10  # keys in a message; a file of another model lacks hundreds
+#: Errors that reading a damaged file raises.
 _DAMAGED = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -68,23 +70,19 @@ _DAMAGED = (
 )
 
 
-class ReleasedWeightsError(AdapterError):
-    """The file holds none of the released forms."""
-
-
 def convert_released(
     state: Mapping[str, Tensor], unet: UNet2DConditionModel, *, released_forward: bool = False
 ) -> RealCustomPlusAdapter:
-    """The adapter that a released state dict holds; its weights keep their precision.
+    """The adapter of a released state dict; its weights keep their precision.
 
     Args:
-        state: the base UNet's own weights may be among it; they are not read.
-        unet: the base that the weights were trained for; `sdxl_unet()` will do.
-        released_forward: compute what the authors' code computes from the second form. The high-resolution branch has
-            no effect there and is left out. By default all weights are taken and Eq. 9 is computed.
+        state: may contain the base UNet's own weights too; they are ignored.
+        unet: the base model that the weights were trained for, or `sdxl_unet()`.
+        released_forward: compute what the authors' code computes from the second form: the high-resolution branch has
+            no effect there and is left out. By default the adapter has all weights and computes Eq. 9.
 
     Raises:
-        ReleasedWeightsError: keys are missing or unexpected, or tensors have a wrong shape (lists them).
+        AdapterError: keys are missing or unexpected, or tensors have a wrong shape (the message lists them).
     """
     shallow = any(key.startswith(_SHALLOW) for key in state)
     widths = (cross_attention_widths(unet), _image_width(state), unet.config.cross_attention_dim)
@@ -104,50 +102,50 @@ def released_names(adapter: RealCustomPlusAdapter) -> dict[str, str]:
     names = {}
     for name in adapter.state_dict():
         kind, module, rest = name.split(".", 2)
-        place = f"{_PROJECTOR}.{_MODULES[module]}" if kind == "projector" else f"{layers[module]}.{kind}"
-        names[name] = f"{place}.{rest}"
+        prefix = f"{_PROJECTOR}.{_MODULES[module]}" if kind == "projector" else f"{layers[module]}.{kind}"
+        names[name] = f"{prefix}.{rest}"
     return names
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickle that holds nothing else.
+    """The tensors of a .safetensors file, or of a pickle that contains nothing but tensors.
 
     Raises:
-        ReleasedWeightsError: a damaged file, a pickle that holds more than tensors, or no state dict.
-        OSError: no such file.
+        AdapterError: the file is damaged, contains more than tensors, or is no state dict.
+        OSError: the file does not exist.
     """
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        raise ReleasedWeightsError(f"{path} is damaged, or holds more than tensors; nothing was read.") from error
+        raise AdapterError(f"{path} is damaged, or contains more than tensors.") from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
-        raise ReleasedWeightsError(f"{path} holds no state dict: names with a tensor each.")
+        raise AdapterError(f"{path} is not a state dict, which has a tensor for each name.")
     return state
 
 
 def sdxl_unet() -> UNet2DConditionModel:
-    """A UNet of SDXL's shape without weights: it tells the names that a released file must have."""
+    """A UNet of SDXL's shape without weights."""
     with torch.device("meta"):
         return UNet2DConditionModel(**SDXL_UNET)
 
 
 def _image_width(state: Mapping[str, Tensor]) -> int:
-    """c; where the file cannot tell, any multiple of the head width will do to list what is wrong with it."""
+    """c; 64 for a file that lacks it: enough to list what is missing."""
     norm = state.get(f"{_PROJECTOR}.min_attention.norm1.weight")
     return 64 if norm is None or norm.numel() == 0 or norm.numel() % 64 else norm.numel()
 
 
 def _renamed(state: Mapping[str, Tensor], adapter: RealCustomPlusAdapter, base: Collection[str]) -> dict[str, Tensor]:
-    """The tensors by our names, checked key by key."""
+    """The tensors by this project's names."""
     names, wanted = released_names(adapter), adapter.state_dict()
     given = state.keys() - set(base)
     missing, unexpected = sorted(set(names.values()) - given), sorted(given - set(names.values()))
     if missing or unexpected:
-        raise ReleasedWeightsError(
+        raise AdapterError(
             f"these are not RealCustom++'s released weights; missing: {_listed(missing)}; "
             f"unexpected: {_listed(unexpected)}."
         )
@@ -157,31 +155,31 @@ def _renamed(state: Mapping[str, Tensor], adapter: RealCustomPlusAdapter, base: 
         if state[theirs].shape != wanted[ours].shape
     ]
     if wrong:
-        raise ReleasedWeightsError(f"released weights of another shape than this base's: {_listed(wrong)}.")
+        raise AdapterError(f"released weights of another shape than this base's: {_listed(wrong)}.")
     return {ours: state[theirs] for ours, theirs in names.items()}
 
 
-def _listed(things: list[str]) -> str:
-    more = f" and {len(things) - _LISTED} more" if len(things) > _LISTED else ""
-    return (", ".join(things[:_LISTED]) or "none") + more
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return (", ".join(items[:_LISTED]) or "none") + more
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line: SOURCE, a released file, to TARGET, a folder for `RealCustomPlusAdapter.from_pretrained`."""
+    """Convert SOURCE, a released file, to TARGET, a folder for `RealCustomPlusAdapter.from_pretrained`."""
     parser = argparse.ArgumentParser(prog="python -m model.adapters.released_weights", description=main.__doc__)
     parser.add_argument("source", metavar="SOURCE", type=Path)
     parser.add_argument("target", metavar="TARGET", type=Path)
     parser.add_argument(
         "--released-forward", action="store_true", help="leave f_high' out of Eq. 9, as the authors' code does"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        state = read_state_dict(given.source)
-        adapter = convert_released(state, sdxl_unet(), released_forward=given.released_forward)
-        adapter.save_pretrained(given.target)
-    except (ReleasedWeightsError, OSError) as error:
+        state = read_state_dict(options.source)
+        adapter = convert_released(state, sdxl_unet(), released_forward=options.released_forward)
+        adapter.save_pretrained(options.target)
+    except (AdapterError, OSError) as error:
         sys.exit(str(error))
-    print(f"{given.target}: {adapter.num_parameters():,} parameters")
+    print(f"{options.target}: {adapter.num_parameters():,} parameters")
 
 
 if __name__ == "__main__":

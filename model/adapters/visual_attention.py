@@ -1,13 +1,14 @@
 """Visual cross-attention beside the text cross-attention (RealCustom Eq. 4, RealCustom++ Eq. 14).
 
-One kind of processor sits in every attention layer of the UNet while an adapter is attached. What it does is told with
-each call, through diffusers' `cross_attention_kwargs`; it keeps no state, so one UNet may serve several callers:
+Attaching an adapter puts a `VisualAttentionProcessor` into every attention layer of the UNet. The processor is
+stateless: each call passes its inputs through diffusers' `cross_attention_kwargs`, so one UNet can serve several
+callers:
 
-    unet(latents, t, text)                                                         the base model, bit for bit
-    unet(latents, t, text, cross_attention_kwargs={"visual": condition})           generation branch; several: a list
-    unet(latents, t, text, cross_attention_kwargs={"recorder": recorder})          guidance branch
+    unet(latents, t, text)                                                  the base model, bit for bit
+    unet(latents, t, text, cross_attention_kwargs={"visual": condition})    generation branch; also a list of conditions
+    unet(latents, t, text, cross_attention_kwargs={"recorder": recorder})   guidance branch
 
-`torch.compile` takes each of the three as one graph.
+`torch.compile` compiles each of the three to one graph.
 
 Legend of shapes: B batch, H heads, d head width, N positions of the layer's grid, k of them with a subject, n keys,
 C = H * d.
@@ -19,50 +20,51 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where a mask M_hat is not zero on a layer's grid: the visual attention is computed at these k positions only."""
+    """The k positions where a mask M_hat is not zero on a layer's grid; visual attention is computed only there."""
 
-    positions: Tensor  # (B, k) of the layer's N; a row with fewer than k is filled up with positions of weight 0
-    weights: Tensor  # (B, k, 1), M_hat there
+    positions: Tensor  # (B, k) of the layer's N; a row with fewer than k is padded with positions of weight 0
+    weights: Tensor  # (B, k, 1), M_hat at the positions
 
 
 @dataclass(frozen=True)
 class VisualCondition:
-    """A reference as the UNet's cross-attention layers see it.
+    """The visual condition of one reference for the UNet's cross-attention layers.
 
-    It applies to the last B rows of the UNet's batch: classifier-free guidance puts unconditional rows first, and
-    those carry no subject (epsilon(empty) of RealCustom++ Eq. 15).
+    It applies to the last B rows of the UNet's batch: classifier-free guidance puts the unconditional rows first, and
+    they have no subject (epsilon(empty) of RealCustom++ Eq. 15).
     """
 
     keys_values: dict[str, tuple[Tensor, Tensor]]  # layer -> K_i, V_i, each (B, n, C)
     regions: dict[int, Region] | None = None  # layer's downscale -> M_hat on its grid; None: the whole picture
-    scale: float | Tensor = 1.0  # strength, one for all or (B, 1, 1)
+    scale: float | Tensor = 1.0  # strength: a number, or (B, 1, 1)
 
 
 class AttentionRecorder(Protocol):
-    """Is shown the queries and keys of the layers that it wants, before their softmax."""
+    """Receives the queries and keys of attention layers, before their softmax."""
 
     def wants(self, layer: str) -> bool:
-        """Whether the layer of this name is to be recorded."""
+        """Whether to record the layer of this name."""
 
     def record(self, layer: str, query: Tensor, key: Tensor) -> None:
-        """`query` (B, H, N, d) and `key` (B, H, n, d). What it raises ends the UNet's pass."""
+        """`query` (B, H, N, d) and `key` (B, H, n, d). An exception ends the UNet's pass."""
 
 
 class VisualAttentionProcessor:
     """Text attention + sum of scale * M_hat * visual attention, with the text's queries (RealCustom++ Eqs. 14, 17).
 
-    Not an nn.Module: the adapter owns the weights, the base UNet's state dict stays as it was.
+    It is no nn.Module: the adapter owns the weights, and the base UNet's state dict stays unchanged.
 
     Args:
         layer: name of the attention layer in the UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn2`.
-        downscale: the layer's grid is the latent's size divided by this.
-        original: the processor that was there before; it computes whatever asks for neither a subject nor a record.
+        downscale: the latent's size divided by the size of the layer's grid.
+        original: the layer's own processor; it computes all calls without `visual` and `recorder`.
     """
 
     def __init__(self, layer: str, downscale: int, original: Any) -> None:
@@ -80,31 +82,21 @@ class VisualAttentionProcessor:
         visual: VisualCondition | Sequence[VisualCondition] | None = None,
         recorder: AttentionRecorder | None = None,
     ) -> Tensor:
-        """diffusers' processor call; `visual` and `recorder` arrive through `cross_attention_kwargs`."""
+        """The call of diffusers' processors; `visual` and `recorder` come through `cross_attention_kwargs`."""
         if recorder is not None and not recorder.wants(self.layer):
             recorder = None
         if encoder_hidden_states is None:
             visual = None
         if visual is None and recorder is None:
-            return self.original(
-                attn,
-                hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=attention_mask,
-                temb=temb,
-            )
-
+            rest = {"attention_mask": attention_mask, "temb": temb}
+            return self.original(attn, hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         queries = attn.to_q(hidden_states)
-        query = _split_heads(queries, attn.heads)
-        key = _split_heads(attn.to_k(context), attn.heads)
+        query, key = _split_heads(queries, attn.heads), _split_heads(attn.to_k(context), attn.heads)
         if recorder is not None:
             recorder.record(self.layer, query, key)
-        value = _split_heads(attn.to_v(context), attn.heads)
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], context.shape[0])
-            attention_mask = attention_mask.view(context.shape[0], attn.heads, -1, attention_mask.shape[-1])
-        out = _merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask))
+        value, mask = _split_heads(attn.to_v(context), attn.heads), _attention_mask(attn, attention_mask, context)
+        out = _merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
         for condition in [visual] if isinstance(visual, VisualCondition) else visual or ():
             out = self._add_visual(out, queries, condition, attn.heads)
         return attn.to_out[1](attn.to_out[0](out))
@@ -117,16 +109,30 @@ class VisualAttentionProcessor:
         key, value = (_split_heads(tensor.to(queries.dtype), heads) for tensor in (keys, values))
         if visual.regions is None:
             query = _split_heads(queries[-batch:], heads)
-            seen = _merge_heads(F.scaled_dot_product_attention(query, key, value))
-            return torch.cat([text[:-batch], text[-batch:] + (seen * visual.scale).to(text.dtype)])
+            attended = _merge_heads(F.scaled_dot_product_attention(query, key, value))
+            return torch.cat([text[:-batch], text[-batch:] + (attended * visual.scale).to(text.dtype)])
         region = visual.regions[self.downscale]
-        # Whole positions are read and added to as rows of one table: much faster than gather and scatter.
+        # Indexing positions as rows of one (rows * N, C) table is much faster than gather and scatter.
         first = torch.arange(rows - batch, rows, device=queries.device)[:, None] * positions
-        places = (region.positions + first).flatten()
-        query = _split_heads(queries.reshape(-1, width).index_select(0, places).view(batch, -1, width), heads)
-        seen = _merge_heads(F.scaled_dot_product_attention(query, key, value))
-        seen = (seen * (region.weights * visual.scale)).to(text.dtype)
-        return text.reshape(-1, width).index_add(0, places, seen.view(-1, width)).view_as(text)
+        indices = (region.positions + first).flatten()
+        query = _split_heads(queries.reshape(-1, width).index_select(0, indices).view(batch, -1, width), heads)
+        attended = _merge_heads(F.scaled_dot_product_attention(query, key, value))
+        attended = (attended * (region.weights * visual.scale)).to(text.dtype)
+        return text.reshape(-1, width).index_add(0, indices, attended.view(-1, width)).view_as(text)
+
+
+def attached_processors(unet: UNet2DConditionModel) -> list[VisualAttentionProcessor]:
+    """The processors of a UNet that has an adapter attached; empty otherwise."""
+    processors = unet.attn_processors.values()
+    return [processor for processor in processors if isinstance(processor, VisualAttentionProcessor)]
+
+
+def _attention_mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor | None:
+    """diffusers' mask for the keys of `context` (B, n, c), with a dimension for the heads."""
+    if mask is None:
+        return None
+    prepared = attn.prepare_attention_mask(mask, context.shape[1], context.shape[0])
+    return prepared.view(context.shape[0], attn.heads, -1, prepared.shape[-1])
 
 
 def _split_heads(tensor: Tensor, heads: int) -> Tensor:

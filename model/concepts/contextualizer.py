@@ -1,7 +1,7 @@
 """The contextualizer psi and the mask embedding p_mask, trained by masked language modelling (Contextualizer, Alg. 1).
 
-A prompt's tokens are replaced by p_mask at random, the frozen text encoder Gamma reads what is left, and psi guesses
-the missing tokens from Gamma's states: `C = Gamma(P_masked)`, `y = psi(C)`, cross-entropy at the masked positions.
+Random tokens of a prompt are replaced by p_mask, the frozen text encoder Gamma encodes the result, and psi predicts the
+masked tokens from Gamma's states: `C = Gamma(P_masked)`, `y = psi(C)`, cross-entropy at the masked positions.
 
 Legend of shapes: B batch, n tokens of a padded prompt, c width of the text encoder, V tokens of the vocabulary.
 """
@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 
 from model.backbone import BackboneError
+from model.errors import ModelError
 from model.seeding import generator_of
 
 
 class Contextualizer(ModelMixin, ConfigMixin):
-    """psi and p_mask. psi is bidirectional, for CLIP's own attention only looks back.
+    """psi and p_mask. psi is bidirectional, because CLIP's attention is causal.
 
-    The classifier is tied to the text encoder's token table (V, c), which is passed in and stays frozen.
+    The classifier is tied to the text encoder's token embeddings (V, c), which are passed in and stay frozen.
 
     Args:
         width: c.
@@ -49,49 +50,49 @@ class Contextualizer(ModelMixin, ConfigMixin):
         self.mask_embedding = nn.Parameter(torch.zeros(width))
 
     def forward(self, context: Tensor, padding: Tensor, token_table: Tensor) -> Tensor:
-        """The tokens that psi believes in.
+        """psi's prediction of every token.
 
         Args:
             context: (B, n, c), states of the text encoder.
-            padding: (B, n) bool, true where a prompt is over.
-            token_table: (V, c) or longer; added tokens, such as a concept's, are never guessed.
+            padding: (B, n) bool, true after the end of a prompt.
+            token_table: (V, c) or longer; added tokens, such as a concept's, are never predicted.
 
         Returns:
             Logits (B, n, V).
         """
         states = self.projection(self.transformer(context, src_key_padding_mask=padding))
-        # Unit rows: the scale of a trained token table is arbitrary, and frequent tokens have longer rows.
+        # Unit rows: the scale of trained token embeddings is arbitrary, and frequent tokens have longer rows.
         table = F.normalize(token_table[: self.config["vocabulary"]].float(), dim=-1)
         return states @ table.to(states.dtype).T + self.bias
 
 
 def draw_masked(ids: Tensor, never: Sequence[int], rate: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """Which tokens are replaced by p_mask: each with probability `rate`, special and concept tokens never.
+    """The tokens that are replaced by p_mask: each with probability `rate`, special and concept tokens never.
 
     Args:
         ids: (B, n).
-        never: ids of the tokens that stay.
+        never: ids of the tokens that are never masked.
         rate: in [0, 1].
-        generators: one a prompt.
+        generators: one for each prompt.
 
     Returns:
         (B, n) bool.
     """
-    lots = torch.stack([torch.rand(ids.shape[1], generator=generator) for generator in generators])
-    return (lots < rate) & ~torch.isin(ids, torch.tensor(list(never), dtype=ids.dtype))
+    uniform = torch.stack([torch.rand(ids.shape[1], generator=generator) for generator in generators])
+    return (uniform < rate) & ~torch.isin(ids, torch.tensor(list(never), dtype=ids.dtype))
 
 
 def padding_of(ids: Tensor, end: int) -> Tensor:
-    """(B, n) bool: the positions behind the first end token."""
+    """(B, n) bool: the positions after the first end token."""
     ended = (ids == end).int().cumsum(1)
     return (ended - (ids == end).int()) > 0
 
 
 @contextmanager
 def embeddings_replaced(text_encoder: PreTrainedModel, replace: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """While the block runs, the text encoder reads `replace(ids, embeddings)` in place of its token table's rows.
+    """Within the block, the text encoder uses `replace(ids, embeddings)` instead of its token embeddings.
 
-    Works on any transformers text encoder and leaves its weights alone; gradients flow into what `replace` brings in.
+    Works on any transformers text encoder and does not change its weights; gradients flow into the replacements.
     """
     table: Any = text_encoder.get_input_embeddings()
     hook = table.register_forward_hook(lambda module, args, output: replace(args[0], output))
@@ -102,7 +103,7 @@ def embeddings_replaced(text_encoder: PreTrainedModel, replace: Callable[[Tensor
 
 
 def mlm_logits(contextualizer: Contextualizer, text_encoder: Any, ids: Tensor, masked: Tensor, end: int) -> Tensor:
-    """psi(Gamma(P_masked)) (B, n, V) for prompts `ids` (B, n) without their `masked` (B, n) tokens."""
+    """psi(Gamma(P_masked)) (B, n, V) for prompts `ids` (B, n) whose `masked` (B, n) tokens are hidden."""
 
     def hide(_: Tensor, embeddings: Tensor) -> Tensor:
         return torch.where(masked[..., None], contextualizer.mask_embedding.to(embeddings.dtype), embeddings)
@@ -118,7 +119,7 @@ def mlm_loss(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
 
     Args:
         logits: (B, n, V).
-        ids: (B, n), the tokens as they were.
+        ids: (B, n), the original tokens.
         masked: (B, n) bool.
     """
     targets = ids.masked_fill(~masked, -100)
@@ -128,7 +129,7 @@ def mlm_loss(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
 
 @dataclass
 class FrozenText:
-    """The text encoder that looks on, with its tokenizer."""
+    """A frozen text encoder with its tokenizer."""
 
     tokenizer: Any
     encoder: Any
@@ -138,7 +139,7 @@ class FrozenText:
         """The (first) text encoder of a backbone in diffusers' layout.
 
         Raises:
-            BackboneError: The folder or hub repository has none.
+            BackboneError: the folder or hub repository has none.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(backbone, subfolder="tokenizer")
@@ -158,12 +159,12 @@ class FrozenText:
 
     @property
     def special(self) -> list[int]:
-        """Ids of the tokens that are no words."""
+        """Ids of the special tokens."""
         return list(self.tokenizer.all_special_ids)
 
     @property
     def end(self) -> int:
-        """Id of the token that ends a prompt."""
+        """Id of the end token."""
         return int(self.tokenizer.eos_token_id)
 
 
@@ -176,7 +177,7 @@ class ContextualizerModule(nn.Module):
         self.text = text
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`batch`: ids (B, n), masked (B, n) bool. Returns the loss and the accuracy at the masked positions."""
+        """The loss, and the accuracy at the masked positions; `batch`: ids (B, n), masked (B, n) bool."""
         ids, masked = batch["ids"], batch["masked"]
         logits = mlm_logits(self.contextualizer, self.text.encoder, ids, masked, self.text.end)
         right = ((logits.detach().argmax(-1) == ids) & masked).sum() / masked.sum().clamp(min=1)
@@ -189,8 +190,8 @@ class ContextualizerTask:
 
     Attributes:
         backbone: Folder or hub id of the frozen text encoder.
-        prompts: Without any concept.
-        batch_size: Over all workers.
+        prompts: Without a concept.
+        batch_size: Of all workers together.
         mask_rate: Share of the tokens that are masked.
     """
 
@@ -205,13 +206,13 @@ class ContextualizerTask:
     _ids: Tensor | None = field(default=None, init=False, repr=False)
 
     def text(self) -> FrozenText:
-        """The frozen text encoder; loaded once a process."""
+        """The frozen text encoder; loaded once in a process."""
         if self._text is None:
             self._text = FrozenText.load(self.backbone, self.device)
         return self._text
 
     def module(self) -> ContextualizerModule:
-        """A fresh contextualizer; p_mask starts at the mean of all token embeddings."""
+        """A new contextualizer; p_mask starts at the mean of all token embeddings."""
         text = self.text()
         table: Tensor = text.encoder.get_input_embeddings().weight
         heads: int = text.encoder.config.num_attention_heads
@@ -221,9 +222,9 @@ class ContextualizerTask:
         return ContextualizerModule(contextualizer, text)
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """This rank's share of the prompts of a step, with what is masked in them."""
+        """This rank's share of a step's prompts, with their masked positions."""
         if self.batch_size % world:
-            raise ValueError(f"{self.batch_size} prompts a step cannot be shared out evenly among {world} workers.")
+            raise ModelError(f"a step's {self.batch_size} prompts cannot be divided evenly among {world} workers.")
         if self._ids is None:
             self._ids = self.text().ids(self.prompts)
         share = self.batch_size // world
@@ -234,20 +235,20 @@ class ContextualizerTask:
         return {"ids": ids, "masked": draw_masked(ids, self.text().special, self.mask_rate, generators)}
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Write psi and p_mask as diffusers does."""
+        """Write psi and p_mask with `save_pretrained`."""
         assert isinstance(module, ContextualizerModule)
         module.contextualizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
 class MaskedAccuracy:
-    """How often the masked token is guessed on prompts that were not trained on."""
+    """Share of the masked tokens of held-out prompts that are predicted correctly."""
 
     contextualizer: float
-    majority: float  # always guessing the training prompts' most frequent word
+    majority: float  # of a baseline that always predicts the training prompts' most frequent word
     positions: int
 
 
@@ -255,7 +256,7 @@ class MaskedAccuracy:
 def masked_accuracy(
     contextualizer: Contextualizer, text: FrozenText, train: Sequence[str], held_out: Sequence[str], rate: float
 ) -> MaskedAccuracy:
-    """Accuracy at the masked positions of `held_out`, beside that of the most frequent word of `train`."""
+    """Accuracy at the masked positions of `held_out`, and that of predicting the most frequent word of `train`."""
     special = torch.tensor(text.special)
     known = text.ids(train)
     majority = known[~torch.isin(known, special)].mode().values

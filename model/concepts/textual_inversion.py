@@ -1,11 +1,11 @@
 """Textual Inversion of one concept with the MLM loss (Contextualizer, Algorithm 2; Gal et al. 2022).
 
-The one thing that learns is the concept's token embedding:
+Only the concept's token embedding is trained:
 
     L = L_diff(context-simple prompt, the subject's pictures) + lambda L_MLM(context-rich prompt)
 
-with the UNet, the text encoder, psi and p_mask frozen. (Line 11 of Algorithm 2 omits psi: a slip.) Of SDXL's two text
-encoders each gets an embedding of its own; the MLM loss acts on the first, whose contextualizer it is.
+The UNet, the text encoder, psi and p_mask are frozen. (Line 11 of Algorithm 2 omits psi by mistake.) Each of SDXL's two
+text encoders has its own embedding; the MLM loss applies to the first one, for which the contextualizer was trained.
 
 Legend of shapes: B batch, n tokens of a padded prompt, c width of a text encoder, h, w latent grid.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ _SDXL_KEYS = ("clip_l", "clip_g")  # diffusers' names for the embeddings of SDXL
 
 
 class ConceptError(ModelError):
-    """The concept cannot be learned or loaded; one sentence for the user."""
+    """The concept cannot be learned or loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class InversionSettings:
 
     Attributes:
         placeholder: The new token V*.
-        word: The class word that it starts from and is named with.
+        word: The class word: the embedding starts from it, and prompts name it after the placeholder.
         mlm_weight: lambda.
         mask_rate: Share of the context-rich prompts' tokens that are masked.
     """
@@ -72,22 +73,22 @@ class InversionSettings:
 
 @dataclass(frozen=True)
 class InversionStep:
-    """What one step of the optimizer has seen."""
+    """The losses of one step of the optimizer."""
 
     step: int  # from 1
     diffusion: float  # L_diff
-    mlm: float  # L_MLM, not yet times lambda
+    mlm: float  # L_MLM, without lambda
 
 
 def add_token(text: FrozenText, placeholder: str, word: str) -> int:
-    """Give a tokenizer and its encoder the token `placeholder`, embedded like `word`; returns its id.
+    """Add the token `placeholder` to a tokenizer and its encoder, with the embedding of `word`; returns its id.
 
     Raises:
-        ConceptError: The tokenizer knows the placeholder already, or does not know the word.
+        ConceptError: the placeholder is a token already, or the word is not in the vocabulary.
     """
     tokenizer, encoder = text.tokenizer, text.encoder
-    like = tokenizer(word, add_special_tokens=False).input_ids
-    if not like or tokenizer.unk_token_id in like:
+    word_ids = tokenizer(word, add_special_tokens=False).input_ids
+    if not word_ids or tokenizer.unk_token_id in word_ids:
         raise ConceptError(f"the class word {word!r} is not in the text encoder's vocabulary; choose a common noun.")
     if tokenizer.add_tokens([placeholder]) != 1:
         raise ConceptError(f"the placeholder {placeholder!r} is a token already; choose another.")
@@ -95,17 +96,17 @@ def add_token(text: FrozenText, placeholder: str, word: str) -> int:
     table: Tensor = encoder.get_input_embeddings().weight
     concept = int(tokenizer.convert_tokens_to_ids(placeholder))
     with torch.no_grad():
-        table[concept] = table[like].mean(0)
+        table[concept] = table[word_ids].mean(0)
     table.requires_grad_(False)
     return concept
 
 
 class TextualInversion(nn.Module):
-    """The concept's embedding, one a text encoder, with the frozen models around it.
+    """The concept's embedding for each text encoder, with the frozen models around it.
 
     Args:
-        backbone: Its tokenizers and text encoders get the placeholder.
-        contextualizer: psi and p_mask for the first text encoder.
+        backbone: The placeholder is added to its tokenizers and text encoders.
+        contextualizer: psi and p_mask of the first text encoder.
         latents: (N, 4, h, w) of the subject's pictures.
         rich_prompts: Context-rich prompts that contain the placeholder.
     """
@@ -133,19 +134,19 @@ class TextualInversion(nn.Module):
         self.device = backbone.device
 
     def forward(self, step: int) -> tuple[Tensor, Tensor]:
-        """L_diff and L_MLM of one step; what they see depends on (seed, step)."""
+        """L_diff and L_MLM of one step, a function of (seed, step)."""
         generator = generator_of(self.settings.seed, step)
         with mixed_precision(self.device), self._concept_in_place():
             return self._diffusion_loss(generator), self._mlm_loss(generator)
 
     def state(self) -> dict[str, Tensor]:
-        """The learned embeddings as diffusers names them."""
+        """The learned embeddings by diffusers' names."""
         keys = _SDXL_KEYS if len(self.embeddings) > 1 else (self.settings.placeholder,)
         return {key: embedding.detach().cpu().clone() for key, embedding in zip(keys, self.embeddings, strict=True)}
 
     @contextmanager
     def _concept_in_place(self) -> Iterator[None]:
-        """The text encoders read the learned embeddings; their token tables are not touched."""
+        """Within the block, the text encoders use the learned embeddings; their token embeddings do not change."""
 
         def replacing(concept: int, embedding: Tensor) -> Any:
             return lambda ids, read: torch.where((ids == concept)[..., None], embedding.to(read.dtype), read)
@@ -169,7 +170,7 @@ class TextualInversion(nn.Module):
         return F.mse_loss(predicted.float(), diffusion_target(backbone.scheduler, latents, noise, timesteps))
 
     def _encode(self, prompts: list[str]) -> PromptEmbedding:
-        """As `Backbone.encode_prompt`, with gradients into the text states."""
+        """`Backbone.encode_prompt` with gradients."""
         backbone, _ = self.frozen
         if backbone.family == "sd":
             text = self.texts[0]
@@ -191,7 +192,7 @@ class TextualInversion(nn.Module):
 
 
 def learn(inversion: TextualInversion) -> Iterator[InversionStep]:
-    """Learn the concept, a step an item; AdamW at a constant rate, without weight decay (Gal et al. 2022)."""
+    """Learn the concept and yield each step: AdamW, a constant rate, no weight decay (Gal et al. 2022)."""
     settings = inversion.settings
     optimizer = torch.optim.AdamW(inversion.embeddings.parameters(), settings.learning_rate, weight_decay=0.0)
     for step in range(settings.steps):
@@ -203,7 +204,7 @@ def learn(inversion: TextualInversion) -> Iterator[InversionStep]:
 
 
 def save_concept(folder: Path, state: dict[str, Tensor], placeholder: str, word: str, subject: str) -> None:
-    """Write the embedding as `load_textual_inversion` of diffusers reads it, and what it stands for beside it."""
+    """Write the embedding in the format of diffusers' `load_textual_inversion`, with a description of the concept."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / _WEIGHTS)
     description = {"placeholder": placeholder, "word": word, "subject": subject}
@@ -211,23 +212,25 @@ def save_concept(folder: Path, state: dict[str, Tensor], placeholder: str, word:
 
 
 def load_concept(backbone: Backbone, folder: Path) -> str:
-    """Teach a backbone a concept that `save_concept` has written; returns its placeholder.
+    """Add a concept written by `save_concept` to a backbone; returns its placeholder.
 
     Raises:
-        ConceptError: The folder holds no concept, or one for another text encoder.
+        ConceptError: the folder has no concept, a damaged one, or one of another text encoder.
     """
     try:
         description = json.loads((folder / _DESCRIPTION).read_text())
+        placeholder, word = str(description["placeholder"]), str(description["word"])
         state = load_file(folder / _WEIGHTS)
     except OSError as error:
-        raise ConceptError(f"{folder} holds no concept: {error.strerror} ({error.filename}).") from error
-    placeholder: str = description["placeholder"]
+        raise ConceptError(f"{folder} has no concept: {error.strerror} ({error.filename}).") from error
+    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise ConceptError(f"the concept {folder} is damaged: {error}.") from error
     keys = _SDXL_KEYS if backbone.family == "sdxl" else (placeholder,)
     for key, tokenizer, encoder in zip(keys, backbone.tokenizers, backbone.text_encoders, strict=True):
         width = encoder.get_input_embeddings().weight.shape[1]
         if key not in state or state[key].shape[-1] != width:
             raise ConceptError(f"the concept {folder} was learned on another text encoder than this backbone's.")
-        concept = add_token(FrozenText(tokenizer, encoder), placeholder, description["word"])
+        concept = add_token(FrozenText(tokenizer, encoder), placeholder, word)
         with torch.no_grad():
             encoder.get_input_embeddings().weight[concept] = state[key]
     return placeholder

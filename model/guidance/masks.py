@@ -1,6 +1,6 @@
 """The guidance masks of the subjects (RealCustom++ Secs. III-D and III-E, Eqs. 12-13, 16), as pure functions.
 
-No N x N matrix and no full probability tensor is materialised: Softmax(Q K^T) m is attention with the value m.
+Softmax(Q K^T) m is computed as attention with the value m: no N x N matrix is materialized.
 
 Legend of shapes: B batch, S subjects of a picture, H heads, d head width, h x w the layer's grid with N = h * w, n
 keys, n_t text tokens, G x G' the largest attention grid.
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.adapters.visual_attention import Region
+from model.errors import GenerationError
 
 Grid = tuple[int, int]
 
@@ -24,14 +25,14 @@ def grid_at(latent: Grid, downscale: int) -> Grid:
 
 
 def token_indicator(positions: Sequence[Sequence[Sequence[int]]], tokens: int) -> Tensor:
-    """Positions of the target words' tokens, a list a subject of a picture -> (B, n_t, S), 1 there, 0 elsewhere.
+    """Token positions of each subject's word, for each picture -> (B, n_t, S): 1 at these positions, 0 elsewhere.
 
-    A picture with fewer subjects than another is filled up with zeros.
+    Pictures with fewer subjects are padded with zeros.
     """
     indicator = torch.zeros(len(positions), tokens, max(len(subjects) for subjects in positions))
     for row, subjects in zip(indicator, positions, strict=True):
-        for subject, places in enumerate(subjects):
-            row[list(places), subject] = 1
+        for subject, own in enumerate(subjects):
+            row[list(own), subject] = 1
     return indicator
 
 
@@ -49,7 +50,7 @@ def attend(query: Tensor, key: Tensor, vectors: Tensor) -> Tensor:
     width = query.shape[-1]
     parts = []
     for part in vectors.to(query.dtype).split(width, dim=-1):
-        # Flash kernels want the value as wide as the head; another width would fall back to the full matrix.
+        # Flash kernels need a value as wide as the head; other widths fall back to the full matrix.
         value = F.pad(part, (0, width - part.shape[-1]))[:, None].expand(-1, query.shape[1], -1, -1)
         attended = F.scaled_dot_product_attention(query, key, value)
         parts.append(attended[..., : part.shape[-1]].float().mean(1))
@@ -57,7 +58,7 @@ def attend(query: Tensor, key: Tensor, vectors: Tensor) -> Tensor:
 
 
 def resize(maps: Tensor, grid: Grid, to: Grid) -> Tensor:
-    """Maps on a grid, (B, N, S), to a finer one, bilinear, or to a coarser one, by area."""
+    """Resize maps (B, N, S) to a finer grid (bilinear) or to a coarser one (by area)."""
     if grid == to:
         return maps
     spread = maps.transpose(1, 2).unflatten(2, grid)
@@ -67,15 +68,15 @@ def resize(maps: Tensor, grid: Grid, to: Grid) -> Tensor:
 
 
 def top_count(scope: float, positions: int) -> int:
-    """How many of so many positions the subject may take: floor(scope * positions).
+    """The number of positions that the subject may take: floor(scope * positions).
 
     Raises:
-        ValueError: the scope lies outside (0, 1] or keeps no position at all.
+        GenerationError: the scope lies outside (0, 1] or keeps no position.
     """
     count = math.floor(scope * positions + 1e-6)  # 0.29 * 100 is 28.999999999999996
     if not 0 < scope <= 1 or count < 1:
-        raise ValueError(
-            f"mask scope {scope} keeps {count} of {positions} positions; it must keep from 1 to all of them."
+        raise GenerationError(
+            f"mask scope {scope} keeps {count} of {positions} positions; it must keep at least 1 and at most all."
         )
     return count
 
@@ -83,20 +84,19 @@ def top_count(scope: float, positions: int) -> int:
 def select_top(maps: Tensor, counts: Sequence[Sequence[int]], free: Tensor | None = None) -> Tensor:
     """M_bar: Multi-Subject Top-K selection (RealCustom++ Algorithm 1); with one subject, its highest entries.
 
-    The subjects of a picture take turns; in its turn a subject takes its best position that none of them owns yet,
-    until it has as many as it may. What the printed loop finds by a search of the whole map each turn, sorting each map
-    once finds as well.
+    The subjects of a picture take turns. In its turn, a subject takes its best position that is still free, until it
+    has its number of positions. Instead of searching the whole map in each turn, as printed, each map is sorted once.
 
     Args:
         maps: M (B, N, S).
-        counts: of each picture, for each of its subjects, how many positions it takes.
+        counts: for each picture and each of its subjects, the number of positions that it takes.
         free: (B, N), the positions that may be taken; None: all.
 
     Returns:
         (B, N, S), the selected entries, zeros elsewhere.
 
     Raises:
-        ValueError: fewer positions are free than the subjects of a picture are to take.
+        GenerationError: the subjects of a picture take more positions than are free.
     """
     if maps.shape[2] == 1 and free is None:
         return _select_of_one(maps, [count for (count,) in counts])
@@ -110,7 +110,7 @@ def select_top(maps: Tensor, counts: Sequence[Sequence[int]], free: Tensor | Non
 
 
 def _select_of_one(maps: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same for one subject a picture, (B, N, 1), without leaving the device."""
+    """`select_top` for one subject in each picture, (B, N, 1), without leaving the device."""
     if max(counts) > maps.shape[1]:
         raise _too_few(max(counts), maps.shape[1])
     order = maps.argsort(dim=1, descending=True, stable=True)
@@ -120,27 +120,26 @@ def _select_of_one(maps: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def _take_turns(orders: Sequence[Sequence[int]], counts: list[int], taken: list[bool]) -> list[int]:
-    """Each subject's positions from its best to its worst -> the owner of each position, -1 where it has none."""
+    """Each subject's positions from best to worst -> the owner of each position; -1: none."""
     if sum(counts) > taken.count(False):
         raise _too_few(sum(counts), taken.count(False))
     owners, best = [-1] * len(taken), [iter(order) for order in orders]
     while any(counts):
         for subject, count in enumerate(counts):
             if count:
-                place = next(place for place in best[subject] if not taken[place])
-                owners[place], taken[place] = subject, True
+                position = next(position for position in best[subject] if not taken[position])
+                owners[position], taken[position] = subject, True
                 counts[subject] -= 1
     return owners
 
 
-def _too_few(wanted: int, free: int) -> ValueError:
-    return ValueError(
-        f"the subjects of a picture are to take {wanted} positions of its mask, but {free} are free; give them smaller "
-        "scopes."
+def _too_few(wanted: int, free: int) -> GenerationError:
+    return GenerationError(
+        f"the scopes of a picture's subjects add up to {wanted} positions of the mask, but {free} are free."
     )
 
 
-def normalise_by_maximum(maps: Tensor) -> Tensor:
+def normalize_by_maximum(maps: Tensor) -> Tensor:
     """M_hat = M_bar / max(M_bar) of each subject (RealCustom++ Eqs. 13, 16). (B, N, S) -> (B, N, S) in [0, 1]."""
     return maps / maps.amax(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
@@ -148,7 +147,7 @@ def normalise_by_maximum(maps: Tensor) -> Tensor:
 def layer_regions(masks: Tensor, latent: Grid, downscales: Collection[int]) -> dict[int, Region]:
     """A mask resized to each block's grid by area (RealCustom++ Eq. 14): (B, G, G') -> downscale -> its region."""
     weights = [_at_layer(masks, grid_at(latent, downscale)) for downscale in downscales]
-    fullest = torch.stack([(of_layer > 0).sum(1).max() for of_layer in weights]).tolist()  # a GPU is waited for once
+    fullest = torch.stack([(of_layer > 0).sum(1).max() for of_layer in weights]).tolist()  # one synchronization
     return {
         downscale: _region(of_layer, max(1, positions))
         for downscale, of_layer, positions in zip(downscales, weights, fullest, strict=True)
@@ -160,6 +159,6 @@ def _at_layer(masks: Tensor, grid: Grid) -> Tensor:
 
 
 def _region(weights: Tensor, positions: int) -> Region:
-    """Weights (B, N) -> where they are not zero; as many positions in each row as the fullest row needs."""
+    """Weights (B, N) -> the positions where they are not zero, padded to the number of the fullest row."""
     top = weights.topk(positions, dim=1)
     return Region(top.indices, top.values[..., None])

@@ -1,4 +1,4 @@
-"""The subjects of a picture, as a request names them (RealCustom++ Sec. III-E: One2One, One2Many, Many2Many)."""
+"""The subjects of a request (RealCustom++ Sec. III-E: One2One, One2Many, Many2Many)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from model.errors import ModelError
-
-
-class GenerationError(ModelError):
-    """A request that cannot be carried out; the message is one sentence for the user."""
+from model.errors import GenerationError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A reference picture and what it stands for.
+    """A reference picture and the word that it stands for.
 
-    One2Many: several subjects with the same picture and words of their own. Many2Many: each with its own picture.
-    Multi-round: a painted picture with a longer phrase, e.g. "dog with the pink hat".
+    One2Many: several subjects with the same picture and different words. Many2Many: each with its own picture.
+    Multi-round: a generated picture with a longer phrase, e.g. "dog with the pink hat".
 
     Attributes:
         picture: The reference.
-        word: The word or phrase of the prompt that it stands for; needed where a mask has to be found.
-        scope: gamma_scope^j, the share of the picture's positions that it may take; None: the call's `mask_scope`.
-        scale: Strength of its visual attention; None: the call's `visual_scale`.
-        mask: Where it may be, instead of what the guidance branch finds: white there, of the painted picture's size.
-            The masks of the other subjects keep clear of it.
+        word: The word or phrase of the prompt that it stands for; needed if the mask has to be found.
+        scope: gamma_scope^j, the share of the picture's positions that it may take; None: the settings' `mask_scope`.
+        scale: Strength of its visual attention; None: the settings' `visual_scale`.
+        mask: Replaces the mask of the guidance branch: white where the subject may be, of the size of the generated
+            picture. The masks of the other subjects do not overlap it.
     """
 
     picture: Image.Image
@@ -55,10 +51,10 @@ def subjects_of(
         subjects: for each prompt a picture, a `Subject` or a list of them, or one picture or `Subject` for all.
         words: for each picture the word that it stands for, or one for all; a `Subject` has its own.
         scope: of subjects without their own.
-        scale: likewise.
+        scale: of subjects without their own.
 
     Raises:
-        GenerationError: the numbers do not fit together, or words are given beside `Subject`s.
+        GenerationError: the numbers do not fit together, or words are given together with `Subject`s.
     """
     given = [subjects] * len(prompts) if isinstance(subjects, Image.Image | Subject) else list(subjects)
     if len(given) != len(prompts):
@@ -75,7 +71,7 @@ def _of_prompt(given: SubjectsOfPrompt, word: str | None, scope: float, scale: f
     if isinstance(given, Image.Image):
         found = [Subject(picture=given, word=word)]
     elif word is not None:
-        raise GenerationError(f"the word {word!r} is given beside subjects that have words of their own.")
+        raise GenerationError(f"the word {word!r} is given together with subjects that have their own words.")
     else:
         found = [given] if isinstance(given, Subject) else list(given)
     if not found or not all(isinstance(one, Subject) for one in found):
@@ -89,30 +85,30 @@ def _with_defaults(subject: Subject, scope: float, scale: float) -> Subject:
     scope = scope if subject.scope is None else subject.scope
     scale = scale if subject.scale is None else subject.scale
     if not 0 <= scale < math.inf:
-        raise GenerationError(f"the strength of a subject is {scale}; it must be a number from 0 on.")
+        raise GenerationError(f"the strength of a subject is {scale}; it must be a finite number of at least 0.")
     return replace(subject, scope=scope, scale=scale)
 
 
 @dataclass(frozen=True)
 class References:
-    """Every picture once, and which of them a prompt's subjects show. K is the largest number of them in a prompt."""
+    """The distinct reference pictures of a batch. K is the largest number of references of a prompt."""
 
     pictures: list[Image.Image]
-    of_prompt: list[list[int]]  # B lists of K indices into `pictures`; the rest are filled up with the first
-    of_subject: list[list[int]]  # for each subject of a prompt which of the K it is
+    of_prompt: list[list[int]]  # for each of B prompts K indices into `pictures`, padded with the first one
+    of_subject: list[list[int]]  # for each subject of a prompt its index among the K
 
     @classmethod
     def of(cls, subjects: Sequence[Sequence[Subject]]) -> References:
-        """Subjects that are given the same picture object share it: One2Many looks at its reference once."""
+        """Subjects with the same picture object share it: One2Many encodes its reference once."""
         pictures = {id(one.picture): one.picture for of_prompt in subjects for one in of_prompt}
-        places = {key: place for place, key in enumerate(pictures)}
-        distinct = [list(dict.fromkeys(places[id(one.picture)] for one in of_prompt)) for of_prompt in subjects]
+        indices = {key: index for index, key in enumerate(pictures)}
+        distinct = [list(dict.fromkeys(indices[id(one.picture)] for one in of_prompt)) for of_prompt in subjects]
         slots = max(len(of_prompt) for of_prompt in distinct)
         return cls(
             pictures=list(pictures.values()),
             of_prompt=[found + [found[0]] * (slots - len(found)) for found in distinct],
             of_subject=[
-                [found.index(places[id(one.picture)]) for one in of_prompt]
+                [found.index(indices[id(one.picture)]) for one in of_prompt]
                 for of_prompt, found in zip(subjects, distinct, strict=True)
             ],
         )

@@ -1,47 +1,58 @@
-"""Every constant of the base model's training; its hash tells whether shipped weights still belong to the code."""
+"""Every constant of the base model's training; its hash shows whether shipped weights still belong to the code."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
+from pydantic.dataclasses import dataclass
 
 from model.microworld.pool_config import PoolConfig
+from model.settings import STRICT, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, Share
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PartRecipe:
     """Optimisation of one part: AdamW, linear warm-up, cosine decay to `final_share` of the learning rate."""
 
-    steps: int
-    batch: int  # over all workers
-    lr: float
-    warmup: int
-    beta2: float = 0.99
-    weight_decay: float
-    final_share: float = 0.02
-    clip_norm: float = 1.0
-    seed: int
+    steps: PositiveInt
+    batch: PositiveInt
+    """Over all workers."""
+    lr: PositiveFloat
+    """Learning rate."""
+    warmup: NonNegativeInt
+    """Steps."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
+    weight_decay: NonNegativeFloat
+    final_share: Share = 0.02
+    clip_norm: PositiveFloat = 1.0
+    seed: Seed
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class VaeLoss:
     """Weights of the VAE's loss; the absolute error has weight 1."""
 
-    squared: float = 4.0
-    coarse: float = 4.0  # squared error of the 2, 4 and 8 times pooled picture: keeps hues
-    gradient: float = 0.5
-    kl: float = 1e-3
+    squared: NonNegativeFloat = 4.0
+    coarse: NonNegativeFloat = 4.0
+    """Squared error of the 2, 4 and 8 times pooled picture: keeps hues."""
+    gradient: NonNegativeFloat = 0.5
+    kl: NonNegativeFloat = 1e-3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class UNetTraining:
     """Constants of diffusion training besides the optimiser."""
 
-    caption_dropout: float = 0.1
-    ema_every: int = 5  # steps
-    ema_share: float = 0.02  # of the new weights at each update
+    caption_dropout: Share = 0.1
+    ema_every: PositiveInt = 5
+    """Steps between two updates of the moving average."""
+    ema_share: Annotated[float, Gt(0), Lt(1)] = 0.02
+    """Share of the new weights at each update."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """How the shipped weights were made."""
 

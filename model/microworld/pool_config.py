@@ -1,21 +1,33 @@
 """Which scenes a pool holds. In a module of its own: the pipeline's configuration has it and imports nothing heavy."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+from pydantic.dataclasses import dataclass
 
 from model.microworld.version import WORLD_VERSION
+from model.settings import STRICT, Pixels, PositiveInt, Seed, Share, Text
+
+Split = Literal["train", "adapter", "test", "judge"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class PoolConfig:
     """Which scenes a pool holds."""
 
-    split: str = "train"
-    count: int = 61_440
-    seed: int = 1
-    size: int = 64
-    two_objects: float = 0.15  # share of the scenes; the world's usual one
-    categories: tuple[str, ...] | None = None  # all of the split when None
+    split: Split = "train"
+    """The part of the world that the scenes' objects come from."""
+    count: PositiveInt = 61_440
+    """Scenes."""
+    seed: Seed = 1
+    size: Pixels = 64
+    """Side of a picture, pixels."""
+    two_objects: Share = 0.15
+    """Share of the scenes with two objects; the default is the world's usual one."""
+    categories: Annotated[tuple[Text, ...], MinLen(1)] | None = None
+    """null: all of the split."""
 
     def stamp(self) -> str:
         """What must agree for a pool on disk to be reused."""

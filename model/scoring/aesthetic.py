@@ -14,7 +14,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from model.adapters.released_weights import ReleasedWeightsError, read_state_dict
+from model.adapters.adapter import AdapterError
+from model.adapters.released_weights import read_state_dict
 from model.errors import ModelError
 
 _KEY = re.compile(r"(?:layers\.(\d+)\.)?(weight|bias)")
@@ -51,7 +52,7 @@ class AestheticHead(nn.Module):
         """
         try:
             state = read_state_dict(path)
-        except (ReleasedWeightsError, OSError) as error:
+        except (AdapterError, OSError) as error:
             raise AestheticHeadError(f"the aesthetic head {path} cannot be read: {error}") from error
         layers = _linear_layers(state, path)
         widths = (layers[0][0].shape[1], *(weight.shape[0] for weight, _ in layers))

@@ -1,7 +1,7 @@
 """The pictures of an adapter's training examples: the part of a batch that needs no model.
 
-Fetching, decoding, cropping and resizing, by the rows of the plan (RealCustom Sec. 3.2; RealCustom++ Eq. 11). Light to
-import, for it is done in processes of its own.
+Fetches, decodes, crops and resizes them by the rows of the plan (RealCustom Sec. 3.2; RealCustom++ Eq. 11). Runs in
+processes of its own, so it imports no model.
 
 Legend of shapes: B rows of one worker, R resolution of the targets, S side of the references.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.errors import ModelError
 from model.pictures.crops import crop_reference, square_crop
 from model.pictures.decoding import PictureError, load_picture
 from model.training.task import Prepared
 
-Method = Literal["realcustom++", "realcustom"]
-
 
 class PlanRow(NamedTuple):
-    """One training example; the columns of the plan that matter here."""
+    """One training example: the columns of the plan that training reads."""
 
     slot: int
     source: str  # "image_text" or "multiview"
@@ -41,19 +40,23 @@ class PlanRow(NamedTuple):
 
 
 def share_of(rows: Sequence[PlanRow], rank: int, world: int) -> Sequence[PlanRow]:
-    """The rows of a step that are this worker's.
+    """The rows of a step for one worker.
 
     Raises:
-        ValueError: The rows cannot be shared out evenly.
+        ModelError: the rows cannot be divided evenly among the workers.
     """
     if len(rows) % world:
-        raise ValueError(f"{len(rows)} examples a step cannot be shared out evenly among {world} workers.")
+        raise ModelError(f"a step's {len(rows)} examples cannot be divided evenly among {world} workers.")
     share = len(rows) // world
     return rows[rank * share : (rank + 1) * share]
 
 
 def open_picture(picture: Callable[[str], bytes], picture_id: str) -> Image.Image:
-    """A picture of the plan, decoded; raises PictureError, which names it."""
+    """Decode a picture of the plan.
+
+    Raises:
+        PictureError: it cannot be decoded; names the picture.
+    """
     try:
         return load_picture(picture(picture_id))
     except PictureError as error:
@@ -67,33 +70,34 @@ class ExamplePictures:
     Attributes:
         rows: Step -> the plan's rows of that step, by slot.
         picture: Id of the plan -> encoded picture.
-        method: RealCustom++ reads the reference of the plan. RealCustom's reference is the target's own square (Sec.
-            3.2: the same picture is visual condition and input of the UNet); of the plan's only the crop is kept.
         resolution: R, pixels.
-        reference_size: Side of the references as the image encoders see them, pixels.
-        tiles: A picture of at least `tiles` times that side gives a reference of that many pixels.
-        targets: Whether the targets are wanted; their latents may be at hand.
+        reference_size: Side of the image encoders' input, pixels.
+        tiles: A picture of at least `tiles` times that side gives a reference of `tiles` times that side.
+        reference_is_target: Whether the reference is cut from the target's own square, as in RealCustom (Sec. 3.2: the
+            same picture is visual condition and input of the UNet), instead of the plan's reference picture. The
+            plan's crop applies to both.
+        targets: Whether to prepare the targets; not needed if their latents are cached.
     """
 
     rows: Callable[[int], Sequence[PlanRow]]
     picture: Callable[[str], bytes]
-    method: Method
     resolution: int
     reference_size: int
     tiles: int
+    reference_is_target: bool = False
     targets: bool = True
 
     def prepare(self, step: int, rank: int, world: int) -> Prepared:
         """The pictures of this rank's rows.
 
         Returns:
-            reference (B, S, S, 3), crops by Eq. 11: bytes, or float32 in [0, 1] where the crops were of two sizes and
-            the smaller ones are enlarged; with `targets`, target (B, R, R, 3) bytes, squares of the target pictures,
-            and target_is_square (B,) bool, whether the square is the whole picture.
+            reference (B, S, S, 3), crops by Eq. 11: bytes, or float32 in [0, 1] if smaller crops were enlarged to the
+            size of larger ones; with `targets`, target (B, R, R, 3) bytes, squares of the target pictures, and
+            target_is_square (B,) bool, whether the square is the whole picture.
 
         Raises:
-            PictureError: A picture cannot be decoded; names the picture and the step.
-            ValueError: The rows cannot be shared out evenly; or `picture` knows none of that id.
+            PictureError: a picture cannot be decoded; names the picture and the step.
+            ModelError: the rows cannot be divided evenly among the workers.
         """
         rows = share_of(self.rows(step), rank, world)
         ids = [row.target_id for row in rows] if self.targets else []
@@ -102,7 +106,7 @@ class ExamplePictures:
             pictures = {picture_id: open_picture(self.picture, picture_id) for picture_id in dict.fromkeys(ids)}
         except PictureError as error:
             raise PictureError(f"step {step}: {error}", error.detail) from error
-        prepared = {"reference": _of_one_size([self._reference(row, pictures) for row in rows])}
+        prepared = {"reference": _stack([self._reference(row, pictures) for row in rows])}
         if not self.targets:
             return prepared
         targets = [pictures[row.target_id] for row in rows]
@@ -116,28 +120,28 @@ class ExamplePictures:
         }
 
     def _reference_id(self, row: PlanRow) -> str:
-        return row.target_id if self.method == "realcustom" else row.reference_id
+        return row.target_id if self.reference_is_target else row.reference_id
 
     def _reference(self, row: PlanRow, pictures: Mapping[str, Image.Image]) -> Image.Image:
         picture = pictures[self._reference_id(row)]
-        if self.method == "realcustom":
+        if self.reference_is_target:
             picture = square_crop(picture, row.target_crop_x, row.target_crop_y, min(picture.size))
         large = self.reference_size * self.tiles
         size = large if min(picture.size) >= large else self.reference_size
         return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
 
 
-def _of_one_size(crops: Sequence[Image.Image]) -> NDArray[Any]:
-    """Square crops as (B, S, S, 3): bytes where all have one size, else the smaller ones are enlarged, in [0, 1]."""
+def _stack(crops: Sequence[Image.Image]) -> NDArray[Any]:
+    """Square crops as (B, S, S, 3): bytes if all have one size; else the smaller ones are enlarged, in [0, 1]."""
     size = max(crop.width for crop in crops)
     pixels = [np.asarray(crop) for crop in crops]
     if all(crop.width == size for crop in crops):
         return np.stack(pixels)
-    return np.stack([_enlarge(one, size) for one in pixels])
+    return np.stack([_enlarged(one, size) for one in pixels])
 
 
-def _enlarge(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """A square (S, S, 3) in [0, 1] at a larger size, as `ImageEncoders` would do it."""
+def _enlarged(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """A square (S, S, 3) in [0, 1], enlarged in the same way as in `ImageEncoders`."""
     crop = torch.tensor(pixels).permute(2, 0, 1).float() / 255
     if crop.shape[-1] != size:
         crop = F.interpolate(crop[None], (size, size), mode="bicubic", antialias=True).clamp(0, 1)[0]

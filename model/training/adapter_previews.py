@@ -1,4 +1,4 @@
-"""Pictures that show how far an adapter is while it trains: the same subjects, prompts and noise at every look."""
+"""Preview pictures of an adapter during its training: always the same subjects, prompts and noise."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from model.guidance.settings import InferenceSettings
 from model.pictures.decoding import load_picture
 from model.pipeline import RealCustomPipeline
 from model.training.adapter_loss import AdapterModule
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One picture to paint at every look.
+class PreviewSubject:
+    """The subject and the prompt of one preview picture.
 
     Attributes:
         reference: The subject, an encoded picture.
-        word: What the prompt calls it.
-        prompt: With the word in it.
+        word: The subject's word in the prompt.
+        prompt: Contains the word.
     """
 
     reference: bytes
@@ -28,38 +29,42 @@ class Sample:
     prompt: str
 
 
-def paint_samples(
-    module: AdapterModule, samples: Sequence[Sample], half: torch.dtype | None = None
+def generate_previews(
+    module: AdapterModule,
+    subjects: Sequence[PreviewSubject],
+    settings: InferenceSettings,
+    half: torch.dtype | None = None,
 ) -> list[Image.Image]:
-    """One picture a sample, with its mask and with `RealCustomPipeline`'s own settings.
+    """One picture of each subject, with its mask; subject k has seed k.
 
-    Sample k has seed k. Training goes on afterwards as if nothing had been painted: no random number of the process is
-    drawn, and the modes and attention processors are those from before.
+    Training is not affected: no random number of the process is drawn, and the adapter's mode and attention processors
+    stay the same.
 
     Args:
         module: in training.
-        samples: what to paint.
-        half: dtype of the UNet's products (`halve_products`); None: as its other weights.
+        subjects: to generate pictures of.
+        settings: of the pipeline.
+        half: dtype of the weights of the UNet's linear and convolution layers (`halve_products`); None: fp32.
 
     Raises:
-        GenerationError: the pictures became NaN or infinite.
-        WordNotInPromptError: a prompt lacks its word.
+        GenerationError: the pictures became NaN or infinite, or a subject or a setting does not fit.
     """
     backbone, training = module.frozen.backbone, module.adapter.training
     pipeline = RealCustomPipeline(backbone, module.adapter, module.frozen.encoders)
     try:
         with torch.autocast(backbone.device.type, half, enabled=half is not None):
             return pipeline(
-                [sample.prompt for sample in samples],
-                [load_picture(sample.reference) for sample in samples],
-                [sample.word for sample in samples],
+                [subject.prompt for subject in subjects],
+                [load_picture(subject.reference) for subject in subjects],
+                [subject.word for subject in subjects],
+                settings=settings,
             ).images
     finally:
         module.adapter.train(training)
 
 
 def column(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size below each other."""
+    """Pictures of one size, one below the other."""
     width, height = pictures[0].size
     canvas = Image.new("RGB", (width, height * len(pictures)))
     for number, picture in enumerate(pictures):

@@ -1,7 +1,7 @@
 """The curriculum training recipe of RealCustom++ (Sec. III-C, Eqs. 10-11).
 
-In the course of training, generic text-image samples give way to pairs of views, and the crop of the reference may get
-smaller: from what is easy (copy what you see) to what is wanted (paint the subject from elsewhere, from a part of it).
+During training, pairs of views gradually replace generic text-image samples, and the crops of the reference get
+smaller: from an easy problem (copy the reference) to the real one (generate the subject from another view, or a part).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import ModelError
+
 
 def progress(step: int, total: int) -> float:
     """S_cur / S_total, for the steps 0 to total - 1."""
@@ -21,20 +23,20 @@ def progress(step: int, total: int) -> float:
 
 
 def multiview_probability(step: int, total: int) -> float:
-    """P_multiview of Eq. 10; a generic text-image sample is drawn with the rest, 1 - P_multiview."""
+    """P_multiview of Eq. 10; a generic text-image sample is drawn with probability 1 - P_multiview."""
     return progress(step, total)
 
 
 def max_crop_ratio(step: int, total: int, r_min: float, r_max: float) -> float:
-    """r_cur of Eq. 11: how far the reference may be enlarged before its crop is taken."""
+    """r_cur of Eq. 11: the largest factor by which the reference is enlarged before its crop."""
     if not 1 <= r_min <= r_max:
-        raise ValueError(f"crop ratios must satisfy 1 <= r_min <= r_max, not r_min = {r_min:g}, r_max = {r_max:g}")
+        raise ModelError(f"crop ratios must satisfy 1 <= r_min <= r_max, but r_min = {r_min:g} and r_max = {r_max:g}.")
     return r_min + (r_max - r_min) * progress(step, total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a training run of `steps` steps with `batch_size` examples each is fed: Eqs. 10-11 or a row of Table X.
+    """The examples of a training run of `steps` steps with `batch_size` examples each: Eqs. 10-11 or a row of Table X.
 
     | Table X | `multiview` | `r_max` | `crops` |
     |---|---|---|---|
@@ -50,7 +52,7 @@ class Recipe:
         batch_size: B.
         r_min: The smallest crop ratio; 1 is the whole reference.
         r_max: The largest.
-        multiview: A constant share of multiview pairs in place of P_multiview; None is Eq. 10.
+        multiview: A constant share of multiview pairs instead of P_multiview; None is Eq. 10.
         crops: "curriculum" draws from [r_min, r_cur] of Eq. 11, "random" always from [r_min, r_max].
     """
 
@@ -66,25 +68,25 @@ class Recipe:
         return multiview_probability(step, self.steps) if self.multiview is None else self.multiview
 
     def largest_crop_ratio(self, step: int) -> float:
-        """The upper end of the range that this step's crop ratios are drawn from."""
+        """The upper end of the range of this step's crop ratios."""
         growing = max_crop_ratio(step, self.steps, self.r_min, self.r_max)
         return growing if self.crops == "curriculum" else self.r_max
 
 
 @dataclass(frozen=True)
 class StepDraws:
-    """What is drawn for the B examples of one step."""
+    """The random draws for the B examples of one step."""
 
     is_multiview: NDArray[np.bool_]  # (B,)
-    choice: NDArray[np.float64]  # (B,) in [0, 1): which of the source's pairs or samples
+    choice: NDArray[np.float64]  # (B,) in [0, 1): selects a pair or sample of the source
     crop_ratio: NDArray[np.float64]  # (B,) r_sample of Eq. 11
-    crop_position: NDArray[np.float64]  # (B, 4) in [0, 1): x, y of the reference's crop, x, y of the target's
+    crop_position: NDArray[np.float64]  # (B, 4) in [0, 1): x, y of the reference's crop; x, y of the target's
 
 
 def draw_step(recipe: Recipe, step: int, seed: int) -> StepDraws:
-    """The draws of one step (Eqs. 10-11): a function of its arguments, whatever other steps have drawn.
+    """The draws of one step (Eqs. 10-11): a function of its arguments, independent of other steps.
 
-    The crops of reference and target are independent, as are all examples.
+    The examples are independent, and so are the crops of reference and target.
     """
     rng = np.random.default_rng([seed, step])
     uniform = rng.random((recipe.batch_size, 7))

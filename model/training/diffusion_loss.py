@@ -1,4 +1,4 @@
-"""The diffusion loss: what the UNet is to predict, how much an error counts, whose errors the mean is made of.
+"""The diffusion loss: its target, its weights, and its mean by groups of examples.
 
 Legend of shapes: B batch, h, w latent grid.
 """
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: The schedule is cut into so many bands of equal width, a curve each.
+from model.backbone import BackboneError
+
+#: Bands of equal width of the noise schedule, with one curve each.
 TIMESTEP_BANDS = 4
 
 
 def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the UNet is to predict: eps (Ho et al. 2020) or v (Salimans & Ho 2022), as the scheduler says.
+    """The target of the UNet's prediction: eps (Ho et al. 2020) or v (Salimans & Ho 2022), by the scheduler's config.
 
     Args:
         scheduler: of diffusers.
@@ -29,21 +31,21 @@ def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: 
         (B, 4, h, w).
 
     Raises:
-        ValueError: the scheduler's prediction type is neither.
+        BackboneError: the scheduler has another prediction type.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
-    raise ValueError(f"the scheduler's prediction type {kind!r} is neither 'epsilon' nor 'v_prediction'.")
+    raise BackboneError(f"the scheduler's prediction_type {kind!r} is neither 'epsilon' nor 'v_prediction'.")
 
 
 def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
     """Min-SNR-gamma loss weighting (Hang et al. 2023, Efficient Diffusion Training via Min-SNR Weighting Strategy).
 
-    With SNR(t) = abar_t / (1 - abar_t): min(SNR, gamma) / SNR where eps is predicted, min(SNR, gamma) / (SNR + 1) where
-    v is. Both make the weight of an error in z_0 min(SNR, gamma).
+    With SNR(t) = abar_t / (1 - abar_t): min(SNR, gamma) / SNR if the model predicts eps, min(SNR, gamma) / (SNR + 1) if
+    it predicts v. In both cases an error in z_0 has the weight min(SNR, gamma).
 
     Args:
         scheduler: of diffusers.
@@ -61,15 +63,15 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
 
 
 def timestep_bands(timesteps: Tensor, length: int) -> dict[str, Tensor]:
-    """Which of the timesteps (B,) lie in each band of a schedule of `length` steps: "t_0_250" -> (B,) bool, ..."""
+    """Bands of a schedule of `length` steps, with the timesteps (B,) in each: "t_0_250" -> (B,) bool, ..."""
     edges = [length * band // TIMESTEP_BANDS for band in range(TIMESTEP_BANDS + 1)]
     return {f"t_{first}_{end}": (timesteps >= first) & (timesteps < end) for first, end in pairwise(edges)}
 
 
 def group_means(losses: Tensor, groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean loss of every group that has examples: losses (B,), for each group (B,) bool whether one is in it."""
+    """The mean loss of every group that is not empty: losses (B,); for each group its members (B,) bool."""
     members = torch.stack(list(groups.values())).to(losses.dtype)  # (G, B)
     sizes = members.sum(1)
     means = (members * losses).sum(1) / sizes
-    # One look at the device tells all groups apart.
+    # `tolist` synchronizes with the device once for all groups.
     return {name: mean for name, mean, size in zip(groups, means, sizes.tolist(), strict=True) if size}

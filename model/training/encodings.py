@@ -1,7 +1,7 @@
-"""What the frozen encoders make of an adapter's examples: the VAE's latents and the text encoders' states.
+"""The encodings of an adapter's examples: the VAE's latents and the text encoders' states.
 
-Both can be computed before the training and read back (stage `cache_latents`). They depend on the pictures, on the
-captions, and on what `encoder_identity` names.
+Both can be computed before the training and read back (stage `cache_latents`). They depend on the pictures, the
+captions, and the items of `encoder_identity`.
 
 Legend of shapes: B batch, R side of the pictures, h, w latent grid, n_t text tokens, c_t width of the text states, c_p
 of the pooled one.
@@ -22,7 +22,7 @@ from model.errors import ModelError
 
 
 class EncodingCacheError(ModelError):
-    """Encodings that were computed before cannot be used; the message is one sentence."""
+    """Cached encodings cannot be used."""
 
 
 def encode_squares(backbone: Backbone, squares: Tensor) -> Tensor:
@@ -36,13 +36,13 @@ def encode_captions(backbone: Backbone, captions: Sequence[str]) -> dict[str, Te
     return {"hidden": prompt.hidden, **prompt.added_conditions}
 
 
-def square_key(target_id: str, place: tuple[float, float] | None) -> str:
-    """The name of a target's square. Where the crop lies matters only if the picture is not square; else it is None."""
-    return target_id if place is None else f"{target_id} {place[0]} {place[1]}"
+def square_key(target_id: str, crop: tuple[float, float] | None) -> str:
+    """The key of a target's square; `crop` is the crop's position, or None if the whole picture is square."""
+    return target_id if crop is None else f"{target_id} {crop[0]} {crop[1]}"
 
 
 def encoder_identity(backbone: Backbone, resolution: int) -> dict[str, str]:
-    """What the encodings depend on, by the name for it in a message: checksums of weights, the pictures' side."""
+    """Checksums and values that the encodings depend on, by their names in messages."""
     vae, tokenizers = backbone.vae, backbone.tokenizers
     weights = {
         name: tensor for name, tensor in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))
@@ -60,22 +60,21 @@ def check_identity(made_with: Mapping[str, str], needed: Mapping[str, str], wher
     """Refuse encodings of another backbone.
 
     Args:
-        made_with: `encoder_identity` of the backbone that has made them.
-        needed: That of the backbone that is trained on.
-        where: The encodings' place.
+        made_with: `encoder_identity` of the backbone that computed them.
+        needed: `encoder_identity` of the backbone in training.
+        where: The encodings' folder.
 
     Raises:
-        EncodingCacheError: They differ; names in what.
+        EncodingCacheError: they differ; names the difference.
     """
-    remedy = "run the stage cache_latents again (--force cache_latents)."
     for part, value in needed.items():
         if made_with.get(part) == value:
             continue
         if part == "resolution":
             raise EncodingCacheError(
-                f"{where} holds latents of pictures of {made_with.get(part)}, the training's have {value}; {remedy}"
+                f"{where} has latents of pictures of {made_with.get(part)}, but the training uses {value}."
             )
-        raise EncodingCacheError(f"{where} was made with another {part} than the backbone's; {remedy}")
+        raise EncodingCacheError(f"{where} was made with another {part} than the backbone's.")
 
 
 def _digest(states: Sequence[Mapping[str, Tensor]], settings: Any) -> str:

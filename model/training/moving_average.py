@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """mean <- decay * mean + (1 - decay) * weight, from the weights at the start on.
+    """mean <- decay * mean + (1 - decay) * weight, starting with the initial weights.
 
     Attributes:
-        mean: By the weights' names; on their device, of their shapes.
+        mean: By the weights' names, with their devices and shapes.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -22,11 +22,11 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Add the current weights to the mean."""
         torch._foreach_lerp_(list(self.mean.values()), list(self._weights.values()), 1 - self._decay)
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the means in the weights' place."""
+        """Replace the weights with their means."""
         for name, weight in self._weights.items():
             weight.copy_(self.mean[name])

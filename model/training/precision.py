@@ -9,12 +9,12 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
 
 
-#: The dtypes of half precision, by the names that configurations have for them.
+#: The dtypes of half precision, by their names in configurations.
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def halve_products(frozen: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Keep the weights of linear and convolution layers in a half, as autocast would make them anew in every pass."""
+    """Cast the weights of linear and convolution layers once, which autocast would otherwise do in every pass."""
     for layer in frozen.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(dtype)

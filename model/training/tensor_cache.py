@@ -1,4 +1,4 @@
-"""What frozen models have computed, kept."""
+"""A cache in memory for what frozen models compute."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-#: A cache keeps up to so many bytes.
+#: The largest size of a cache, bytes.
 _CACHE_BYTES = 512 * 2**20
 
 
 class Cache:
-    """Tuples of tensors by key. What comes first stays, up to a number of bytes; the rest is made again each time."""
+    """Tuples of tensors by key. The first ones are kept, up to `capacity` bytes; others are made again each time."""
 
     def __init__(self, capacity: int = _CACHE_BYTES) -> None:
         self._left = capacity
@@ -22,7 +22,7 @@ class Cache:
         return len(self._kept)
 
     def get(self, keys: Sequence[str], make: Callable[[list[str]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Batches with one row a key. Rows that are not kept are made in one call, each distinct key once."""
+        """Batches with one row for each key. `make` is called once, with the distinct keys that are missing."""
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
         made = dict(zip(missing, zip(*make(missing), strict=True), strict=True)) if missing else {}
         rows = [made[key] if key in made else self._kept[key] for key in keys]

@@ -41,6 +41,14 @@ def make_parser() -> argparse.ArgumentParser:
     _add(commands, "status", "each stage's state, rows, time and output of the last run")
     _add_generate(_add(commands, "generate", "paint a subject from a sentence with the trained adapter"))
     _add(commands, "serve", "answer requests over HTTP with the registered champion")
+    storage = _add(commands, "storage", "list what the run folder holds, and free its space")
+    storage.add_argument(
+        "--remove",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help="remove STAGE/FINGERPRINT, or all that is 'old' or 'unfinished'; never what the last run uses",
+    )
     _add(commands, "report", "say where the HTML report of the last run is")
     return parser
 
@@ -59,7 +67,7 @@ def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override one value of the configuration, such as filter.min_aesthetic=6.0; may be repeated",
+        help="override a setting (docs/configuration.md), such as filter.min_aesthetic=6.0; may be repeated",
     )
     return parser
 

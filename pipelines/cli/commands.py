@@ -12,11 +12,12 @@ from types import FrameType
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
+from pipelines.cli.storage import storage
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
 from pipelines.graph import Graph, pipeline_graph
-from pipelines.plan import Action, Step, make_plan
+from pipelines.plan import Action, Step, check_files, make_plan
 from pipelines.store.store import Output, Store
 from stages.config import Config
 
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         for step in plan:
             if step.action is Action.REFUSE:
                 raise PipelineError(step.why)
+        check_files(config, plan)
         if any(step.action is Action.RUN for step in plan):
             print(announce(config, store, plan))
             outputs = execute(graph, store, plan, arguments.ray_address)
@@ -105,13 +107,19 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": generate,
     "serve": serve,
     "report": report,
+    "storage": storage,
 }
 
 
 def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
     """The configuration of the last run in the arguments' run folder, overridden by their settings."""
     store = Store(Path(load_config(arguments.profile, arguments.settings).run.folder))
-    return config_from_dict(store.read_latest()[0], arguments.settings), store
+    stored = store.read_latest()[0]
+    try:
+        config_from_dict(stored)
+    except UsageError as error:
+        raise PipelineError(f"{store.latest_file} is of another version ({error}); run the pipeline again.") from error
+    return config_from_dict(stored, arguments.settings), store
 
 
 def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) -> dict[str, Output]:

@@ -14,11 +14,12 @@ from model.errors import ModelError
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
+from pipelines.config.keys import configuration_keys
 from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
 from pipelines.store.store import Output, Store
 from stages.config import Config
-from stages.inference import backbone_location, loading_options, painting_options
+from stages.inference import backbone_location, loading_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class Request:
     steps: int | None = None
 
 
+#: What an adapter depends on; another version's manifest may have more.
+_BACKBONE_KEYS = [key for key in configuration_keys() if key.startswith("backbone.")]
+
+
 def generate_picture(config: Config, store: Store, request: Request, folder: Path) -> list[Path]:
     """Paint the request; the files written into `folder`: a picture and its mask for each subject.
 
@@ -56,14 +61,8 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
             **loading_options(config.backbone),
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)
-        options = painting_options(config.inference)
-        painted = pipeline(
-            [request.prompt] * len(subjects),
-            subjects,
-            words,
-            seeds=request.seed,
-            **options | ({"steps": request.steps} if request.steps is not None else {}),
-        )
+        settings = config.inference if request.steps is None else config.inference.with_steps(request.steps)
+        painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
     except ModelError as error:
         raise PipelineError(str(error)) from error
     return _write(painted, request, folder)
@@ -78,7 +77,7 @@ def trained_adapter(config: Config, store: Store) -> tuple[Output, Config, str]:
             f"python pipeline.py run --stage train_adapter --profile {config.profile} --set run.folder={store.folder}."
         )
     manifest = adapter.manifest
-    backbone = {key: value for key, value in manifest.config.items() if key.startswith("backbone.")}
+    backbone = {key: manifest.config[key] for key in _BACKBONE_KEYS if key in manifest.config}
     config = with_values(config, backbone)
     base = store.output("base", manifest.inputs["base"]) if "base" in manifest.inputs else None
     for output in (adapter, base):

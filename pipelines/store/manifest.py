@@ -18,7 +18,7 @@ from stages.contract import StageResult
 
 MANIFEST = "manifest.json"
 
-#: Libraries whose versions are worth knowing when an old output is looked at.
+#: Libraries whose versions are worth knowing when an old output is read.
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "deepspeed", "img2dataset", "mlflow", "pyarrow", "numpy")
 
 
@@ -60,7 +60,7 @@ class Manifest:
         return cls(**json.loads(path.read_text()))
 
     def write(self, path: Path) -> None:
-        """Write the manifest so that it is on the disk, whole, before anything is told of it."""
+        """Write the manifest so that it is on the disk, whole, before anything refers to it."""
         scratch = path.with_suffix(".partial")
         with scratch.open("w") as file:
             json.dump(dataclasses.asdict(self), file, indent=1)

@@ -3,12 +3,14 @@
     <run folder>/
       latest.json                              the last run's configuration, and the latest output of each stage
       stages/<stage>/<fingerprint>/            a committed output: what the stage wrote, and manifest.json
-      stages/<stage>/<fingerprint>.partial/    a stage at work, or one that was killed: output/ and scratch/
+      stages/<stage>/<fingerprint>.partial/    a stage at work, or one that was interrupted: output/ and scratch/
       logs/<stage>.log                         what the stage and its engines printed
       mlflow/                                  the tracker's records and the model registry
 
-A stage writes into `.partial/output`; the manifest is written last, and one rename makes it an output. Covers a process
-killed at any moment. Does not cover a power cut on a disk that reorders writes: only the manifest is synced.
+A stage writes into `.partial/output`; the manifest is written last, and one rename makes it an output. Interrupted
+work stays, with its checkpoints, until the stage is done or the user removes it (`pipelines/store/storage.py`).
+Covers a process killed at any moment. Does not cover a power cut on a disk that reorders writes: only the manifest is
+synced.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from typing import Any
 from pipelines.errors import PipelineError, folder_error
 from pipelines.store.manifest import MANIFEST, Manifest, file_record
 
-#: In a partial folder: the stage is being made anew.
-_RESTART = "anew"
+#: Ends the name of the folder of a stage at work.
+PARTIAL = ".partial"
+#: In a partial folder: the stage is being made from scratch.
+_RESTART = "restart"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Output:
             raise PipelineError(self._damage(f"{MANIFEST} cannot be read")) from error
 
     def damage(self, *, thorough: bool) -> str | None:
-        """What is wrong with the files, in one sentence that says how to mend it; None when nothing is.
+        """What is wrong with the files, in one sentence that says how to fix it; None when nothing is.
 
         Without `thorough` only sizes are compared, which is quick; with it every file is read for its checksum.
         """
@@ -94,7 +98,7 @@ class Store:
 
     def partial(self, stage: str, fingerprint: str) -> Path:
         """Where the stage is at work."""
-        return self.folder / "stages" / stage / f"{fingerprint}.partial"
+        return self.folder / "stages" / stage / f"{fingerprint}{PARTIAL}"
 
     def output(self, stage: str, fingerprint: str) -> Output | None:
         """The committed output, if there is one."""
@@ -107,8 +111,8 @@ class Store:
     def begin(self, stage: str, fingerprint: str, *, restart: bool) -> Path:
         """An empty `output/` beside a `scratch/` in the stage's partial folder, which is returned.
 
-        What a killed run has left in `scratch/` stays, unless the stage is made `restart` and what was left is not of
-        such an attempt itself: hours of forced training go on where they were cut off.
+        What a killed run has left in `scratch/` stays, unless `restart` asks for work from scratch and what was left is
+        not of such an attempt itself: hours of forced training go on where they were interrupted.
         """
         partial = self.partial(stage, fingerprint)
         mark = partial / _RESTART
@@ -130,8 +134,7 @@ class Store:
             folder.rename(retired)
         (partial / "output").rename(folder)
         shutil.rmtree(retired, ignore_errors=True)
-        for leftover in folder.parent.glob("*.partial"):  # this one, and those of configurations given up half-way
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         return Output(stage, manifest.fingerprint, folder)
 
     def read_latest(self) -> tuple[dict[str, Any], dict[str, str]]:

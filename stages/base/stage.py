@@ -30,8 +30,9 @@ from model.micro_sd.weights import (
 )
 from model.microworld.pool import build_pool
 from model.training.task import TrainingTask
-from stages.config import BaseConfig, TrainerConfig
+from stages.base.config import BaseConfig
 from stages.contract import StageContext, StageError, StageResult
+from stages.training.config import TrainerConfig
 from stages.training.trainer import fit
 
 CARD = """# Micro Stable Diffusion

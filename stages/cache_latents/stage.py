@@ -1,8 +1,8 @@
-"""Stage `cache_latents`, optional: what the backbone's encoders make of the plan's examples, computed once, on Ray.
+"""Stage `cache_latents` (optional): the encodings of the plan's examples, computed once, on Ray.
 
-`latents/` has the VAE's latents of the plan's target squares, `texts/` the text encoders' states of its captions. They
-are what `train_adapter` would compute itself, in float32 or rounded to float16. Actors hold the encoders and write a
-file at a time; finished files stay in `context.scratch`: an interrupted stage goes on with those that are missing.
+`latents/` has the VAE's latents of the plan's target squares, `texts/` the text encoders' states of its captions:
+what `train_adapter` would compute itself, in float32 or rounded to float16. Actors hold the encoders and write one file
+at a time into `context.scratch`; an interrupted stage continues with the missing files.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from model.backbone import Backbone, BackboneError, load_backbone
+from model.backbone import Backbone, load_backbone
 from model.errors import ModelError
 from model.pictures.crops import square_crop
 from model.pictures.tensors import to_tensor
 from model.training.adapter_examples import open_picture
 from model.training.encodings import EncodingCacheError, encode_captions, encode_squares, encoder_identity
-from stages.config import CacheLatentsConfig
-from stages.contract import Reporter, StageContext, StageError, StageResult
+from stages.cache_latents.config import CacheLatentsConfig
+from stages.contract import Reporter, StageContext, StageResult
 from stages.data.encodings import (
     distinct_captions,
     distinct_squares,
@@ -38,21 +38,21 @@ from stages.inference import backbone_location
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 
 DATASETS = ("latents", "texts")
-#: A dataset has up to so many files; a reader keeps all of them open.
-_MOST_PARTS = 256
-_LEAST_ROWS_PER_PART = 1024
+#: The largest number of files of a dataset; a reader keeps all of them open.
+_MAX_PARTS = 256
+_MIN_ROWS_PER_PART = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingJob:
-    """What the actors need to know.
+    """The input of the actors.
 
     Attributes:
         backbone: Folder or hub id.
         resolution: Side of the target squares, pixels.
         pictures: Id of the plan -> encoded picture.
-        settings: The stage's.
-        folder: Of the examples (`latents.arrow`, `texts.arrow`) and of the files that are written.
+        settings: The stage's section of the configuration.
+        folder: Of the examples (`latents.arrow`, `texts.arrow`) and of the encoded files.
     """
 
     backbone: str
@@ -74,19 +74,12 @@ def run(context: StageContext) -> StageResult:
     encode(job, parts_of(rows), context.report)
     for dataset in DATASETS:
         (job.folder / dataset).rename(context.output / dataset)
-    return StageResult(rows=rows, metrics=_accounts(context.output, rows, plan))
+    return StageResult(rows=rows, metrics=_metrics(context.output, rows, plan))
 
 
 def make_job(context: StageContext) -> EncodingJob:
-    """What the configuration describes.
-
-    Raises:
-        StageError: A value makes no sense.
-    """
+    """The job that the configuration describes."""
     settings = context.config.cache_latents
-    for key in ("actors", "batch_size"):
-        if getattr(settings, key) < 1:
-            raise StageError(f"cache_latents.{key} is {getattr(settings, key)}: set it to at least 1.")
     return EncodingJob(
         backbone=backbone_location(context.config.backbone, context.inputs),
         resolution=context.config.backbone.resolution,
@@ -97,7 +90,7 @@ def make_job(context: StageContext) -> EncodingJob:
 
 
 def write_examples(job: EncodingJob, plan: PlanReader) -> dict[str, int]:
-    """Write the plan's squares and captions, each once, where actors can map them; returns the rows by dataset."""
+    """Write the plan's distinct squares and captions to files that actors can map; returns the rows of each dataset."""
     examples = {"latents": distinct_squares(plan, job.pictures), "texts": distinct_captions(plan)}
     for dataset, table in examples.items():
         with pa.OSFile(str(job.examples(dataset)), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -106,17 +99,17 @@ def write_examples(job: EncodingJob, plan: PlanReader) -> dict[str, int]:
 
 
 def parts_of(rows: dict[str, int]) -> list[dict[str, Any]]:
-    """The files to write: dataset, number, start and rows of each."""
+    """The files to write: for each its dataset, number, first row and number of rows."""
     return [
         {"dataset": dataset, "number": number, "start": start, "rows": min(size, rows[dataset] - start)}
         for dataset in DATASETS
-        for size in [max(_LEAST_ROWS_PER_PART, -(-rows[dataset] // _MOST_PARTS))]
+        for size in [max(_MIN_ROWS_PER_PART, -(-rows[dataset] // _MAX_PARTS))]
         for number, start in enumerate(range(0, rows[dataset], size))
     ]
 
 
 def encode(job: EncodingJob, parts: list[dict[str, Any]], report: Reporter) -> None:
-    """Have actors write all files that are missing."""
+    """Write all missing files, in actors."""
     written = map_on_workers(
         Encoder,
         one_row_batches(parts),
@@ -134,8 +127,8 @@ def encode(job: EncodingJob, parts: list[dict[str, Any]], report: Reporter) -> N
         pass
 
 
-def _accounts(output: Path, rows: dict[str, int], plan: PlanReader) -> dict[str, float]:
-    """How many of the plan's examples use an encoding, and what it takes on the disk."""
+def _metrics(output: Path, rows: dict[str, int], plan: PlanReader) -> dict[str, float]:
+    """The examples of the plan for each encoding, and the size of an encoding on the disk."""
     examples = sum(part.num_rows for part in plan.parts("slot"))
     size = {dataset: sum(file.stat().st_size for file in (output / dataset).iterdir()) for dataset in DATASETS}
     return {
@@ -154,23 +147,19 @@ class Encoder:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """Loaded for the first batch: of an actor that fails before, Ray keeps the text of the error only."""
+        """Loaded in the first call: of an error in an actor's constructor, Ray keeps only the text."""
         device = "cuda" if self.job.settings.gpus_per_actor else "cpu"
         backbone = load_backbone(self.job.backbone, device=device, encoders_only=True)
-        if self.job.resolution % backbone.latent_scale:
-            raise BackboneError(
-                f"pictures of {self.job.resolution} x {self.job.resolution} pixels: the backbone's VAE wants multiples "
-                f"of {backbone.latent_scale}."
-            )
+        backbone.check_resolution(self.job.resolution)
         return backbone
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """Of the encoders."""
+        """See `encoder_identity`."""
         return encoder_identity(self.backbone, self.job.resolution)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Write the files that the rows describe; those that an interrupted call has written stay."""
+        """Write the files that the rows describe, except those that an earlier call has written."""
         for part in batch.to_pylist():
             file = self.job.folder / part["dataset"] / f"part-{part['number']:05d}.parquet"
             if not self._is_written(file):
@@ -183,29 +172,29 @@ class Encoder:
             try:
                 write_encodings(file, self.identity, self._encode(part["dataset"], table))
             except torch.OutOfMemoryError as error:
-                raise EncodingCacheError("the GPU's memory is too little: lower cache_latents.batch_size.") from error
+                raise EncodingCacheError("the GPU is out of memory: lower cache_latents.batch_size.") from error
 
     def _is_written(self, file: Path) -> bool:
-        """Whether the file is there, made with these encoders."""
+        """Whether the file exists and was made with these encoders."""
         try:
             return file.exists() and identity_of(file) == self.identity
         except EncodingCacheError:
             return False
 
     def _encode(self, dataset: str, table: pa.Table) -> Iterator[pa.Table]:
-        """The rows of a file, a batch at a time."""
+        """The rows of a file, in batches."""
         size, dtype = self.job.settings.batch_size, getattr(torch, self.job.settings.dtype)
         for start in range(0, table.num_rows, size):
-            some = table.slice(start, size)
+            batch = table.slice(start, size)
             if dataset == "latents":
-                squares = to_tensor([self._square(row) for row in some.to_pylist()])
+                squares = to_tensor([self._square(row) for row in batch.to_pylist()])
                 tensors = {"latent": encode_squares(self.backbone, squares)}
-                yield encoding_rows(keys_of_squares(some), tensors, dtype)
+                yield encoding_rows(keys_of_squares(batch), tensors, dtype)
             else:
-                captions = some["caption"].to_pylist()
+                captions = batch["caption"].to_pylist()
                 yield encoding_rows(captions, encode_captions(self.backbone, captions), dtype)
 
     def _square(self, row: dict[str, Any]) -> Image.Image:
-        """The target's square; where it lies does not matter if the picture is square."""
+        """The target's square; a square picture has no crop position."""
         picture = open_picture(self.job.pictures, row["target_id"])
         return square_crop(picture, row["target_crop_x"] or 0.0, row["target_crop_y"] or 0.0, self.job.resolution)

@@ -1,6 +1,6 @@
 """Stage `contextualizer`: psi and the mask embedding on the prompt sets (Contextualizer, Algorithm 1).
 
-Writes `contextualizer/`: the weights, and `prompts.json` with the context-rich prompts, which `customize` needs again.
+Writes `contextualizer/`: the weights, and `prompts.json` with the context-rich prompts for `customize`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from model.concepts.contextualizer import (
     MaskedAccuracy,
     masked_accuracy,
 )
-from stages.config import ContextualizerConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS
 from stages.inference import backbone_location
-from stages.training.trainer import absolute_location, fit, plot_curves
+from stages.training.trainer import fit, plot_curves
 
 #: Stands for the concept in the prompt sets.
 PLACEHOLDER = "[v]"
-#: One prompt of so many is kept out of training, for the accuracy.
+#: One of this many prompts is held out, for the accuracy.
 _HELD_OUT = 10
 
 
 def run(context: StageContext) -> StageResult:
     """Train psi and p_mask."""
     config, seed = context.config.contextualizer, context.config.run.seed
-    backbone = absolute_location(backbone_location(context.config.backbone, context.inputs))
+    backbone = backbone_location(context.config.backbone, context.inputs)
     table = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["prompt_id", "concept", "prompt"])
     rows = table.to_pylist()
     train, held_out = split_prompts([(row["prompt_id"], row["prompt"]) for row in rows])
-    _check(config, train)
+    if not train:
+        raise StageError("the prompt sets are empty: set prompts.concepts and prompts.prompts_per_concept to more.")
     task = ContextualizerTask(
         backbone=backbone,
         prompts=train,
@@ -73,23 +73,13 @@ def run(context: StageContext) -> StageResult:
 
 
 def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Prompts (id, text) without their placeholder: those to train on and those held out, by their ids."""
+    """Split prompts (id, text) by their ids into training and held-out prompts, without their placeholder."""
     train: list[str] = []
     held_out: list[str] = []
     for prompt_id, prompt in prompts:
         chosen = held_out if int(prompt_id, 16) % _HELD_OUT == 0 else train
         chosen.append(" ".join(prompt.replace(PLACEHOLDER, " ").split()))
     return train, held_out
-
-
-def _check(config: ContextualizerConfig, train: Sequence[str]) -> None:
-    if not train:
-        raise StageError("the prompt sets are empty: set prompts.concepts and prompts.prompts_per_concept to more.")
-    if config.batch_size % config.trainer.workers:
-        raise StageError(
-            f"contextualizer.batch_size={config.batch_size} cannot be shared out among "
-            f"{config.trainer.workers} workers: set it to a multiple of contextualizer.trainer.workers."
-        )
 
 
 def _accuracy(

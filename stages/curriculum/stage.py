@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from model.training.curriculum import Recipe, draw_step
-from stages.config import CurriculumConfig
 from stages.contract import Reporter, StageContext, StageError, StageResult
+from stages.curriculum.config import CurriculumConfig
 from stages.data.datasets import check_columns, dataset_files, write_part
 from stages.data.schemas import PAIRS, PLAN, SAMPLES
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
@@ -55,17 +55,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def recipe_of(settings: CurriculumConfig) -> Recipe:
-    """The recipe of `model.training.curriculum` for this configuration.
-
-    Raises:
-        StageError: A value is out of its range.
-    """
-    if settings.steps < 1 or settings.batch_size < 1:
-        raise StageError("curriculum.steps and curriculum.batch_size must be at least 1.")
-    if not 1 <= settings.min_crop_ratio <= settings.max_crop_ratio:
-        raise StageError("the curriculum needs 1 <= curriculum.min_crop_ratio <= curriculum.max_crop_ratio.")
-    if settings.multiview_probability is not None and not 0 <= settings.multiview_probability <= 1:
-        raise StageError("curriculum.multiview_probability must lie between 0 and 1, or be null for Eq. 10.")
+    """The recipe of `model.training.curriculum` for this configuration."""
     return Recipe(
         steps=settings.steps,
         batch_size=settings.batch_size,

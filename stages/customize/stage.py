@@ -1,7 +1,7 @@
 """Stage `customize`: one concept from a few pictures, by Textual Inversion with the MLM loss (Contextualizer, Alg. 2).
 
-Writes `concept/` (the embedding in diffusers' form and `concept.json`), `samples.png` and `curves.png`. The learning is
-one Ray task on one CPU that tells its steps as it goes; it takes half a minute, so it is not resumed but repeated.
+Writes `concept/` (the embedding in diffusers' format and `concept.json`), `samples.png` and `curves.png`. One Ray task
+on one CPU learns the concept and yields its steps. It takes half a minute, so it is repeated, not resumed.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, is_picture_f
 from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
-from stages.config import CustomizeConfig
 from stages.contract import StageContext, StageError, StageResult
-from stages.inference import backbone_location
-from stages.ray_tools.errors import worker_errors_as_stage_errors
-from stages.training.trainer import Curves, absolute_location, plot_curves
+from stages.customize.config import CustomizeConfig
+from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.training.trainer import Curves, plot_curves
 
 _SAMPLES = 4
 _MAX_PICTURES = 6
-#: The last so many steps are averaged for the metrics.
+#: Steps at the end that are averaged for the metrics.
 _LAST = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What the concept stands for."""
+    """The subject of the concept."""
 
     name: str
     word: str
@@ -53,13 +52,26 @@ class Subject:
 
 
 def run(context: StageContext) -> StageResult:
-    """Learn the concept, paint with and without it."""
+    """Learn the concept, and generate pictures with and without it."""
     config = context.config.customize
     subject = find_subject(config, context.inputs)
-    backbone = absolute_location(backbone_location(context.config.backbone, context.inputs))
     concept = context.output / "concept"
-    job = LearningJob(
-        backbone=backbone,
+    job = _learning_job(subject, context)
+    state, curves = _learn_on_ray(job, context)
+    save_concept(concept, state, config.placeholder, subject.word, subject.name)
+    title = f"Learning {config.placeholder} {subject.word}"
+    plot_curves(curves, ["diffusion", "mlm"], title, context.output / "curves.png")
+    context.report.picture("curves", context.output / "curves.png")
+    with model_errors_as_stage_errors():
+        _generate_samples(job, concept, context)
+    metrics = {key: sum(v for _, v in points[-_LAST:]) / len(points[-_LAST:]) for key, points in curves.items()}
+    return StageResult(metrics=metrics, notes={"subject": subject.name, "word": subject.word})
+
+
+def _learning_job(subject: Subject, context: StageContext) -> LearningJob:
+    config = context.config.customize
+    return LearningJob(
+        backbone=backbone_location(context.config.backbone, context.inputs),
         contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()),
         pictures=[_square(path, context.config.backbone.resolution) for path in subject.pictures],
         rich_prompts=rich_prompts(context.inputs["contextualizer"] / "contextualizer" / "prompts.json", config),
@@ -74,19 +86,10 @@ def run(context: StageContext) -> StageResult:
             seed=context.config.run.seed,
         ),
     )
-    state, curves = _learn_on_ray(job, context)
-    save_concept(concept, state, config.placeholder, subject.word, subject.name)
-    plot_curves(
-        curves, ["diffusion", "mlm"], f"Learning {config.placeholder} {subject.word}", context.output / "curves.png"
-    )
-    context.report.picture("curves", context.output / "curves.png")
-    _paint_samples(job, concept, context)
-    metrics = {key: sum(v for _, v in points[-_LAST:]) / len(points[-_LAST:]) for key, points in curves.items()}
-    return StageResult(metrics=metrics, notes={"subject": subject.name, "word": subject.word})
 
 
 def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject:
-    """The configured folder of pictures, or the first held-out subject of the microworld with the configured word."""
+    """The configured folder of pictures, or the microworld's first held-out subject with the configured word."""
     if config.subject is not None:
         folder = Path(config.subject)
         if not folder.is_dir():
@@ -94,7 +97,7 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
         pictures = sorted(path for path in folder.iterdir() if is_picture_file(path))
         if not pictures:
             raise StageError(
-                f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 of one subject there."
+                f"{folder} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one subject there."
             )
         return Subject(name=folder.name, word=config.word, pictures=pictures[:_MAX_PICTURES])
     folder = inputs["microworld"] / "subjects"
@@ -105,11 +108,11 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
                 name=entry["subject"], word=config.word, pictures=[folder / name for name in entry["pictures"]]
             )
     words = ", ".join(sorted({entry["word"] for entry in listed}))
-    raise StageError(f"the microworld holds out no {config.word!r}: set customize.word to one of {words}.")
+    raise StageError(f"the microworld has no held-out {config.word!r}: set customize.word to one of {words}.")
 
 
 def rich_prompts(file: Path, config: CustomizeConfig) -> list[str]:
-    """The context-rich prompts about the configured word, or those about other words with this one in their place."""
+    """The context-rich prompts with the configured word; if there are none, those of other words with it inserted."""
     listed = json.loads(file.read_text())
     own = [entry["prompt"] for entry in listed if entry["concept"] == config.word]
     chosen = own or [entry["prompt"].replace(f"[v] {entry['concept']}", f"[v] {config.word}") for entry in listed]
@@ -120,7 +123,7 @@ def _square(path: Path, size: int) -> Image.Image:
     try:
         return square_crop(load_picture(path), 0.5, 0.5, size)
     except PictureError as error:
-        raise StageError(f"{error.args[0]} Take it out of customize.subject.") from error
+        raise StageError(f"{error} Remove it from customize.subject.") from error
 
 
 # --- learning, in a Ray task ---------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def _square(path: Path, size: int) -> Image.Image:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningJob:
-    """Everything that the Ray task needs."""
+    """The input of the Ray task."""
 
     backbone: str
     contextualizer: str
@@ -138,7 +141,7 @@ class LearningJob:
 
 
 def learn_concept(job: LearningJob) -> Iterator[InversionStep | dict[str, torch.Tensor]]:
-    """Every step, and at the end the learned embeddings."""
+    """Yield every step, and at the end the learned embeddings."""
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
     backbone = load_backbone(job.backbone, device=device)
     latents = backbone.encode_pictures(to_tensor(list(job.pictures)) * 2 - 1).float()
@@ -151,21 +154,21 @@ def learn_concept(job: LearningJob) -> Iterator[InversionStep | dict[str, torch.
 
 
 def _learn_on_ray(job: LearningJob, context: StageContext) -> tuple[dict[str, torch.Tensor], Curves]:
-    """The learned embeddings and the curves; the steps are reported as they come."""
+    """The learned embeddings and the curves; reports every step."""
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(learn_concept)
     curves: Curves = {"diffusion": [], "mlm": []}
     context.report.progress(0, job.settings.steps, "customize: loading the models")
-    with worker_errors_as_stage_errors(ValueError):
+    with model_errors_as_stage_errors():
         for reference in task.remote(job):
-            told = ray.get(reference)
-            if isinstance(told, dict):
-                return told, curves
-            _tell(told, job.settings.steps, curves, context)
-    raise RuntimeError("the learning ended without a result")
+            result = ray.get(reference)
+            if isinstance(result, dict):
+                return result, curves
+            _report_step(result, job.settings.steps, curves, context)
+    raise RuntimeError("the learning task ended without a result")
 
 
-def _tell(step: InversionStep, steps: int, curves: Curves, context: StageContext) -> None:
+def _report_step(step: InversionStep, steps: int, curves: Curves, context: StageContext) -> None:
     for key, value in (("diffusion", step.diffusion), ("mlm", step.mlm)):
         curves[key].append((step.step, value))
         context.report.metric(f"concept/{key}", value, step.step)
@@ -175,23 +178,18 @@ def _tell(step: InversionStep, steps: int, curves: Curves, context: StageContext
 # --- samples -------------------------------------------------------------------------------------------------------
 
 
-def _paint_samples(job: LearningJob, concept: Path, context: StageContext) -> None:
-    """`samples.png`: the subject's pictures, and below them paintings with and without the concept from one noise."""
-    inference = context.config.inference
+def _generate_samples(job: LearningJob, concept: Path, context: StageContext) -> None:
+    """`samples.png`: the subject's pictures; below them pictures with and without the concept, from the same noise."""
     backbone = load_backbone(job.backbone)
     load_concept(backbone, concept)
     pipeline = RealCustomPipeline(backbone)
     word = job.settings.word
     rows = [list(job.pictures[:_SAMPLES])]
     for number, name in enumerate((f"{job.settings.placeholder} {word}", word)):
-        context.report.progress(number, 2, f"customize: painting {name}")
-        painted = pipeline(
-            [f"a photo of a {name}"] * _SAMPLES,
-            steps=inference.steps,
-            guidance_scale=inference.guidance_scale,
-            seeds=context.config.run.seed,
-        )
-        rows.append(painted.images)
+        context.report.progress(number, 2, f"customize: generating {name}")
+        prompts = [f"a photo of a {name}"] * _SAMPLES
+        output = pipeline(prompts, settings=context.config.inference, seeds=context.config.run.seed)
+        rows.append(output.images)
     picture = context.output / "samples.png"
     _grid(rows, context.config.backbone.resolution).save(picture)
     context.report.picture("samples", picture)

@@ -185,7 +185,10 @@ class StoredEncodings:
         needed = encoder_identity(backbone, resolution)
         for store in (self.squares, self.captions):
             for file in dataset_files(store.folder):
-                check_identity(identity_of(file), needed, str(store.folder.parent))
+                try:
+                    check_identity(identity_of(file), needed, str(store.folder.parent))
+                except EncodingCacheError as error:
+                    raise EncodingCacheError(f"{str(error).rstrip('.')}; {_REMEDY}") from error
 
     def check_plan(self, plan: PlanReader, pictures: PlanPictures) -> None:
         """Check that the cache holds all squares and captions of a plan.

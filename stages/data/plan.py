@@ -127,11 +127,11 @@ class PlanPictures:
         return cls(PictureStore(samples.resolve(), "sample_id"), PictureStore(frames.resolve(), "frame_id"))
 
     def __call__(self, picture_id: str) -> bytes:
-        """The encoded picture; raises ValueError when there is none with this id."""
+        """The encoded picture; raises StageError when there is none with this id."""
         for store in (self.samples, self.frames):
             with suppress(KeyError):
                 return store[picture_id]
-        raise ValueError(
+        raise StageError(
             f"picture {picture_id} of the plan is neither in {self.samples.folder} nor in {self.frames.folder}; "
             "run the stage curriculum again."
         )

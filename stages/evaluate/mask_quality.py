@@ -7,6 +7,7 @@ step, without early stop, so that the report shows when the masks settle.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.adapters.visual_attention import VisualAttentionProcessor
+from model.adapters.visual_attention import attached_processors
 from model.backbone import Backbone
 from model.guidance.masks import grid_at
 from model.guidance.settings import InferenceSettings
@@ -27,7 +28,6 @@ from stages.data.schemas import MASKS
 from stages.evaluate.cases import Case
 from stages.evaluate.models import Models
 from stages.evaluate.painter import MASK_SIDE
-from stages.inference import painting_options
 
 #: Table V, Nos. 1 to 4; "cross" is the low resolution that the backbone's profile names.
 RECIPES = ("cross_all", "cross", "cross_self_all", "cross_self")
@@ -82,15 +82,9 @@ def grids_of(downscales: Mapping[str, Sequence[int]], grids: Mapping[int, int]) 
     }
 
 
-def attention_processors(backbone: Backbone) -> list[VisualAttentionProcessor]:
-    """The adapter's processors in the UNet."""
-    processors = backbone.unet.attn_processors.values()
-    return [processor for processor in processors if isinstance(processor, VisualAttentionProcessor)]
-
-
 def attention_grids(backbone: Backbone) -> dict[int, int]:
     """The attention layers' downscales, relative to the largest grid -> the height of the grid."""
-    downscales = sorted({processor.downscale for processor in attention_processors(backbone)})
+    downscales = sorted({processor.downscale for processor in attached_processors(backbone.unet)})
     side = backbone.resolution // backbone.latent_scale
     return {downscale // downscales[0]: grid_at((side, side), downscale)[0] for downscale in downscales}
 
@@ -109,13 +103,19 @@ class MaskPainter:
         cases = batch.to_pylist()
         grids = attention_grids(self.pipeline.backbone)
         downscales = recipe_downscales(cases[0]["recipe"], self.inference, list(grids))
-        every_step = {"mask_steps": self.inference.steps, "mask_every": 1}
+        settings = replace(
+            self.inference,
+            mask_steps=self.inference.steps,
+            mask_every=1,
+            mask_cross_downscales=downscales["mask_cross_downscales"],
+            mask_self_downscales=downscales["mask_self_downscales"],
+        )
         output = self.pipeline(
             [case["prompt"] for case in cases],
             [load_picture(case["reference"]) for case in cases],
             [case["word"] for case in cases],
             seeds=[case["seed"] for case in cases],
-            **{**painting_options(self.inference), **every_step, **downscales},
+            settings=settings,
         )
         rows = [row | grids_of(downscales, grids) for row in self._measure(cases, output)]
         return pa.Table.from_pylist(rows, MASKS)

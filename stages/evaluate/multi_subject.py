@@ -22,7 +22,6 @@ from stages.data.schemas import MULTI_SUBJECT
 from stages.evaluate.models import Models
 from stages.evaluate.painter import MASK_SIDE
 from stages.evaluate.pairs import PairCase
-from stages.inference import painting_options
 
 #: The input: one row for each pair; a list of two has an entry for each subject.
 PAIR_CASES = pa.schema(
@@ -66,7 +65,7 @@ class MultiSubjectPainter:
 
     def __init__(self, config: Config, models: Models) -> None:
         self.pipeline = models.pipeline
-        self.options = painting_options(config.inference)
+        self.settings = config.inference
         self.scorer = models.scorer
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -84,7 +83,7 @@ class MultiSubjectPainter:
         self, task: str, cases: Sequence[Case], pictures: Sequence[Sequence[Image.Image]], scale: float | None = None
     ) -> list[dict[str, Any]]:
         """Both subjects in one picture; each has half of the scope of a single subject."""
-        scope = self.options["mask_scope"] / 2
+        scope = self.settings.mask_scope / 2
         subjects = [
             [
                 Subject(picture=picture, word=word, scope=scope, scale=scale)
@@ -112,7 +111,7 @@ class MultiSubjectPainter:
     ) -> tuple[list[dict[str, Any]], list[Image.Image]]:
         """Paint a picture for each case; one row for each of its subjects, and the pictures."""
         seeds = [case["seed"] for case in cases]
-        output = self.pipeline(prompts, subjects, seeds=seeds, **self.options)
+        output = self.pipeline(prompts, subjects, seeds=seeds, settings=self.settings)
         rows = [
             {"task": task, "prompt": prompt, **row}
             for index in range(len(subjects[0]))

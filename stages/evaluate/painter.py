@@ -15,7 +15,6 @@ from stages.config import Config
 from stages.data.schemas import SCORES
 from stages.evaluate.cases import Case
 from stages.evaluate.models import Models
-from stages.inference import painting_options
 
 #: The input: one row for each case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
 CASES = pa.schema(
@@ -61,7 +60,7 @@ class Painter:
 
     def __init__(self, config: Config, models: Models) -> None:
         self.models = models
-        self.options = painting_options(config.inference)
+        self.settings = config.inference
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Paint and score each case in every arm."""
@@ -81,7 +80,7 @@ class Painter:
 
     def _paint(self, arm: str, cases: Sequence[Mapping[str, Any]]) -> RealCustomOutput:
         prompts = [case["painted_prompt"] for case in cases]
-        request: dict[str, Any] = {"seeds": [case["seed"] for case in cases], **self.options}
+        request: dict[str, Any] = {"seeds": [case["seed"] for case in cases], "settings": self.settings}
         if arm == "concept":
             return self.models.concept_pipeline(prompts, **request)
         if arm != "text_only":

@@ -75,7 +75,7 @@ def _page(evaluation: Evaluation) -> dict[str, Any]:
         "profile": config.profile,
         "pixels": side <= _PIXEL_ART_SIDE,
         **_describe_arms(evaluation),
-        **_describe_experiments(evaluation.experiments, config.inference.mask_steps),
+        **_describe_experiments(evaluation.experiments, config.inference.effective_mask_steps),
         "concept": describe_concept(evaluation.concept, evaluation.rows),
         **_describe_training(evaluation.inputs),
         "settings": describe_settings(config),

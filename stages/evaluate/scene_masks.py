@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from model.adapters.visual_attention import attached_processors
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
 from model.guidance.mask_recipe import MaskRecipe
 from model.guidance.masks import Grid, grid_at
@@ -24,7 +25,7 @@ from model.microworld.shapes import TRAINED_CATEGORIES
 from model.scoring.metrics import largest_iou, mask_iou
 from stages.config import Config
 from stages.data.schemas import SCENE_MASKS
-from stages.evaluate.mask_quality import attention_grids, attention_processors, grids_of, recipe_downscales
+from stages.evaluate.mask_quality import attention_grids, grids_of, recipe_downscales
 from stages.evaluate.models import Models
 
 TIMESTEPS = (900, 700, 500, 300, 100)
@@ -69,7 +70,7 @@ class SceneMaskMeter:
         scenes = draw_scenes(case["objects"], case["count"], case["seed"])
         grids = attention_grids(self.backbone)
         downscales = recipe_downscales(case["recipe"], self.inference, list(grids))
-        layers = GuidanceLayers.of(attention_processors(self.backbone), *downscales.values())
+        layers = GuidanceLayers.of(attached_processors(self.backbone.unet), *downscales.values())
         pixels = torch.from_numpy(scenes.image).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = self.backbone.encode_pictures(pixels)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(case["seed"])).to(latents)

@@ -21,7 +21,7 @@ from model.scoring.metrics import (
     background_change,
     subject_similarity,
 )
-from stages.config import EvaluateConfig
+from stages.evaluate.config import EvaluateConfig
 
 
 class Scorer:

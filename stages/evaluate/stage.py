@@ -58,7 +58,7 @@ def run(context: StageContext) -> StageResult:
         rows=rows["scores"],
         summary=summarize(rows["scores"]),
         experiments=Experiments.of(
-            rows["multi_subject"], rows["masks"], rows["scene_masks"], config.inference.mask_steps
+            rows["multi_subject"], rows["masks"], rows["scene_masks"], config.inference.effective_mask_steps
         ),
     )
     identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, paths.backbone))
@@ -124,7 +124,6 @@ def _paint(context: StageContext, paths: ModelPaths, tables: Sequence[pa.Table])
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in RESULTS}
     for batch in painted:
         rows[dataset_of(batch)] += batch.to_pylist()
-    context.report.progress(len(tables), len(tables), "painting and scoring")  # Ray leaves out batches without results
     return rows
 
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from model.pictures.decoding import PictureError, load_picture, to_png
-from stages.config import FilterConfig
 from stages.data.datasets import PartWriter
 from stages.data.schemas import REJECTED, SAMPLES
+from stages.filter.config import FilterConfig
 from stages.filter.rules import COMPUTABLE, computed_scores
 from stages.filter.verdicts import FileGroup, read_batches
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from model.pictures.decoding import PictureError
-from stages.config import FilterConfig
 from stages.data.schemas import LAION_SCORES
 from stages.filter.candidate import Candidate
+from stages.filter.config import FilterConfig
 
 _SCRIPT_CHARACTERS = 1000  # of a caption determine its script
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.pictures.decoding import load_picture
-from stages.config import FilterConfig, ScoringConfig
 from stages.contract import Reporter, StageError
 from stages.filter.candidate import Candidate
+from stages.filter.config import FilterConfig, ScoringConfig
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of

@@ -27,11 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from stages.config import FilterConfig
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.data.datasets import dataset_files, dataset_rows, read_dataset, row_counts
 from stages.data.schemas import SAMPLES
 from stages.filter.adoption import adopt
+from stages.filter.config import FilterConfig
 from stages.filter.copying import Outcome, copy_group, join_outcomes
 from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
 from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
@@ -134,8 +134,6 @@ def check_settings(folder: Path, settings: FilterConfig) -> None:
     Raises:
         StageError: Names the missing column of LAION's metadata, and the setting that disables the threshold.
     """
-    if settings.scoring.actors < 1 or settings.scoring.batch_size < 1:
-        raise StageError("filter.scoring.actors and filter.scoring.batch_size must be at least 1.")
     needed = _needed_columns(settings)
     rows = read_dataset(folder, SAMPLES, columns=sorted(needed)) if needed else None
     for score, (column, setting) in needed.items():

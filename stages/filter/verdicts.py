@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.config import FilterConfig
 from stages.filter.candidate import Candidate
+from stages.filter.config import FilterConfig
 from stages.filter.duplicates import COLOUR_BYTES, DIGEST_BYTES, signatures
 from stages.filter.rules import COMPUTABLE, active_rules, computed_scores, rejection, score_of
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
-from stages.config import IngestConfig
 from stages.contract import Reporter
+from stages.ingest.config import IngestConfig
 from stages.ingest.fetch import PictureOpener
 from stages.ingest.resizer import CheckedResizer
 from stages.ingest.shards import settled_ids

@@ -33,7 +33,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from model.pictures.decoding import SIGNATURE_BYTES, picture_format
-from stages.config import IngestConfig
+from stages.ingest.config import IngestConfig
 from stages.ingest.outcomes import TRANSIENT, reason_of_status
 
 ROBOT = "realword"

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from stages.config import IngestConfig
 from stages.contract import StageError
 from stages.data.schemas import SPELLINGS
+from stages.ingest.config import IngestConfig
 
 _ROWS_AT_ONCE = 65_536
 #: Types of our columns that are not scores.

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from stages.config import IngestConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import dataset_files, dataset_rows, write_in_order
 from stages.data.loopback import serve_folder
 from stages.data.schemas import REJECTED
+from stages.ingest.config import IngestConfig
 from stages.ingest.download import SHARD, download_shards, shard_sizes
 from stages.ingest.metadata import metadata_files
 from stages.ingest.outcomes import check_failed_share, check_sum, outcome_table

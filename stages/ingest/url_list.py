@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.config import IngestConfig
 from stages.contract import StageError
 from stages.data.schemas import LAION_SCORES, REJECTED, content_id
+from stages.ingest.config import IngestConfig
 from stages.ingest.metadata import MetadataFiles, count_rows, read_tables
 from stages.ingest.partitions import Partitions, keys_of_ids, keys_of_texts
 

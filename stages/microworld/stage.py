@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 
-from stages.contract import StageContext, StageError, StageResult
+from stages.contract import StageContext, StageResult
 from stages.microworld.subjects import write_subjects
 from stages.microworld.turntables import write_turntables
 from stages.microworld.web import write_web
@@ -19,8 +19,6 @@ from stages.microworld.web import write_web
 def run(context: StageContext) -> StageResult:
     """Write `metadata/`, `web/`, `site.json`, `mvimgnet/` and `subjects/`."""
     settings, seed = context.config.microworld, context.config.run.seed
-    if settings.pictures < 1:
-        raise StageError(f"microworld.pictures is {settings.pictures}; it must be at least 1.")
     rows = write_web(context.output, settings, seed, context.report)
     site = {"port": settings.port, "root": "web"}
     (context.output / "site.json").write_text(json.dumps(site) + "\n")

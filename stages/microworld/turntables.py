@@ -12,8 +12,8 @@ from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.camera import CameraPose, PinholeIntrinsics
 from model.microworld.instances import InstanceId
 from model.microworld.scenes import Background, SceneShares, categories_of, render_views
-from stages.config import MicroworldConfig
 from stages.contract import Reporter
+from stages.microworld.config import MicroworldConfig
 
 _IMAGES_HEADER = (
     "# Image list with two lines of data per image:",

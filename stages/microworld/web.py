@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from model.microworld.scenes import SceneSpec, draw_specs, render_scenes
-from stages.config import MicroworldConfig
 from stages.contract import Reporter, StageError
 from stages.data.loopback import HOST
 from stages.data.schemas import content_id
+from stages.microworld.config import MicroworldConfig
 
 METADATA = pa.schema(
     [

@@ -26,10 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.config import MultiviewConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.data.schemas import FRAMES, PAIRS
+from stages.multiview.config import MultiviewConfig
 from stages.multiview.frames import Instance, find_instances, read_instances
 from stages.multiview.pairs import RANKED_PAIRS, View, balance, view_pairs
 from stages.ray_tools.mapping import Workers, map_on_workers

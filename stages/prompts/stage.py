@@ -16,10 +16,10 @@ import pyarrow as pa
 from prompts.client import Endpoint, PromptError, PromptWriter
 from prompts.grammar import WRITER, grammar_prompts
 from prompts.schema import RichPrompt, RichPrompts
-from stages.config import PromptsConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
+from stages.prompts.config import PromptsConfig
 from stages.ray_tools.mapping import Workers, map_on_workers, one_row_batches
 
 
@@ -27,8 +27,6 @@ def run(context: StageContext) -> StageResult:
     """Write the dataset `prompts/`."""
     settings = context.config.prompts
     concepts = list(dict.fromkeys(concept.strip() for concept in settings.concepts))
-    if not all(concepts) or not concepts or settings.prompts_per_concept < 1:
-        raise StageError("prompts.concepts needs at least one word, and prompts.prompts_per_concept at least 1.")
     if settings.endpoint is None:
         writer, written = WRITER, _by_grammar(concepts, settings, context.config.run.seed)
     else:

@@ -1,1 +1,1 @@
-"""Work on Ray that several stages share."""
+"""Ray for all stages: the cluster, functions over many items, numbered tasks, errors of workers."""

@@ -50,6 +50,8 @@ class Progress:
             done += self.amount(result)
             self.report.progress(done, self.total, self.note)
             yield result
+        if done < self.total:  # Ray Data omits results without rows
+            self.report.progress(self.total, self.total, self.note)
 
 
 def map_on_workers(
@@ -61,7 +63,7 @@ def map_on_workers(
     progress: Progress | None = None,
     errors: tuple[type[Exception], ...] = (),
 ) -> Iterator[pa.Table]:
-    """What `function` returns for each batch, in the order of the batches.
+    """What `function` returns for each batch, in the order of the batches; without results that have no rows.
 
     A worker that dies is replaced, and its batches are done again.
 

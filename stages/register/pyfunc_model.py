@@ -8,7 +8,7 @@ MLflow runs this file by itself, with the copy of the package `model` that was r
 The server calls `prepare` and `paint` of the Python object beneath, which take and return encoded pictures.
 
 Artifacts: `backbone` and `adapter` (folders; a backbone from the hub is only named), `inference` (inference.json: how
-to load the parts, the default options, and the checksums of all files), `lineage` (lineage.json: the outputs that the
+to load the parts, the default settings, and the checksums of all files), `lineage` (lineage.json: the outputs that the
 model comes from; not read here).
 """
 
@@ -19,7 +19,7 @@ import binascii
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
+from model.errors import GenerationError
+from model.guidance.settings import InferenceSettings
 from model.pictures.decoding import load_picture, to_png
 from model.pictures.tensors import mask_picture
-from model.pipeline import GenerationError, RealCustomPipeline
+from model.pipeline import RealCustomPipeline
 
 _MASK_SIDE = 256
 _VERIFY_CHECKSUMS = "verify_checksums"  # as in `stages.registered_model`, which is not registered with this file
@@ -47,8 +49,8 @@ class PaintRequest(BaseModel):
     word: str
     prompt: str
     seed: int = Field(default=0, ge=0, lt=2**63)
-    steps: int | None = Field(default=None, ge=1)
-    guidance_scale: float | None = None
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    guidance_scale: float | None = Field(default=None, ge=0)
     mask_scope: float | None = Field(default=None, gt=0, le=1)
 
 
@@ -67,7 +69,7 @@ class PreparedRequest:
     word: str
     prompt: str
     seed: int
-    options: dict[str, Any]
+    settings: InferenceSettings
 
 
 class RealwordModel(PythonModel):
@@ -112,7 +114,7 @@ class RealwordModel(PythonModel):
             word: A word or phrase of the prompt, which the subject stands for.
             prompt: What to paint.
             seed: Of the initial noise.
-            **options: Replace the default options of the pipeline.
+            **options: Replace the settings that the evaluation used.
 
         Raises:
             ValueError: The word is not in the prompt (lists its words), or the subject cannot be read as a picture.
@@ -123,14 +125,18 @@ class RealwordModel(PythonModel):
             word=word,
             prompt=prompt,
             seed=seed,
-            options={**self.settings["painting"], **options},
+            settings=self._inference_settings(**options),
         )
 
+    def _inference_settings(self, steps: int | None = None, **options: Any) -> InferenceSettings:
+        settings = InferenceSettings(**self.settings["painting"])
+        return replace(settings if steps is None else settings.with_steps(steps), **options)
+
     def paint(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
-        """The picture and the mask of each request, as PNG; requests with the same options are painted together."""
+        """The picture and the mask of each request, as PNG; requests with the same settings are painted together."""
         groups: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
-            groups[json.dumps(request.options, sort_keys=True)].append(number)
+            groups[repr(request.settings)].append(number)
         painted: dict[int, tuple[bytes, bytes]] = {}
         for numbers in groups.values():
             painted |= zip(numbers, self._paint_group([requests[number] for number in numbers]), strict=True)
@@ -142,7 +148,7 @@ class RealwordModel(PythonModel):
             [request.subject for request in requests],
             [request.word for request in requests],
             seeds=[request.seed for request in requests],
-            **requests[0].options,
+            settings=requests[0].settings,
         )
         return [
             (to_png(image), to_png(mask_picture(masks[-1], _MASK_SIDE)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from model.checksums import folder_checksums
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
-from stages.inference import backbone_location, loading_options, painting_options
+from stages.inference import backbone_location, loading_options
 from stages.register import pyfunc_model  # so that the fingerprint of this stage covers its code
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CHAMPION, INTERFACE, VERIFY_CHECKSUMS
@@ -99,7 +100,7 @@ def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
         "backbone": location if "backbone" not in folders else None,  # a hub id
         "dtype": config.backbone.dtype,
         "loading": loading_options(config.backbone),
-        "painting": painting_options(config.inference),
+        "painting": asdict(config.inference),
         "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
     }
     files = {key: context.scratch / f"{key}.json" for key in ("inference", "lineage")}

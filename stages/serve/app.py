@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from stages.config import ServeConfig
+from stages.serve.config import ServeConfig
 from stages.serve.form import RequestError, read_form
 from stages.serve.painter import Answer, Painter
 from stages.serve.registry import Champion

@@ -9,7 +9,7 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from stages.config import ServeConfig
+from stages.serve.config import ServeConfig
 
 FIELDS = ("subject", "word", "prompt", "seed", "steps")
 _FORM_OVERHEAD_BYTES = 64_000  # field names, boundaries, the prompt

@@ -22,9 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from stages.config import Config, ServeConfig
+from stages.config import Config
 from stages.contract import StageError
 from stages.ray_tools.cluster import local_cluster
+from stages.serve.config import ServeConfig
 from stages.serve.registry import load_champion
 
 _START_SECONDS = 60
@@ -70,14 +71,12 @@ def check_address(settings: ServeConfig) -> None:
     Raises:
         StageError: It cannot.
     """
-    if not 0 < settings.port < 65536:
-        raise StageError(f"serve.port is {settings.port}; a port is a number from 1 to 65535.")
     try:
         family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StageError(
             f"serve cannot listen on {settings.host} port {settings.port}: {reason}; "

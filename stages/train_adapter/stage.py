@@ -1,6 +1,6 @@
 """Stage `train_adapter`: the adapter's training on the plan (RealCustom, RealCustom++); writes `adapter/`.
 
-The examples are made in `model/training/adapter_task.py`, the steps in `stages/training/trainer.py`.
+`model/training/adapter_task.py` makes the examples, `stages/training/trainer.py` runs the steps.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from model.methods.registry import METHODS
 from model.training.adapter_task import AdapterTask
 from model.training.precision import HALVES
-from stages.config import TrainAdapterConfig
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.encodings import StoredEncodings
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.inference import backbone_location, loading_options, model_errors_as_stage_errors
-from stages.train_adapter.previews import choose_samples, draw_strip
-from stages.training.trainer import Curves, absolute_location, fit
+from stages.train_adapter.config import TrainAdapterConfig
+from stages.train_adapter.previews import choose_previews, draw_overview
+from stages.training.trainer import Curves, fit
 
 
 def run(context: StageContext) -> StageResult:
-    """Train the adapter; write it to `adapter/`, its curves to `curves.png`, what it painted to `samples.png`."""
+    """Train the adapter; write it to `adapter/`, its curves to `curves.png`, its previews to `samples.png`."""
     config = context.config.train_adapter
     plan = PlanReader(context.inputs["curriculum"].resolve() / "plan")
     _check(config, plan)
@@ -49,42 +50,26 @@ def run(context: StageContext) -> StageResult:
     picture = context.output / "curves.png"
     plot_training(curves, picture)
     context.report.picture("curves", picture)
-    looks = weights.with_name("adapter-samples")
-    if any(looks.glob("*.png")):
-        draw_strip(looks, task.samples, context.output / "samples.png")
+    previews = weights.with_name("adapter-samples")
+    if any(previews.glob("*.png")):
+        draw_overview(previews, task.preview_subjects, context.output / "samples.png")
         context.report.picture("samples", context.output / "samples.png")
     return StageResult(metrics=_summary(curves), notes={"steps": str(plan.steps)})
 
 
 def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
-    """Refuse what would fail later, or not fail but go wrong."""
+    """Refuse a plan that does not fit the settings: it may have been made elsewhere."""
     for size in plan.batch_sizes():
         if size % config.trainer.workers:
             raise StageError(
-                f"{size} examples a step cannot be shared out among {config.trainer.workers} workers: set "
+                f"a step's {size} examples cannot be divided evenly among {config.trainer.workers} workers: set "
                 "curriculum.batch_size to a multiple of train_adapter.trainer.workers."
             )
-    if config.method == "realcustom" and not plan.references_are_targets:
+    method = METHODS[config.method]
+    if method.reference_is_target and not plan.references_are_targets:
         raise StageError(
-            "RealCustom learns from pictures that are their own references, but this plan has pairs of views: set "
-            "curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
-        )
-    if config.data_workers < 0:
-        raise StageError(f"train_adapter.data_workers is {config.data_workers}: set it to 0 or more.")
-    dropped = config.drop_text, config.drop_image, config.drop_both
-    if min(dropped) < 0 or sum(dropped) > 1:
-        raise StageError(
-            "train_adapter.drop_text, drop_image and drop_both are shares of the examples: none may be below 0, and "
-            f"together they may be 1 at most; they are {', '.join(f'{share:g}' for share in dropped)}."
-        )
-    if config.min_snr_gamma is not None and config.min_snr_gamma <= 0:
-        raise StageError(f"train_adapter.min_snr_gamma is {config.min_snr_gamma}: set it above 0, or to null for none.")
-    if config.sample_every is not None and config.sample_every < 1:
-        raise StageError(f"train_adapter.sample_every is {config.sample_every}: set it above 0, or to null for none.")
-    if config.sample_every is not None and config.trainer.zero_stage == 3:
-        raise StageError(
-            "sample pictures need an adapter that is whole on one worker, and ZeRO stage 3 keeps it in pieces: set "
-            "train_adapter.sample_every=null or train_adapter.trainer.zero_stage=2."
+            f"train_adapter.method={method.name} learns from pictures that are their own references, but this plan has "
+            "pairs of views: set curriculum.multiview_probability=0 and curriculum.max_crop_ratio=1."
         )
 
 
@@ -94,7 +79,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
     inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
     pictures = PlanPictures.of(context.inputs)
     return AdapterTask(
-        backbone=absolute_location(backbone_location(context.config.backbone, inputs)),
+        backbone=backbone_location(context.config.backbone, inputs),
         encoders=loading_options(context.config.backbone),
         rows=plan,
         picture=pictures,
@@ -111,14 +96,15 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         half=HALVES.get(config.trainer.precision),
         gradient_checkpointing=config.gradient_checkpointing,
         cache=StoredEncodings.of(inputs["cache_latents"]) if "cache_latents" in inputs else None,
-        samples=() if config.sample_every is None else choose_samples(pictures.frames, config.sample_prompts),
+        preview_subjects=() if config.sample_every is None else choose_previews(pictures.frames, config.sample_prompts),
+        preview_settings=context.config.inference,
         sample_every=config.sample_every,
         device="cuda" if config.trainer.use_gpu else "cpu",
     )
 
 
 def plot_training(curves: Curves, file: Path) -> None:
-    """Draw the curves, related ones in a panel together, into a PNG. What has not been measured is left out."""
+    """Draw the measured curves into a PNG, related ones in the same panel."""
     figure = Figure(figsize=(14, 9.6), layout="constrained")
     panels = {
         "loss": ["loss"],
@@ -145,7 +131,7 @@ def plot_training(curves: Curves, file: Path) -> None:
 
 
 def _smoothed(values: Sequence[float]) -> NDArray[np.float64]:
-    """The mean of each value and its neighbours, a twentieth of all together; at the ends of those that there are."""
+    """The moving average over a twentieth of the values; at the ends, over fewer."""
     window = np.ones(len(values) // 20 + 1)
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checksums import file_checksum
+from stages.contract import StageError
 
 _STATE_FILE = "training.json"
 
@@ -54,17 +55,17 @@ class Checkpoint:
         """Compare every file with its checksum.
 
         Raises:
-            ValueError: A file is missing or damaged; one sentence that names it.
+            StageError: A file is missing or damaged; one sentence that names it.
         """
         for sums in sorted(self.folder.glob("rank-*.json")):
             try:
                 recorded = json.loads(sums.read_text())
             except json.JSONDecodeError as error:
-                raise ValueError(f"checkpoint file {sums} is damaged (it is not JSON)") from error
+                raise StageError(f"checkpoint file {sums} is damaged (it is not JSON)") from error
             for name, expected in recorded.items():
                 file = self.folder / name
                 if not file.is_file() or file_checksum(file) != expected:
-                    raise ValueError(f"checkpoint file {file} is damaged (its checksum is not the one in {sums.name})")
+                    raise StageError(f"checkpoint file {file} is damaged (its checksum is not the one in {sums.name})")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The state's tensors with their names, one at a time, on the CPU."""
@@ -80,7 +81,7 @@ class Checkpoint:
         """Write the share of worker `rank` of `world`: its tensors (on the CPU), and on rank 0 the state.
 
         Raises:
-            ValueError: The disk is full or cannot be written; one sentence.
+            StageError: The disk is full or cannot be written; one sentence.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             full = "No space left" in str(error)
             reason = "its disk is full" if full else str(error)
-            raise ValueError(
+            raise StageError(
                 f"checkpoint {self.folder} cannot be written ({reason}): free some space or make the folder writable, "
                 "and run again to resume from the last checkpoint."
             ) from error
@@ -182,8 +183,8 @@ class CheckpointWriter:
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Where two flat configurations differ: "learning_rate is 0.1 there and 0.2 now"; None when nowhere."""
+    """How two flat configurations differ, as "learning_rate is 0.1 there and 0.2 now"; None when they are equal."""
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-    told = [f"{key} is {then.get(key)!r} there and {now.get(key)!r} now" for key in keys[:3]]
+    shown = [f"{key} is {then.get(key)!r} there and {now.get(key)!r} now" for key in keys[:3]]
     more = [f"{len(keys) - 3} more differ"] if len(keys) > 3 else []
-    return ", ".join([*told, *more]) or None
+    return ", ".join([*shown, *more]) or None

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.config import TrainerConfig
+from stages.contract import StageError
+from stages.training.config import TrainerConfig
 
 DEEPSPEED = Path(__file__).resolve().parents[2] / "infra" / "deepspeed"
 
@@ -50,11 +51,11 @@ def micro_batches(batch: Mapping[str, Tensor], count: int) -> list[dict[str, Ten
     Each part gets the whole of a tensor whose first dimension has another length.
 
     Raises:
-        ValueError: The number of examples is not divisible by `count`.
+        StageError: The number of examples is not divisible by `count`.
     """
     examples = len(next(iter(batch.values())))
     if examples % count:
-        raise ValueError(
+        raise StageError(
             f"{examples} examples a worker cannot be cut into {count} equal micro batches: set the trainer's "
             f"accumulation to a divisor of {examples}."
         )

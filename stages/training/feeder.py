@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from model.errors import ModelError
 from model.training.task import Feed, Prepared
 from stages.contract import StageError
 
@@ -36,7 +37,7 @@ def stream(feed: Feed, steps: range, rank: int, world: int, *, workers: int) -> 
     workers start. Close the generator to end them before the last step.
 
     Raises:
-        ValueError: `feed` raised it for the step that is due.
+        StageError: `feed` raised it for the step that is due.
     """
     if not steps:
         return
@@ -120,7 +121,7 @@ class _DataWorker:
         for step in range(first, end):
             try:
                 found.append(self.feed.prepare(step, self.rank, self.world))
-            except (ValueError, StageError) as error:
+            except (ModelError, StageError) as error:
                 return pack(found, str(error))
         return pack(found)
 
@@ -142,10 +143,10 @@ def pack(steps: Sequence[Prepared], error: str | None = None) -> pa.Table:
 
 
 def unpack(table: pa.Table) -> Iterator[Prepared]:
-    """The steps of a table of `pack`; raises its error, if it has one, as ValueError."""
+    """The steps of a table of `pack`; raises its error, if it has one, as StageError."""
     for row, error in enumerate(table["error"].to_pylist()):
         if error is not None:
-            raise ValueError(error)
+            raise StageError(error)
         yield {name: _array(table[name][row]) for name in table.column_names if name != "error"}
 
 

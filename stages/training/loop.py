@@ -276,7 +276,7 @@ def _latest(checkpoints: CheckpointFolder) -> Checkpoint | None:
     """The checkpoint to resume from, the same on all workers; incomplete ones are removed.
 
     Raises:
-        ValueError: The checkpoint is damaged.
+        StageError: The checkpoint is damaged.
     """
     chosen: list[Checkpoint | None] = [None]
     if dist.get_rank() == 0:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.training.moving_average import MovingAverage
+from stages.contract import StageError
 from stages.training.engine import Engine
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -48,13 +49,13 @@ def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load weights and buffers into a module, before an engine partitions it.
 
     Raises:
-        ValueError: The state belongs to another model; one sentence.
+        StageError: The state belongs to another model; one sentence.
     """
     for name, tensor in _module_tensors(module).items():
         found = tensors.get(f"weight/{name}")
         if found is None or found.shape != tensor.shape:
             there = "missing" if found is None else f"of shape {list(found.shape)}"
-            raise ValueError(f"it is of another model: {name} is {there}, where {list(tensor.shape)} is needed")
+            raise StageError(f"it is of another model: {name} is {there}, where {list(tensor.shape)} is needed")
         tensor.detach().copy_(found)
 
 

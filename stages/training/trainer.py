@@ -14,10 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from model.errors import ModelError
 from model.training.task import TrainingTask
-from stages.config import TrainerConfig
 from stages.contract import Reporter, StageContext, StageError
 from stages.training.checkpoints import difference
+from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 from stages.training.loop import train
 from stages.training.metrics import BOOKKEEPING, progress_note, read_lines
@@ -27,7 +28,7 @@ Curves = dict[str, list[tuple[int, float]]]
 
 _POLL_SECONDS = 0.5
 #: The project's own errors about configuration and data: sentences for the user; another attempt would fail again.
-_USER_ERRORS = (ValueError, StageError)
+_USER_ERRORS = (ModelError, StageError)
 
 
 def fit(
@@ -41,7 +42,7 @@ def fit(
     batch_setting: str,
     data_workers: int = 0,
 ) -> tuple[Path, Curves]:
-    """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
+    """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its metrics.
 
     Progress and metrics go to `context.report` during the training (keys `name/loss`, ...). Checkpoints are in
     `context.scratch`: a later call with the same scratch, name and arguments resumes from the last one, even with
@@ -51,12 +52,11 @@ def fit(
     worker prepares them itself.
 
     Raises:
-        StageError: The configuration is invalid, or the cluster is too small for it; the last checkpoint is damaged or
-            belongs to another configuration; a worker raised a ValueError or StageError, or died too often; a batch
-            does not fit into memory, or a checkpoint on the disk; the loss exploded, or the gradient was not finite,
-            in too many steps; the training was stopped by SIGTERM.
+        StageError: The cluster is too small for the configuration; the last checkpoint is damaged or belongs to another
+            configuration; a worker raised a ModelError or StageError, or died too often; a batch does not fit into
+            memory, or a checkpoint on the disk; the loss exploded, or the gradient was not finite, in too many steps;
+            the training was stopped by SIGTERM.
     """
-    _check_config(config)
     _check_resources(config)
     folder = (context.scratch / "train").resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,22 +104,6 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None
             report.warning(f"{sentence}; it resumes from its last checkpoint")
 
 
-def _check_config(config: TrainerConfig) -> None:
-    """What no single type can say."""
-    if config.precision == "fp16" and not config.use_gpu:
-        raise StageError("fp16 needs GPUs: set the trainer's precision to fp32 or bf16, or use_gpu to true.")
-    if config.ema_decay is not None and config.zero_stage == 3:
-        raise StageError(
-            "ema_decay needs whole weights on every worker, which zero_stage=3 does not leave there: set zero_stage to "
-            "at most 2, or ema_decay to null."
-        )
-    if config.ema_decay is not None and config.ema_decay >= 1:
-        raise StageError(f"the trainer's ema_decay must be less than 1, such as 0.999; it is {config.ema_decay}.")
-    for key in ("workers", "accumulation", "checkpoint_every", "keep_checkpoints"):
-        if getattr(config, key) < 1:
-            raise StageError(f"the trainer's {key} must be at least 1, not {getattr(config, key)}.")
-
-
 def _check_resources(config: TrainerConfig) -> None:
     """Check that Ray has enough CPUs or GPUs, for which it would wait for ever."""
     import ray
@@ -135,10 +119,10 @@ def _check_resources(config: TrainerConfig) -> None:
 
 
 def check_resume(job: TrainingJob) -> None:
-    """Look at the checkpoint that the workers would go on from, before there are any.
+    """Check the checkpoint that the workers would resume from, before they start.
 
     Raises:
-        StageError: It is damaged, or of another configuration; names the difference.
+        StageError: The checkpoint is damaged or belongs to another configuration; names the difference.
     """
     checkpoint = job.checkpoints.latest()
     if checkpoint is None:
@@ -146,7 +130,7 @@ def check_resume(job: TrainingJob) -> None:
     remedy = f"delete {checkpoint.folder.parent} to train from the beginning"
     try:
         checkpoint.check()
-    except ValueError as error:
+    except StageError as error:
         raise StageError(f"{error}; {remedy}.") from error
     if found := difference(checkpoint.state()["config"], job.identity()):
         raise StageError(f"{checkpoint.folder} is of another configuration ({found}): set it back, or {remedy}.")

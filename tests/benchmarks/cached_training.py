@@ -36,13 +36,14 @@ from model.training.adapter_examples import PlanRow
 from model.training.adapter_loss import AdapterModule, FrozenModels
 from model.training.adapter_task import AdapterTask
 from model.training.tensor_cache import Cache
+from stages.cache_latents.config import CacheLatentsConfig
 from stages.cache_latents.stage import DATASETS, Encoder, EncodingJob, parts_of, write_examples
-from stages.config import BackboneConfig, CacheLatentsConfig
 from stages.data.datasets import write_dataset
 from stages.data.encodings import StoredEncodings, encoding_rows, write_encodings
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import FRAMES, PLAN, SAMPLES
 from stages.inference import loading_options
+from stages.shared_config import BackboneConfig
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.noise_pictures import jpeg, smooth_noise
 from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS, random_encoders, random_sd15
@@ -99,8 +100,8 @@ def load_models(name: str) -> tuple[Backbone, ImageEncoders]:
     """Load or build the frozen models; for sd15, VAE and text encoder have their full size too."""
     if name == "micro":
         options = loading_options(BackboneConfig())
-        names = options.pop("image_encoders")
-        return load_backbone(WEIGHTS_FOLDER), ImageEncoders.from_pretrained(names, str(WEIGHTS_FOLDER), **options)
+        encoders = ImageEncoders.from_pretrained(backbone_folder=WEIGHTS_FOLDER, **options)
+        return load_backbone(WEIGHTS_FOLDER), encoders
     width = SD15_UNET["cross_attention_dim"]
     text = CLIPTextConfig(
         hidden_size=width,

@@ -40,6 +40,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model.guidance.settings import InferenceSettings
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import plain_caption
@@ -123,9 +124,7 @@ def _paint_batch(
         [case.prompt for case in cases],
         [case.reference for case in cases],
         [case.word for case in cases],
-        steps=steps,
-        mask_steps=steps // 2,
-        mask_every=mask_every,
+        settings=InferenceSettings(steps=steps, mask_steps=steps // 2, mask_every=mask_every),
         seeds=seed,
         callback_on_step_end=keep,
     )

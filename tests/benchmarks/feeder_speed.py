@@ -87,7 +87,6 @@ def write_inputs(folder: Path, work: Work) -> ExamplePictures:
     return ExamplePictures(
         rows=PlanReader(folder / "plan"),
         picture=PlanPictures(*stores),
-        method="realcustom++",
         resolution=work.side,
         reference_size=work.reference_size,
         tiles=2,

@@ -34,8 +34,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from model.adapters.adapter import RealCustomPlusAdapter
 from model.adapters.image_encoder import ImageEncoders, VisionTower
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.released_weights import SDXL_UNET
 from model.backbone import PromptEmbedding
 from model.training.adapter_loss import AdapterModule, FrozenModels

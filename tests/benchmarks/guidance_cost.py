@@ -31,7 +31,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -39,13 +39,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from model.adapters.adapter import RealCustomPlusAdapter
 from model.adapters.image_encoder import ImageEncoders
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.released_weights import sdxl_unet
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import load_backbone
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.guidance.masks import grid_at
+from model.guidance.settings import InferenceSettings
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.pipeline import RealCustomPipeline
 from tests.benchmarks.support.command_line import benchmark_parser
@@ -62,7 +63,8 @@ class Mode:
     """A way to generate, and the costs of its runs."""
 
     name: str
-    options: dict[str, Any]
+    subject: dict[str, Any]  # arguments of the pipeline
+    settings: InferenceSettings
     processor: list[float] = field(default_factory=list)  # CPU seconds per step, of each repetition
     wall: list[float] = field(default_factory=list)  # wall-clock seconds per step, of each repetition
     peak: int | None = None  # bytes beyond the loaded model
@@ -70,17 +72,14 @@ class Mode:
 
 def modes_of(steps: int, mask_every: int, cross_downscales: Sequence[int]) -> list[Mode]:
     """All modes, plain text-to-image first; T_stop is half the steps, as in the paper."""
-    subject = {
-        "subjects": Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).convert("RGB"),
-        "words": _WORD,
-        "mask_cross_downscales": cross_downscales,
-    }
+    subject = {"subjects": Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).convert("RGB"), "words": _WORD}
     stop = max(1, steps // 2)
+    settings = InferenceSettings(steps=steps, mask_steps=stop, mask_cross_downscales=list(cross_downscales))
     return [
-        Mode("text-to-image", {}),
-        Mode("without early stop", {**subject, "mask_steps": steps}),
-        Mode("in full", {**subject, "mask_steps": stop}),
-        Mode("fast", {**subject, "mask_steps": stop, "mask_every": mask_every}),
+        Mode("text-to-image", {}, settings),
+        Mode("without early stop", subject, replace(settings, mask_steps=steps)),
+        Mode("in full", subject, settings),
+        Mode("fast", subject, replace(settings, mask_every=mask_every)),
     ]
 
 
@@ -133,7 +132,9 @@ def run(pipeline: RealCustomPipeline, mode: Mode, steps: int, batch: int, side: 
 
     hook = pipeline.backbone.unet.register_forward_pre_hook(stamp_once)
     try:
-        pipeline([_PROMPT] * batch, **mode.options, steps=steps, height=side, width=side, callback_on_step_end=stamp)
+        request: dict[str, Any] = {**mode.subject, "height": side, "width": side}
+        settings = mode.settings.with_steps(steps)
+        pipeline([_PROMPT] * batch, **request, settings=settings, callback_on_step_end=stamp)
     finally:
         hook.remove()
     for seconds, first, last in zip((mode.processor, mode.wall), stamps[0], stamps[-1], strict=True):
@@ -145,7 +146,7 @@ def measure(
 ) -> None:
     """Measure the modes' times and peaks, after a warm-up call of each with one step."""
     for mode in modes:
-        run(pipeline, Mode(mode.name, mode.options), 1, batch, side)
+        run(pipeline, Mode(mode.name, mode.subject, mode.settings), 1, batch, side)
     for repetition in range(repetitions):
         for mode in modes if repetition % 2 == 0 else reversed(modes):
             work = partial(run, pipeline, mode, steps, batch, side)
@@ -186,7 +187,7 @@ def sdxl_layers() -> tuple[GuidanceLayers, list[LayerShape]]:
     latent = (_SDXL_LATENT, _SDXL_LATENT)
     layers = GuidanceLayers.of(unet.attn_processors.values(), [2])
     shapes = list(_shapes(unet, latent))
-    return layers, [shape for shape in shapes if shape.layer in layers.cross or shape.layer in layers.selves]
+    return layers, [shape for shape in shapes if shape.layer in {**layers.cross_attention, **layers.self_attention}]
 
 
 def _shapes(unet: UNet2DConditionModel, latent: tuple[int, int]) -> Iterator[LayerShape]:

@@ -39,8 +39,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.execution.environment import temporary_folder
-from stages.config import IngestConfig
 from stages.data.loopback import serve_folder
+from stages.ingest.config import IngestConfig
 from stages.ingest.download import download_shards, fetch_shard, make_downloader, shard_sizes
 from stages.ray_tools.cluster import local_cluster
 from tests.benchmarks.support.command_line import benchmark_parser

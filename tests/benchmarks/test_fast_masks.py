@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.adapters.adapter import RealCustomPlusAdapter
 from model.adapters.image_encoder import ImageEncoders
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import load_backbone
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from tests.benchmarks.fast_masks import Painted, compare, draw_cases, main

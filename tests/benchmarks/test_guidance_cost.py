@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.adapters.adapter import RealCustomPlusAdapter
 from model.adapters.image_encoder import ImageEncoders
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import load_backbone
+from model.guidance.settings import InferenceSettings
 from model.pipeline import RealCustomPipeline
 from tests.benchmarks.guidance_cost import Mode, measure, modes_of, naive_bytes, report, sdxl_layers
 from tests.benchmarks.support.memory import peak_extra_bytes
@@ -18,11 +19,11 @@ def test_sdxl_has_these_layers() -> None:
     """By hand, from SDXL's configuration: 64 x 64 self-attention, 32 x 32 cross-attention."""
     layers, shapes = sdxl_layers()
     own = [shape for shape in shapes if shape.layer.endswith("attn1")]
-    cross = [shape for shape in shapes if shape.layer.endswith("attn2")]
-    assert len(own) == len(layers.selves) == 2 * 2 + 3 * 2
-    assert len(cross) == len(layers.cross) == 2 * 10 + 10 + 3 * 10
+    crosses = [shape for shape in shapes if shape.layer.endswith("attn2")]
+    assert len(own) == len(layers.self_attention) == 2 * 2 + 3 * 2
+    assert len(crosses) == len(layers.cross_attention) == 2 * 10 + 10 + 3 * 10
     assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in own} == {(10, 4096, 4096, 64)}
-    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in cross} == {(20, 1024, 77, 64)}
+    assert {(shape.heads, shape.positions, shape.keys, shape.width) for shape in crosses} == {(20, 1024, 77, 64)}
     assert shapes[0].layer == "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
     assert shapes[-1].layer == "up_blocks.1.attentions.2.transformer_blocks.1.attn1"
     assert naive_bytes(shapes, 2, 4) == 2 * 4 * (10 * 10 * 4096 * 4096 + 60 * 20 * 1024 * 77)
@@ -36,8 +37,8 @@ def test_peak_extra_bytes() -> None:
 
 
 def test_modes(tmp_path: Path) -> None:
-    sd_folder, options = write_sd(tmp_path), dict(ENCODERS)
-    encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), sd_folder, **options)
+    sd_folder = write_sd(tmp_path)
+    encoders = ImageEncoders.from_pretrained(backbone_folder=sd_folder, **ENCODERS)
     backbone = load_backbone(sd_folder)
     pipeline = RealCustomPipeline(backbone, RealCustomPlusAdapter.from_unet(backbone.unet, 16), encoders)
     modes = modes_of(8, 2, [4])
@@ -54,9 +55,10 @@ def test_modes(tmp_path: Path) -> None:
 
 
 def test_ratios_are_medians_over_repetitions() -> None:
+    settings = InferenceSettings()
     modes = [
-        Mode("plain", {}, processor=[1.0, 2.0, 4.0], wall=[2.0, 2.0, 8.0]),
-        Mode("slow", {}, processor=[1.5, 4.0, 6.0], wall=[4.0, 3.5, 6.0], peak=3 * 2**20),
+        Mode("plain", {}, settings, processor=[1.0, 2.0, 4.0], wall=[2.0, 2.0, 8.0]),
+        Mode("slow", {}, settings, processor=[1.5, 4.0, 6.0], wall=[4.0, 3.5, 6.0], peak=3 * 2**20),
     ]
     plain, slow = (line.split() for line in report(modes).splitlines()[1:])
     assert plain == ["plain", "2.0000", "1.000", "2.0000", "1.000", "unknown"]

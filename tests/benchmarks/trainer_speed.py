@@ -36,11 +36,12 @@ from model.training.adapter_task import AdapterTask
 from pipelines.config.loading import with_values
 from pipelines.errors import PipelineError
 from pipelines.execution.environment import temporary_folder
-from stages.config import Config, TrainerConfig
+from stages.config import Config
 from stages.contract import StageError
 from stages.data.plan import PlanReader
 from stages.ray_tools.cluster import local_cluster
 from stages.train_adapter.stage import adapter_task
+from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
 from stages.training.trainer import fit
 from tests.benchmarks.support.command_line import benchmark_parser

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.config import IngestConfig
+from stages.ingest.config import IngestConfig
 from stages.ingest.metadata import metadata_files
 from stages.ingest.url_list import write_url_list
 from tests.benchmarks.support.command_line import benchmark_parser

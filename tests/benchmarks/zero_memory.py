@@ -41,7 +41,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.execution.environment import set_environment
-from stages.config import TrainerConfig
+from stages.training.config import TrainerConfig
 from stages.training.engine import Engine
 from tests.benchmarks.support.command_line import benchmark_parser
 

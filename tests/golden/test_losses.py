@@ -1,11 +1,12 @@
-"""The first 50 losses of the adapter's training on the shipped micro backbone, as they were when last looked at.
+"""The first 50 losses of the adapter's training on the shipped micro backbone, compared with golden ones.
 
     python -m tests.golden.test_losses
 
-writes them anew after a change that is meant to change them (new weights, another loss); look at the difference then.
+replaces the golden losses after a change that is meant to change them (new weights, another loss); inspect the
+difference then.
 
-The loop is a bare one on one process, with the settings of the profile micro. What is compared is the whole way from
-plan and pictures to the weights: a step repeats only if all steps before it do.
+The loop runs in one process with the settings of the profile micro. It covers everything from plan and pictures to the
+weights: the loss of a step agrees only if all steps before it do.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ import pytest
 import torch
 from PIL import Image
 
+from model.methods.names import MethodName
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes
 from model.pictures.decoding import to_png
-from model.training.adapter_examples import Method, PlanRow
+from model.training.adapter_examples import PlanRow
 from model.training.adapter_task import AdapterTask
 from model.training.curriculum import Recipe, draw_step
 from stages.config import Config
 from stages.inference import loading_options
 
 GOLDEN = Path(__file__).parent / "adapter_losses.json"
-METHODS: tuple[Method, ...] = ("realcustom++", "realcustom")
+METHODS: tuple[MethodName, ...] = ("realcustom++", "realcustom")
 STEPS, BATCH, OBJECTS = 50, 4, 12
-#: Other processors, and other numbers of threads, round otherwise, and training carries that on: initial weights that
-#: are off by a millionth move these losses by 2.3e-5 at most.
+#: Rounding differs between processors and numbers of threads, and training accumulates it: initial weights that differ
+#: by a millionth change these losses by 2.3e-5 at most.
 TOLERANCE = 1e-3
 
 
@@ -47,7 +49,7 @@ def scenes() -> list[tuple[bytes, str, str]]:
 
 
 def rows(step: int) -> Sequence[PlanRow]:
-    """RealCustom++'s curriculum over so few steps; a pair of views is two scenes of an object."""
+    """RealCustom++'s curriculum over these steps; a pair of views is two scenes of an object."""
     draws = draw_step(Recipe(steps=STEPS, batch_size=BATCH, r_min=1.0, r_max=10**0.5), step, seed=0)
     found = []
     for slot in range(BATCH):
@@ -68,7 +70,7 @@ def rows(step: int) -> Sequence[PlanRow]:
     return found
 
 
-def train(method: Method) -> list[float]:
+def train(method: MethodName) -> list[float]:
     """The loss of every step."""
     config = Config()
     settings, trainer = config.train_adapter, config.train_adapter.trainer
@@ -101,7 +103,7 @@ def train(method: Method) -> list[float]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_losses_are_the_golden_ones(method: Method) -> None:
+def test_the_losses_are_the_golden_ones(method: MethodName) -> None:
     golden = json.loads(GOLDEN.read_text())[method]
     assert train(method) == pytest.approx(golden, rel=TOLERANCE), "see the top of this file"
 

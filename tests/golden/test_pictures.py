@@ -1,10 +1,10 @@
-"""Seeded pictures of the small world, as they were when somebody last looked at them.
+"""Seeded pictures of the microworld, compared with golden ones that a person has inspected.
 
     python -m tests.golden.test_pictures
 
-paints them anew after a change that is meant to change them; look at them then.
+replaces the golden pictures after a change that is meant to change them; inspect them then.
 
-Pictures of other processors differ by rounding, so they only need to be near duplicates, as the stage `filter` has it.
+Rounding differs between processors, so the pictures only need to be near duplicates in the sense of the stage `filter`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from model.guidance.settings import InferenceSettings
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.scenes import draw_specs, render_scenes
 from model.pipeline import RealCustomPipeline
-from stages.config import BackboneConfig
 from stages.filter.candidate import colour_grid
 from stages.filter.duplicates import Signatures, find_duplicates, signatures
-from stages.inference import loading_options, painting_options
+from stages.inference import loading_options
+from stages.shared_config import BackboneConfig
 from tests.support.random_adapter import write_random_adapter
 
 GOLDEN = Path(__file__).parent
@@ -32,16 +31,15 @@ ARMS = ("text_only", "adapter", "adapter_mask")
 
 
 def paint(folder: Path) -> dict[str, Image.Image]:
-    """The shipped base alone, with an adapter of random weights, and with its mask."""
+    """The shipped base model alone, with an adapter of random weights, and with its mask."""
     torch.manual_seed(0)
     adapter = write_random_adapter(folder, WEIGHTS_FOLDER)
     pipeline = RealCustomPipeline.from_pretrained(WEIGHTS_FOLDER, adapter, **loading_options(BackboneConfig()))
     reference = Image.fromarray(render_scenes(draw_specs("test", 1, seed=7)).image[0])
-    options = painting_options(InferenceSettings())
     return {
-        "text_only": pipeline(PROMPT, seeds=3, **options).images[0],
-        "adapter": pipeline(PROMPT, reference, WORD, seeds=3, use_mask=False, **options).images[0],
-        "adapter_mask": pipeline(PROMPT, reference, WORD, seeds=3, **options).images[0],
+        "text_only": pipeline(PROMPT, seeds=3).images[0],
+        "adapter": pipeline(PROMPT, reference, WORD, seeds=3, use_mask=False).images[0],
+        "adapter_mask": pipeline(PROMPT, reference, WORD, seeds=3).images[0],
     }
 
 
@@ -51,7 +49,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image.Image]:
 
 
 def _copies(pictures: list[Image.Image]) -> list[int]:
-    """The numbers of the pictures that are near duplicates of one before."""
+    """The indices of the pictures that are near duplicates of an earlier one."""
     found = find_duplicates(Signatures.of(signatures((picture, colour_grid(picture)) for picture in pictures)))
     return [number for number, original in enumerate(found.original.tolist()) if original >= 0]
 
@@ -59,10 +57,10 @@ def _copies(pictures: list[Image.Image]) -> list[int]:
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_picture_is_the_golden_one(arm: str, painted: dict[str, Image.Image]) -> None:
     golden = Image.open(GOLDEN / f"{arm}.png")
-    assert _copies([golden, painted[arm]]) == [1], "look at the pictures, then run this file"
+    assert _copies([golden, painted[arm]]) == [1], "inspect the pictures, then run this file"
 
 
-def test_the_arms_are_told_apart(painted: dict[str, Image.Image]) -> None:
+def test_the_arms_differ(painted: dict[str, Image.Image]) -> None:
     assert _copies(list(painted.values())) == []
 
 

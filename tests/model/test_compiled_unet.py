@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import VisualCondition
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.guidance.masks import layer_regions, token_indicator
@@ -42,7 +42,7 @@ def unet() -> UNet2DConditionModel:
 def conditions(unet: UNet2DConditionModel) -> list[VisualCondition]:
     """Two references, one of them inside a mask; they act in the last of two rows."""
     torch.manual_seed(2)
-    layers = list(GuidanceLayers.of(unet.attn_processors.values(), [1]).cross)
+    layers = list(GuidanceLayers.of(unet.attn_processors.values(), [1]).cross_attention)
     mask = torch.zeros(1, *LATENT)
     mask[:, 2:5, 3:6] = 0.5
     inside, everywhere = ({layer: (torch.randn(1, 6, 8), torch.randn(1, 6, 8)) for layer in layers} for _ in range(2))
@@ -68,14 +68,14 @@ KINDS: dict[str, Callable[[UNet2DConditionModel], dict[str, Any]]] = {
 def test_one_graph_with_the_same_result(kind: str, unet: UNet2DConditionModel) -> None:
     torch.manual_seed(1)
     inputs = torch.randn(2, 4, *LATENT), torch.tensor(500), torch.randn(2, 5, 8)
-    told, again = KINDS[kind](unet), KINDS[kind](unet)
+    attention, again = KINDS[kind](unet), KINDS[kind](unet)
     torch.compiler.reset()
     compiled: Any = torch.compile(unet, backend="eager", fullgraph=True)
-    got = compiled(*inputs, cross_attention_kwargs=told).sample
+    got = compiled(*inputs, cross_attention_kwargs=attention).sample
     if kind == "guidance branch":
         with pytest.raises(PassEnded):
             unet(*inputs, cross_attention_kwargs=again)
     else:
         assert torch.equal(got, unet(*inputs, cross_attention_kwargs=again).sample)
-    if "recorder" in told:
-        assert torch.equal(told["recorder"].maps(), again["recorder"].maps())
+    if "recorder" in attention:
+        assert torch.equal(attention["recorder"].maps(), again["recorder"].maps())

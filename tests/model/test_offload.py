@@ -1,4 +1,4 @@
-"""Models that wait on the CPU. Without an accelerator the hooks are tested with the CPU in its place."""
+"""Offloading to the CPU. Without an accelerator the hooks are tested with the CPU instead."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from model.adapters.realcustom import RealCustomAdapter
-from model.offload import OffloadError, accelerator, offload
-from tests.support.tiny_pipelines import CROSS, PROMPTS, build, subjects
+from model.errors import ModelError
+from model.offload import accelerator, offload
+from tests.support.tiny_pipelines import CROSS, PROMPTS, as_arguments, build, subjects
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
 def test_a_machine_without_accelerator_is_refused(sd_folder: Path) -> None:
-    with pytest.raises(OffloadError, match="needs an accelerator, and torch finds none on this machine"):
+    with pytest.raises(ModelError, match="accelerator"):
         build(sd_folder).enable_model_cpu_offload()
 
 
@@ -29,7 +30,7 @@ class Noted(nn.Linear):
         self.name, self.moves = name, moves
 
     def to(self, device: Any) -> Noted:  # type: ignore[override]
-        """To `meta`, which every machine has; what comes back from there is empty."""
+        """Moves to `meta`, which every machine has, and returns empty weights."""
         self.moves.append(f"{self.name} to {torch.device(device).type}")
         return self.to_empty(device=device)
 
@@ -52,9 +53,9 @@ def test_one_model_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_the_pipeline_paints_the_same(name: str, request: pytest.FixtureRequest) -> None:
+def test_pictures_are_the_same_with_offload(name: str, request: pytest.FixtureRequest) -> None:
     pipeline = build(request.getfixturevalue(f"{name}_folder"))
-    arguments: dict[str, Any] = {"steps": 2, "mask_steps": 1, "mask_cross_downscales": CROSS[name]}
+    arguments = as_arguments(steps=2, mask_steps=1, mask_cross_downscales=CROSS[name])
     expected = pipeline(PROMPTS, subjects(), ["cat", "toy"], **arguments).images
     pipeline.enable_model_cpu_offload(torch.device("cpu"))
     assert pipeline.backbone.device == torch.device("cpu")
@@ -73,5 +74,5 @@ def test_every_model_is_back_on_the_cpu_after_a_picture(method: Any, sd_folder: 
     pipeline = build(sd_folder) if method is None else build(sd_folder, method=method)
     pipeline.enable_model_cpu_offload()
     assert pipeline.backbone.device == accelerator()
-    pipeline(PROMPTS, subjects(), ["cat", "toy"], steps=2, mask_cross_downscales=[4])
+    pipeline(PROMPTS, subjects(), ["cat", "toy"], **as_arguments(steps=2, mask_cross_downscales=[4]))
     assert {next(hook.model.parameters()).device.type for hook in pipeline._offloaded} == {"cpu"}

@@ -23,13 +23,15 @@ from torch import Tensor
 from model.adapters.visual_attention import Region, VisualCondition
 from model.backbone import load_backbone
 from model.guidance.masks import grid_at
+from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from tests.support.attention_records import naive_maps, printed_loop
 from tests.support.tiny_models import ENCODERS, RESOLUTION
-from tests.support.tiny_pipelines import CROSS, PROMPTS, build, subjects
+from tests.support.tiny_pipelines import CROSS, PROMPTS, as_arguments, build, subjects
 
 WORDS = ["cat", "toy"]
+TWO_STEPS = InferenceSettings(steps=2, mask_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,8 @@ def pipelines(sd_folder: Path, sdxl_folder: Path) -> dict[str, RealCustomPipelin
 
 
 def options(name: str, **changes: Any) -> dict[str, Any]:
-    return {"steps": 2, "guidance_scale": 3.0, "mask_steps": 1, "mask_cross_downscales": CROSS[name], **changes}
+    common = {"steps": 2, "guidance_scale": 3.0, "mask_steps": 1, "mask_cross_downscales": CROSS[name]}
+    return as_arguments(**{**common, **changes})
 
 
 def final_latents(pipeline: RealCustomPipeline, *arguments: Any, **changes: Any) -> Tensor:
@@ -66,9 +69,11 @@ def test_text_to_image_is_that_of_diffusers(
     reference.set_progress_bar_config(disable=True)
     latents = torch.randn(2, 4, 16, 16)
     expected = reference(PROMPTS, num_inference_steps=3, guidance_scale=4.0, latents=latents).images
-    painted = pipelines[name](PROMPTS, steps=3, guidance_scale=4.0, latents=latents)
-    assert painted.masks == [[], []]
-    assert difference(painted, RealCustomOutput(images=expected, masks=[], timings={})) <= 1
+    output = pipelines[name](
+        PROMPTS, settings=InferenceSettings(steps=3, mask_steps=1, guidance_scale=4.0), latents=latents
+    )
+    assert output.masks == [[], []]
+    assert difference(output, RealCustomOutput(images=expected, masks=[], timings={})) <= 1
 
 
 def dense_regions(mask: Tensor, latent: tuple[int, int]) -> dict[int, Region]:
@@ -165,7 +170,7 @@ def test_fast_and_delayed_masks_are_those_of_the_straightforward_loop(sd_folder:
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 @torch.no_grad()
-def test_several_subjects_are_those_of_the_straightforward_loop(name: str, request: pytest.FixtureRequest) -> None:
+def test_multi_subject_is_that_of_the_straightforward_loop(name: str, request: pytest.FixtureRequest) -> None:
     """Many2Many in the first prompt, One2Many in the second one, each subject with its own scope and strength."""
     pipeline = sharpened(build(request.getfixturevalue(f"{name}_folder")))
     first, second, third = subjects(3)
@@ -183,9 +188,9 @@ def test_several_subjects_are_those_of_the_straightforward_loop(name: str, reque
     changes = options(name, steps=4, mask_steps=2, seeds=[5, 6])
     got = final_latents(pipeline, PROMPTS, multi_subject, **changes)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    painted = pipeline(PROMPTS, multi_subject, **changes)
-    positions = painted.masks[0][0][0].numel()
-    for masks, of_prompt in zip(painted.masks, multi_subject, strict=True):
+    output = pipeline(PROMPTS, multi_subject, **changes)
+    positions = output.masks[0][0][0].numel()
+    for masks, of_prompt in zip(output.masks, multi_subject, strict=True):
         for mask in masks:
             taken = (mask > 0).flatten(1)
             assert taken.sum(1).tolist() == [int((one.scope or 0) * positions) for one in of_prompt]
@@ -206,7 +211,7 @@ def test_prompts_with_different_numbers_of_subjects(pipelines: dict[str, RealCus
     assert difference(together, joined) <= 1
     assert [masks[0].shape for masks in together.masks] == [(2, 16, 16), (1, 16, 16)]
     without = pipelines["sd"](PROMPTS, [[cat, hat], toy], seeds=[3, 9], use_mask=False, **options("sd"))
-    only = pipelines["sd"](PROMPTS[1], first, visual_scale=0.5, seeds=9, use_mask=False, **options("sd"))
+    only = pipelines["sd"](PROMPTS[1], first, seeds=9, use_mask=False, **options("sd", visual_scale=0.5))
     joined = RealCustomOutput(images=[without.images[0], only.images[0]], masks=[], timings={})
     assert difference(without, joined) <= 1
 
@@ -225,11 +230,11 @@ def test_masks_of_the_user(pipelines: dict[str, RealCustomPipeline]) -> None:
     rows: list[int] = []
     hook = pipelines["sd"].backbone.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:
-        painted = pipelines["sd"](PROMPTS[0], drawn, **options("sd"))
+        output = pipelines["sd"](PROMPTS[0], drawn, **options("sd"))
         assert rows == [2, 2]  # the guidance branch has nothing to find
         left = torch.zeros(16, 16)
         left[:, :8] = 1
-        assert torch.equal(painted.masks[0][0][0], left)
+        assert torch.equal(output.masks[0][0][0], left)
         both = pipelines["sd"](PROMPTS[0], [[found, drawn]], **options("sd"))
         assert rows == [2, 2, 1, 2, 2]
     finally:
@@ -240,8 +245,8 @@ def test_masks_of_the_user(pipelines: dict[str, RealCustomPipeline]) -> None:
     assert float((hat * left).sum()) == 0
 
 
-def test_rounds(pipelines: dict[str, RealCustomPipeline]) -> None:
-    """Multi-round: what was painted is the next reference, and a longer phrase its word."""
+def test_multi_round(pipelines: dict[str, RealCustomPipeline]) -> None:
+    """The generated picture is the next reference, with a longer phrase as its word."""
     first = pipelines["sd"]("a cat in a hat", subjects(1)[0], "cat", **options("sd"))
     second = pipelines["sd"]("a cat in a hat", first.images[0], "cat in a hat", **options("sd"))
     assert difference(first, second) > 3
@@ -250,21 +255,21 @@ def test_rounds(pipelines: dict[str, RealCustomPipeline]) -> None:
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_end_to_end(name: str, pipelines: dict[str, RealCustomPipeline]) -> None:
-    painted = pipelines[name](PROMPTS, subjects(), WORDS, **options(name))
-    assert [picture.size for picture in painted.images] == [(RESOLUTION, RESOLUTION)] * 2
+    output = pipelines[name](PROMPTS, subjects(), WORDS, **options(name))
+    assert [picture.size for picture in output.images] == [(RESOLUTION, RESOLUTION)] * 2
     side = {"sd": 16, "sdxl": 8}[name]
-    for masks in painted.masks:
+    for masks in output.masks:
         (mask,) = masks
         assert mask.shape == (1, side, side)
         assert int((mask > 0).sum()) == side * side // 4
         assert float(mask.max()) == 1.0
-    assert set(painted.timings) == {"encode", "guidance", "generation", "decode", "total"}
-    parts = sum(seconds for key, seconds in painted.timings.items() if key != "total")
-    assert 0 < parts <= painted.timings["total"] + 1e-6
+    assert set(output.timings) == {"encode", "guidance", "generation", "decode", "total"}
+    parts = sum(seconds for key, seconds in output.timings.items() if key != "total")
+    assert 0 < parts <= output.timings["total"] + 1e-6
     without = pipelines[name](PROMPTS, subjects(), use_mask=False, **options(name))
     text = pipelines[name](PROMPTS, **options(name))
-    assert difference(painted, without) > 3
-    assert difference(painted, text) > 3
+    assert difference(output, without) > 3
+    assert difference(output, text) > 3
 
 
 def test_mask_of_ones_is_no_mask(pipelines: dict[str, RealCustomPipeline]) -> None:
@@ -285,12 +290,12 @@ def test_early_stop_reuses_the_last_mask(pipelines: dict[str, RealCustomPipeline
     hook = pipeline.backbone.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     try:
         changes = options("sd", steps=4, mask_steps=2, callback_on_step_end=keep)
-        painted = pipeline(PROMPTS, subjects(), WORDS, **changes)
+        output = pipeline(PROMPTS, subjects(), WORDS, **changes)
         assert rows == [2, 4, 2, 4, 4, 4]  # guidance rows, then unconditional and generation rows
         assert not torch.equal(masks[0], masks[1])
         assert masks[1] is masks[2] is masks[3]
-        assert [len(of_picture) for of_picture in painted.masks] == [2, 2]
-        assert torch.equal(painted.masks[1][1], masks[3][1])
+        assert [len(of_picture) for of_picture in output.masks] == [2, 2]
+        assert torch.equal(output.masks[1][1], masks[3][1])
     finally:
         hook.remove()
 
@@ -322,7 +327,8 @@ def test_schedulers_are_exchangeable(kind: Any, sd_folder: Path) -> None:
 
 
 def test_callback_may_replace_the_latents(pipelines: dict[str, RealCustomPipeline]) -> None:
-    blank = pipelines["sd"]("a cat", steps=2, callback_on_step_end=lambda *_: {"latents": torch.zeros(1, 4, 16, 16)})
+    zeros = {"latents": torch.zeros(1, 4, 16, 16)}
+    blank = pipelines["sd"]("a cat", settings=TWO_STEPS, callback_on_step_end=lambda *_: zeros)
     decoded = pipelines["sd"].backbone.decode_latents(torch.zeros(1, 4, 16, 16))[0] / 2 + 0.5
     expected = (decoded.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy().astype(np.uint8)
     assert np.array_equal(np.asarray(blank.images[0]), expected)
@@ -333,9 +339,9 @@ def test_other_shapes(
     name: str, size: tuple[int, int], grid: tuple[int, int], pipelines: dict[str, RealCustomPipeline]
 ) -> None:
     height, width = size
-    painted = pipelines[name](PROMPTS, subjects(), WORDS, height=height, width=width, **options(name))
-    assert painted.images[0].size == (width, height)
-    assert painted.masks[0][0].shape == (1, *grid)
+    output = pipelines[name](PROMPTS, subjects(), WORDS, height=height, width=width, **options(name))
+    assert output.images[0].size == (width, height)
+    assert output.masks[0][0].shape == (1, *grid)
 
 
 def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, RealCustomPipeline]) -> None:
@@ -346,7 +352,7 @@ def test_from_pretrained(sd_folder: Path, tmp_path: Path, pipelines: dict[str, R
     arguments = PROMPTS, subjects(), WORDS
     assert difference(loaded(*arguments, **options("sd")), built(*arguments, **options("sd"))) == 0
     plain = RealCustomPipeline.from_pretrained(sd_folder)
-    assert difference(plain("a cat", steps=2), built("a cat", steps=2)) == 0
+    assert difference(plain("a cat", settings=TWO_STEPS), built("a cat", settings=TWO_STEPS)) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -363,7 +369,9 @@ def test_half_precision(
     adapter.save_pretrained(tmp_path)
     folder = request.getfixturevalue(f"{name}_folder")
     loaded = RealCustomPipeline.from_pretrained(folder, tmp_path, **ENCODERS, dtype=dtype)
-    painted = loaded(PROMPTS, subjects(), WORDS, **options(name))
-    assert int((painted.masks[0][0] > 0).sum()) == {"sd": 64, "sdxl": 16}[name]
-    plain = [np.asarray(pipeline("a cat", steps=2).images[0], float) for pipeline in (loaded, pipelines[name])]
+    output = loaded(PROMPTS, subjects(), WORDS, **options(name))
+    assert int((output.masks[0][0] > 0).sum()) == {"sd": 64, "sdxl": 16}[name]
+    plain = [
+        np.asarray(pipeline("a cat", settings=TWO_STEPS).images[0], float) for pipeline in (loaded, pipelines[name])
+    ]
     assert 0 < np.abs(plain[0] - plain[1]).mean() < 4

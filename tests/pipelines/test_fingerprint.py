@@ -18,6 +18,12 @@ def fingerprints(graph: Graph) -> dict[str, str]:
     return {name: ingredients.fingerprint for name, ingredients in ingredients_of(graph).items()}
 
 
+def of_pipeline(*settings: str) -> dict[str, str]:
+    """The fingerprints of the profile micro; the code is read once."""
+    graph = pipeline_graph(load_config("micro", settings))
+    return {name: ingredients.fingerprint for name, ingredients in ingredients_of(graph).items()}
+
+
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
@@ -31,8 +37,10 @@ def test_the_same_ingredients_give_the_same_fingerprint(tmp_path: Path) -> None:
     ("setting", "expected"),
     [
         ("filter.min_aesthetic=6.0", {"filter", "curriculum"}),
-        ("ingest.threads=3", {"ingest", "filter", "curriculum"}),
-        ("multiview.image_size=3", {"multiview", "curriculum"}),
+        ("ingest.samples_per_shard=3", {"ingest", "filter", "curriculum"}),
+        ("ingest.threads=3", set()),
+        ("ingest.processes=3", set()),
+        ("multiview.image_size=8", {"multiview", "curriculum"}),
         ("run.seed=1", {"ingest", "filter", "multiview", "curriculum"}),
         ("run.cpus=1", set()),
         ("run.folder=/elsewhere", set()),
@@ -41,6 +49,72 @@ def test_the_same_ingredients_give_the_same_fingerprint(tmp_path: Path) -> None:
 )
 def test_a_setting_changes_exactly_what_depends_on_it(tmp_path: Path, setting: str, expected: set[str]) -> None:
     assert changed(fingerprints(toy_graph(tmp_path)), fingerprints(toy_graph(tmp_path, setting))) == expected
+
+
+OPERATION = [
+    "train_adapter.trainer.workers=4",
+    "train_adapter.trainer.use_gpu=true",
+    "train_adapter.trainer.zero_stage=2",
+    "train_adapter.trainer.accumulation=2",
+    "train_adapter.trainer.checkpoint_every=7",
+    "train_adapter.trainer.keep_checkpoints=7",
+    "train_adapter.trainer.max_failures=7",
+    "train_adapter.data_workers=0",
+    "train_adapter.gradient_checkpointing=true",
+    "train_adapter.sample_every=null",
+    "contextualizer.trainer.workers=1",
+    "base.workers=1",
+    "ingest.threads=1",
+    "ingest.processes=1",
+    "filter.scoring.batch_size=1",
+    "evaluate.workers=1",
+    "evaluate.batch_size=1",
+    "prompts.concurrency=1",
+    "run.cpus=1",
+    "serve.port=1",
+]
+
+
+def test_what_changes_no_result_changes_no_fingerprint() -> None:
+    assert of_pipeline(*OPERATION) == of_pipeline()
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("backbone.dtype=bfloat16", {"evaluate", "register"}),
+        ("inference.mask_scope=0.3", {"evaluate", "register"}),
+        ("train_adapter.trainer.learning_rate=1", {"train_adapter", "evaluate", "register"}),
+        ("customize.steps=1", {"customize", "evaluate", "register"}),
+    ],
+)
+def test_a_setting_makes_nothing_run_again_that_does_not_read_it(setting: str, expected: set[str]) -> None:
+    assert changed(of_pipeline(), of_pipeline(setting)) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("backbone.image_encoders=[{}, dino]", {"train_adapter", "evaluate", "register"}),
+        ("evaluate.clip={}", {"evaluate", "register"}),
+        ("evaluate.dino={}", {"evaluate", "register"}),
+        ("filter.scoring.similarity_clip={}", {"filter", "curriculum", "train_adapter", "evaluate", "register"}),
+    ],
+)
+def test_a_change_of_a_models_files_is_seen(tmp_path: Path, setting: str, expected: set[str]) -> None:
+    (tmp_path / "weights").write_text("one")
+    before = of_pipeline(setting.format(tmp_path))
+    (tmp_path / "weights").write_text("other")
+    assert changed(before, of_pipeline(setting.format(tmp_path))) == expected
+
+
+def test_a_docstring_below_an_attribute_is_no_code(tmp_path: Path) -> None:
+    root = write(tmp_path, start='class Settings:\n    size: int = 3\n    """One."""\n')
+    before = code_version("package.start", root)
+    write(tmp_path, start='class Settings:\n    size: int = 3\n    """Other."""\n')
+    fingerprint._tree.cache_clear()
+    fingerprint._tree_digest.cache_clear()
+    assert code_version("package.start", root) == before
 
 
 def test_code_changes_what_runs_it(tmp_path: Path) -> None:
@@ -131,7 +205,7 @@ def test_data_files_count_and_python_files_do_not_count_twice(tmp_path: Path) ->
 def test_the_contract_is_not_part_of_a_stages_code() -> None:
     found = reachable_modules("stages.ingest.stage", REPOSITORY)
     assert "stages.ingest.stage" in found
-    assert not {"stages.config", "stages.contract"} & set(found)
+    assert not {"stages.config", "stages.contract", "stages.ingest.config", "stages.declaration"} & set(found)
 
 
 def test_the_slice_holds_own_sections_and_the_seed(tmp_path: Path) -> None:

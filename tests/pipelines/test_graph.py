@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.config.keys import configuration_keys
 from pipelines.config.loading import load_config
 from pipelines.errors import UsageError
-from pipelines.fingerprint import reachable_modules
+from pipelines.fingerprint import outside_files, reachable_modules, settings_read
 from pipelines.graph import REPOSITORY, STAGES, pipeline_graph
 from stages.config import Config
+from stages.declaration import Stage
 
 MICRO = pipeline_graph(load_config("micro"))
 CACHING = pipeline_graph(load_config("micro", ["cache_latents.enabled=true"]))
@@ -54,7 +59,7 @@ def test_a_folder_that_another_tool_wrote_replaces_ingest() -> None:
     graph = pipeline_graph(load_config("micro", ["filter.pictures_folder=/data/downloaded"]))
     assert "ingest" not in graph.order
     assert graph.inputs["filter"] == []
-    assert graph.stage("filter").files(graph.config)[0] == "/data/downloaded"
+    assert outside_files(graph.config, graph.stage("filter")) == [Path("/data/downloaded")]
 
 
 def test_latents_are_cached_when_that_is_asked_for() -> None:
@@ -88,28 +93,94 @@ def test_an_unknown_stage_names_the_nearest() -> None:
         MICRO.stage("filtre")
 
 
-def test_sections_exist() -> None:
+def test_declared_settings_exist() -> None:
     for stage in STAGES:
-        assert set(stage.sections) <= set(Config.__dataclass_fields__)
+        for name in (*stage.settings, *stage.previews):
+            assert any(f"{key}.".startswith(f"{name}.") for key in configuration_keys()), f"{stage.name}: {name}"
 
 
-def _sections_read(file: Path) -> set[str]:
-    """Sections of the configuration that a file names as an attribute of something called config or settings."""
+def test_a_stage_is_declared_beside_its_code() -> None:
+    for stage in STAGES:
+        assert (REPOSITORY / "stages" / stage.name / "declaration.py").is_file()
+        assert stage.module == f"stages.{stage.name}.stage"
+
+
+def _settings_named(file: Path) -> set[str]:
+    """Sections and keys that a file names as attributes of a configuration: {"backbone", "backbone.dtype"}."""
+    sections = set(Config.__dataclass_fields__) - {"run", "profile"}
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Attribute) and node.attr in Config.__dataclass_fields__:
-            owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-            if owner == "config":
-                found.add(node.attr)
-    return found - {"run", "profile"}
+        if isinstance(node, ast.Attribute) and node.attr in sections and _name(node.value) == "config":
+            found.add(node.attr)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+            section = node.value
+            if section.attr in sections and _name(section.value) == "config":
+                found.add(f"{section.attr}.{node.attr}")
+    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_a_stage_reads_only_the_sections_that_its_fingerprint_depends_on(stage: object) -> None:
-    name = getattr(stage, "name", "")
-    declared = {section for other in CACHING.upstream([name]) for section in CACHING.stages[other].sections}
-    files = reachable_modules(f"stages.{name}", REPOSITORY)
-    assert files, f"stages/{name} does not exist"
+def test_a_stage_reads_only_the_settings_that_its_fingerprint_depends_on(stage: Stage) -> None:
+    needed = [CACHING.stages[name] for name in CACHING.upstream([stage.name])]
+    declared = [name for other in needed for name in (*other.settings, *other.previews)]
+    files = reachable_modules(stage.module, REPOSITORY)
+    assert stage.module in files
     for module, file in files.items():
         if module.startswith("stages."):
-            assert _sections_read(file) <= declared, f"{module} reads sections that stage {name} does not declare"
+            for name in _settings_named(file):
+                near = [one for one in declared if f"{name}.".startswith(f"{one}.") or one.startswith(f"{name}.")]
+                assert near, f"{module} reads {name}, which stage {stage.name} does not declare"
+
+
+def test_training_does_not_depend_on_how_pictures_are_painted() -> None:
+    for name in ("train_adapter", "contextualizer", "customize", "cache_latents"):
+        read = settings_read(MICRO.config, CACHING.stages[name])
+        assert "backbone.dtype" not in read
+        assert not [key for key in read if key.startswith("inference.")]
+    assert "backbone.dtype" in settings_read(MICRO.config, CACHING.stages["evaluate"])
+
+
+#: What a part of the configuration is called where it is read.
+_OWNERS = {"config", "settings", "models", "part", "recipe", "w", "weights", "training", "trainer", "inference"}
+
+
+def _reads(tree: ast.AST) -> Iterator[str]:
+    """Names of settings that a module reads as attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            section = isinstance(node.value, ast.Attribute) and _name(node.value.value) in ("config", "recipe")
+            if section or _name(node.value) in _OWNERS:
+                yield node.attr
+
+
+def _reads_by_name(tree: ast.AST) -> Iterator[str]:
+    """Patterns of the names of settings that a module reads with `getattr`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            yield re.escape(node.value)
+        elif isinstance(node, ast.Call) and _name(node.func) == "getattr" and isinstance(node.args[1], ast.JoinedStr):
+            parts = node.args[1].values
+            yield "".join(re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".+" for part in parts)
+
+
+def _unread(keys: Iterable[str]) -> list[str]:
+    files = [file for package in ("stages", "model", "pipelines") for file in (REPOSITORY / package).rglob("*.py")]
+    trees = {file: ast.parse(file.read_text()) for file in files if file.name not in ("config.py", "pool_config.py")}
+    attributes = {name for tree in trees.values() for name in _reads(tree)}
+    patterns: dict[str, set[str]] = defaultdict(set)  # by stage
+    for file, tree in trees.items():
+        patterns[file.parent.name] |= set(_reads_by_name(tree))
+    return [
+        key
+        for key in keys
+        if key.rpartition(".")[2] not in attributes
+        and not any(re.fullmatch(one, key.rpartition(".")[2]) for one in patterns[key.split(".")[0]])
+    ]
+
+
+def test_no_setting_is_read_by_nobody() -> None:
+    assert _unread([*configuration_keys(), "backbone.family"]) == ["backbone.family"]

@@ -36,9 +36,11 @@ def metric(step: int, value: float) -> dict[str, Any]:
 
 
 def sample_event(path: Path, step: int) -> dict[str, Any]:
-    """As `StageJob` passes it on."""
+    """As `StageJob` passes it on; the file is gone, as after a commit."""
     Image.new("RGB", (4, 4), "red").save(path)
-    return {"event": "sample", "key": "samples", "path": str(path), "step": step, "content": path.read_bytes()}
+    content = path.read_bytes()
+    path.unlink()
+    return {"event": "sample", "key": "samples", "path": str(path), "step": step, "content": content}
 
 
 def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model.microworld.captions import VOCABULARY
 from prompts.grammar import MAX_WORDS, grammar_prompts, sentences
 from prompts.schema import PLACEHOLDER, VARIATIONS, fault_of
-from stages.config import PromptsConfig
+from stages.prompts.config import PromptsConfig
 
 
 @settings(max_examples=20, deadline=None)

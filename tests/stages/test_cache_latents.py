@@ -81,7 +81,9 @@ def cache(inputs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def make_task(tmp_path: Path, inputs: Mapping[str, Path], **changes: Any) -> AdapterTask:
-    context = make_context(tmp_path, inputs, train_adapter={"sample_every": None, "drop_text": 0.3, **changes})
+    settings = {"sample_every": None, "drop_text": 0.3, **changes}
+    own_references = {"multiview_probability": 0.0, "max_crop_ratio": 1.0}  # what RealCustom learns from
+    context = make_context(tmp_path, inputs, train_adapter=settings, curriculum=own_references)
     return adapter_task(context, plan_of(inputs))
 
 
@@ -174,8 +176,14 @@ def tensors_of(folder: Path) -> list[bytes]:
 
 def test_sdxl_has_its_pooled_embedding_and_time_ids(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     folder = write_sdxl(tmp_path / "sdxl")
-    settings = {"weights": str(folder), "resolution": RESOLUTION}
-    written = encode_here(make_context(tmp_path, inputs, backbone=settings, cache_latents={"dtype": "float16"}))
+    context = make_context(
+        tmp_path,
+        inputs,
+        backbone={"weights": str(folder), "resolution": RESOLUTION},
+        cache_latents={"dtype": "float16"},
+        evaluate={"similarity": "clip"},
+    )
+    written = encode_here(context)
     captions = ["a photo of a mug", "", "a photo of a mug"]
     found, expected = StoredEncodings.of(written).texts(captions), encode_captions(load_backbone(folder), captions)
     assert found.keys() == expected.keys() == {"hidden", "text_embeds", "time_ids"}
@@ -266,12 +274,6 @@ def test_files_of_another_backbone_are_written_again(inputs: Mapping[str, Path],
     assert not torch.allclose(StoredEncodings.of(folder).latents(plan_of(inputs)(0)), before)
 
 
-@pytest.mark.parametrize("key", ["actors", "batch_size"])
-def test_settings_that_make_no_sense_are_refused(key: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=rf"^cache_latents\.{key} is 0: set it to at least 1\.$"):
-        run(make_context(tmp_path, inputs, cache_latents={key: 0}))
-
-
 @pytest.mark.slow
 def test_the_stage_writes_what_a_single_process_does(
     ray_cluster: str, inputs: Mapping[str, Path], cache: Path, tmp_path: Path
@@ -293,7 +295,7 @@ def test_the_stage_writes_what_a_single_process_does(
 @pytest.mark.slow
 def test_an_actor_s_error_is_one_sentence(ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
     context = make_context(tmp_path / "size", inputs, backbone={"resolution": 63})
-    with pytest.raises(StageError, match=r"^pictures of 63 x 63 pixels: the backbone's VAE wants multiples of 4\.$"):
+    with pytest.raises(StageError, match=r"^resolution 63: .* multiples of 4\.$"):
         run(context)
     broken = filled(SAMPLES, [{"sample_id": f"sample-{n}", "picture": b"none"} for n in range(BATCH)])
     write_dataset(tmp_path / "filter" / "samples", broken, SAMPLES)

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.concepts.contextualizer import Contextualizer
-from stages.config import CustomizeConfig
 from stages.contextualizer import stage as contextualizer
 from stages.contract import StageError
 from stages.customize import stage as customize
+from stages.customize.config import CustomizeConfig
 from stages.data.datasets import write_dataset
 from stages.data.schemas import PROMPTS, content_id
 from tests.support.contexts import make_context
@@ -72,12 +72,6 @@ def test_prompts_lose_their_placeholder_and_are_split_by_id() -> None:
     assert sorted(train + held_out) == sorted(f"a toy {number}" for number in range(300))
     assert 10 <= len(held_out) <= 60
     assert contextualizer.split_prompts(prompts[::-1])[1] == held_out[::-1]
-
-
-def test_a_batch_that_cannot_be_shared_out_is_refused(inputs: Mapping[str, Path], tmp_path: Path) -> None:
-    context = make_context(tmp_path, inputs, contextualizer={"batch_size": 5})
-    with pytest.raises(StageError, match=r"^contextualizer.batch_size=5 cannot be shared out among 2 workers"):
-        contextualizer.run(context)
 
 
 @pytest.mark.slow

@@ -18,10 +18,11 @@ from PIL import Image, UnidentifiedImageError
 
 from model.microworld.camera import orbit_pose
 from model.microworld.shapes import HELD_OUT_CATEGORIES
-from stages.config import FilterConfig, MicroworldConfig
 from stages.contract import StageError
 from stages.data.loopback import serve_folder
+from stages.filter.config import FilterConfig
 from stages.microworld import stage as microworld
+from stages.microworld.config import MicroworldConfig
 from stages.microworld.subjects import disjoint_pairs
 from stages.microworld.turntables import write_instance
 from stages.microworld.web import GROUPS, METADATA, draw_kinds, draw_scores

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +18,15 @@ import pytest
 from mlflow.pyfunc import PythonModelContext
 from PIL import Image
 
-from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.adapter import VisualAdapter
 from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.checksums import DamagedArtifactError, folder_checksums, verify_checksums
 from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Store
 from stages.config import Config
 from stages.contract import StageError, StageResult
-from stages.inference import loading_options, painting_options
+from stages.inference import loading_options
 from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from stages.register.stage import compare_versions, run, score_of
@@ -139,7 +141,7 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
         "backbone": None,  # among the artifacts
         "dtype": "float32",
         "loading": loading_options(config.backbone),
-        "painting": {**painting_options(config.inference), "steps": 2},
+        "painting": {**asdict(config.inference), "steps": 2},
         "checksums": {"adapter": folder_checksums(adapter)},
     }
     (tmp_path / "inference.json").write_text(json.dumps(settings))

@@ -9,7 +9,7 @@ import pytest
 import requests
 from starlette.requests import Request
 
-from stages.config import ServeConfig
+from stages.serve.config import ServeConfig
 from stages.serve.form import RequestError, read_form
 
 FIELDS = {"word": "mug", "prompt": " a photo of a mug "}

@@ -19,7 +19,7 @@ def make_task(folder: Path, **changes: Any) -> AdapterTask:
     return AdapterTask(backbone=str(folder), encoders=ENCODERS, picture=picture, resolution=SIDE, seed=1, **settings)
 
 
-def randomise_values(module: AdapterModule) -> None:
+def randomize_values(module: AdapterModule) -> None:
     """A fresh adapter's visual values are zero: it would say nothing."""
     for linear in module.adapter.to_v_vision.values():
         assert isinstance(linear, torch.nn.Linear)

@@ -16,7 +16,7 @@ from model.backbone import Backbone, PromptEmbedding
 
 @dataclass
 class KeepAll:
-    """An `AttentionRecorder` that keeps the queries and keys of every layer and lets the pass go on."""
+    """An `AttentionRecorder` that keeps the queries and keys of every layer and does not end the pass."""
 
     records: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -39,12 +39,12 @@ def naive_maps(
     timestep: Tensor,
     text: PromptEmbedding,
     positions: Sequence[Sequence[Sequence[int]]],
-    crosses: Collection[int],
-    selves: Collection[int],
+    cross_attention: Collection[int],
+    self_attention: Collection[int],
     largest: int,
     **attention: Any,
 ) -> Tensor:
-    """M = M_self M_cross (RealCustom++ Eq. 12) of a whole pass; crosses, selves, largest: downscales of the latent.
+    """M = M_self M_cross (RealCustom++ Eq. 12) of a whole pass; the layers and `largest` are downscales of the latent.
 
     Returns (B, N, S).
     """
@@ -58,21 +58,21 @@ def naive_maps(
 
     of_words = []
     for layer, downscale, pair in layers:
-        if layer.endswith("attn2") and downscale in crosses:
+        if layer.endswith("attn2") and downscale in cross_attention:
             maps = probabilities(*pair).unflatten(1, grid(downscale)).permute(0, 3, 1, 2)
             at_largest = F.interpolate(maps, grid(largest), mode="bilinear")
             of_words.append(_of_words(at_largest, positions))
     cross = torch.stack(of_words).mean(0)
     products = []
     for layer, downscale, pair in layers:
-        if layer.endswith("attn1") and downscale in selves:
+        if layer.endswith("attn1") and downscale in self_attention:
             here = F.interpolate(cross, grid(downscale), mode="area").flatten(2)
             product = torch.stack(
                 [matrix @ of_row.T for matrix, of_row in zip(probabilities(*pair), here, strict=True)]
             )
             spread = product.permute(0, 2, 1).unflatten(2, grid(downscale))
             products.append(F.interpolate(spread, grid(largest), mode="bilinear"))
-    maps = torch.stack(products).mean(0) if selves else cross
+    maps = torch.stack(products).mean(0) if self_attention else cross
     return maps.flatten(2).transpose(1, 2).float()
 
 
@@ -80,7 +80,7 @@ def _of_words(maps: Tensor, positions: Sequence[Sequence[Sequence[int]]]) -> Ten
     """Maps of all tokens (B, n_t, G, G') -> of each subject's word, its tokens' sum (B, S, G, G')."""
     return torch.stack(
         [
-            torch.stack([of_row[list(places)].sum(0) for places in words])
+            torch.stack([of_row[list(positions_of_word)].sum(0) for positions_of_word in words])
             for of_row, words in zip(maps, positions, strict=True)
         ]
     )
@@ -97,8 +97,8 @@ def printed_loop(maps: Tensor, counts: list[int]) -> Tensor:
             if current[j] < want:
                 scores[j][flag == 1] = -torch.inf
                 values = scores[j].tolist()
-                place = values.index(max(values))
-                selected[place, j] = scores[j][place]
-                flag[place] = 1
+                position = values.index(max(values))
+                selected[position, j] = scores[j][position]
+                flag[position] = 1
                 current[j] += 1
     return selected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model.adapters.adapter import RealCustomPlusAdapter, VisualAdapter
+from model.adapters.adapter import VisualAdapter
 from model.adapters.image_encoder import ImageEncoders
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import load_backbone
+from model.guidance.settings import InferenceSettings
 from model.pipeline import RealCustomPipeline
 from tests.support.tiny_models import ENCODERS
 
@@ -24,15 +27,24 @@ def subjects(count: int = 2) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in values]
 
 
+def as_arguments(**options: Any) -> dict[str, Any]:
+    """Arguments of the pipeline: the options that are settings as `settings`, the others as they are."""
+    names = {field.name for field in dataclasses.fields(InferenceSettings)}
+    settings = {name: value for name, value in options.items() if name in names}
+    others = {name: value for name, value in options.items() if name not in names}
+    settings.setdefault("mask_steps", min(12, settings.get("steps", 12)))
+    return {"settings": InferenceSettings(**settings), **others}
+
+
 def build(
     folder: Path, scheduler: Any = None, method: type[VisualAdapter] = RealCustomPlusAdapter
 ) -> RealCustomPipeline:
     """A pipeline with an adapter that changes the picture clearly."""
-    options = dict(ENCODERS)
-    encoders = ImageEncoders.from_pretrained(options.pop("image_encoders"), folder, **options)
+    encoders = ImageEncoders.from_pretrained(backbone_folder=folder, **ENCODERS)
     backbone = load_backbone(folder)
     torch.manual_seed(0)
-    adapter = method.from_unet(backbone.unet, encoders.width)
+    adapter: VisualAdapter = method.from_unet(backbone.unet, encoders.width)
     for linear in adapter.to_v_vision.values():
+        assert isinstance(linear, torch.nn.Linear)
         torch.nn.init.normal_(linear.weight)
     return RealCustomPipeline(backbone, adapter, encoders, scheduler)

@@ -11,12 +11,13 @@ from pipelines.errors import PipelineError
 from pipelines.execution.runner import Runner
 from pipelines.execution.stage_job import RunContext
 from pipelines.fingerprint import Ingredients
-from pipelines.graph import Graph, Stage, make_graph
+from pipelines.graph import Graph, make_graph
 from pipelines.plan import Step, make_plan
 from pipelines.store.manifest import describe_output
 from pipelines.store.store import Output, Store
 from stages.config import Config
 from stages.contract import StageResult
+from stages.declaration import Stage
 
 INGREDIENTS = Ingredients(config={"filter.min_side": 3, "run.seed": 0}, inputs={"ingest": "abc"}, files={}, code="c0de")
 
@@ -78,13 +79,13 @@ def run(context):
 }
 
 STAGES = (
-    Stage(name="ingest", module="toys.ingest", sections=("ingest",), files=lambda config: [config.ingest.metadata]),
-    Stage(name="filter", module="toys.filter", sections=("filter",), inputs=lambda config: ["ingest"]),
-    Stage(name="multiview", module="toys.multiview", sections=("multiview",)),
+    Stage(name="ingest", module="toys.ingest", settings=("ingest",)),
+    Stage(name="filter", module="toys.filter", settings=("filter",), inputs=lambda config: ["ingest"]),
+    Stage(name="multiview", module="toys.multiview", settings=("multiview",)),
     Stage(
         name="curriculum",
         module="toys.curriculum",
-        sections=("curriculum",),
+        settings=("curriculum",),
         inputs=lambda config: ["filter", "multiview"],
     ),
 )

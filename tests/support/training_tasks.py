@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.errors import ModelError
 from model.training.task import Prepared
 
 
@@ -67,7 +68,7 @@ class LinearTask:
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         if self.fail_at is not None and step >= self.fail_at and rank in self.failing_ranks:
-            raise ValueError("the picture 'abc' is not a picture")
+            raise ModelError("the picture 'abc' is not a picture")
         if step == self.starve_at:
             torch.empty(2**50)
         if step == self.kill_at and rank == self.bad_rank and self.marker and not self.marker.exists():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.adapters.adapter import AdapterError, RealCustomPlusAdapter, cross_attention_widths
+from model.adapters.adapter import AdapterError, cross_attention_widths
 from model.adapters.adaptive_scoring import ScoreFusion
 from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import Backbone
 from tests.support.tiny_models import IMAGE_WIDTH
 
@@ -45,7 +46,7 @@ def predict(backbone: Backbone, **attention: object) -> Tensor:
 
 
 @backbones
-def test_attach_and_detach_leave_no_trace(name: str, request: pytest.FixtureRequest) -> None:
+def test_detach_restores_the_unet(name: str, request: pytest.FixtureRequest) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     before, state, former = predict(backbone), backbone.unet.state_dict(), backbone.unet.attn_processors
     adapter = adapter_for(backbone)

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.adapters import released_weights
-from model.adapters.adapter import RealCustomPlusAdapter, cross_attention_widths
+from model.adapters.adapter import AdapterError, cross_attention_widths
 from model.adapters.image_encoder import ReferenceFeatures
-from model.adapters.released_weights import ReleasedWeightsError, convert_released, read_state_dict, sdxl_unet
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.adapters.released_weights import convert_released, read_state_dict, sdxl_unet
 
 PROJECTION = "encoder_hidden_states_vision_projection"
 IMAGE_WIDTH, TOKEN_WIDTH, PATCHES = 128, 32, 4  # two heads of width 64
@@ -144,16 +145,16 @@ def test_missing_and_unexpected_keys_are_listed(unet: UNet2DConditionModel) -> N
     for key in (layer, f"{PROJECTION}.projector2.4.bias", f"{PROJECTION}.projector_base.weight"):
         state = released(unet, True)
         del state[key]
-        with pytest.raises(ReleasedWeightsError, match=rf"missing: {key}; unexpected: none\.$"):
+        with pytest.raises(AdapterError, match=rf"missing: {key}; unexpected: none\.$"):
             convert_released(state, unet)
         state[f"{key}.stray"] = torch.zeros(1)
-        with pytest.raises(ReleasedWeightsError, match=rf"missing: {key}; unexpected: {key}\.stray\.$"):
+        with pytest.raises(AdapterError, match=rf"missing: {key}; unexpected: {key}\.stray\.$"):
             convert_released(state, unet)
 
 
 def test_another_models_file_is_refused(unet: UNet2DConditionModel) -> None:
     expected = len(released(unet, False)) - released_weights._LISTED
-    with pytest.raises(ReleasedWeightsError, match=rf"missing: .* and {expected} more; unexpected: none\.$"):
+    with pytest.raises(AdapterError, match=rf"missing: .* and {expected} more; unexpected: none\.$"):
         convert_released(unet.state_dict(), unet)
 
 
@@ -168,7 +169,7 @@ def test_another_models_file_is_refused(unet: UNet2DConditionModel) -> None:
 )
 def test_wrong_shapes_are_listed(unet: UNet2DConditionModel, key: str, shape: tuple[int, ...], wanted: str) -> None:
     key = f"{PROJECTION}.{key}"
-    with pytest.raises(ReleasedWeightsError, match=rf"another shape than this base's: .*{key} {wanted}"):
+    with pytest.raises(AdapterError, match=rf"another shape than this base's: .*{key} {wanted}"):
         convert_released({**released(unet, False), key: torch.zeros(shape)}, unet)
 
 
@@ -191,18 +192,18 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_damaged_files(tmp_path: Path) -> None:
     trap, sprung = tmp_path / "trap.pth", tmp_path / "sprung"
     torch.save({"x": Trap(sprung)}, trap)
     for name, content in (("cut.pth", trap.read_bytes()[:100]), ("empty.pth", b""), ("cut.safetensors", b"12345678")):
         (tmp_path / name).write_bytes(content)
     for name in ("trap.pth", "cut.pth", "empty.pth", "cut.safetensors"):
-        with pytest.raises(ReleasedWeightsError, match=rf"{name} is damaged, or holds more than tensors"):
+        with pytest.raises(AdapterError, match=rf"{name} is damaged, or contains more than tensors"):
             read_state_dict(tmp_path / name)
     assert not sprung.exists()
     for other in ([torch.zeros(1)], {"state_dict": {"x": torch.zeros(1)}}, {1: torch.zeros(1)}):
         torch.save(other, tmp_path / "other.pth")
-        with pytest.raises(ReleasedWeightsError, match=r"other\.pth holds no state dict"):
+        with pytest.raises(AdapterError, match=r"other\.pth is not a state dict"):
             read_state_dict(tmp_path / "other.pth")
     for suffix in ("pth", "safetensors"):
         with pytest.raises(FileNotFoundError):
@@ -221,7 +222,7 @@ def test_a_damaged_pickle_raises_nothing_else(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             read_state_dict(path)
-        except ReleasedWeightsError:
+        except AdapterError:
             refused += 1
     assert refused > 100  # the others were hit where it does not matter, or in the numbers
 

@@ -124,7 +124,7 @@ def test_subject_only_in_the_last_rows() -> None:
     torch.testing.assert_close(out[2:], attention(hidden[2:], text[2:], visual=condition(2)))
 
 
-def test_without_a_subject_the_former_processor_computes() -> None:
+def test_without_a_subject_the_original_processor_runs() -> None:
     hidden, text = inputs()
     assert torch.equal(attached(layer())(hidden, text), layer()(hidden, text))
     assert torch.equal(attached(layer(cross=False))(hidden), layer(cross=False)(hidden))

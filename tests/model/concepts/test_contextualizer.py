@@ -65,14 +65,14 @@ def test_padding_is_what_follows_the_first_end_token(tokens: list[int]) -> None:
     assert padding_of(torch.tensor([tokens]), end).tolist() == [expected]
 
 
-def test_the_loss_is_the_mean_surprise_at_masked_positions() -> None:
+def test_mlm_loss_is_the_mean_at_masked_positions() -> None:
     logits, ids = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
     masked = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 1]]).bool()
     surprises = [
-        -logits[row, place].log_softmax(-1)[ids[row, place]]
+        -logits[row, position].log_softmax(-1)[ids[row, position]]
         for row in range(2)
-        for place in range(5)
-        if masked[row, place]
+        for position in range(5)
+        if masked[row, position]
     ]
     torch.testing.assert_close(mlm_loss(logits, ids, masked), torch.stack(surprises).mean())
     assert mlm_loss(logits, ids, torch.zeros_like(masked)).item() == 0
@@ -91,7 +91,7 @@ def test_masked_tokens_are_hidden_from_psi(text: FrozenText, contextualizer: Con
     assert not torch.allclose(seen[0], seen[1])
 
 
-def test_psi_looks_both_ways_and_ignores_padding(contextualizer: Contextualizer) -> None:
+def test_psi_is_bidirectional_and_ignores_padding(contextualizer: Contextualizer) -> None:
     context, table = torch.randn(1, 6, 16), torch.randn(contextualizer.config["vocabulary"] + 3, 16)
     padding = torch.tensor([[False] * 4 + [True] * 2])
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_psi_looks_both_ways_and_ignores_padding(contextualizer: Contextualizer)
     assert plain.shape == (1, 6, contextualizer.config["vocabulary"])
 
 
-def test_replaced_embeddings_are_put_back(text: FrozenText) -> None:
+def test_replaced_embeddings_are_restored(text: FrozenText) -> None:
     ids = text.ids(["a cat"])
     before = text.encoder(input_ids=ids).last_hidden_state
     with embeddings_replaced(text.encoder, lambda read, embeddings: embeddings + 1):
@@ -122,7 +122,7 @@ def test_a_batch_does_not_depend_on_the_number_of_workers(sd_folder: Path) -> No
     whole, halves = task.batch(2, 0, 1), [task.batch(2, rank, 2) for rank in range(2)]
     for name, tensor in whole.items():
         assert torch.equal(torch.cat([half[name] for half in halves]), tensor)
-    with pytest.raises(ValueError, match="4 prompts a step cannot be shared out evenly among 3 workers"):
+    with pytest.raises(ValueError, match=r"4 prompts .* 3 workers"):
         task.batch(0, 0, 3)
 
 

@@ -104,12 +104,15 @@ def test_a_concept_is_saved_as_diffusers_reads_it(sd_folder: Path, tmp_path: Pat
     torch.testing.assert_close(learned, theirs)
 
 
-def test_what_cannot_be_learned_or_loaded_is_said(sd: Backbone, sdxl: Backbone, tmp_path: Path) -> None:
+def test_concept_errors(sd: Backbone, sdxl: Backbone, tmp_path: Path) -> None:
     inversion = make_inversion(sd)
     with pytest.raises(ConceptError, match=r"the placeholder '\[v\]' is a token already"):
         make_inversion(sd)
-    with pytest.raises(ConceptError, match="holds no concept"):
+    with pytest.raises(ConceptError, match="has no concept"):
         load_concept(sdxl, tmp_path)
     save_concept(tmp_path, inversion.state(), "[v]", "cat", "my cat")
     with pytest.raises(ConceptError, match="was learned on another text encoder"):
+        load_concept(sdxl, tmp_path)
+    (tmp_path / "concept.json").write_text("{}")
+    with pytest.raises(ConceptError, match="is damaged: 'placeholder'"):
         load_concept(sdxl, tmp_path)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.adapters.adapter import RealCustomPlusAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone, load_backbone
+from model.errors import GenerationError
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded, run_guidance_branch
 from model.guidance.masks import token_indicator
-from model.guidance.subjects import GenerationError
 from tests.support.attention_records import KeepAll, naive_maps
 
 PROMPTS = ["a cat in a hat", "a toy in a cat"]
@@ -74,17 +74,18 @@ def test_maps_are_those_of_a_whole_pass_with_its_matrices(
     recipe: str, size: tuple[int, int], name: str, backbone: Backbone
 ) -> None:
     """The four recipes of RealCustom++'s Table V."""
-    crosses, selves = ([downscale for downscale in of_kind if downscale in ALL[name]] for of_kind in RECIPES[recipe])
+    cross, own = ([downscale for downscale in of_kind if downscale in ALL[name]] for of_kind in RECIPES[recipe])
     latents, text = torch.randn(2, 4, *size), backbone.encode_prompt(PROMPTS)
-    crosses_of_latent, selves_of_latent = ([LARGEST[name] * at for at in of_kind] for of_kind in (crosses, selves))
-    recipe_of_latent = crosses_of_latent, selves_of_latent, LARGEST[name]
+    crosses_of_latent, self_of_latent = ([LARGEST[name] * at for at in of_kind] for of_kind in (cross, own))
+    recipe_of_latent = crosses_of_latent, self_of_latent, LARGEST[name]
     expected = naive_maps(backbone, latents, torch.tensor(500), text, positions(backbone), *recipe_of_latent)
-    torch.testing.assert_close(maps(backbone, name, latents, (crosses, selves)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(maps(backbone, name, latents, (cross, own)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_self_attention_of_a_coarser_grid_by_hand() -> None:
     """A latent of 2 x 2 with a word at its first position; the coarser grid has one position, which sees itself."""
-    which = GuidanceLayers(cross={"cross": 1}, selves={"coarse": 2}, largest=1, visual_downscales=(1,))
+    kinds = {"cross_attention": {"cross": 1}, "self_attention": {"coarse": 2}}
+    which = GuidanceLayers(**kinds, largest=1, visual_downscales=(1,))
     recorder = GuidanceRecorder(which, torch.tensor([[[0.0], [1.0]]]), (2, 2))
     query = torch.tensor([100.0, -100.0, -100.0, -100.0]).view(1, 1, 4, 1)
     recorder.record("coarse", torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
@@ -94,11 +95,11 @@ def test_self_attention_of_a_coarser_grid_by_hand() -> None:
 
 
 @torch.no_grad()
-def test_the_pass_ends_at_the_last_layer_and_leaves_no_trace(name: str, backbone: Backbone) -> None:
+def test_the_pass_ends_at_the_last_layer(name: str, backbone: Backbone) -> None:
     latents, text, timestep = torch.randn(2, 4, 16, 16), backbone.encode_prompt(PROMPTS), torch.tensor(500)
     before, state = backbone.predict(latents, timestep, text), dict(backbone.unet.__dict__)
     order = list(_keep(backbone, latents).records)
-    needed = set(layers(backbone, name).cross) | set(layers(backbone, name).selves)
+    needed = set(layers(backbone, name).cross_attention) | set(layers(backbone, name).self_attention)
     assert [layer for layer in order if layer in needed][-1] == LAST[name]
     reached: list[str] = []
     hooks = [
@@ -126,7 +127,7 @@ def test_other_errors_inside_the_pass_are_not_swallowed(name: str, backbone: Bac
 
 
 @torch.no_grad()
-def test_queries_and_keys_are_let_go_as_soon_as_the_cross_map_is_known(name: str, backbone: Backbone) -> None:
+def test_queries_and_keys_are_released_once_the_cross_map_is_known(name: str, backbone: Backbone) -> None:
     """By hand: one layer after the other, in the UNet's order."""
     kept, which = _keep(backbone, torch.randn(2, 4, 16, 16)), layers(backbone, name)
     recorder = GuidanceRecorder(which, token_indicator(positions(backbone), 24), (16, 16))
@@ -135,8 +136,8 @@ def test_queries_and_keys_are_let_go_as_soon_as_the_cross_map_is_known(name: str
         if recorder.wants(layer) and layer != LAST[name]:
             recorder.record(layer, *pair)
             waiting.append(len(recorder._waiting))
-    down = [layer for layer in which.selves if layer.startswith("down")]
-    assert max(waiting) == len(down) < len(which.selves)
+    down = [layer for layer in which.self_attention if layer.startswith("down")]
+    assert max(waiting) == len(down) < len(which.self_attention)
     assert waiting[-1] == 0
 
 

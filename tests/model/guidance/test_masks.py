@@ -14,7 +14,7 @@ from model.guidance.masks import (
     attend,
     grid_at,
     layer_regions,
-    normalise_by_maximum,
+    normalize_by_maximum,
     resize,
     select_top,
     token_indicator,
@@ -115,7 +115,7 @@ def test_algorithm_1_by_hand() -> None:
     free = torch.tensor([[True, False, True, True]])
     expected = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [0.5, 0.0], [0.0, 0.6]]])
     assert torch.equal(select_top(maps, [[1, 1]], free), expected)
-    with pytest.raises(ValueError, match="are to take 4 positions of its mask, but 3 are free"):
+    with pytest.raises(ValueError, match="4 positions of the mask, but 3 are free"):
         select_top(maps, [[2, 2]], free)
 
 
@@ -138,7 +138,7 @@ def test_shares_are_exact() -> None:
 
 
 @pytest.mark.parametrize("scope", [0.0, -0.5, 1.1, 0.01])
-def test_useless_scopes(scope: float) -> None:
+def test_scopes_out_of_range(scope: float) -> None:
     with pytest.raises(ValueError, match="mask scope"):
         top_count(scope, 16)
 
@@ -146,7 +146,7 @@ def test_useless_scopes(scope: float) -> None:
 def test_equations_13_and_16() -> None:
     maps = torch.tensor([[[0.0, 2.0, 1.0, 0.5], [0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]).transpose(1, 2)
     expected = torch.tensor([[[0.0, 1.0, 0.5, 0.25], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]).transpose(1, 2)
-    torch.testing.assert_close(normalise_by_maximum(maps), expected)
+    torch.testing.assert_close(normalize_by_maximum(maps), expected)
 
 
 def test_regions_are_where_block_means_are_not_zero() -> None:

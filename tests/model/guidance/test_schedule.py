@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from model.guidance.schedule import MaskSchedule, acting_steps
-from model.guidance.subjects import GenerationError
+from model.errors import GenerationError
+from model.guidance.schedule import MaskSchedule, subject_steps
 
 
-def test_acting_steps() -> None:
-    assert acting_steps(25, 0.0, 1.0) == range(25)
-    assert acting_steps(10, 0.25, 0.7) == range(3, 7)
-    assert acting_steps(3, 1 / 3, 2 / 3) == range(1, 2)
+def test_subject_steps() -> None:
+    assert subject_steps(25, 0.0, 1.0) == range(25)
+    assert subject_steps(10, 0.25, 0.7) == range(3, 7)
+    assert subject_steps(3, 1 / 3, 2 / 3) == range(1, 2)
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (0.01, 0.09)])
 def test_intervals_without_a_step(interval: tuple[float, float]) -> None:
-    with pytest.raises(GenerationError, match="of 10 steps there is no step for the subjects to act in"):
-        acting_steps(10, *interval)
+    with pytest.raises(GenerationError, match=r"visual_guidance_start .* visual_guidance_end .* 10 steps"):
+        subject_steps(10, *interval)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from model.guidance.subjects import GenerationError, References, Subject, subjects_of
+from model.errors import GenerationError
+from model.guidance.subjects import References, Subject, subjects_of
 
 RED, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
 PROMPTS = ["a cat", "a hat and a cat"]
@@ -16,7 +17,7 @@ def test_one_picture_or_subject_for_all() -> None:
     assert subjects_of(PROMPTS, Subject(picture=RED, word="cat"), None, 0.2, 1.0) == expected
 
 
-def test_own_scope_and_strength_go_before_the_calls() -> None:
+def test_a_subjects_scope_and_scale_override_the_settings() -> None:
     own = Subject(picture=RED, word="cat", scope=0.1, scale=0.0)
     given: list[Subject | list[Subject]] = [Subject(picture=BLUE), [own, Subject(picture=BLUE, word="hat", scope=0.3)]]
     first, second = subjects_of(PROMPTS, given, None, 0.2, 0.5)
@@ -33,7 +34,7 @@ def test_own_scope_and_strength_go_before_the_calls() -> None:
         ([RED, [RED, BLUE]], None, "a list of one or more Subjects"),
     ],
 )
-def test_what_does_not_fit_together(subjects: list[Image.Image], words: list[str] | None, message: str) -> None:
+def test_requests_that_do_not_fit(subjects: list[Image.Image], words: list[str] | None, message: str) -> None:
     with pytest.raises(GenerationError, match=message):
         subjects_of(PROMPTS, subjects, words, 0.2, 1.0)
 

@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from model.pictures.crops import crop_reference, square_crop
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import to_tensor
-from model.training.adapter_examples import ExamplePictures, Method
+from model.training.adapter_examples import ExamplePictures
 from tests.support.tiny_examples import picture, rows
 
+sources = pytest.mark.parametrize("reference_is_target", [False, True])
 
-def make_pictures(reference_size: int, method: Method = "realcustom++") -> ExamplePictures:
+
+def make_pictures(reference_size: int, reference_is_target: bool = False) -> ExamplePictures:
     return ExamplePictures(
-        rows=rows, picture=picture, method=method, resolution=24, reference_size=reference_size, tiles=2
+        rows=rows,
+        picture=picture,
+        resolution=24,
+        reference_size=reference_size,
+        tiles=2,
+        reference_is_target=reference_is_target,
     )
 
 
@@ -37,25 +44,25 @@ def test_squares_and_crops_are_bytes() -> None:
         np.testing.assert_array_equal(prepared["reference"][slot], np.asarray(crop))
 
 
-@pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
-def test_targets_are_not_opened_where_they_are_not_wanted(method: Method) -> None:
-    wanted = make_pictures(32, method)
+@sources
+def test_targets_that_are_not_needed_are_not_opened(reference_is_target: bool) -> None:
+    whole = make_pictures(32, reference_is_target)
     opened: list[str] = []
 
     def open_noted(picture_id: str) -> bytes:
         opened.append(picture_id)
         return picture(picture_id)
 
-    without = dataclasses.replace(wanted, targets=False, picture=open_noted)
+    without = dataclasses.replace(whole, targets=False, picture=open_noted)
     found = without.prepare(2, 0, 1)
     assert found.keys() == {"reference"}
-    np.testing.assert_array_equal(found["reference"], wanted.prepare(2, 0, 1)["reference"])
-    assert opened == [row.target_id if method == "realcustom" else row.reference_id for row in rows(2)]
+    np.testing.assert_array_equal(found["reference"], whole.prepare(2, 0, 1)["reference"])
+    assert opened == [row.target_id if reference_is_target else row.reference_id for row in rows(2)]
 
 
-@pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
-def test_a_picture_large_enough_has_a_reference_for_the_tiles(method: Method) -> None:
-    assert make_pictures(16, method).prepare(0, 0, 1)["reference"].shape == (4, 32, 32, 3)
+@sources
+def test_a_picture_large_enough_has_a_reference_for_the_tiles(reference_is_target: bool) -> None:
+    assert make_pictures(16, reference_is_target).prepare(0, 0, 1)["reference"].shape == (4, 32, 32, 3)
 
 
 def test_smaller_references_are_enlarged_beside_larger_ones() -> None:

@@ -45,7 +45,7 @@ TABLE_X: dict[str, tuple[Recipe, Callable[[float], float], Callable[[float], flo
 
 
 @given(total=st.integers(1, 1000), data=st.data())
-def test_draws_keep_to_the_equations(total: int, data: st.DataObject) -> None:
+def test_draws_follow_the_equations(total: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, total - 1))
     draws = draw_step(dataclasses.replace(PLUS, steps=total), step, seed=3)
     assert draws.is_multiview.shape == draws.choice.shape == draws.crop_ratio.shape == (16,)
@@ -90,7 +90,7 @@ def test_a_step_depends_on_nothing_but_its_number_and_the_seed() -> None:
     assert not np.array_equal(first.choice, other.choice)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_values_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="step 5 is not one of 5 steps"):
         multiview_probability(5, 5)
     with pytest.raises(ValueError, match=r"1 <= r_min <= r_max"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from model.backbone import BackboneError
 from model.training.diffusion_loss import diffusion_target, group_means, min_snr_weights, timestep_bands
 
 
@@ -25,10 +26,10 @@ def test_velocity_is_the_derivative_of_the_noisy_latents() -> None:
     torch.testing.assert_close(velocity.double(), (later - sooner) / (2 * small), rtol=1e-3, atol=1e-3)
 
 
-def test_a_prediction_type_that_is_not_known_is_named() -> None:
+def test_unknown_prediction_type() -> None:
     scheduler = make_scheduler(prediction_type="sample")
     zeros = torch.zeros(1, 4, 2, 2)
-    with pytest.raises(ValueError, match=r"^the scheduler's prediction type 'sample' is neither 'epsilon' nor"):
+    with pytest.raises(BackboneError, match=r"prediction_type 'sample'"):
         diffusion_target(scheduler, zeros, zeros, torch.tensor([3]))
 
 
@@ -49,7 +50,7 @@ def test_min_snr_weighs_errors_in_the_clean_latents(gamma: float) -> None:
             assert weight == pytest.approx(min(signal_to_noise, gamma) * of_clean, rel=1e-5)
 
 
-def test_min_snr_bears_a_schedule_that_ends_in_pure_noise() -> None:
+def test_min_snr_of_a_schedule_with_zero_terminal_snr() -> None:
     for kind, expected in (("epsilon", 1.0), ("v_prediction", 0.0)):
         scheduler = make_scheduler(prediction_type=kind)
         scheduler.alphas_cumprod[-1] = 0.0

@@ -11,17 +11,17 @@ from torch import Tensor
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, run_guidance_branch
 from model.guidance.masks import token_indicator
-from model.training.adapter_examples import Method
+from model.methods.names import MethodName
 from model.training.adapter_loss import AdapterModule
-from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.adapter_tasks import make_task, randomize_values
 from tests.support.attention_records import KeepAll
 
 
-def twins(folder: Path, method: Method = "realcustom++", half: torch.dtype | None = None) -> list[AdapterModule]:
+def twins(folder: Path, method: MethodName = "realcustom++", half: torch.dtype | None = None) -> list[AdapterModule]:
     """Two modules of the same weights; the second one's UNet does not keep its activations."""
     modules = [make_task(folder, method=method, half=half, gradient_checkpointing=on).module() for on in (False, True)]
     with torch.no_grad():
-        randomise_values(modules[0])
+        randomize_values(modules[0])
     modules[1].load_state_dict(modules[0].state_dict())
     assert [module.frozen.backbone.unet.is_gradient_checkpointing for module in modules] == [False, True]
     return modules
@@ -48,7 +48,7 @@ def bytes_kept(module: AdapterModule, batch: dict[str, Tensor]) -> int:
 @pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 @pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
 def test_gradients_are_the_same(
-    kind: str, method: Method, half: torch.dtype | None, request: pytest.FixtureRequest
+    kind: str, method: MethodName, half: torch.dtype | None, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(kind)
     modules = twins(folder, method, half)
@@ -70,7 +70,7 @@ def test_fewer_activations_are_kept(sd_folder: Path) -> None:
     assert kept_with_checkpoints < 0.6 * kept
 
 
-def test_attention_is_recorded_as_ever(sd_folder: Path) -> None:
+def test_recording_with_gradient_checkpointing(sd_folder: Path) -> None:
     """A whole pass with gradients whose backward pass computes the layers again, and one that ends early."""
     records, maps = [], []
     batch = make_task(sd_folder).batch(1, 0, 1)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.training.adapter_examples import Method
+from model.methods.names import MethodName
 from model.training.adapter_task import AdapterTask
-from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.adapter_tasks import make_task, randomize_values
 
 STEPS, SIDE, EXAMPLES = 100, 16, 2
 
@@ -30,7 +30,7 @@ def solvable_batch(task: AdapterTask) -> dict[str, Tensor]:
     unet = teacher.frozen.backbone.unet
     handle = unet.register_forward_hook(lambda module, given, output: predicted.append(output.sample))
     with torch.no_grad():
-        randomise_values(teacher)
+        randomize_values(teacher)
         teacher(batch | {"latents": noisy / alpha_bar.sqrt(), "noise": torch.zeros_like(noisy)})  # z_t is `noisy`
         handle.remove()
         batch["noise"] = predicted[0]
@@ -40,7 +40,7 @@ def solvable_batch(task: AdapterTask) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
-def test_the_loss_of_one_batch_goes_to_zero(method: Method, sd_folder: Path) -> None:
+def test_the_loss_of_one_batch_goes_to_zero(method: MethodName, sd_folder: Path) -> None:
     task = make_task(sd_folder, method=method, drop_text=0.0, drop_image=0.0, drop_both=0.0)
     task.resolution = SIDE
     batch = solvable_batch(task)

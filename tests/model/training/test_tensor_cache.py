@@ -6,7 +6,7 @@ from torch import Tensor
 from model.training.tensor_cache import Cache
 
 
-def test_a_full_cache_still_answers() -> None:
+def test_full_cache() -> None:
     made: list[list[str]] = []
 
     def make(keys: list[str]) -> tuple[Tensor, ...]:

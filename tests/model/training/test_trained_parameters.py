@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.training.adapter_loss import AdapterModule
-from tests.support.adapter_tasks import make_task, randomise_values
+from tests.support.adapter_tasks import make_task, randomize_values
 
 ATTENTION = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "to_q.weight", "to_k.weight", "to_v.weight"]
 MLP = [f"{layer}.{part}" for layer in (0, 2, 4, 5) for part in ("weight", "bias")]  # three linear layers, a norm
@@ -68,7 +68,7 @@ def test_gradients_reach_what_the_papers_train(kind: str, variant: str, request:
     task = make_task(request.getfixturevalue(kind), drop_text=0.0, drop_image=0.0, drop_both=0.0, **settings)
     module = task.module()
     with torch.no_grad():
-        randomise_values(module)  # while V_i is zero, nothing before it has a gradient
+        randomize_values(module)  # while V_i is zero, nothing before it has a gradient
     module(task.batch(1, 0, 1))["loss"].backward()
     expected = {f"{name}.{part}" for name, parts in modules.items() for part in parts} | keys_and_values(module)
     assert {name for name, _ in module.named_parameters()} == {f"adapter.{name}" for name in expected}

@@ -14,7 +14,8 @@ from PIL import Image
 
 import pipeline
 from pipelines.cli.arguments import make_parser
-from pipelines.config.loading import config_to_dict, flat_values, load_config
+from pipelines.config.keys import flat_values
+from pipelines.config.loading import config_to_dict, load_config
 from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Output, Store
 from stages.config import Config
@@ -30,6 +31,7 @@ FLAGS = {
     "generate": "--help --out --profile --prompt --seed --set --steps --subject --word",
     "serve": "--help --profile --set",
     "report": "--help --profile --set",
+    "storage": "--help --profile --remove --set",
 }
 
 
@@ -105,6 +107,17 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.Capt
     code, said = error_of(capsys, "run", "--set", f"run.folder={tmp_path / 'file' / 'run'}")
     assert code == 1
     assert said.startswith(f"Cannot write in the run folder {tmp_path / 'file' / 'run'}: a part of its path is a file")
+
+
+def test_a_folder_that_is_not_there_is_found_before_anything_runs(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage customize would find out after the adapter is trained."""
+    code, message = error_of(capsys, "run", "--set", folder, "--set", f"customize.subject={tmp_path / 'dog'}")
+    assert code == 2
+    assert message.startswith("customize.subject: ")
+    assert str(tmp_path / "dog") in message
+    assert not (tmp_path / "run" / "stages").exists()
 
 
 @pytest.mark.parametrize("command", ["status", "report", "serve"])

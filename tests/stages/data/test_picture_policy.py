@@ -19,13 +19,13 @@ from PIL import Image
 
 from model.errors import ModelError
 from model.pictures.decoding import exif_orientation, load_picture
-from stages.config import FilterConfig
 from stages.contract import StageError
 from stages.customize import stage as customize
 from stages.data.jpeg import encode_jpeg
 from stages.evaluate.cases import read_subject
 from stages.filter.adoption import adopt_row
 from stages.filter.candidate import Candidate
+from stages.filter.config import FilterConfig
 from stages.filter.layouts import ForeignRow
 from stages.filter.rules import active_rules, rejection
 from stages.ingest.resizer import CheckedResizer, Resized, decodable

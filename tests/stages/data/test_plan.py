@@ -60,7 +60,7 @@ def test_an_unknown_picture_of_the_plan_is_named(data: Path) -> None:
     pictures = PlanPictures(samples, frames)
     assert pictures("sample-1") == encoded_picture(1)
     assert pictures("frame-2") == encoded_picture(102)
-    with pytest.raises(ValueError, match=r"picture sample-99 of the plan is neither in .*/samples nor in .*/frames"):
+    with pytest.raises(StageError, match=r"picture sample-99 of the plan is neither in .*/samples nor in .*/frames"):
         pictures("sample-99")
 
 

@@ -16,10 +16,11 @@ from PIL import Image
 from model.guidance.settings import InferenceSettings
 from model.microworld.captions import MAX_WORDS, VOCABULARY
 from model.scoring.metrics import bootstrap_interval
-from stages.config import Config, EvaluateConfig
+from stages.config import Config
 from stages.contract import StageError
 from stages.data.schemas import MASKS
 from stages.evaluate.cases import load_subjects, make_cases
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.experiments import Experiments
 from stages.evaluate.mask_quality import RECIPES, MaskPainter, mask_table, recipe_downscales
 from stages.evaluate.mask_summary import summarize_masks, summarize_scene_masks
@@ -122,7 +123,7 @@ def test_each_task_gets_its_references_and_masks(folder: Path, loaded: tuple[Con
     assert [len(found) for found in by_task.values()] == [2, 2, 2, 1, 1, 1]
     assert [row["subject"] for row in by_task["many_to_many"]] == ["mug-1", "bear-2"]
 
-    plain = painter.pipeline(case.prompt, steps=3, guidance_scale=loaded[0].inference.guidance_scale, seeds=3)
+    plain = painter.pipeline(case.prompt, settings=loaded[0].inference, seeds=3)
     text_only = pixels(by_task["text_only"][0]["picture"])
     assert np.abs(text_only - np.asarray(plain.images[0], dtype=np.int64)).max() <= 1
     assert np.abs(text_only - pixels(by_task["many_to_many"][0]["picture"])).max() > 1

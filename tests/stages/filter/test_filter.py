@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from model.micro_sd.weights import WEIGHTS_FOLDER
-from stages.config import FilterConfig, ScoringConfig
 from stages.contract import StageError
 from stages.data.datasets import read_dataset, row_counts, write_part
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter import stage as filter_stage
 from stages.filter.candidate import Candidate
+from stages.filter.config import FilterConfig, ScoringConfig
 from stages.filter.rules import REASONS, SETTING_OF, active_rules, rejection
 from stages.filter.scoring import ScoreModels
 from stages.filter.stage import check_settings, nothing_left

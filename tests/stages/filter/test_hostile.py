@@ -8,13 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stages.config import FilterConfig
 from stages.contract import StageError
 from stages.data import datasets
 from stages.data.datasets import dataset_files, dataset_rows, read_dataset, row_counts
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter import stage as filter_stage
 from stages.filter.adoption import adopt_file
+from stages.filter.config import FilterConfig
 from stages.filter.copying import copy_group
 from stages.filter.layouts import find_layout
 from stages.filter.stage import check_sum, duplicates_by_group

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from stages.config import IngestConfig
 from stages.ingest import fetch as fetching
+from stages.ingest.config import IngestConfig
 from stages.ingest.fetch import ROBOT, FetchError, PictureOpener, fetch, is_public, opted_out, parse_url
 from tests.support.hostile_web import BEHAVIOURS, LIMITS, ROWS, HostileServer, hostile_server
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.config import IngestConfig
 from stages.contract import StageError
 from stages.data.schemas import REJECTED, content_id
 from stages.ingest import metadata, partitions
+from stages.ingest.config import IngestConfig
 from stages.ingest.download import shard_sizes
 from stages.ingest.metadata import metadata_files
 from stages.ingest.outcomes import FAILED, REJECTED_BY_METADATA

@@ -77,6 +77,19 @@ def test_an_unknown_error_passes(ray_cluster: str) -> None:
     assert not isinstance(caught.value, StageError)
 
 
+def leave_out_the_last(batch: pa.Table) -> pa.Table:
+    return batch.filter(pa.array([number < 3 for number in batch["number"].to_pylist()]))
+
+
+@pytest.mark.slow
+def test_progress_is_complete_when_a_result_has_no_rows(ray_cluster: str) -> None:
+    events: list[Mapping[str, Any]] = []
+    progress = Progress(report=Reporter(emit=events.append), total=4, note="")
+    results = map_on_workers(leave_out_the_last, BATCHES, arguments={}, workers=Workers(), progress=progress)
+    assert [result["number"].to_pylist() for result in results] == [[0], [1], [2]]
+    assert [event["done"] for event in events] == [1, 2, 3, 4]
+
+
 @pytest.mark.slow
 def test_the_work_of_a_dead_worker_is_done_again(ray_cluster: str, tmp_path: Path) -> None:
     arguments = {"mark": tmp_path / "mark"}

@@ -1,4 +1,4 @@
-"""Which subjects a training run paints on the way, and the strip of its looks."""
+"""The subjects of a training run's previews, and the overview of the previews."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.training.adapter_previews import Sample, column
-from stages.contract import StageError
+from model.training.adapter_previews import PreviewSubject, column
 from stages.data.datasets import PictureStore, write_dataset
 from stages.data.schemas import FRAMES
-from stages.train_adapter.previews import choose_samples, draw_strip
+from stages.train_adapter.previews import choose_previews, draw_overview
 
 RED, GREEN, BLUE, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90)
 
@@ -44,47 +43,40 @@ def frames(tmp_path: Path) -> PictureStore:
 
 
 def test_categories_take_turns(frames: PictureStore) -> None:
-    samples = choose_samples(frames, ["a {word} here", "a {word} there", "one {word}"])
-    assert [(sample.word, sample.prompt) for sample in samples] == [
+    subjects = choose_previews(frames, ["a {word} here", "a {word} there", "one {word}"])
+    assert [(subject.word, subject.prompt) for subject in subjects] == [
         ("mug", "a mug here"),
         ("toy car", "a toy car there"),
         ("mug", "one mug"),
     ]
-    assert [sample.reference for sample in samples] == [_picture(GREEN), _picture(BLUE), _picture(GREEN)]
+    assert [subject.reference for subject in subjects] == [_picture(GREEN), _picture(BLUE), _picture(GREEN)]
 
 
-def test_prompts_that_do_not_name_the_subject_are_refused(frames: PictureStore) -> None:
-    with pytest.raises(StageError, match=r"^train_adapter\.sample_prompts: 'a dog' lacks {word}, the subject's place"):
-        choose_samples(frames, ["a {word}", "a dog"])
-    with pytest.raises(StageError, match=r"^train_adapter\.sample_prompts is empty: give one, or set"):
-        choose_samples(frames, [])
-
-
-def test_the_strip_shows_references_and_looks_by_step(tmp_path: Path) -> None:
+def test_the_overview_shows_references_and_previews_by_step(tmp_path: Path) -> None:
     """Rows: a red and a green subject, the first reference not square; columns: reference, steps 5 and 10."""
-    samples = [
-        Sample(reference=_picture(RED, (12, 8)), word="mug", prompt="a mug"),
-        Sample(reference=_picture(GREEN), word="car", prompt="a car"),
+    subjects = [
+        PreviewSubject(reference=_picture(RED, (12, 8)), word="mug", prompt="a mug"),
+        PreviewSubject(reference=_picture(GREEN), word="car", prompt="a car"),
     ]
-    (tmp_path / "looks").mkdir()
+    (tmp_path / "previews").mkdir()
     for step, colours in ((10, (RED, GREEN)), (5, (BLUE, GREY))):
         pictures = [Image.new("RGB", (16, 16), colour) for colour in colours]
-        column(pictures).save(tmp_path / "looks" / f"{step:07d}.png")
-    draw_strip(tmp_path / "looks", samples, tmp_path / "strip.png")
-    strip = _pixels(tmp_path / "strip.png")
-    assert strip.shape == (2 * 214 + 28, 3 * 200 + 8, 3)
-    middles = strip[28 + 96 :: 214, 8 + 96 :: 200]
+        column(pictures).save(tmp_path / "previews" / f"{step:07d}.png")
+    draw_overview(tmp_path / "previews", subjects, tmp_path / "overview.png")
+    overview = _pixels(tmp_path / "overview.png")
+    assert overview.shape == (2 * 214 + 28, 3 * 200 + 8, 3)
+    middles = overview[28 + 96 :: 214, 8 + 96 :: 200]
     assert middles.tolist() == [[list(colour) for colour in row] for row in ((RED, BLUE, RED), (GREEN, GREY, GREEN))]
 
 
-def test_of_many_looks_the_first_and_the_last_are_shown(tmp_path: Path) -> None:
-    sample = Sample(reference=_picture(RED), word="mug", prompt="a mug")
+def test_of_many_previews_the_first_and_the_last_are_shown(tmp_path: Path) -> None:
+    subject = PreviewSubject(reference=_picture(RED), word="mug", prompt="a mug")
     for step in range(40):
         column([Image.new("RGB", (8, 8), (step, step, step))]).save(tmp_path / f"{step:07d}.png")
-    draw_strip(tmp_path, [sample], tmp_path / "strip.png")
-    strip = _pixels(tmp_path / "strip.png")
-    assert strip.shape[1] == 13 * 200 + 8
-    shown = strip[28 + 96, 8 + 96 :: 200, 0].tolist()[1:]
+    draw_overview(tmp_path, [subject], tmp_path / "overview.png")
+    overview = _pixels(tmp_path / "overview.png")
+    assert overview.shape[1] == 13 * 200 + 8
+    shown = overview[28 + 96, 8 + 96 :: 200, 0].tolist()[1:]
     assert shown[0] == 0
     assert shown[-1] == 39
     assert shown == sorted(set(shown))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from stages.contract import StageError
 from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, difference
 
 STATE: dict[str, Any] = {"step": 100, "loss": 0.5, "config": {}}
@@ -54,14 +55,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     file = checkpoint.folder / name
     *kept, last = file.read_bytes()
     file.write_bytes(bytes([*kept, last ^ 1]))
-    with pytest.raises(ValueError, match=rf"{name} is damaged \(its checksum is not the one in rank-.-of-2.json\)$"):
+    with pytest.raises(StageError, match=rf"{name} is damaged \(its checksum is not the one in rank-.-of-2.json\)$"):
         checkpoint.check()
 
 
 def test_a_damaged_list_is_named(tmp_path: Path) -> None:
     checkpoint = write(CheckpointFolder(tmp_path), 100)
     (checkpoint.folder / "rank-1-of-2.json").write_text("{")
-    with pytest.raises(ValueError, match=r"rank-1-of-2.json is damaged \(it is not JSON\)$"):
+    with pytest.raises(StageError, match=r"rank-1-of-2.json is damaged \(it is not JSON\)$"):
         checkpoint.check()
 
 
@@ -94,7 +95,7 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path: Path) -> None:
     (folder.at(1).folder / "training.json").symlink_to("/dev/full")  # every write to it fails as on a full disk
     writer = CheckpointWriter(folder, 0, 1)
     writer.write(1, {"weight/a": torch.ones(3)}, STATE)
-    with pytest.raises(ValueError, match=r"^checkpoint .*/step-00000001 cannot be written \(its disk is full\)"):
+    with pytest.raises(StageError, match=r"^checkpoint .*/step-00000001 cannot be written \(its disk is full\)"):
         writer.wait()
     assert folder.latest() is None
 
@@ -104,7 +105,7 @@ def test_tensors_that_cannot_be_written_end_in_one_sentence(tmp_path: Path) -> N
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:
-        with pytest.raises(ValueError, match=r"^checkpoint .*/step-00000001 cannot be written \(.*File too large"):
+        with pytest.raises(StageError, match=r"^checkpoint .*/step-00000001 cannot be written \(.*File too large"):
             CheckpointFolder(tmp_path).at(1).write_share(0, 1, {"weight/a": torch.ones(2**19)}, STATE)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.training.task import Feed, Prepared
-from stages.config import TrainerConfig
 from stages.contract import StageError
+from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 from stages.training.loop import prepare_here, run_worker
 from stages.training.trainer import check_resume, read_curves
@@ -80,8 +80,8 @@ def test_another_zero_stage_can_resume(process_group: None, tmp_path: Path, befo
 
 
 def test_fp16_resumes_with_its_loss_scale(process_group: None, tmp_path: Path) -> None:
-    expected = trained(make_job(tmp_path / "a", precision="fp16"))
-    job = stopped_before_step(make_job(tmp_path / "b", precision="fp16"), 6)
+    expected = trained(make_job(tmp_path / "a", precision="fp16", use_gpu=True))
+    job = stopped_before_step(make_job(tmp_path / "b", precision="fp16", use_gpu=True), 6)
     latest = job.checkpoints.latest()
     assert latest is not None
     state = latest.state()
@@ -131,7 +131,7 @@ def test_after_a_full_disk_a_training_resumes(process_group: None, tmp_path: Pat
     job = make_job(tmp_path / "b")
     file = job.checkpoints.at(8).folder / "training.json"
     full = dataclasses.replace(job, task=LinearTask(fill_at=6, marker=file, seconds_a_step=0.1))
-    with pytest.raises(ValueError, match=r"^checkpoint .*/step-00000008 cannot be written \(its disk is full\): free "):
+    with pytest.raises(StageError, match=r"^checkpoint .*/step-00000008 cannot be written \(its disk is full\): free "):
         run_worker(full, torch.device("cpu"))
     assert read_curves(job.metrics_file)["loss"][-1][0] < 12, "it goes no further than the next steps"
     assert job.checkpoints.latest() == job.checkpoints.at(4)

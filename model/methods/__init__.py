@@ -1,0 +1,1 @@
+"""The methods, one object each: what an adapter learns from, and how the pipeline denoises with it."""

@@ -1,0 +1,95 @@
+"""The interface of a method: all that differs between RealCustom and RealCustom++ in training and inference.
+
+To add a method, write a module with its adapter (a `VisualAdapter`), its generation branch and its `Method`, add the
+name to `model.methods.names` and an instance to `model.methods.registry.METHODS`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from model.adapters.adapter import VisualAdapter
+from model.adapters.image_encoder import ImageEncoders
+from model.adapters.visual_attention import VisualCondition
+from model.backbone import Backbone
+from model.guidance.denoising import Generation, SubjectGuidance
+from model.guidance.generation_branch import DenoisingStep, GenerationBranch
+from model.guidance.settings import InferenceSettings
+from model.guidance.subjects import Subject
+
+AdapterT = TypeVar("AdapterT", bound=VisualAdapter)
+
+
+class Method(ABC, Generic[AdapterT]):
+    """A method without state, for any number of adapters.
+
+    Attributes:
+        name: In configurations, one of `MethodName`.
+        adapter_class: Class of its adapters.
+        adapter_options: Arguments of `new_adapter` that a configuration sets.
+        reference_is_target: Whether a training example's reference is cut from the target's own square, instead of the
+            reference picture of the plan.
+    """
+
+    name: ClassVar[str]
+    adapter_class: ClassVar[type[VisualAdapter]]
+    adapter_options: ClassVar[tuple[str, ...]] = ()
+    reference_is_target: ClassVar[bool] = False
+
+    @abstractmethod
+    def new_adapter(self, unet: UNet2DConditionModel, image_width: int, **options: Any) -> AdapterT:
+        """An untrained adapter for a base UNet.
+
+        Args:
+            unet: of the base model.
+            image_width: `ImageEncoders.width`.
+            options: of `adapter_options`; those of ablations.
+        """
+
+    @abstractmethod
+    def training_condition(
+        self,
+        adapter: AdapterT,
+        encoders: ImageEncoders,
+        batch: Mapping[str, Tensor],
+        noisy: Tensor,
+        alpha_bar: Tensor,
+    ) -> VisualCondition:
+        """The visual condition of a training batch.
+
+        Args:
+            adapter: in training.
+            encoders: frozen.
+            batch: of `AdapterTask`; the image condition is dropped in the rows without `keep_image`.
+            noisy: z_t (B, 4, h, w).
+            alpha_bar: of each row's timestep (B,).
+        """
+
+    @abstractmethod
+    def generation_branch(
+        self,
+        adapter: AdapterT,
+        encoders: ImageEncoders,
+        subjects: Sequence[Sequence[Subject]],
+        settings: InferenceSettings,
+    ) -> GenerationBranch:
+        """Encode the references of each picture's subjects, every distinct picture once.
+
+        Args:
+            adapter: trained.
+            encoders: that the adapter was trained with.
+            subjects: of each picture, with their strengths.
+            settings: of the request.
+
+        Raises:
+            GenerationError: a setting does not fit the encoders.
+        """
+
+    @abstractmethod
+    def predict(
+        self, backbone: Backbone, generation: Generation, guidance: SubjectGuidance, step: DenoisingStep
+    ) -> Tensor:
+        """The guided prediction (B, 4, h, w) of a step in which the subjects take part."""

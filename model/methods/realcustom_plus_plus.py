@@ -1,0 +1,103 @@
+"""RealCustom++: references from the plan, and one guidance scale for text and subject (Secs. III-C to III-E).
+
+The guidance branch's prediction is not used, so its pass, of B rows, ends at the last layer that makes the mask. The
+unconditional rows and the generation branch share a batch.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from model.adapters.image_encoder import ImageEncoders
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.adapters.visual_attention import VisualCondition
+from model.backbone import Backbone
+from model.guidance.denoising import Generation, SubjectGuidance, guide, predict_rows
+from model.guidance.generation_branch import (
+    DenoisingStep,
+    GenerationBranch,
+    KeysValues,
+    SubjectMasks,
+    reference_strengths,
+)
+from model.guidance.guidance_branch import run_guidance_branch
+from model.guidance.settings import InferenceSettings
+from model.guidance.subjects import References, Subject
+from model.methods.method import Method
+
+
+@dataclass(frozen=True)
+class RealCustomPlusBranch(GenerationBranch):
+    """Keys and values that are the same at every step."""
+
+    pairs: list[KeysValues]  # of each of the K references
+
+    def keys_values(self, step: DenoisingStep, masks: SubjectMasks | None) -> list[KeysValues]:
+        """Keys and values of each of the K references."""
+        return self.pairs
+
+
+class RealCustomPlusPlus(Method[RealCustomPlusAdapter]):
+    """The method of RealCustom++."""
+
+    name = "realcustom++"
+    adapter_class = RealCustomPlusAdapter
+    adapter_options = ("cross_layer", "cross_scale")
+
+    def new_adapter(self, unet: UNet2DConditionModel, image_width: int, **options: Any) -> RealCustomPlusAdapter:
+        """See `RealCustomPlusAdapter.from_unet`."""
+        return RealCustomPlusAdapter.from_unet(unet, image_width, **options)
+
+    def training_condition(
+        self,
+        adapter: RealCustomPlusAdapter,
+        encoders: ImageEncoders,
+        batch: Mapping[str, Tensor],
+        noisy: Tensor,
+        alpha_bar: Tensor,
+    ) -> VisualCondition:
+        """The condition of the references, or of a black picture where it is dropped (Sec. III-C)."""
+        features = encoders.features(batch["reference"])
+        condition: VisualCondition = adapter(features.where(batch["keep_image"], encoders.black(len(noisy))))
+        return condition
+
+    def generation_branch(
+        self,
+        adapter: RealCustomPlusAdapter,
+        encoders: ImageEncoders,
+        subjects: Sequence[Sequence[Subject]],
+        settings: InferenceSettings,
+    ) -> RealCustomPlusBranch:
+        """Project the references once for all steps."""
+        references = References.of(subjects)
+        strengths = reference_strengths(subjects, references).to(adapter.device)
+        features = encoders.encode(references.pictures).to(adapter.device, adapter.dtype)
+        distinct = adapter(features).keys_values
+        return RealCustomPlusBranch(
+            strengths,
+            [
+                {layer: (key[rows], value[rows]) for layer, (key, value) in distinct.items()}
+                for rows in torch.tensor(references.of_prompt).T
+            ],
+        )
+
+    def predict(
+        self, backbone: Backbone, generation: Generation, guidance: SubjectGuidance, step: DenoisingStep
+    ) -> Tensor:
+        """RealCustom++ Eq. 15."""
+        now = time.perf_counter()
+        guidance.extrapolate_masks(step.number)
+        if step.number in guidance.schedule.guided:
+            recorder = guidance.recorder(ends_pass=True)
+            run_guidance_branch(backbone, step.latents, step.timestep, generation.text, recorder)
+            guidance.find_masks(recorder)
+        now = generation.clock("guidance", now)
+        visual = guidance.conditions(step)
+        unconditional, conditional = predict_rows(backbone, step, generation.empty, generation.text, visual=visual)
+        generation.clock("generation", now)
+        return guide(unconditional, conditional, generation.guidance_scale)

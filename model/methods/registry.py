@@ -1,0 +1,35 @@
+"""All methods by name, the method of an adapter, and loading an adapter of any method."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from model.adapters.adapter import AdapterError, VisualAdapter
+from model.methods.method import Method
+from model.methods.realcustom import RealCustom
+from model.methods.realcustom_plus_plus import RealCustomPlusPlus
+
+METHODS: dict[str, Method[Any]] = {method.name: method for method in (RealCustomPlusPlus(), RealCustom())}
+
+
+def method_of(adapter: VisualAdapter) -> Method[Any]:
+    """The method whose class the adapter has."""
+    return _by_class_name()[type(adapter).__name__]
+
+
+def load_adapter(folder_or_hub_id: str | os.PathLike[str], **options: Any) -> VisualAdapter:
+    """The adapter in a folder or on the hub, of the class that its `config.json` names.
+
+    Raises:
+        AdapterError: no method has a class of this name; see also `VisualAdapter.from_pretrained`.
+        OSError: the folder or hub id does not exist, or one of its files cannot be read.
+    """
+    name, methods = VisualAdapter.load_config(folder_or_hub_id, **options).get("_class_name"), _by_class_name()
+    if name not in methods:
+        raise AdapterError(f"{folder_or_hub_id} holds a {name}; an adapter is one of {', '.join(sorted(methods))}.")
+    return methods[name].adapter_class.from_pretrained(folder_or_hub_id, **options)
+
+
+def _by_class_name() -> dict[str, Method[Any]]:
+    return {method.adapter_class.__name__: method for method in METHODS.values()}

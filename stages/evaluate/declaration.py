@@ -1,0 +1,29 @@
+"""What the stage `evaluate` reads."""
+
+from stages.declaration import IMAGE_ENCODERS, Stage, base_unless_given
+
+STAGE = Stage(
+    name="evaluate",
+    module="stages.evaluate.stage",
+    inputs=lambda config: [
+        "train_adapter",
+        "customize",
+        *base_unless_given(config),
+        *(["microworld"] if config.evaluate.subjects_folder is None else []),
+        # The report shows what these have done.
+        *(["ingest"] if config.filter.pictures_folder is None else []),
+        "filter",
+        "curriculum",
+        "prompts",
+    ],
+    settings=(
+        "evaluate",
+        "customize.subject",
+        "inference",
+        "backbone.weights",
+        "backbone.dtype",
+        *IMAGE_ENCODERS,
+    ),
+    data=("stages/evaluate/**/*",),
+    cpus=lambda config: config.evaluate.workers,
+)

@@ -1,0 +1,30 @@
+"""The settings of the command `serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Le
+from pydantic.dataclasses import dataclass
+
+from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Text
+from stages.settings import Operation, Port
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ServeConfig:
+    """The HTTP endpoint."""
+
+    host: Operation[Text] = "127.0.0.1"
+    port: Operation[Port] = 8000
+    replicas: Operation[PositiveInt] = 1
+    use_gpu: Operation[bool] = False
+    max_batch_size: Operation[PositiveInt] = 4
+    """Pictures painted at once."""
+    max_queued_requests: Operation[NonNegativeInt] = 16
+    """More are refused."""
+    max_picture_bytes: Operation[PositiveInt] = 10_000_000
+    max_steps: Operation[Annotated[int, Ge(1), Le(1000)]] = 100
+    """Of the sampler, for a request."""
+    timeout_seconds: Operation[PositiveFloat] = 60.0
+    """From the request to the picture, waiting included."""

@@ -1,0 +1,59 @@
+"""Settings that stages share: the run's and the backbone's."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, MinLen, MultipleOf
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from model.settings import STRICT, Pixels, PositiveInt, Seed
+from stages.settings import BackbonePart, LocalPath, ModelLocation, Operation
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunConfig:
+    """Where a run keeps everything it writes, and what it may use."""
+
+    folder: Operation[LocalPath] = "runs/micro"
+    """Where the run keeps everything it writes."""
+    seed: Seed = 0
+    """Of every random number."""
+    cpus: Operation[PositiveInt | None] = None
+    """null: all of the machine's."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BackboneConfig:
+    """The latent diffusion model that is customized, and the image encoders that see the subject."""
+
+    weights: ModelLocation | None = None
+    """In diffusers' layout; null: the output of the stage `base`."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the weights where pictures are painted (evaluate, register, generate, serve); training does not read it."""
+    resolution: Annotated[Pixels, MultipleOf(8)] = 64
+    """Side of the pictures that the backbone paints, pixels."""
+    image_encoders: Annotated[list[BackbonePart], MinLen(1)] = field(default_factory=lambda: ["clip", "dino"])
+    """Their features are concatenated. A folder has a slash, such as ./clip: a plain name is a part of the backbone."""
+    shallow_layers: Annotated[list[Annotated[list[Annotated[int, Ge(0), Le(1000)]], MinLen(1)]], MinLen(1)] = field(
+        default_factory=lambda: [[0, 1, 2], [0, 1, 2]]
+    )
+    """For each image encoder the blocks, from 0, whose features are the shallow ones; equally many for each."""
+    reference_size: Pixels = 64
+    """Side of the reference as the encoders see it; 384 in the paper."""
+    high_resolution_tiles: Annotated[int, Ge(1), Le(64)] = 2
+    """The high-resolution reference is tiles x tiles encoder views; 768 = 2 * 384 in the paper."""
+
+    @model_validator(mode="after")
+    def _encoders_fit_layers(self) -> BackboneConfig:
+        encoders, layers = self.image_encoders, self.shallow_layers
+        if len(encoders) != len(layers):
+            raise ValueError(
+                f"shallow_layers must hold one list for each of the {len(encoders)} image_encoders; it holds "
+                f"{len(layers)}"
+            )
+        if len({len(blocks) for blocks in layers}) != 1:
+            raise ValueError(f"shallow_layers must hold lists of equal length, not {layers}")
+        return self

@@ -1,0 +1,63 @@
+"""The settings of the trainer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Lt
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from model.settings import STRICT, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from stages.settings import Operation
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainerConfig:
+    """Ray Train with DeepSpeed, the same for everything that is trained."""
+
+    workers: Operation[PositiveInt] = 2
+    """Processes that share each step's batch; the batch must be a multiple of workers times accumulation."""
+    use_gpu: Operation[bool] = False
+    zero_stage: Operation[Literal[0, 1, 2, 3]] = 1
+    """DeepSpeed's ZeRO stage."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward pass, by autocast; the weights stay fp32."""
+    accumulation: Operation[PositiveInt] = 1
+    """A worker's batch is cut into so many micro batches, one after the other: less memory."""
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Of the learning rate after the warm-up."""
+    warmup_steps: NonNegativeInt = 20
+    final_share: Share = 0.02
+    """The share of the learning rate that is left at the end of the cosine."""
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """AdamW's; 0.999 forgets too slowly for runs of some hundred steps."""
+    weight_decay: NonNegativeFloat = 0.01
+    gradient_clip: PositiveFloat = 1.0
+    ema_decay: Annotated[float, Ge(0), Lt(1)] | None = None
+    """The exponential moving average of the weights is exported instead; null: off."""
+    checkpoint_every: Operation[PositiveInt] = 100
+    """Steps between two checkpoints."""
+    keep_checkpoints: Operation[PositiveInt] = 2
+    """So many of the last checkpoints are kept, and the one with the lowest loss."""
+    max_failures: Operation[NonNegativeInt] = 1
+    """How often a training goes on from its last checkpoint after a worker has died."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainerConfig:
+        if self.precision == "fp16" and not self.use_gpu:
+            raise ValueError("precision=fp16 needs GPUs; set precision to fp32 or bf16, or use_gpu to true")
+        if self.ema_decay is not None and self.zero_stage == 3:
+            raise ValueError(
+                "ema_decay needs whole weights on each worker, which zero_stage=3 does not leave there; set zero_stage "
+                "to at most 2, or ema_decay to null"
+            )
+        return self
+
+    def batch_problem(self, batch_size: int) -> str | None:
+        """Why a step's batch cannot be shared out evenly among the workers and their micro batches; None: it can."""
+        parts = self.workers * self.accumulation
+        if batch_size % parts == 0:
+            return None
+        return f"must be a multiple of workers x accumulation = {self.workers} x {self.accumulation}, not {batch_size}"
