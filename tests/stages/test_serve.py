@@ -72,7 +72,7 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", [{"host": "no.such.host.invalid"}, {"host": "192.0.2.1"}])
 def test_an_impossible_address_is_refused(tmp_path: Path, address: dict[str, Any]) -> None:
-    with pytest.raises(StageError, match=r"serve\.port"):
+    with pytest.raises(StageError, match="cannot listen on"):
         check_address(a_config(tmp_path, **address).serve)
 
 
