@@ -66,7 +66,7 @@ def load_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Im
     name = "the picture" if isinstance(source, bytes) else f"the picture {source}"
     data = source if isinstance(source, bytes) else _read(Path(source), name)
     with open_picture(data, max_pixels, name) as image:
-        return upright_rgb(image, exif_orientation(data))
+        return upright_rgb(image, exif_orientation(data, max_pixels))
 
 
 def load_reduced(data: bytes, min_side: int) -> Image.Image:
@@ -143,13 +143,13 @@ def upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
-def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) when there is none or it cannot be read."""
+def exif_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) when there is none, it cannot be read, or there are too many pixels."""
     kind = picture_format(data) or ""
     if kind not in _EXIF_MARKERS or _EXIF_MARKERS[kind] not in data:  # far cheaper than to parse the file
         return 1
     try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+        with _open(data, max_pixels, "the picture") as image:
             orientation = int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a broken tag is no reason to lose a picture, and Pillow raises many errors for one
         return 1

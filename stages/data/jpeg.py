@@ -19,8 +19,8 @@ def upright_jpeg(data: bytes) -> tuple[bytes, tuple[int, int]]:
     Raises:
         PictureError: As `model.pictures.decoding.load_picture`.
     """
-    orientation = exif_orientation(data)
     with open_picture(data) as image:
+        orientation = exif_orientation(data)
         if is_stored_form(image, orientation):
             return data, image.size
         picture = upright_rgb(image, orientation)

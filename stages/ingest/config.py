@@ -48,8 +48,8 @@ class IngestConfig:
     """For a picture, with all redirects and retries."""
     max_bytes: PositiveInt = 20_000_000
     """Of a picture's file."""
-    max_pixels: PositiveInt = 50_000_000
-    """Of a picture."""
+    max_pixels: PositiveInt = 64_000_000
+    """Of a picture; 64000000 is also the limit of all later stages."""
     retries: Operation[NonNegativeInt] = 1
     allow_private_addresses: bool = False
     """True: URLs may lead to this machine and its neighbours."""

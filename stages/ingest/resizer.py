@@ -45,8 +45,8 @@ def decodable(data: bytes, max_pixels: int) -> bytes:
     Raises:
         PictureError: The header is not that of an accepted picture, or the picture cannot be decoded.
     """
-    orientation = exif_orientation(data)
     with open_picture(data, max_pixels) as image:
+        orientation = exif_orientation(data, max_pixels)
         if orientation == 1 and _is_plain(image, data):
             return data
         buffer = io.BytesIO()

@@ -166,8 +166,8 @@ def load_frame(file: Path, image_size: int) -> tuple[bytes, tuple[int, int]]:
         PictureError: The file is not a picture, or is damaged.
     """
     data = file.read_bytes()
-    orientation = exif_orientation(data)
     with open_picture(data) as image:
+        orientation = exif_orientation(data)
         is_stored = is_stored_form(image, orientation)
         picture = upright_rgb(image, orientation)
     scale = image_size / min(picture.size)

@@ -8,7 +8,7 @@ MLflow runs this file by itself, with the copy of the package `model` that was r
 The server calls `prepare` and `paint` of the Python object beneath, which take and return encoded pictures.
 
 Artifacts: `backbone` and `adapter` (folders; a backbone from the hub is only named), `inference` (inference.json: how
-to load the parts, the default options, and the checksums of all files), `lineage` (lineage.json: the outputs that the
+to load the parts, the default settings, and the checksums of all files), `lineage` (lineage.json: the outputs that the
 model comes from; not read here).
 """
 
@@ -133,7 +133,7 @@ class RealwordModel(PythonModel):
         return replace(settings if steps is None else settings.with_steps(steps), **options)
 
     def paint(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
-        """The picture and the mask of each request, as PNG; requests with the same options are painted together."""
+        """The picture and the mask of each request, as PNG; requests with the same settings are painted together."""
         groups: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             groups[repr(request.settings)].append(number)

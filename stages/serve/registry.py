@@ -46,15 +46,14 @@ def load_champion(name: str, tracking_uri: str, run_folder: Path, profile: str) 
 
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
     champion = Champion(name=name, version=version, folder=folder)
+    again = f"register it again with: {command.format('register')} --force register"
     try:
-        if not _verify(folder):
-            register = command.format("register")
-            raise StageError(f"{champion.title} is of another version of Realword; register it again with: {register}")
+        can_serve = _verify(folder)
     except (DamagedArtifactError, FileNotFoundError, json.JSONDecodeError) as error:
-        remedy = f"register it again with: {command.format('register')}"
-        raise StageError(
-            f"The registered model {champion.title} is damaged: {str(error).rstrip('.')}; {remedy}"
-        ) from error
+        reason = str(error).rstrip(".")
+        raise StageError(f"The registered model {champion.title} is damaged: {reason}; {again}") from error
+    if not can_serve:
+        raise StageError(f"The registered model {champion.title} is of another version of Realword; {again}")
     return champion
 
 

@@ -183,7 +183,7 @@ class CheckpointWriter:
 
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Where two flat configurations differ: "learning_rate is 0.1 there and 0.2 now"; None when nowhere."""
+    """How two flat configurations differ, as "learning_rate is 0.1 there and 0.2 now"; None when they are equal."""
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     shown = [f"{key} is {then.get(key)!r} there and {now.get(key)!r} now" for key in keys[:3]]
     more = [f"{len(keys) - 3} more differ"] if len(keys) > 3 else []

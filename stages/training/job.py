@@ -69,7 +69,7 @@ class TrainingJob:
         return self.folder / f"{self.name}.ending"
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with, as plain values by key: not the settings of the operation."""
+        """The values by which a checkpoint and a training must agree, by key: no settings of the operation."""
         trainer = {key: getattr(self.config, key) for key in result_fields(TrainerConfig)}
         task = {f"task.{key}": value for key, value in _plain_fields(self.task).items()}
         kind = type(self.task).__name__
@@ -80,7 +80,7 @@ class TrainingJob:
 
 
 def _plain_fields(task: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are plain values. A place on a disk is none: a run folder may be moved."""
+    """The fields of a dataclass with plain values, without absolute paths, because a run folder may be moved."""
     if not dataclasses.is_dataclass(task):
         return {}
     found = {}
@@ -103,6 +103,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _short(value: Any) -> Any:
-    """A long value's checksum in its place."""
+    """The value, or the checksum of a long one."""
     text = json.dumps(value, sort_keys=True)
     return value if len(text) <= 200 else hashlib.sha256(text.encode()).hexdigest()[:12]

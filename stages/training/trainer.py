@@ -42,7 +42,7 @@ def fit(
     batch_setting: str,
     data_workers: int = 0,
 ) -> tuple[Path, Curves]:
-    """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its curves.
+    """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its metrics.
 
     Progress and metrics go to `context.report` during the training (keys `name/loss`, ...). Checkpoints are in
     `context.scratch`: a later call with the same scratch, name and arguments resumes from the last one, even with
@@ -119,10 +119,10 @@ def _check_resources(config: TrainerConfig) -> None:
 
 
 def check_resume(job: TrainingJob) -> None:
-    """Look at the checkpoint that the workers would go on from, before there are any.
+    """Check the checkpoint that the workers would resume from, before they start.
 
     Raises:
-        StageError: It is damaged, or of another configuration; names the difference.
+        StageError: The checkpoint is damaged or belongs to another configuration; names the difference.
     """
     checkpoint = job.checkpoints.latest()
     if checkpoint is None:

@@ -72,12 +72,11 @@ def test_the_same_command_does_nothing(finished: tuple[Path, str]) -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
-def test_a_stricter_filter_runs_exactly_what_is_downstream(finished: tuple[Path, str]) -> None:
+def test_a_stricter_filter_makes_exactly_what_is_downstream_run(finished: tuple[Path, str]) -> None:
     setting = "--set=filter.min_aesthetic=5.5"
     plan = run(finished[0], setting, name="plan")
     planned = {line.split()[0] for line in plan.splitlines() if re.match(r"\w+ +runs ", line)}
     assert planned == DOWNSTREAM_OF_FILTER
     assert "config changed: filter.min_aesthetic 5.0 -> 5.5" in plan
-    assert started(run(finished[0], "--stage", "curriculum", setting)) == {"filter", "curriculum"}
     status = run(finished[0], name="status").splitlines()
     assert len(status) == 1 + len(STAGES) + 1

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.tiny_run import TINY, run
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly]  # tests/stages/test_cache_latents.py has the same in small
 
 
 def manifests(folder: Path, stage: str) -> list[dict[str, Any]]:

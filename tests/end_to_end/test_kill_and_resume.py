@@ -1,11 +1,12 @@
-"""The same command continues a killed run, and its datasets are row for row those of an uninterrupted run.
+"""A killed run continues with the same command, or with one that changes settings of the operation only.
 
-So does a command that changes settings of the operation only.
+Its datasets are row for row those of an uninterrupted run.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,24 +54,29 @@ class Stop:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stop, Stop]:
-    """Killed in ingest and in filter; stopped in train_adapter by SIGTERM, and by Ctrl-C when MLflow is gone."""
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stop]:
+    """Killed in filter, and stopped in train_adapter by SIGTERM."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    for stage, done in (("ingest", 20), ("filter", 1)):
-        started = StartedRun(folder, *GOAL)
-        started.wait_for(stage, done)
-        started.end(signal.SIGKILL)
-        assert not any((folder / "stages" / stage).glob("*/manifest.json"))
+    kill_in(folder, "filter", 1)
     started = StartedRun(folder, *GOAL)
     started.wait_for("train_adapter", 1)
-    first = Stop(*started.end(signal.SIGTERM), latest_checkpoint(folder))
-    started = StartedRun(folder, *GOAL, *OTHER_OPERATION)
-    started.wait_for("train_adapter", 0)
-    (folder / "mlflow" / "mlflow.db").write_text("gone")
-    started.wait_for("train_adapter", first.checkpoint + 1)
-    second = Stop(*started.end(signal.SIGINT), latest_checkpoint(folder))
-    (folder / "mlflow" / "mlflow.db").unlink()
-    return folder, first, second
+    return folder, Stop(*started.end(signal.SIGTERM), latest_checkpoint(folder))
+
+
+@pytest.fixture(scope="module")
+def resumed(stopped: tuple[Path, Stop]) -> Path:
+    """The same run, finished by a command that changes settings of the operation."""
+    printed = run(stopped[0], *GOAL, *OTHER_OPERATION)
+    assert "train_adapter  starts (interrupted; goes on from there)" in printed
+    return stopped[0]
+
+
+def kill_in(folder: Path, stage: str, done: int) -> None:
+    """Start a run and end it by SIGKILL when `stage` reports progress of `done`."""
+    started = StartedRun(folder, *GOAL)
+    started.wait_for(stage, done)
+    started.end(signal.SIGKILL)
+    assert not any((folder / "stages" / stage).glob("*/manifest.json"))
 
 
 def latest_checkpoint(folder: Path) -> int:
@@ -79,45 +85,53 @@ def latest_checkpoint(folder: Path) -> int:
     return checkpoint.step if checkpoint else 0
 
 
-@pytest.fixture(scope="module")
-def killed(stopped: tuple[Path, Stop, Stop]) -> Path:
-    """The same run, finished."""
-    printed = run(stopped[0], *GOAL)
-    assert "train_adapter  starts (interrupted; goes on from there)" in printed
-    return stopped[0]
+def assert_stopped_with_checkpoint(stop: Stop) -> None:
+    assert stop.code == 130
+    assert stop.printed.endswith("Stopped. Finished stages are kept; the same command continues from here.\n")
+    found = re.search("Stage train_adapter was stopped: .* after step ([0-9]+) of 24; the same command", stop.printed)
+    assert found, stop.printed
+    assert stop.checkpoint == int(found[1])
 
 
-@pytest.mark.parametrize(("stage", "dataset"), DATASETS)
-def test_the_datasets_are_those_of_an_uninterrupted_run(
-    killed: Path, finished: tuple[Path, str], stage: str, dataset: str
-) -> None:
-    (output,) = (killed / "stages" / stage).iterdir()
-    same = finished[0] / "stages" / stage / output.name
-    found = pq.read_table(output / dataset)
-    assert found.equals(pq.read_table(same / dataset))
-    assert found.num_rows
+def assert_same_datasets(folder: Path, uninterrupted: Path, datasets: list[tuple[str, str]]) -> None:
+    for stage, dataset in datasets:
+        (output,) = (folder / "stages" / stage).iterdir()
+        found = pq.read_table(output / dataset)
+        assert found.equals(pq.read_table(uninterrupted / "stages" / stage / output.name / dataset))
+        assert found.num_rows
 
 
-def test_the_adapter_is_trained(killed: Path) -> None:
+def test_a_stopped_training_writes_a_checkpoint_first(stopped: tuple[Path, Stop]) -> None:
+    assert_stopped_with_checkpoint(stopped[1])
+    assert "mlflow" not in stopped[1].printed.lower()
+
+
+def test_the_datasets_are_those_of_an_uninterrupted_run(resumed: Path, finished: tuple[Path, str]) -> None:
+    assert_same_datasets(resumed, finished[0], DATASETS)
+
+
+def test_a_training_continues_with_another_operation(resumed: Path) -> None:
     """That a resumed training has the same result is tested in `test_trainer.py`."""
-    (output,) = (killed / "stages" / "train_adapter").iterdir()
+    (output,) = (resumed / "stages" / "train_adapter").iterdir()
     assert list((output / "adapter").glob("*.safetensors"))
 
 
-def test_a_stopped_training_writes_a_checkpoint_first(stopped: tuple[Path, Stop, Stop]) -> None:
-    for stop in stopped[1:]:
-        assert stop.code == 130
-        assert stop.printed.endswith("Stopped. Finished stages are kept; the same command continues from here.\n")
-        found = re.search(
-            "Stage train_adapter was stopped: .* after step ([0-9]+) of 24; the same command", stop.printed
-        )
-        assert found, stop.printed
-        assert stop.checkpoint == int(found[1])
+@pytest.mark.nightly
+def test_a_download_continues_after_a_kill(tmp_path: Path, finished: tuple[Path, str]) -> None:
+    folder = tmp_path / "run"
+    kill_in(folder, "ingest", 20)
+    run(folder, "--stage", "filter")
+    assert_same_datasets(folder, finished[0], DATASETS[:6])
 
 
-def test_training_continues_without_mlflow(stopped: tuple[Path, Stop, Stop]) -> None:
-    _, before, after = stopped
-    assert "mlflow" not in before.printed.lower()
-    (line,) = [line for line in after.printed.splitlines() if "mlflow" in line.lower()]
+@pytest.mark.nightly
+def test_training_continues_without_mlflow_and_stops_at_ctrl_c(tmp_path: Path, finished: tuple[Path, str]) -> None:
+    folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    started = StartedRun(folder, *GOAL, "--force", "train_adapter")
+    started.wait_for("train_adapter", 0)
+    (folder / "mlflow" / "mlflow.db").write_text("gone")
+    started.wait_for("train_adapter", 5)
+    stop = Stop(*started.end(signal.SIGINT), latest_checkpoint(folder))
+    assert_stopped_with_checkpoint(stop)
+    (line,) = [line for line in stop.printed.splitlines() if "mlflow" in line.lower()]
     assert "warning: MLflow does not record this run (" in line
-    assert after.checkpoint > before.checkpoint

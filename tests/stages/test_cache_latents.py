@@ -81,7 +81,9 @@ def cache(inputs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def make_task(tmp_path: Path, inputs: Mapping[str, Path], **changes: Any) -> AdapterTask:
-    context = make_context(tmp_path, inputs, train_adapter={"sample_every": None, "drop_text": 0.3, **changes})
+    settings = {"sample_every": None, "drop_text": 0.3, **changes}
+    own_references = {"multiview_probability": 0.0, "max_crop_ratio": 1.0}  # what RealCustom learns from
+    context = make_context(tmp_path, inputs, train_adapter=settings, curriculum=own_references)
     return adapter_task(context, plan_of(inputs))
 
 
@@ -174,8 +176,14 @@ def tensors_of(folder: Path) -> list[bytes]:
 
 def test_sdxl_has_its_pooled_embedding_and_time_ids(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     folder = write_sdxl(tmp_path / "sdxl")
-    settings = {"weights": str(folder), "resolution": RESOLUTION}
-    written = encode_here(make_context(tmp_path, inputs, backbone=settings, cache_latents={"dtype": "float16"}))
+    context = make_context(
+        tmp_path,
+        inputs,
+        backbone={"weights": str(folder), "resolution": RESOLUTION},
+        cache_latents={"dtype": "float16"},
+        evaluate={"similarity": "clip"},
+    )
+    written = encode_here(context)
     captions = ["a photo of a mug", "", "a photo of a mug"]
     found, expected = StoredEncodings.of(written).texts(captions), encode_captions(load_backbone(folder), captions)
     assert found.keys() == expected.keys() == {"hidden", "text_embeds", "time_ids"}

@@ -70,9 +70,9 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
             run_server(config, f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
 
 
-@pytest.mark.parametrize("address", [{"port": 70000}, {"host": "no.such.host.invalid"}, {"host": "192.0.2.1"}])
+@pytest.mark.parametrize("address", [{"host": "no.such.host.invalid"}, {"host": "192.0.2.1"}])
 def test_an_impossible_address_is_refused(tmp_path: Path, address: dict[str, Any]) -> None:
-    with pytest.raises(StageError, match=r"serve\.port"):
+    with pytest.raises(StageError, match="cannot listen on"):
         check_address(a_config(tmp_path, **address).serve)
 
 
@@ -249,7 +249,7 @@ def test_a_damaged_model_is_refused_before_anything_starts(registry: Registry, t
     config, model = a_registered_model(registry, "damaged", tmp_path)
     weights = next(model.rglob("adapter/*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(StageError, match=r"damaged version 1 is damaged: .*adapter.*is damaged"):
+    with pytest.raises(StageError, match=r"damaged version 1 .*adapter.*--force register"):
         run_server(config, registry.uri, tmp_path)
 
 
@@ -258,7 +258,7 @@ def test_a_model_that_the_server_cannot_call_must_be_registered_again(registry: 
     config, model = a_registered_model(registry, "old", tmp_path)
     settings = next(model.rglob("inference.json"))
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "interface": 1}))
-    with pytest.raises(StageError, match=r"old version 1 .*python pipeline\.py run --stage register"):
+    with pytest.raises(StageError, match=r"old version 1 .*python pipeline\.py run --stage register --force register"):
         run_server(config, registry.uri, tmp_path)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import ModelError
-from model.pictures.decoding import load_picture
+from model.pictures.decoding import MAX_PIXELS, exif_orientation, load_picture
 from stages.contract import StageError
 from stages.customize import stage as customize
 from stages.data.jpeg import encode_jpeg
@@ -28,6 +28,7 @@ from stages.filter.candidate import Candidate
 from stages.filter.config import FilterConfig
 from stages.filter.layouts import ForeignRow
 from stages.filter.rules import active_rules, rejection
+from stages.ingest.config import IngestConfig
 from stages.ingest.resizer import CheckedResizer, Resized, decodable
 from stages.multiview.frames import load_frame
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
@@ -55,7 +56,7 @@ def ingest(file: Path) -> bool:
         load_picture_or_bmp(stream.getvalue())
         return b"", 1, 1, 1, 1, None
 
-    return CheckedResizer(resize, 64_000_000)(io.BytesIO(file.read_bytes()))[5] is None
+    return CheckedResizer(resize, MAX_PIXELS)(io.BytesIO(file.read_bytes()))[5] is None
 
 
 def pictures_folder(file: Path) -> bool:
@@ -161,6 +162,21 @@ def test_every_way_in_gives_the_same_verdict(data: bytes, tmp_path_factory: pyte
     assert {way.__name__: way(file) for way in WAYS_IN} == {way.__name__: expected for way in WAYS_IN}
 
 
+def test_there_is_one_limit_of_pixels() -> None:
+    assert IngestConfig().max_pixels == MAX_PIXELS
+
+
+def test_no_way_in_opens_a_webp_with_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow allocates the whole canvas when it opens one; and reading its EXIF data means to open it."""
+    file = tmp_path / "bomb.webp"
+    file.write_bytes(bodies()["bomb_webp"][1] + b"EXIF")
+    opened: list[Any] = []
+    monkeypatch.setattr(Image, "open", lambda *arguments, **_: opened.append(arguments))
+    assert not any(way(file) for way in WAYS_IN)
+    assert exif_orientation(file.read_bytes()) == 1
+    assert not opened
+
+
 @pytest.mark.parametrize("kind", bodies())
 def test_every_way_in_sees_the_same_pixels(kind: str, tmp_path: Path) -> None:
     reason, data = bodies()[kind]
@@ -171,6 +187,6 @@ def test_every_way_in_sees_the_same_pixels(kind: str, tmp_path: Path) -> None:
     expected = load_picture(file)
     stored = data if kind in ("jpeg", "broken_exif") else encode_jpeg(expected)
     row = adopt_row(ForeignRow(origin="here", picture=data, fields={"caption": "a cup"}))
-    assert load_picture_or_bmp(decodable(data, 64_000_000)).tobytes() == expected.tobytes()
+    assert load_picture_or_bmp(decodable(data, MAX_PIXELS)).tobytes() == expected.tobytes()
     assert row["picture"] == stored
     assert load_frame(file, 1000) == (stored, expected.size)

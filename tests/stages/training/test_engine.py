@@ -149,9 +149,9 @@ def test_accumulation_changes_only_the_rounding() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_fp16_is_that_of_bare_pytorch(process_group: None, stage: int) -> None:
-    """On a CPU, where a training in fp16 is refused: its arithmetic is the same there, only slow."""
+    """On a CPU, where the configuration refuses fp16: its arithmetic is the same there, only slow."""
     expected = bare_weights(scaler=torch.amp.GradScaler("cpu"))
-    found = engine_weights(configured(zero_stage=stage, precision="fp16"))
+    found = engine_weights(configured(zero_stage=stage, precision="fp16", use_gpu=True))
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-6)
 
@@ -180,7 +180,7 @@ def test_a_gradient_that_is_not_finite_or_a_loss_that_is_too_large_changes_nothi
 
 
 def test_a_gradient_too_large_for_fp16_lowers_the_scale(process_group: None) -> None:
-    engine = Engine(start(), configured(zero_stage=1, precision="fp16"), torch.device("cpu"))
+    engine = Engine(start(), configured(zero_stage=1, precision="fp16", use_gpu=True), torch.device("cpu"))
     assert engine.loss_scale is not None
     assert not engine.cannot_lower_scale
     large = batch(0)

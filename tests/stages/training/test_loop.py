@@ -80,8 +80,8 @@ def test_another_zero_stage_can_resume(process_group: None, tmp_path: Path, befo
 
 
 def test_fp16_resumes_with_its_loss_scale(process_group: None, tmp_path: Path) -> None:
-    expected = trained(make_job(tmp_path / "a", precision="fp16"))
-    job = stopped_before_step(make_job(tmp_path / "b", precision="fp16"), 6)
+    expected = trained(make_job(tmp_path / "a", precision="fp16", use_gpu=True))
+    job = stopped_before_step(make_job(tmp_path / "b", precision="fp16", use_gpu=True), 6)
     latest = job.checkpoints.latest()
     assert latest is not None
     state = latest.state()
