@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import pyarrow as pa
 
 from stages.config import Config
@@ -28,7 +30,12 @@ class EvaluationWorker:
 
     def __init__(self, config: Config, paths: ModelPaths) -> None:
         self.config = config
-        self.models = Models(config, paths)
+        self.paths = paths
+
+    @cached_property
+    def models(self) -> Models:
+        """Loaded by the first call: Ray loses the type of an error that a constructor raises."""
+        return Models(self.config, self.paths)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Evaluate a batch."""

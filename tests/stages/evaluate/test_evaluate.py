@@ -286,9 +286,9 @@ def test_an_error_of_the_model_becomes_an_error_of_the_stage(
 ) -> None:
     from stages.evaluate.stage import run
 
-    inference = {**SMALL["inference"], "mask_cross_downscales": [8]}
-    context = make_context(tmp_path, inputs={**inputs, "customize": concept}, **{**SMALL, "inference": inference})
-    with pytest.raises(StageError, match=r"mask_cross_downscales.*8"):
+    evaluate = {**SMALL["evaluate"], "prompts": ["in the snow " * 40 + "a {word}"]}  # more than the encoder reads
+    context = make_context(tmp_path, inputs={**inputs, "customize": concept}, **{**SMALL, "evaluate": evaluate})
+    with pytest.raises(StageError, match=r"'mug'.*tokens"):
         run(context)
 
 
