@@ -91,7 +91,7 @@ def test_contextualizer_then_customize(ray_cluster: str, inputs: dict[str, Path]
         {**inputs, "contextualizer": context.output},
         events,
         customize={"steps": 4, "batch_size": 2},
-        inference={"steps": 2},
+        inference={"steps": 2, "mask_steps": 1},
     )
     result = customize.run(context)
     concept = context.output / "concept"
