@@ -42,9 +42,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return {name: folder / name for name in ("filter", "multiview", "curriculum", "base")}
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     context = make_context(tmp_path, inputs, train_adapter={"trainer": {"workers": 8}})  # fits the configured batch
-    with pytest.raises(StageError, match=r"^4 examples a step cannot be shared out among 8 workers"):
+    with pytest.raises(StageError, match=r"4 examples .* 8 workers: set curriculum\.batch_size"):
         run(context)
 
 
@@ -78,7 +78,7 @@ def test_the_configuration_chooses_the_weights_of_the_loss(inputs: Mapping[str, 
 def test_the_configuration_chooses_the_previews(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     plan = PlanReader(inputs["curriculum"] / "plan")
     chosen = {"sample_every": 50, "sample_prompts": ["a {word} in the snow"]}
-    inference = {"steps": 7, "mask_scope": 0.5}
+    inference = {"steps": 7, "mask_steps": 3, "mask_scope": 0.5}
     task = adapter_task(make_context(tmp_path, inputs, train_adapter=chosen, inference=inference), plan)
     assert (task.preview_settings.steps, task.preview_settings.mask_scope) == (7, 0.5)
     assert (task.sample_every, [sample.prompt for sample in task.preview_subjects]) == (50, ["a x in the snow"])
