@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from pipelines.config.loading import config_to_dict
 from pipelines.errors import PipelineError
+from pipelines.fingerprint import settings_read
 from pipelines.plan import Action, Step
 from pipelines.store.manifest import MANIFEST
 from pipelines.store.store import Output, Store
@@ -169,6 +170,7 @@ class MlflowRuns:
 
     def __init__(self, uri: str, store: Store, config: Config, plan: Sequence[Step]) -> None:
         store.tracking_folder.mkdir(exist_ok=True)
+        self._config = config
         from mlflow import MlflowClient
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -192,7 +194,7 @@ class MlflowRuns:
         name = step.stage.name
         tags = {"mlflow.parentRunId": self._parent, "fingerprint": step.ingredients.fingerprint, "why": step.why}
         run_id = self._runs[name] = self._create(name, tags)
-        for key, value in step.ingredients.config.items():
+        for key, value in {**step.ingredients.config, **settings_read(self._config, step.stage)}.items():
             self._client.log_param(run_id, key, value)
         self._monitors[name] = self._monitor(run_id)
         self._monitors[name].start()
