@@ -1,5 +1,7 @@
 """The RealCustom++ adapter: the projector, and visual keys and values of every cross-attention layer (Eqs. 4-9, 14)."""
 
+from typing import Any
+
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 
@@ -39,17 +41,15 @@ class RealCustomPlusAdapter(VisualAdapter):
         self._add_keys_values(layers, token_width)
 
     @classmethod
-    def from_unet(
-        cls,
-        unet: UNet2DConditionModel,
-        image_width: int,
-        head_width: int = 64,
-        cross_layer: Combination | None = "concat",
-        cross_scale: Combination | None = "add",
-    ) -> "RealCustomPlusAdapter":
-        """A new adapter with the shapes of a base UNet; `image_width` is `ImageEncoders.width`."""
-        layers, token_width = cross_attention_widths(unet), unet.config.cross_attention_dim
-        return cls(layers, image_width, token_width, head_width, cross_layer, cross_scale)
+    def from_unet(cls, unet: UNet2DConditionModel, image_width: int, **options: Any) -> "RealCustomPlusAdapter":
+        """A new adapter with the shapes of a base UNet.
+
+        Args:
+            unet: of the base model.
+            image_width: `ImageEncoders.width`.
+            options: `head_width`, `cross_layer` and `cross_scale`.
+        """
+        return cls(cross_attention_widths(unet), image_width, unet.config.cross_attention_dim, **options)
 
     def forward(self, features: ReferenceFeatures) -> VisualCondition:
         """The condition that the UNet's cross-attention takes as `visual`.
