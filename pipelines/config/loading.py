@@ -151,7 +151,7 @@ def _wrong_value(key: Key, value: Any) -> UsageError:
 
 
 def _number(text: str) -> float | str:
-    """YAML 1.1 reads 1e-4 as text, for it has no decimal point; nobody means text by it."""
+    """YAML 1.1 reads 1e-4 as text, for it has no decimal point; a user means the number."""
     try:
         return float(text)
     except ValueError:

@@ -24,7 +24,7 @@ class TrainerConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the forward pass, by autocast; the weights stay fp32."""
     accumulation: Operation[PositiveInt] = 1
-    """A worker's batch is cut into so many micro batches, one after the other: less memory."""
+    """Micro batches that a worker's batch is cut into, one after the other: less memory."""
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     """Of the learning rate after the warm-up."""
@@ -40,7 +40,7 @@ class TrainerConfig:
     checkpoint_every: Operation[PositiveInt] = 100
     """Steps between two checkpoints."""
     keep_checkpoints: Operation[PositiveInt] = 2
-    """So many of the last checkpoints are kept, and the one with the lowest loss."""
+    """Number of last checkpoints that are kept, besides the one with the lowest loss."""
     max_failures: Operation[NonNegativeInt] = 1
     """How often a training goes on from its last checkpoint after a worker has died."""
 

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible endpoint that answers what a test tells it to."""
+"""A small OpenAI-compatible endpoint that gives the answers of a test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LanguageModel:
         self.requests.append(request)
         said = self.answer(len(self.requests) - 1, request)
         if isinstance(said, int):
-            return said, {"error": {"message": f"told to answer {said}"}}
+            return said, {"error": {"message": f"answers {said}"}}
         message = {"role": "assistant", "content": said}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "stub", "choices": [choice]}

@@ -199,10 +199,10 @@ def test_a_run_folder_where_there_can_be_none() -> None:
         pass
 
 
-TROUBLES = [(28, "there is no space left on its disk"), (122, "its disk quota is used up"), (30, "a read-only disk")]
+DISK_ERRORS = [(28, "there is no space left on its disk"), (122, "its disk quota is used up"), (30, "a read-only disk")]
 
 
-@pytest.mark.parametrize(("number", "advice"), TROUBLES)
+@pytest.mark.parametrize(("number", "advice"), DISK_ERRORS)
 def test_trouble_with_the_disk_is_one_sentence(store: Store, number: int, advice: str) -> None:
     with pytest.raises(PipelineError) as caught, store.writable():
         raise OSError(number, os.strerror(number), str(store.folder / "file"))
