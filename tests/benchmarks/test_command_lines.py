@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(
     file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith(("test_", "__init__"))
 )

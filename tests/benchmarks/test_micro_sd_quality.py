@@ -16,6 +16,8 @@ from tests.benchmarks.micro_sd_quality import (
 )
 from tests.benchmarks.support.micro_sd_pictures import PromptSet, paint, two_object_prompts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models() -> MicroStableDiffusion:

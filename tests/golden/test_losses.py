@@ -30,6 +30,8 @@ from model.training.curriculum import Recipe, draw_step
 from stages.config import Config
 from stages.inference import loading_options
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "adapter_losses.json"
 METHODS: tuple[MethodName, ...] = ("realcustom++", "realcustom")
 STEPS, BATCH, OBJECTS = 50, 4, 12

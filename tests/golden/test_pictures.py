@@ -25,6 +25,8 @@ from stages.inference import loading_options
 from stages.shared_config import BackboneConfig
 from tests.support.random_adapter import write_random_adapter
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent
 PROMPT, WORD = "a photo of a red mug on the beach", "mug"
 ARMS = ("text_only", "adapter", "adapter_mask")

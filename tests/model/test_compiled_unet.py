@@ -17,6 +17,8 @@ from model.adapters.visual_attention import VisualCondition
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.guidance.masks import layer_regions, token_indicator
 
+pytestmark = pytest.mark.slow
+
 LATENT = (8, 8)
 
 

@@ -15,6 +15,8 @@ from pipelines.tracking import EXPERIMENT, Tracker
 from stages.contract import StageResult
 from tests.support.toy_pipeline import commit_stage, toy_config, toy_graph
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

@@ -128,6 +128,7 @@ def test_batches_are_those_of_a_training_without_cache(inputs: Mapping[str, Path
     assert any(not torch.equal(a, b) for a, b in zip(found["latents"], found["latents"].flip(0), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 def test_the_losses_are_those_of_a_training_without_cache(
     method: str, inputs: Mapping[str, Path], cache: Path, tmp_path: Path
@@ -192,7 +193,9 @@ def test_sdxl_has_its_pooled_embedding_and_time_ids(inputs: Mapping[str, Path], 
         torch.testing.assert_close(found[name], tensor, rtol=2**-10, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize(("value", "remedy"), [(1e6, "set cache_latents.dtype=float32"), (np.nan, "the backbone")])
+@pytest.mark.parametrize(
+    ("value", "remedy"), [(1e6, "set cache_latents.dtype=float32"), (np.nan, "check the backbone")]
+)
 def test_values_that_half_precision_cannot_hold_are_refused(value: float, remedy: str) -> None:
     latent = torch.zeros(2, 4, 2, 2)
     latent[1, 0, 0, 0] = value

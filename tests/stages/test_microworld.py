@@ -29,6 +29,8 @@ from stages.microworld.web import GROUPS, METADATA, draw_kinds, draw_scores
 from stages.multiview.colmap import read_images
 from tests.support.contexts import make_context
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"pictures": 60, "multiview_instances": 3, "views": 3, "picture_size": 48, "poor_share": 0.2}
 
 

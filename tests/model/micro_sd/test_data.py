@@ -64,6 +64,7 @@ def test_a_pool_is_built_once_and_again_when_its_configuration_changes(
     assert (folder / "image.npy").stat().st_mtime_ns != written
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_pool_is_built_while_a_thread_waits_for_stdin(tmp_path: Path) -> None:
     """A stage's process has such a thread: it waits for the end of its runner."""

@@ -22,6 +22,8 @@ from model.micro_sd.vae import VaeModule, VaeTask, fold_whitening
 from model.microworld.pool import ScenePool, build_pool
 from model.microworld.pool_config import PoolConfig
 
+pytestmark = pytest.mark.slow
+
 Task = VaeTask | ClipTask | DinoTask | JudgeTask | UNetTask
 NAMES = ("vae", "clip", "dino", "judge", "unet")
 

@@ -16,6 +16,8 @@ from model.training.adapter_loss import AdapterModule
 from tests.support.adapter_tasks import make_task, randomize_values
 from tests.support.attention_records import KeepAll
 
+pytestmark = pytest.mark.slow
+
 
 def twins(folder: Path, method: MethodName = "realcustom++", half: torch.dtype | None = None) -> list[AdapterModule]:
     """Two modules of the same weights; the second one's UNet does not keep its activations."""

@@ -16,6 +16,8 @@ from model.methods.names import MethodName
 from model.training.adapter_task import AdapterTask
 from tests.support.adapter_tasks import make_task, randomize_values
 
+pytestmark = pytest.mark.slow
+
 STEPS, SIDE, EXAMPLES = 100, 16, 2
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from model.training.adapter_loss import AdapterModule
 from tests.support.adapter_tasks import make_task, randomize_values
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = ["norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "to_q.weight", "to_k.weight", "to_v.weight"]
 MLP = [f"{layer}.{part}" for layer in (0, 2, 4, 5) for part in ("weight", "bias")]  # three linear layers, a norm
 SCORE_NET = [f"{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias")]

@@ -180,6 +180,7 @@ def request(trained: Output, subject: Path, prompt: str = "a cat in it", word: s
     return ["generate", "--set", folder, "--subject", str(subject), "--word", word, "--prompt", prompt]
 
 
+@pytest.mark.slow
 def test_generate_writes_the_picture_and_its_mask(
     trained: Output, subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,8 @@ from pipelines.plan import Action, make_plan
 from pipelines.store.store import Store
 from tests.support.toy_pipeline import SOURCES, EventRecorder, run_graph, toy_graph
 
+pytestmark = pytest.mark.slow
+
 
 def would_run(graph: Graph, *forced: str) -> dict[str, str]:
     plan = make_plan(graph, Store(Path(graph.config.run.folder)), graph.order, forced)

@@ -15,6 +15,8 @@ from pipelines.store.store import Output, Store
 from stages.contract import StageResult
 from tests.support.toy_pipeline import SOURCES, commit_stage, run_graph, toy_config, toy_graph
 
+pytestmark = pytest.mark.slow
+
 #: Interrupted after it has written a checkpoint; goes on when it finds one.
 TRAINING = (
     SOURCES["ingest"]

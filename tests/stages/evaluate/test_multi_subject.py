@@ -39,6 +39,8 @@ from stages.evaluate.summary import ARMS
 from tests.support.contexts import make_context
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
+pytestmark = pytest.mark.slow
+
 WORDS = {"mug-1": "mug", "bear-2": "toy", "car-3": "car"}
 
 

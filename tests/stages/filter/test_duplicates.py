@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -57,6 +58,7 @@ parts_strategy = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(parts=parts_strategy)
 def test_duplicates_are_those_of_the_obvious_search(parts: list[Signature]) -> None:

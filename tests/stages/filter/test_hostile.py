@@ -22,6 +22,8 @@ from stages.filter.verdicts import group_files, inspect
 from tests.support.contexts import make_context
 from tests.support.hostile_samples import SETTINGS, hostile_samples
 
+pytestmark = pytest.mark.slow
+
 
 def filter_here(source: Path, folder: Path) -> Counter[str]:
     """Run the stage's tasks in this process; returns the number of samples by reason ("" for those kept)."""
@@ -75,7 +77,6 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
         check_sum(10, 7, 2)
 
 
-@pytest.mark.slow
 def test_of_ten_thousand_hostile_rows_none_is_lost(tmp_path: Path, ray_cluster: str) -> None:
     expected = hostile_samples(tmp_path / "source", 10_000)
     context = make_context(tmp_path, filter=SETTINGS | {"pictures_folder": str(tmp_path / "source")})

@@ -16,6 +16,8 @@ from stages.training.config import TrainerConfig
 from stages.training.engine import Engine, LossScale, deepspeed_config, learning_rate, micro_batches
 from tests.support.training_tasks import LinearModule, LinearTask
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainerConfig(learning_rate=1e-2, weight_decay=0.1, gradient_clip=0.5)
 STAGES = (0, 1, 2, 3)
 STEPS = 4

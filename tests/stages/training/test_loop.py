@@ -22,6 +22,8 @@ from stages.training.loop import prepare_here, run_worker
 from stages.training.trainer import check_resume, read_curves
 from tests.support.training_tasks import FedLinearTask, LinearModule, LinearTask
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainerConfig(
     workers=1, learning_rate=1e-2, warmup_steps=5, weight_decay=0.1, gradient_clip=0.5, checkpoint_every=4
 )
