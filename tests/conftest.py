@@ -23,6 +23,7 @@ settings.register_profile("realword", deadline=None)
 settings.load_profile("realword")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each parallel worker whole files, whose tests share fixtures, and files with slow tests first.
 
