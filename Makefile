@@ -8,15 +8,15 @@ INSTALLED := .venv/.installed
 run: $(INSTALLED)
 	$(BIN)/python pipeline.py run --stage all
 
-# Two processes: each starts a Ray of its own when it first needs one.
+# Two processes share out whole files; each starts a Ray of its own when it first needs one.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not nightly"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not nightly"
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not nightly"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not nightly"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

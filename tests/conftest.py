@@ -23,17 +23,10 @@ settings.register_profile("realword", deadline=None)
 settings.load_profile("realword")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each parallel worker whole files, whose tests share fixtures, and files with slow tests first.
-
-    All end-to-end tests share one run, and so one worker.
-    """
+    """Run files with slow tests first, so that no parallel worker ends with a long one."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow_files)
-    for item in items:
-        group = "end_to_end" if item.path.parent.name == "end_to_end" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,7 @@ def steps_of(file: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_killed_driver_resumes_from_the_last_checkpoint(ray_cluster: str, tmp_path: Path) -> None:
-    """For one that is stopped see `tests/end_to_end/test_kill_and_resume.py`."""
+    """For one that is stopped see `tests/end_to_end/test_runs.py`."""
     config = dataclasses.replace(CONFIG, zero_stage=2)
     driver = driver_at_step(ray_cluster, tmp_path, config, 25)
     driver.kill()
