@@ -2,21 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Two test processes share out whole files, in the order of tests/conftest.py.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-fast test-all check format configuration clean
 
 run: $(INSTALLED)
 	$(BIN)/python pipeline.py run --stage all
 
-# Two processes share out whole files; each starts a Ray of its own when it first needs one.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not nightly"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not nightly"
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not nightly"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not nightly"
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
