@@ -126,10 +126,9 @@ class Stop:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stop]:
-    """Killed in filter, and stopped in train_adapter by SIGTERM."""
-    folder = tmp_path_factory.mktemp("killed") / "run"
-    kill_in(folder, "filter", 1)
+def stopped(finished: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Stop]:
+    """A run whose data is finished, and which was stopped in train_adapter by SIGTERM."""
+    folder = without_adapter(finished[0], tmp_path_factory.mktemp("stopped") / "run")
     started = StartedRun(folder, *GOAL)
     started.wait_for("train_adapter", 1)
     return folder, Stop(*started.end(signal.SIGTERM), latest_checkpoint(folder))
@@ -141,6 +140,13 @@ def resumed(stopped: tuple[Path, Stop]) -> Path:
     printed = run(stopped[0], *GOAL, *OTHER_OPERATION)
     assert "train_adapter  starts (interrupted; goes on from there)" in printed
     return stopped[0]
+
+
+def without_adapter(finished: Path, folder: Path) -> Path:
+    """A copy of a run in which train_adapter never ran."""
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "stages" / "train_adapter")
+    return folder
 
 
 def kill_in(folder: Path, stage: str, done: int) -> None:
@@ -165,8 +171,8 @@ def assert_stopped_with_checkpoint(stop: Stop) -> None:
     assert stop.checkpoint == int(found[1])
 
 
-def assert_same_datasets(folder: Path, uninterrupted: Path, datasets: list[tuple[str, str]]) -> None:
-    for stage, dataset in datasets:
+def assert_same_datasets(folder: Path, uninterrupted: Path) -> None:
+    for stage, dataset in DATASETS:
         (output,) = (folder / "stages" / stage).iterdir()
         found = pq.read_table(output / dataset)
         assert found.equals(pq.read_table(uninterrupted / "stages" / stage / output.name / dataset))
@@ -178,10 +184,6 @@ def test_a_stopped_training_writes_a_checkpoint_first(stopped: tuple[Path, Stop]
     assert "mlflow" not in stopped[1].printed.lower()
 
 
-def test_the_datasets_are_those_of_an_uninterrupted_run(resumed: Path, finished: tuple[Path, str]) -> None:
-    assert_same_datasets(resumed, finished[0], DATASETS)
-
-
 def test_a_training_continues_with_another_operation(resumed: Path) -> None:
     """That a resumed training has the same result is tested in `test_trainer.py`."""
     (output,) = (resumed / "stages" / "train_adapter").iterdir()
@@ -189,17 +191,20 @@ def test_a_training_continues_with_another_operation(resumed: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_a_download_continues_after_a_kill(tmp_path: Path, finished: tuple[Path, str]) -> None:
+def test_the_datasets_of_a_killed_run_are_those_of_an_uninterrupted_run(
+    tmp_path: Path, finished: tuple[Path, str]
+) -> None:
     folder = tmp_path / "run"
-    kill_in(folder, "ingest", 20)
-    run(folder, "--stage", "filter")
-    assert_same_datasets(folder, finished[0], DATASETS[:6])
+    for stage, done in (("ingest", 20), ("filter", 1)):
+        kill_in(folder, stage, done)
+    run(folder, "--stage", "curriculum")
+    assert_same_datasets(folder, finished[0])
 
 
 @pytest.mark.nightly
 def test_training_continues_without_mlflow_and_stops_at_ctrl_c(tmp_path: Path, finished: tuple[Path, str]) -> None:
-    folder = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    started = StartedRun(folder, *GOAL, "--force", "train_adapter")
+    folder = without_adapter(finished[0], tmp_path / "run")
+    started = StartedRun(folder, *GOAL)
     started.wait_for("train_adapter", 0)
     (folder / "mlflow" / "mlflow.db").write_text("gone")
     started.wait_for("train_adapter", 5)

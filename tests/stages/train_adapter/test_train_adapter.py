@@ -121,7 +121,7 @@ def test_the_stage_writes_an_adapter(ray_cluster: str, inputs: Mapping[str, Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
+@pytest.mark.parametrize("method", ["realcustom++", pytest.param("realcustom", marks=pytest.mark.nightly)])
 def test_steps_on_one_worker_are_bare_pytorch_steps(
     method: str, ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path
 ) -> None:
@@ -152,6 +152,7 @@ def root_mean_square(tensor: Tensor) -> float:
     return float(tensor.square().mean().sqrt())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_broken_picture_of_the_plan_is_named(ray_cluster: str, inputs: Mapping[str, Path], tmp_path: Path) -> None:
     samples = [{"sample_id": f"sample-{n}", "picture": encoded_picture(n) if n != 3 else b"?"} for n in range(BATCH)]

@@ -109,7 +109,7 @@ def test_a_killed_worker_changes_nothing(killed_worker: tuple[StageContext, Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "before", "after"), [(1, 2, 1), (3, 1, 2)])
+@pytest.mark.parametrize(("stage", "before", "after"), [(1, 2, 1), pytest.param(3, 1, 2, marks=pytest.mark.nightly)])
 def test_another_number_of_workers_can_resume(
     ray_cluster: str, tmp_path: Path, stage: Literal[1, 3], before: int, after: int
 ) -> None:
@@ -190,6 +190,7 @@ def steps_of(file: Path) -> list[int]:
     return [json.loads(line)["step"] for line in file.read_text().splitlines() if line.endswith("}")]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_killed_driver_resumes_from_the_last_checkpoint(ray_cluster: str, tmp_path: Path) -> None:
     """For one that is stopped see `tests/end_to_end/test_runs.py`."""
