@@ -36,7 +36,6 @@ def run(arguments: argparse.Namespace) -> None:
                 raise PipelineError(step.why)
         check_files(config, plan)
         if any(step.action is Action.RUN for step in plan):
-            print(announce(config, store, plan))
             outputs = execute(graph, store, plan, arguments.ray_address)
         else:
             outputs = {step.stage.name: step.output for step in plan if step.output}
@@ -135,6 +134,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) 
     with ExitStack() as stack:
         stack.enter_context(_stage_errors_as_pipeline_errors())
         running = find_cluster(ray_address)
+        print(announce(config, store, plan))
         stack.enter_context(store.writable())
         stack.enter_context(_stopped_by_signals())
         stack.enter_context(temporary_folder(store.folder))
