@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,9 +55,9 @@ def test_a_pool_holds_the_scenes_of_its_configuration(pool: tuple[Path, PoolConf
 
 
 def test_a_pool_is_built_once_and_again_when_its_configuration_changes(
-    pool: tuple[Path, PoolConfig, ScenePool],
+    pool: tuple[Path, PoolConfig, ScenePool], tmp_path: Path
 ) -> None:
-    folder, config, _ = pool
+    folder, config = Path(shutil.copytree(pool[0], tmp_path / "pool")), pool[1]
     written = (folder / "image.npy").stat().st_mtime_ns
     build_pool(folder, config, workers=1)
     assert (folder / "image.npy").stat().st_mtime_ns == written
