@@ -1,0 +1,81 @@
+"""Files that other programs and people wrote: which of a folder's files are data, and the text that a file holds."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+from model.errors import ModelError
+
+#: The longer marks first: UTF-32's begins with UTF-16's.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class TextError(ModelError):
+    """Bytes that are no text, or text that was damaged before it came here."""
+
+
+def is_hidden(path: PurePath) -> bool:
+    """Whether a component of a relative path starts with "." or "_": such files are no data.
+
+    So it is for Spark, Hive and pyarrow (`_temporary/`, `_delta_log/`, `_SUCCESS`), for macOS (`._0.jpg`, `__MACOSX/`)
+    and for Jupyter (`.ipynb_checkpoints/`).
+    """
+    return any(part.startswith((".", "_")) for part in path.parts if part not in (".", ".."))
+
+
+def visible_entries(folder: Path, pattern: str = "*") -> Iterator[Path]:
+    """The files and folders that match a glob pattern, in the order of their names, without hidden ones.
+
+    The name of `folder` itself does not count: it may be hidden.
+    """
+    yield from sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder)))
+
+
+def decode_text(data: bytes) -> str:
+    """Text by its byte order mark, which is dropped; UTF-8 without one.
+
+    Raises:
+        TextError: The bytes are in another encoding, or the text is damaged (see `text_damage`).
+    """
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"it is not {encoding.removesuffix('-sig').upper()} (byte {error.start}: {error.reason})"
+        ) from error
+    if damage := text_damage(text):
+        raise TextError(damage)
+    return text
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, as `decode_text` reads it.
+
+    Raises:
+        TextError: Names the file.
+        OSError: The file cannot be read.
+    """
+    try:
+        return decode_text(file.read_bytes())
+    except TextError as error:
+        raise TextError(f"{file} is no text that can be read: {error}; save it as UTF-8.") from error
+
+
+def text_damage(text: str) -> str | None:
+    """What shows that a text was decoded wrongly before: NULs, U+FFFD or lone surrogates; None if it is sound."""
+    if "\0" in text:
+        return "it holds NUL characters, as UTF-16 does that was read as another encoding"
+    if "\ufffd" in text:
+        return "it holds U+FFFD, which stands for characters that were lost"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "it holds half a surrogate pair"
+    return None
