@@ -24,10 +24,9 @@ from pipelines.errors import PipelineError
 from pipelines.fingerprint import settings_read
 from pipelines.plan import Action, Step
 from pipelines.store.manifest import MANIFEST
+from pipelines.store.records import EXPERIMENT, artifact_location, database_file, relocate, sqlite_uri
 from pipelines.store.store import Output, Store
 from stages.config import Config
-
-EXPERIMENT = "realword"
 
 #: Larger files stay in the run folder only.
 LARGEST_ARTIFACT_BYTES = 5_000_000
@@ -37,11 +36,6 @@ MOST_POINTS = 1000
 
 #: The first stage waits this long for the tracking store to open.
 OPEN_TIMEOUT_SECONDS = 90.0
-
-
-def tracking_uri(store: Store) -> str:
-    """The MLflow tracking store of a run folder."""
-    return f"sqlite:///{store.tracking_folder / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Tracker:
     """A `pipelines.execution.runner.Listener` that logs a run to MLflow; a context manager around the parent run."""
 
     def __init__(self, config: Config, store: Store, plan: Sequence[Step], warn: Callable[[str], None]) -> None:
-        self.uri = tracking_uri(store)
+        self.uri = sqlite_uri(database_file(store))
         self._config, self._store, self._plan, self._warn = config, store, plan, warn
         # Not MLflow's own asynchronous logging. Measured with 3.17: while the store was away it lost 50 of 50 metrics
         # and raised nothing; when a server stayed away it blocked the exit for more than 8 minutes.
@@ -170,6 +164,7 @@ class MlflowRuns:
 
     def __init__(self, uri: str, store: Store, config: Config, plan: Sequence[Step]) -> None:
         store.tracking_folder.mkdir(exist_ok=True)
+        relocate(database_file(store), artifact_location(store))
         self._config = config
         from mlflow import MlflowClient
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -181,7 +176,7 @@ class MlflowRuns:
         self._experiment_id = (
             experiment.experiment_id
             if experiment
-            else self._client.create_experiment(EXPERIMENT, artifact_location=str(store.tracking_folder / "artifacts"))
+            else self._client.create_experiment(EXPERIMENT, artifact_location=artifact_location(store))
         )
         kept = [step.stage.name for step in plan if step.action is Action.KEEP]
         tags = {"up_to_date": ", ".join(kept), "profile": config.profile}
@@ -223,7 +218,7 @@ class MlflowRuns:
             self._client.log_metric(run_id, key, value)
         for key, text in manifest.notes.items():
             self._client.set_tag(run_id, key, text)
-        self._client.set_tag(run_id, "output", str(output.folder))
+        self._client.set_tag(run_id, "output", f"stages/{name}/{output.fingerprint}")
         for path in (output.folder / MANIFEST, *pictures):
             if path.is_file() and path.stat().st_size <= LARGEST_ARTIFACT_BYTES:
                 self._client.log_artifact(run_id, str(path))

@@ -9,3 +9,6 @@ INTERFACE = 2
 
 #: A key of the model's configuration in MLflow: False skips the checksums of files that the caller has verified.
 VERIFY_CHECKSUMS = "verify_checksums"
+
+#: Another one: how painted pictures name the model in their metadata. A model knows its version only when it is loaded.
+TITLE = "title"

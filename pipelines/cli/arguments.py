@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -95,5 +95,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the pictures; default: generated/ in the run folder"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of the sampler; default: inference.steps")
+    parser.add_argument(
+        "--seed", type=_whole_number(0, 2**63 - 1), default=0, metavar="N", help="of the noise; default: 0"
+    )
+    parser.add_argument(
+        "--steps", type=_whole_number(1, 1000), metavar="N", help="steps of the sampler; default: inference.steps"
+    )
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.strip().isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"takes a whole number from {low} to {high}, not {text!r}")
+        return int(text)
+
+    return convert

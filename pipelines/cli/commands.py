@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,11 +14,12 @@ from types import FrameType
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
 from pipelines.cli.storage import storage
-from pipelines.config.loading import config_from_dict, config_to_dict, load_config
+from pipelines.config.loading import config_from_dict, config_to_dict, load_config, with_values
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
 from pipelines.graph import Graph, pipeline_graph
 from pipelines.plan import Action, Step, check_files, make_plan
+from pipelines.store.records import artifact_location, copy_for_reading, database_file, relocate
 from pipelines.store.store import Output, Store
 from stages.config import Config
 
@@ -40,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             outputs = {step.stage.name: step.output for step in plan if step.output}
             store.write_latest(config_to_dict(config), store.latest_fingerprints() | _fingerprints(outputs))
+            with _database_errors(store):
+                relocate(database_file(store), artifact_location(store))
             print(f"Everything is up to date ({len(plan)} stages); there is nothing to do.")
     print(messages.next_steps(config, store, outputs, messages.flags(arguments)))
 
@@ -91,12 +95,12 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
     config, store = last_run(arguments)
     set_environment(config.profile)
-    from pipelines.tracking import tracking_uri
-
-    with temporary_folder(store.folder), _stage_errors_as_pipeline_errors():
+    with temporary_folder(store.folder) as temporary, _stage_errors_as_pipeline_errors():
         from stages.serve.server import run_server
 
-        run_server(config, tracking_uri(store), store.folder)
+        with _database_errors(store):
+            registry = copy_for_reading(store, temporary)
+        run_server(config, registry, store.folder)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -118,7 +122,8 @@ def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
         config_from_dict(stored)
     except UsageError as error:
         raise PipelineError(f"{store.latest_file} is of another version ({error}); run the pipeline again.") from error
-    return config_from_dict(stored, arguments.settings), store
+    config = config_from_dict(stored, arguments.settings)
+    return with_values(config, {"run.folder": str(store.folder)}), store  # it may have been moved since
 
 
 def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) -> dict[str, Output]:
@@ -187,6 +192,17 @@ def _stage_errors_as_pipeline_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
     except StageError as error:
         raise PipelineError(str(error)) from error
+
+
+@contextmanager
+def _database_errors(store: Store) -> Iterator[None]:
+    """Say in one sentence that MLflow's database cannot be used."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise PipelineError(
+            f"MLflow's database {database_file(store)} cannot be used ({error}); if a program has it open, end that."
+        ) from error
 
 
 @contextmanager

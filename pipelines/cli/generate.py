@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import itertools
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
+from model.checksums import file_checksum
 from model.errors import ModelError
+from model.guidance.settings import InferenceSettings
 from model.pictures.decoding import load_picture
+from model.pictures.provenance import Provenance, png_with_provenance
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.config.keys import configuration_keys
@@ -40,6 +44,8 @@ class Request:
     steps: int | None = None
 
 
+_MAX_TITLE_CHARACTERS = 80
+_MAX_TITLE_BYTES = 160  # file systems allow names of 255 bytes
 #: What an adapter depends on; another version's manifest may have more.
 _BACKBONE_KEYS = [key for key in configuration_keys() if key.startswith("backbone.")]
 
@@ -48,11 +54,13 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
     """Paint the request; the files written into `folder`: a picture and its mask for each subject.
 
     Raises:
-        PipelineError: No adapter is trained yet, a file is damaged or no picture, a word is not in the prompt.
+        PipelineError: No adapter is trained yet, a file is damaged or no picture, a word is not in the prompt, the
+            folder cannot be written to.
     """
     adapter, config, backbone = trained_adapter(config, store)
     try:
         subjects = [load_picture(path) for path in request.subjects]
+        _make_folder(folder)
         pipeline = RealCustomPipeline.from_pretrained(
             backbone,
             adapter.folder / "adapter",
@@ -65,7 +73,7 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
         painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
     except ModelError as error:
         raise PipelineError(str(error)) from error
-    return _write(painted, request, folder)
+    return _write(painted, words, request, settings, adapter.fingerprint, folder)
 
 
 def trained_adapter(config: Config, store: Store) -> tuple[Output, Config, str]:
@@ -86,18 +94,61 @@ def trained_adapter(config: Config, store: Store) -> tuple[Output, Config, str]:
     return adapter, config, backbone_location(config.backbone, {"base": base.folder} if base else {})
 
 
-def _write(painted: RealCustomOutput, request: Request, folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    title = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:80]
-    files: list[Path] = []
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(
+            f"The pictures cannot be written into {folder}: {error.strerror}; choose another folder with --out."
+        ) from error
+
+
+def _write(
+    painted: RealCustomOutput,
+    words: Sequence[str],
+    request: Request,
+    settings: InferenceSettings,
+    adapter: str,
+    folder: Path,
+) -> list[Path]:
+    """Write the pictures and masks; each file says how it was made."""
+    title, files = file_title(request.prompt), list[Path]()
     for number, (picture, masks) in enumerate(zip(painted.images, painted.masks, strict=True)):
-        name = f"{title}-{request.seed + number}"
-        files += _save(picture, folder / f"{name}.png")
+        provenance = Provenance(
+            prompt=request.prompt,
+            word=words[number],
+            seed=request.seed + number,
+            subject_sha256=file_checksum(request.subjects[number]),
+            model=None,
+            adapter=adapter,
+            settings=settings,
+        )
+        contents = {"": png_with_provenance(picture, provenance)}
         if masks:
-            files += _save(mask_picture(masks[-1], min(picture.size)), folder / f"{name}-mask.png")
+            contents["-mask"] = png_with_provenance(mask_picture(masks[-1], min(picture.size)), provenance)
+        files += write_new(folder, f"{title}-{provenance.seed}", contents)
     return files
 
 
-def _save(picture: Image.Image, path: Path) -> list[Path]:
-    picture.save(path)
-    return [path]
+def file_title(prompt: str) -> str:
+    """A prompt as a part of a file name: letters, combining marks and digits of all scripts, joined by hyphens."""
+    text = unicodedata.normalize("NFC", prompt).lower()
+    words = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in text).split()
+    title = "-".join(words)[:_MAX_TITLE_CHARACTERS].encode()[:_MAX_TITLE_BYTES].decode(errors="ignore")
+    return title.strip("-") or "picture"
+
+
+def write_new(folder: Path, name: str, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write `name` + suffix + ".png" for each suffix. When one of them exists, all get the next free number.
+
+    No file is ever overwritten.
+    """
+    for number in itertools.count(1):
+        numbered = name if number == 1 else f"{name}-{number}"
+        files = [folder / f"{numbered}{suffix}.png" for suffix in contents]
+        if not any(os.path.lexists(file) for file in files):
+            break
+    for file, content in zip(files, contents.values(), strict=True):
+        with file.open("xb") as target:
+            target.write(content)
+    return files

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.plan import Action, Step
 from pipelines.store.manifest import Manifest
+from pipelines.store.records import database_file, sqlite_uri
 from pipelines.store.store import Output, Store
 from stages.config import Config
 
@@ -57,8 +58,8 @@ def next_steps(config: Config, store: Store, outputs: Mapping[str, Output], flag
         prompt = shlex.quote(f"a {word} on the grass")
         paint = f"generate{flags} --subject {shlex.quote(subject)} --word {word} --prompt {prompt}"
         lines.append(f"Paint:      {pipeline()} {paint}")
-    records = store.tracking_folder / "mlflow.db"
-    lines.append(f"Records:    {program('mlflow')} ui --backend-store-uri sqlite:///{records}")
+    records = sqlite_uri(database_file(store))
+    lines.append(f"Records:    {program('mlflow')} ui --backend-store-uri {shlex.quote(records)}")
     return "\n".join(lines)
 
 

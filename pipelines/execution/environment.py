@@ -1,7 +1,7 @@
 """The environment of a run's processes.
 
 It is set once, before heavy imports, and Ray and all stages inherit it. Telemetry is off, Ray listens on the loopback
-interface only, and temporary files go into a folder that is removed at the end of the run.
+interface only and is asked without a proxy, and temporary files go into a folder that is removed at the end of the run.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ _QUIET = {
 }
 
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
 def has_gpu() -> bool:
     """Whether this machine shows an NVIDIA driver (asked without importing torch)."""
     return Path("/dev/nvidiactl").exists()
@@ -60,22 +63,36 @@ def set_environment(profile: str) -> None:
         )
     for name, value in variables.items():
         os.environ.setdefault(name, value)
+    _exempt_loopback_from_proxies()
+
+
+def _exempt_loopback_from_proxies() -> None:
+    """Let the processes of a run reach each other when the user has a proxy: no proxy can reach this machine."""
+    if not any(name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ):
+        return  # a variable alone would switch off the proxies of macOS's settings
+    # Programs differ in which of the two they read first.
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    hosts = [host.strip() for host in listed.split(",") if host.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in _LOOPBACK if host not in hosts]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
 @contextmanager
 def temporary_folder(run_folder: Path) -> Iterator[Path]:
     """A folder for all temporary files of the block (RAY_TMPDIR, TMPDIR); removed at its end.
 
-    It is in the run folder if that path is short enough for Ray's Unix sockets, else in TMPDIR, else in /tmp. All
+    It is in the run folder if that can be written to and its path is short enough for Ray's Unix sockets, else in
+    TMPDIR, else in /tmp. All
     processes that were started in the block end with it, even if this one is killed (see
     `pipelines.execution.cleanup`).
     """
     name = f"realword-{os.getuid()}"
     parents = [run_folder / ".ray", Path(tempfile.gettempdir(), name), Path("/tmp", name)]
     folders = [parent / str(os.getpid()) for parent in parents]
-    folder = next((path for path in folders if len(str(path)) <= MAX_RAY_FOLDER_LENGTH), folders[-1])
+    folder = next((path for path in folders[:-1] if _can_make(path)), folders[-1])
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (folder / "tmp").mkdir(parents=True)
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
     before = {variable: os.environ.get(variable) for variable in ("RAY_TMPDIR", "TMPDIR")}
     cleanup = subprocess.Popen(
         [sys.executable, "-m", "pipelines.execution.cleanup", str(folder)],
@@ -95,3 +112,15 @@ def temporary_folder(run_folder: Path) -> Iterator[Path]:
                 os.environ[variable] = value
         tempfile.tempdir = None
         cleanup.communicate()
+
+
+def _can_make(folder: Path) -> bool:
+    """Make a folder for Ray; False when its path is too long, or it is in a place that cannot be written to."""
+    if len(str(folder)) > MAX_RAY_FOLDER_LENGTH:
+        return False
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return False
+    return True

@@ -9,9 +9,11 @@ from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, Words
 
-#: MLflow's rule for the names of registered models, without spaces and quotes, which a URI could not hold.
+#: MLflow's rule for the names of registered models, without what a URI or a path could not hold.
 ModelName = Annotated[
-    str, StringConstraints(pattern=r"^[\w.-]+$", max_length=200), Words("a name of letters, digits, '_', '-' and '.'")
+    str,
+    StringConstraints(pattern=r"^[\w-][\w.-]*$", max_length=200),
+    Words("a name of letters, digits, '_', '-' and '.' that does not start with '.'"),
 ]
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,12 +33,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.checksums import verify_checksums
 from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
-from model.pictures.decoding import load_picture, to_png
+from model.pictures.decoding import load_picture
+from model.pictures.provenance import Provenance, png_with_provenance
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomPipeline
 
 _MASK_SIDE = 256
-_VERIFY_CHECKSUMS = "verify_checksums"  # as in `stages.registered_model`, which is not registered with this file
+# As in `stages.registered_model`, which is not registered with this file.
+_VERIFY_CHECKSUMS = "verify_checksums"
+_TITLE = "title"
 
 
 class PaintRequest(BaseModel):
@@ -66,10 +70,7 @@ class PreparedRequest:
     """A valid request: its picture is decoded, and its word is in its prompt."""
 
     subject: Image.Image
-    word: str
-    prompt: str
-    seed: int
-    settings: InferenceSettings
+    provenance: Provenance
 
 
 class RealwordModel(PythonModel):
@@ -82,7 +83,9 @@ class RealwordModel(PythonModel):
             DamagedArtifactError: A file is missing or damaged.
         """
         self.settings = json.loads(Path(context.artifacts["inference"]).read_text())
-        if (context.model_config or {}).get(_VERIFY_CHECKSUMS, True):
+        config = context.model_config or {}
+        self.title = config.get(_TITLE)
+        if config.get(_VERIFY_CHECKSUMS, True):
             for name, checksums in self.settings["checksums"].items():
                 verify_checksums(Path(context.artifacts[name]), checksums)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,10 +125,15 @@ class RealwordModel(PythonModel):
         self.pipeline.backbone.token_positions(prompt, word)
         return PreparedRequest(
             subject=load_picture(subject),
-            word=word,
-            prompt=prompt,
-            seed=seed,
-            settings=self._inference_settings(**options),
+            provenance=Provenance(
+                prompt=prompt,
+                word=word,
+                seed=seed,
+                subject_sha256=hashlib.sha256(subject).hexdigest(),
+                model=self.title,
+                adapter=self.settings["adapter"],
+                settings=self._inference_settings(**options),
+            ),
         )
 
     def _inference_settings(self, steps: int | None = None, **options: Any) -> InferenceSettings:
@@ -136,23 +144,24 @@ class RealwordModel(PythonModel):
         """The picture and the mask of each request, as PNG; requests with the same settings are painted together."""
         groups: dict[str, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
-            groups[repr(request.settings)].append(number)
+            groups[repr(request.provenance.settings)].append(number)
         painted: dict[int, tuple[bytes, bytes]] = {}
         for numbers in groups.values():
             painted |= zip(numbers, self._paint_group([requests[number] for number in numbers]), strict=True)
         return [painted[number] for number in range(len(requests))]
 
     def _paint_group(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
+        made = [request.provenance for request in requests]
         output = self.pipeline(
-            [request.prompt for request in requests],
+            [one.prompt for one in made],
             [request.subject for request in requests],
-            [request.word for request in requests],
-            seeds=[request.seed for request in requests],
-            settings=requests[0].settings,
+            [one.word for one in made],
+            seeds=[one.seed for one in made],
+            settings=made[0].settings,
         )
         return [
-            (to_png(image), to_png(mask_picture(masks[-1], _MASK_SIDE)))
-            for image, masks in zip(output.images, output.masks, strict=True)
+            (png_with_provenance(image, one), png_with_provenance(mask_picture(masks[-1], _MASK_SIDE), one))
+            for image, masks, one in zip(output.images, output.masks, made, strict=True)
         ]
 
 

@@ -26,7 +26,7 @@ from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location, loading_options
 from stages.register import pyfunc_model  # so that the fingerprint of this stage covers its code
 from stages.register.lineage import Lineage, lineage_of
-from stages.registered_model import CHAMPION, INTERFACE, VERIFY_CHECKSUMS
+from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
 
 SCORED_ARM = "adapter_mask"
 _MODEL_CODE = Path(pyfunc_model.__file__).resolve()
@@ -77,12 +77,12 @@ def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
     """Store the model with its weights, code, requirements and lineage; return the number of the new version."""
     with mlflow.start_run(run_id=context.tracking_run_id):
         info = mlflow.pyfunc.log_model(
-            name=name,
+            name=name.replace(".", "-"),  # of the logged model, for which MLflow allows no dot
             python_model=str(_MODEL_CODE),
             code_paths=[str(_copy_code(context.scratch))],
             artifacts={key: str(path) for key, path in _artifacts(context, lineage).items()},
             pip_requirements=_requirements(),
-            model_config={VERIFY_CHECKSUMS: True},
+            model_config={VERIFY_CHECKSUMS: True, TITLE: None},
             registered_model_name=name,
         )
     return str(info.registered_model_version)
@@ -98,6 +98,7 @@ def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
     settings = {
         "interface": INTERFACE,
         "backbone": location if "backbone" not in folders else None,  # a hub id
+        "adapter": lineage["train_adapter"]["fingerprint"],
         "dtype": config.backbone.dtype,
         "loading": loading_options(config.backbone),
         "painting": asdict(config.inference),

@@ -106,6 +106,6 @@ def build_app(champion: Champion, settings: ServeConfig) -> serve.Application:
         max_queued_requests=settings.max_queued_requests,
         graceful_shutdown_timeout_s=_GRACE_SECONDS,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if settings.use_gpu else 0},
-    ).bind(str(champion.folder), settings.replicas, settings.max_batch_size)
+    ).bind(str(champion.folder), champion.title, settings.replicas, settings.max_batch_size)
     front = Front.options(max_ongoing_requests=_MAX_CONNECTIONS)  # type: ignore[attr-defined]
     return front.bind(painters, champion.title, settings)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray import serve
 
-from stages.registered_model import VERIFY_CHECKSUMS
+from stages.registered_model import TITLE, VERIFY_CHECKSUMS
 
 _BATCH_WAIT_SECONDS = 0.02
 
@@ -33,16 +33,17 @@ class Painter:
 
     Args:
         folder: Of the model, whose files have been verified.
+        title: Its name and version.
         replicas: How many painters share this machine's cores.
         max_batch_size: Pictures that are painted together at most.
     """
 
-    def __init__(self, folder: str, replicas: int, max_batch_size: int) -> None:
+    def __init__(self, folder: str, title: str, replicas: int, max_batch_size: int) -> None:
         import mlflow
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
-        loaded = mlflow.pyfunc.load_model(folder, model_config={VERIFY_CHECKSUMS: False})
+        loaded = mlflow.pyfunc.load_model(folder, model_config={VERIFY_CHECKSUMS: False, TITLE: title})
         self.model = loaded.unwrap_python_model()
         self.paint_batch.set_max_batch_size(max_batch_size)
 

@@ -11,24 +11,16 @@ from model.checksums import DamagedArtifactError, verify_checksums
 from stages.contract import StageError
 from stages.registered_model import CHAMPION, INTERFACE
 
-_SQLITE = "sqlite:///"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
     """A version of a registered model, and its files on this machine, which are verified."""
 
-    name: str
-    version: str
+    title: str  # how messages and answers call it
     folder: Path
 
-    @property
-    def title(self) -> str:
-        """How messages and answers call it."""
-        return f"{self.name} version {self.version}"
 
-
-def load_champion(name: str, tracking_uri: str, run_folder: Path, profile: str) -> Champion:
+def load_champion(name: str, tracking_uri: str | None, run_folder: Path, profile: str) -> Champion:
     """Fetch and verify the version that the alias `champion` names now.
 
     This is done once, before the server starts: all replicas, also those that are restarted, load the same files and
@@ -38,28 +30,26 @@ def load_champion(name: str, tracking_uri: str, run_folder: Path, profile: str) 
         StageError: There is no champion yet, its files are damaged, or this code cannot serve it.
     """
     command = "python pipeline.py run --stage {}" + ("" if profile == "micro" else f" --profile {profile}")
-    version = _champion_version(name, tracking_uri)
+    version = None if tracking_uri is None else _champion_version(name, tracking_uri)
     if version is None:
         make = command.format("all")
         raise StageError(f"There is no {CHAMPION} of the model {name} in {run_folder} yet; make one with: {make}")
     import mlflow
 
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
-    champion = Champion(name=name, version=version, folder=folder)
+    title = f"{name} version {version}"
     again = f"register it again with: {command.format('register')} --force register"
     try:
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
         can_serve = _verify(folder)
-    except (DamagedArtifactError, FileNotFoundError, json.JSONDecodeError) as error:
+    except (DamagedArtifactError, OSError, json.JSONDecodeError, mlflow.MlflowException) as error:
         reason = str(error).rstrip(".")
-        raise StageError(f"The registered model {champion.title} is damaged: {reason}; {again}") from error
+        raise StageError(f"The registered model {title} is damaged: {reason}; {again}") from error
     if not can_serve:
-        raise StageError(f"The registered model {champion.title} is of another version of Realword; {again}")
-    return champion
+        raise StageError(f"The registered model {title} is of another version of Realword; {again}")
+    return Champion(title=title, folder=folder)
 
 
 def _champion_version(name: str, tracking_uri: str) -> str | None:
-    if tracking_uri.startswith(_SQLITE) and not Path(tracking_uri.removeprefix(_SQLITE)).is_file():
-        return None  # MLflow would create the database
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.exceptions import MlflowException

@@ -31,12 +31,12 @@ from stages.serve.registry import load_champion
 _START_SECONDS = 60
 
 
-def run_server(config: Config, tracking_uri: str, run_folder: Path) -> None:
+def run_server(config: Config, tracking_uri: str | None, run_folder: Path) -> None:
     """Serve the champion of `register.model_name` until SIGINT or SIGTERM.
 
     Args:
         config: Sections `register` (the name) and `serve`.
-        tracking_uri: Where the registry is.
+        tracking_uri: Where the registry is; None when there is none yet.
         run_folder: Of the run: for errors, and for the picture of the example.
 
     Raises:
@@ -100,9 +100,10 @@ def _wait_until_ready(settings: ServeConfig) -> str:
     """Wait until a painter is ready; return the address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     address, deadline = f"http://{host}:{settings.port}", time.monotonic() + _START_SECONDS
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy is between us and this machine
     while True:
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=10):
+            with direct.open(f"{address}/health", timeout=10):
                 return address
         except (urllib.error.URLError, TimeoutError) as error:
             if time.monotonic() > deadline:

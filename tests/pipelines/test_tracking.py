@@ -10,8 +10,9 @@ from PIL import Image
 
 from pipelines.errors import PipelineError
 from pipelines.plan import Step, make_plan
+from pipelines.store.records import EXPERIMENT
 from pipelines.store.store import Store
-from pipelines.tracking import EXPERIMENT, Tracker
+from pipelines.tracking import Tracker
 from stages.contract import StageResult
 from tests.support.toy_pipeline import commit_stage, toy_config, toy_graph
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import resource
 import shutil
 import socket
@@ -10,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import pipeline
 from pipelines.cli.arguments import make_parser
+from pipelines.cli.generate import file_title, write_new
 from pipelines.config.keys import flat_values
 from pipelines.config.loading import config_to_dict, load_config
 from pipelines.fingerprint import Ingredients
@@ -191,9 +197,89 @@ def test_generate_writes_the_picture_and_its_mask(
     pictures = [file.read_bytes() for file in files]
     assert [Image.open(file).format for file in files] == ["PNG", "PNG"]
     assert pipeline.main([*words, "--steps", "2"]) == 0
-    assert [file.read_bytes() for file in files] == pictures, "the configuration says 2 steps, and the seed is the same"
+    again = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [file.name for file in again] == ["a-cat-in-it-3-2.png", "a-cat-in-it-3-2-mask.png"]
+    assert [file.read_bytes() for file in again] == pictures, "the configuration says 2 steps, and the seed is the same"
     assert pipeline.main([*words, "--steps", "3"]) == 0
-    assert files[0].read_bytes() != pictures[0]
+    assert [file.read_bytes() for file in files] == pictures
+    assert (tmp_path / "out" / "a-cat-in-it-3-3.png").read_bytes() != pictures[0]
+
+
+def test_a_picture_says_how_it_was_made(trained: Output, subject: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = request(trained, subject, "a café cat 雪", "café cat")
+    words.insert(words.index("--word"), str(subject))
+    assert pipeline.main([*words, "--seed", "7", "--steps", "1"]) == 0
+    files = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [file.name for file in files][::2] == ["a-café-cat-雪-7.png", "a-café-cat-雪-8.png"]
+    for number, file in enumerate(files):
+        with Image.open(file) as picture:
+            assert picture.info["Description"] == "a café cat 雪"
+            made = json.loads(picture.info["realword"])
+        assert made["settings"]["steps"] == 1
+        del made["settings"]
+        assert made == {
+            "prompt": "a café cat 雪",
+            "word": "café cat",
+            "seed": 7 + number // 2,
+            "subject_sha256": hashlib.sha256(subject.read_bytes()).hexdigest(),
+            "model": None,
+            "adapter": trained.fingerprint,
+        }
+
+
+TITLES = {
+    "A photo of a mug, in the snow!": "a-photo-of-a-mug-in-the-snow",
+    "шляпа mug снег": "шляпа-mug-снег",
+    "дом mug лес": "дом-mug-лес",
+    "雪の中の猫": "雪の中の猫",
+    "แมวในหิมะ": "แมวในหิมะ",
+    "cafe\u0301": "café",
+    "../../etc/passwd": "etc-passwd",
+    "a/b\\c:d*e": "a-b-c-d-e",
+    "🎉": "picture",
+    "con. ": "con",
+}
+
+
+@pytest.mark.parametrize(("prompt", "title"), TITLES.items())
+def test_the_title_of_a_picture_is_its_prompt(prompt: str, title: str) -> None:
+    assert file_title(prompt) == title
+
+
+@given(st.text())
+def test_every_prompt_makes_a_file_name(prompt: str) -> None:
+    title = file_title(prompt)
+    assert title
+    assert len(os.fsencode(f"{title}-{2**63}-1000-mask.png")) <= 255
+    assert not set(title) & set("/\\\0. \n")
+
+
+def test_no_file_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "cat-0-mask.png").write_bytes(b"mine")
+    (tmp_path / "cat-0-2.png").symlink_to(tmp_path / "gone")
+    for number in (3, 4):
+        files = write_new(tmp_path, "cat-0", {"": b"picture", "-mask": b"mask"})
+        assert [file.name for file in files] == [f"cat-0-{number}.png", f"cat-0-{number}-mask.png"]
+        assert [file.read_bytes() for file in files] == [b"picture", b"mask"]
+    assert (tmp_path / "cat-0-mask.png").read_bytes() == b"mine"
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_folder_for_pictures_that_cannot_be_made(
+    trained: Output, subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = error_of(capsys, *request(trained, subject), "--out", str(subject))
+    assert code == 1
+    assert str(subject) in said
+    assert "--out" in said
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", str(2**63)], ["--steps", "0"], ["--steps", "many"]])
+def test_numbers_that_the_sampler_cannot_take(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        pipeline.main(["generate", "--subject", "a.png", "--word", "a", "--prompt", "a", *words])
+    assert stopped.value.code == 2
+    assert f"argument {words[0]}: takes a whole number from" in capsys.readouterr().err
 
 
 def test_generate_makes_a_picture_of_each_subject(

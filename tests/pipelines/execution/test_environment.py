@@ -22,6 +22,34 @@ def test_variables_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"http_proxy": "http://p:1"}, "localhost,127.0.0.1,::1"),
+        ({"ALL_PROXY": "socks5://p:1", "NO_PROXY": ".corp, 127.0.0.1"}, ".corp,127.0.0.1,localhost,::1"),
+        ({"HTTPS_PROXY": "p:1", "no_proxy": "a", "NO_PROXY": "b"}, "a,localhost,127.0.0.1,::1"),
+        ({"http_proxy": "p:1", "no_proxy": "*"}, "*"),
+        ({"no_proxy": "a"}, "a"),  # no proxy is set
+        ({}, None),
+    ],
+)
+def test_this_machine_is_asked_without_a_proxy(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    set_environment("micro")
+    assert os.environ.get("no_proxy") == expected
+    if "http_proxy" in given:
+        assert os.environ["NO_PROXY"] == expected
+
+
+def test_a_run_folder_that_cannot_be_written_to_gets_another_temporary_folder() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        (Path(short) / ".ray").write_text("in the way, as a read-only disk would be")
+        with temporary_folder(Path(short)) as folder:
+            assert not folder.is_relative_to(short)
+
+
 def test_temporary_files_are_removed_with_the_run() -> None:
     before = os.environ.get("RAY_TMPDIR"), tempfile.gettempdir()
     with tempfile.TemporaryDirectory(dir="/tmp") as short, temporary_folder(Path(short)) as folder:
