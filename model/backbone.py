@@ -5,6 +5,7 @@ It is loaded from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `toke
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DCon
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
-from model.errors import GenerationError, ModelError
+from model.backbone_layout import check_backbone_files
+from model.errors import BackboneError, GenerationError
+from model.pretrained import load_pretrained
 
 Family = Literal["sd", "sdxl"]
 #: The text encoders' classes, by the suffix of their folders.
@@ -24,10 +27,7 @@ _TEXT_PARTS: dict[Family, dict[str, Any]] = {
     "sd": {"": CLIPTextModel},
     "sdxl": {"": CLIPTextModel, "_2": CLIPTextModelWithProjection},
 }
-
-
-class BackboneError(ModelError):
-    """The backbone cannot be loaded, or cannot be used for what the configuration asks."""
+_LOADING_ERRORS = (OSError, ValueError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Backbone:
 
     def _token_ids(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
         encoded = tokenizer(
-            list(prompts),
+            [_composed(prompt) for prompt in prompts],
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
@@ -194,7 +194,7 @@ def load_backbone(
     *,
     encoders_only: bool = False,
 ) -> Backbone:
-    """Load a frozen base model in diffusers' layout.
+    """Load a frozen base model in diffusers' layout; a part of which only a variant is there (fp16) from that.
 
     A VAE that overflows in fp16, such as SDXL's, is loaded in fp32.
 
@@ -208,16 +208,14 @@ def load_backbone(
         BackboneError: a part is missing, damaged, of another kind, or does not fit the UNet; names the part.
     """
     location = folder_or_hub_id
+    check_backbone_files(location)
     unet = _load_unet(location, dtype, with_weights=not encoders_only)
-    vae = _load(AutoencoderKL, location, "vae", torch_dtype=dtype, use_safetensors=True)
+    vae = load_part(AutoencoderKL, location, "vae", torch_dtype=dtype)
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
     family: Family = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
     parts = _TEXT_PARTS[family]
-    encoders = [
-        _load(kind, location, f"text_encoder{suffix}", dtype=dtype, use_safetensors=True)
-        for suffix, kind in parts.items()
-    ]
+    encoders = [load_part(kind, location, f"text_encoder{suffix}", dtype=dtype) for suffix, kind in parts.items()]
     for module in (unet, vae, *encoders):
         module.eval().requires_grad_(False)
     for module in (vae, *encoders) if encoders_only else (unet, vae, *encoders):
@@ -229,7 +227,7 @@ def load_backbone(
         vae=vae,
         unet=unet,
         scheduler=getattr(diffusers, schedule["_class_name"]).from_config(schedule),
-        tokenizers=[_load(AutoTokenizer, location, f"tokenizer{suffix}") for suffix in parts],
+        tokenizers=[load_tokenizer(location, f"tokenizer{suffix}") for suffix in parts],
         text_encoders=encoders,
         family=family,
         zero_empty_prompt=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
@@ -238,7 +236,7 @@ def load_backbone(
 
 def _load_unet(location: str | Path, dtype: torch.dtype, *, with_weights: bool) -> UNet2DConditionModel:
     if with_weights:
-        return _load(UNet2DConditionModel, location, "unet", torch_dtype=dtype, use_safetensors=True)
+        return load_part(UNet2DConditionModel, location, "unet", torch_dtype=dtype)
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(_read_config(UNet2DConditionModel, location, subfolder="unet"))
 
@@ -258,12 +256,33 @@ def _check_widths(location: str | Path, unet: Any, vae: Any, encoders: Sequence[
         )
 
 
-def _load(kind: Any, location: str | Path, part: str, **options: Any) -> Any:
+def load_part(kind: Any, location: str | Path, part: str, **options: Any) -> Any:
+    """Load a part with weights, as `load_pretrained`.
+
+    Raises:
+        BackboneError: the part is missing or damaged.
+    """
     try:
-        return kind.from_pretrained(str(location), subfolder=part, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(f"backbone {location}: its {part} cannot be loaded: {reason}") from error
+        return load_pretrained(kind, location, part, **options)
+    except _LOADING_ERRORS as error:
+        raise _part_error(location, part, error) from error
+
+
+def load_tokenizer(location: str | Path, part: str = "tokenizer") -> Any:
+    """Load a tokenizer of a backbone.
+
+    Raises:
+        BackboneError: it is missing or damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(str(location), subfolder=part)
+    except _LOADING_ERRORS as error:
+        raise _part_error(location, part, error) from error
+
+
+def _part_error(location: str | Path, part: str, error: Exception) -> BackboneError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return BackboneError(f"backbone {location}: its {part} cannot be loaded: {reason}")
 
 
 def _read_config(kind: Any, location: str | Path, **options: Any) -> dict[str, Any]:
@@ -276,14 +295,15 @@ def _read_config(kind: Any, location: str | Path, **options: Any) -> dict[str, A
 def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
     """Positions in the encoded prompt (start token included) of all tokens of all occurrences of a phrase.
 
-    An occurrence consists of whole words, in upper or lower case, with any white space between them. Fast tokenizers
+    An occurrence consists of whole words, in upper or lower case, in any Unicode normal form, with any white space
+    between them. Fast tokenizers
     give each token's position in the text; with a slow one the tokens before and in each occurrence are counted, as in
     the authors' code.
 
     Raises:
         GenerationError: see `Backbone.token_positions`.
     """
-    words = phrase.split()
+    prompt, words = _composed(prompt), _composed(phrase).split()
     if not words:
         raise GenerationError("the word is empty.")
     pattern = r"(?<!\w)" + r"\s+".join(re.escape(word) for word in words) + r"(?!\w)"
@@ -297,6 +317,11 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
             f"the word {phrase!r} comes after the {tokenizer.model_max_length} tokens of the prompt that are used."
         )
     return positions
+
+
+def _composed(text: str) -> str:
+    """The text in the normal form NFC: macOS and some keyboards write "é" as two characters."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _words(prompt: str) -> list[str]:

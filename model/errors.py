@@ -8,5 +8,9 @@ class ModelError(ValueError):
     """
 
 
+class BackboneError(ModelError):
+    """The backbone cannot be loaded, or cannot be used for what the configuration asks."""
+
+
 class GenerationError(ModelError):
     """A request to the pipeline that cannot be carried out."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from model.backbone_layout import check_backbone_files
+from model.errors import BackboneError
 from pipelines.config.paths import local_paths
 from pipelines.errors import UsageError
 from pipelines.fingerprint import Ingredients, config_slice, ingredients_of
@@ -52,13 +55,22 @@ def check_files(config: Config, steps: Iterable[Step]) -> None:
     """Find out before anything runs whether the files and folders are there that the stages to run read from outside.
 
     Raises:
-        UsageError: One is not there.
+        UsageError: One is not there, or the backbone cannot be loaded from what is there.
     """
     for step in steps:
         if step.action is Action.RUN:
             for key, path in local_paths(config_slice(config, step.stage)):
                 if not path.exists():
                     raise UsageError(f"{key}: there is no file or folder {path}, which stage {step.stage.name} reads.")
+                if key == "backbone.weights":
+                    _check_backbone(path)
+
+
+def _check_backbone(path: Path) -> None:
+    try:
+        check_backbone_files(path)
+    except BackboneError as error:
+        raise UsageError(f"backbone.weights: {error}") from error
 
 
 def _step(stage: Stage, ingredients: Ingredients, store: Store, latest: Output | None, *, forced: bool) -> Step:

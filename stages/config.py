@@ -87,8 +87,9 @@ class Config:
 
     @model_validator(mode="after")
     def _judge_is_there(self) -> Config:
+        """A file instead of a folder is refused for what it is, before anything runs."""
         weights = self.backbone.weights
-        has_judge = weights is None or (Path(weights) / "judge").is_dir()
+        has_judge = weights is None or Path(weights).is_file() or (Path(weights) / "judge").is_dir()
         if self.evaluate.similarity == "judge" and not has_judge:
             raise ValueError(
                 f"evaluate.similarity=judge needs the judge of a micro backbone, which backbone.weights={weights!r} "

@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 from model.errors import ModelError
 from model.pictures.crops import square_crop
 from model.pictures.tensors import to_tensor
+from model.pretrained import load_pretrained
 
 _HALF = (0.5, 0.5, 0.5)  # default mean and std: pictures in [-1, 1]
 
@@ -252,7 +253,7 @@ def _locate(name: str, backbone_folder: str | Path | None) -> str:
 
 def _load_tower(location: str, shallow_layers: Sequence[int], dtype: torch.dtype) -> VisionTower:
     try:
-        model = AutoModel.from_pretrained(location, dtype=dtype, use_safetensors=True)
+        model = load_pretrained(AutoModel, location, dtype=dtype)
     except (OSError, ValueError) as error:
         raise ImageEncoderError(f"image encoder {location!r} cannot be loaded: {error}") from error
     mean, std = normalization(location)

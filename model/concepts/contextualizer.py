@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
+from transformers import CLIPTextModel, PreTrainedModel
 
-from model.backbone import BackboneError
+from model.backbone import load_part, load_tokenizer
+from model.backbone_layout import check_backbone_files
 from model.errors import ModelError
 from model.seeding import generator_of
 
@@ -141,14 +142,9 @@ class FrozenText:
         Raises:
             BackboneError: the folder or hub repository has none.
         """
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(backbone, subfolder="tokenizer")
-            encoder = CLIPTextModel.from_pretrained(
-                backbone, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise BackboneError(f"backbone {backbone}: its text encoder cannot be loaded: {reason}") from error
+        check_backbone_files(backbone)
+        tokenizer = load_tokenizer(backbone)
+        encoder = load_part(CLIPTextModel, backbone, "text_encoder", dtype=torch.float32)
         return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))
 
     def ids(self, prompts: Sequence[str]) -> Tensor:

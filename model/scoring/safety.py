@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from model.errors import ModelError
+from model.pretrained import load_pretrained
 from model.scoring.metrics import PictureInput
 
 _STRICTER = 0.01  # added to every margin when the picture shows one of the 3 concepts
@@ -49,8 +50,8 @@ class SafetyScorer(nn.Module):
             SafetyCheckerError: There is no checker, or only a pickled one, or its weights are incomplete.
         """
         try:
-            checker, loading = StableDiffusionSafetyChecker.from_pretrained(
-                name, subfolder="safety_checker", use_safetensors=True, output_loading_info=True
+            checker, loading = load_pretrained(
+                StableDiffusionSafetyChecker, name, "safety_checker", output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]

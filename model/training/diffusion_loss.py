@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.backbone import BackboneError
+from model.errors import BackboneError
 
 #: Bands of equal width of the noise schedule, with one curve each.
 TIMESTEP_BANDS = 4

@@ -15,6 +15,7 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
 
 from stages.serve.config import ServeConfig
 from stages.serve.form import RequestError, read_form
@@ -35,6 +36,12 @@ async def _error_response(_: Request, error: RequestError) -> JSONResponse:
     return JSONResponse({"error": error.message}, error.status, headers)
 
 
+@web.exception_handler(HTTPException)
+async def _no_such_address(request: Request, error: HTTPException) -> JSONResponse:
+    message = f"There is no {request.method} {request.url.path}; there are GET /, GET /health and POST /generate."
+    return JSONResponse({"error": message}, error.status_code, error.headers)
+
+
 @serve.deployment
 @serve.ingress(web)
 class Front:
@@ -46,12 +53,12 @@ class Front:
         self.settings = settings
         self.page = (Path(__file__).parent / "page.html").read_text().replace("{{ model }}", model)
 
-    @web.get("/")
+    @web.api_route("/", methods=["GET", "HEAD"])
     async def index(self) -> HTMLResponse:
         """A page with the form."""
         return HTMLResponse(self.page)
 
-    @web.get("/health")
+    @web.api_route("/health", methods=["GET", "HEAD"])
     async def health(self) -> JSONResponse:
         """200 while a painter answers, or is busy painting."""
         try:
@@ -69,7 +76,7 @@ class Front:
         With `Accept: application/json` both, in base64.
         """
         answer = await self._paint(await read_form(request, self.settings))
-        if "application/json" in request.headers.get("accept", ""):
+        if "application/json" in request.headers.get("accept", "").lower():
             pictures = {"picture": answer.picture, "mask": answer.mask}
             return JSONResponse({name: base64.b64encode(png).decode() for name, png in pictures.items()})
         return Response(answer.mask if mask else answer.picture, media_type="image/png")

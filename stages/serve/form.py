@@ -9,6 +9,7 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from model.files import TextError, decode_text
 from stages.serve.config import ServeConfig
 
 FIELDS = ("subject", "word", "prompt", "seed", "steps")
@@ -34,11 +35,11 @@ async def read_form(request: Request, settings: ServeConfig) -> dict[str, Any]:
     Raises:
         RequestError: 413 too large, 415 no multipart form, 422 a field is missing, unknown or invalid.
     """
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise RequestError(415, f"Send a multipart form with the fields {', '.join(FIELDS)} (curl: -F).")
     body = _limited_body(request, settings.max_picture_bytes)
     try:
-        form = await MultiPartParser(request.headers, body, max_files=1, max_fields=len(FIELDS)).parse()
+        form = await MultiPartParser(request.headers, body, max_files=len(FIELDS), max_fields=len(FIELDS)).parse()
     except (MultiPartException, KeyError) as error:
         reason = getattr(error, "message", "it has no boundary").rstrip(".")
         raise RequestError(422, f"The multipart form cannot be read: {reason}.") from error
@@ -71,24 +72,31 @@ async def _fields(form: FormData, settings: ServeConfig) -> dict[str, Any]:
     picture = await subject.read()
     if len(picture) > settings.max_picture_bytes:
         raise _too_large(settings.max_picture_bytes)
-    fields: dict[str, Any] = {"subject": picture, "word": _text(form, "word"), "prompt": _text(form, "prompt")}
+    fields: dict[str, Any] = {"subject": picture}
+    for name in ("word", "prompt"):
+        fields[name] = await _text(form, name)
+        if not fields[name]:
+            raise RequestError(422, f"The field {name!r} is missing or empty.")
     for name, low, high in (("seed", 0, _MAX_SEED), ("steps", 1, settings.max_steps)):
-        if form.get(name):
-            fields[name] = _integer(form, name, low, high)
+        if text := await _text(form, name):
+            fields[name] = _integer(text, name, low, high)
     return fields
 
 
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise RequestError(422, f"The field {name!r} is missing or empty.")
+async def _text(form: FormData, name: str) -> str:
+    """A field's text; "" without the field. Browsers' `Blob`s and some clients send text as a file."""
+    value = form.get(name, "")
+    if isinstance(value, UploadFile):
+        try:
+            value = decode_text(await value.read())
+        except TextError as error:
+            raise RequestError(422, f"The field {name!r} must be text in UTF-8: {error}.") from error
     if len(value) > _MAX_PROMPT_CHARACTERS:
         raise RequestError(422, f"The field {name!r} has {len(value)} characters; at most {_MAX_PROMPT_CHARACTERS}.")
     return value.strip()
 
 
-def _integer(form: FormData, name: str, low: int, high: int) -> int:
-    value = form[name]
-    if not isinstance(value, str) or not value.strip().isdecimal() or not low <= int(value) <= high:
+def _integer(text: str, name: str, low: int, high: int) -> int:
+    if not text.isdecimal() or not low <= int(text) <= high:
         raise RequestError(422, f"The field {name!r} must be a whole number from {low} to {high}.")
-    return int(value)
+    return int(text)

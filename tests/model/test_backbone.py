@@ -9,8 +9,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.backbone import Backbone, BackboneError, load_backbone, token_positions
-from model.errors import GenerationError
+from model.backbone import Backbone, load_backbone, token_positions
+from model.errors import BackboneError, GenerationError
 from tests.support.tiny_models import RESOLUTION, build_clip_tokenizer
 
 TOKENIZER = build_clip_tokenizer()
@@ -42,6 +42,8 @@ def tokens_at(prompt: str, positions: list[int]) -> str:
         ("a cats cat", "cat", [5]),
         ("a cat  in a hat", "cat in", [2, 3]),
         ("a [v] cat", "[v] cat", [2, 3, 4, 5]),
+        ("a c\u0327at in", "\u00e7at", [2, 3, 4, 5]),  # "ç" decomposed, and composed
+        ("a \u00e7at in", "c\u0327at", [2, 3, 4, 5]),
     ],
 )
 def test_token_positions(prompt: str, phrase: str, expected: list[int]) -> None:

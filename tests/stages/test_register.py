@@ -22,6 +22,8 @@ from model.adapters.adapter import VisualAdapter
 from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.checksums import DamagedArtifactError, folder_checksums, verify_checksums
+from pipelines.config.loading import config_from_dict, load_config
+from pipelines.errors import UsageError
 from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Store
 from stages.config import Config
@@ -138,6 +140,7 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     adapter = write_random_adapter(tmp_path / "adapter", backbone, method=method)
     config = Config()
     settings = {
+        "adapter": "fingerprint",
         "backbone": None,  # among the artifacts
         "dtype": "float32",
         "loading": loading_options(config.backbone),
@@ -185,6 +188,20 @@ def test_versions_and_their_champion(registry: Registry) -> None:
     champion = registry.client.get_model_version_by_alias("five-versions", "champion")
     assert champion.version == 5
     assert champion.tags["lineage.train_adapter"] == "train_adapter"  # a folder without a manifest, by its name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["realword-v1.0", "модель", "7", "-a.b-_c", "x" * 200])
+def test_every_name_that_the_configuration_takes_can_be_registered(registry: Registry, name: str) -> None:
+    assert load_config("micro", [f"register.model_name={name}"]).register.model_name == name
+    registered, _ = registry.register(0.6, register={"model_name": name})
+    assert registered["uri"] == f"models:/{name}/1"
+
+
+@pytest.mark.parametrize("name", ["team/mug", "mug 50%", "a:b", ".hidden", "..", 'a"b', "a'b", "", "x" * 201, "a\n"])
+def test_other_names_are_refused_with_the_configuration(name: str) -> None:
+    with pytest.raises(UsageError, match=r"register\.model_name takes a name of letters"):
+        config_from_dict({"register": {"model_name": name}})
 
 
 _ELSEWHERE = """

@@ -158,6 +158,8 @@ def test_a_request_is_answered_with_a_picture(server: Server) -> None:
     answer = server.ask()
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+    made = json.loads(Image.open(io.BytesIO(answer.content)).info["realword"])
+    assert (made["model"], made["adapter"], made["word"]) == ("realword-micro version 1", "train_adapter", "mug")
     assert server.ask(seed=0).content == answer.content
     assert server.ask(seed=1).content != answer.content
 
@@ -181,6 +183,8 @@ def test_page_and_health(server: Server) -> None:
     assert not re.search(r"(src|href)=\"", page)
     health = requests.get(f"{server.address}/health", timeout=30)
     assert health.json() == {"status": "ready", "model": "realword-micro version 1"}
+    for path in ("/", "/health"):
+        assert requests.head(f"{server.address}{path}", timeout=30).status_code == 200  # as load balancers ask
 
 
 @pytest.mark.slow
@@ -196,8 +200,11 @@ def test_invalid_requests_are_refused_with_the_reason(server: Server) -> None:
     assert server.refusal(steps=1001)[0] == 422
     plain = requests.post(f"{server.address}/generate", json={"word": "mug"}, timeout=30)
     assert (plain.status_code, "multipart form" in plain.json()["error"]) == (415, True)
-    assert requests.get(f"{server.address}/generate", timeout=30).status_code == 405
-    assert requests.get(f"{server.address}/nowhere", timeout=30).status_code == 404
+    for status, answer in (
+        (405, requests.get(f"{server.address}/generate", timeout=30)),
+        (404, requests.post(f"{server.address}/v1/images/edits", timeout=30)),
+    ):
+        assert (answer.status_code, "POST /generate" in answer.json()["error"]) == (status, True)
     assert server.ask().status_code == 200
 
 

@@ -83,6 +83,16 @@ def test_a_large_picture_and_an_endless_body_are_refused() -> None:
     assert error.value.status == 413
 
 
+def test_text_may_come_as_a_file() -> None:
+    part = '--x\r\nContent-Disposition: form-data; name="{}"; filename="blob"\r\nContent-Type: text/plain\r\n\r\n{}\r\n'
+    values = {"word": "mug", "prompt": "a mug of café\n", "seed": "7", "subject": "picture"}
+    form = "".join(part.format(*item) for item in values.items()) + "--x--\r\n"
+    read = read_body([form.encode()], "Multipart/Form-Data; Boundary=x")
+    assert read == {"word": "mug", "prompt": "a mug of café", "seed": 7, "subject": b"picture"}
+    with pytest.raises(RequestError, match="'prompt' must be text in UTF-8"):
+        read_body([form.encode("latin-1")], "multipart/form-data; boundary=x")
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),
     [

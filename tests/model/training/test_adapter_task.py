@@ -13,7 +13,7 @@ from torch import Tensor
 from model.adapters.adaptive_scoring import ScoreFusion
 from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
-from model.backbone import BackboneError
+from model.errors import BackboneError
 from model.methods.names import MethodName
 from model.methods.registry import load_adapter
 from model.pictures.crops import crop_reference, square_crop

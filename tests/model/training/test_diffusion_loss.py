@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from model.backbone import BackboneError
+from model.errors import BackboneError
 from model.training.diffusion_loss import diffusion_target, group_means, min_snr_weights, timestep_bands
 
 

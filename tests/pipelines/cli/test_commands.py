@@ -126,6 +126,18 @@ def test_a_folder_that_is_not_there_is_found_before_anything_runs(
     assert not (tmp_path / "run" / "stages").exists()
 
 
+def test_a_backbone_that_is_no_folder_is_found_before_anything_runs(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "civitai.safetensors"
+    weights.write_bytes(b"GGUF")
+    words = ["--stage", "contextualizer", "--set", f"backbone.weights={weights}"]
+    code, message = error_of(capsys, "run", "--set", folder, *words)
+    assert code == 2
+    assert message.startswith(f"backbone.weights: backbone {weights}: this is a quantized model in GGUF; ")
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 @pytest.mark.parametrize("command", ["status", "report", "serve"])
 def test_before_the_first_run(command: str, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = error_of(capsys, command, "--set", folder)

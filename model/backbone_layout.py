@@ -1,0 +1,117 @@
+"""The files of a backbone in diffusers' layout, checked before anything is loaded. Imports no torch.
+
+Models come in several forms: with all files, with those of a variant only (`*.fp16.safetensors`), with pickled weights,
+as one file, half downloaded. What can be loaded is loaded; the rest is named for what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint_files import CONVERTIBLE, describe_file, safetensors_damage
+from model.errors import BackboneError
+from model.files import TextError, read_text
+from model.pretrained import WEIGHTS_FILE, weights_variants
+
+_PARTS_WITH_WEIGHTS = ("unet", "vae", "text_encoder")
+_FILES = {
+    **{part: "config.json" for part in (*_PARTS_WITH_WEIGHTS, "text_encoder_2")},
+    "tokenizer": "tokenizer_config.json",
+    "tokenizer_2": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+
+
+def check_backbone_files(location: str | Path) -> None:
+    """Check what is at a local location; other locations (hub ids) are left to the hub.
+
+    Raises:
+        BackboneError: It is a file, or a folder that is no backbone; says what it is, and what to do.
+    """
+    place = Path(location)
+    if place.is_file():
+        raise BackboneError(f"backbone {place}: this is {describe_file(place)}; {_advice(place)}.")
+    if place.is_dir():
+        _check_folder(place)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "unet").is_dir():
+        raise BackboneError(f"backbone {folder}: {_other_folder(folder)}.")
+    is_xl = _read_config(folder / "unet" / "config.json").get("addition_embed_type") == "text_time"
+    for part, name in _FILES.items():
+        if part.endswith("_2") and not is_xl:
+            continue
+        if not (folder / part / name).is_file():
+            what = "there is no" if not (folder / part / name).is_symlink() else "there is only a broken link for"
+            raise BackboneError(f"backbone {folder}: {what} {part}/{name}; download the whole model.")
+    for part in (*_PARTS_WITH_WEIGHTS, *(["text_encoder_2"] if is_xl else [])):
+        _check_weights(folder, part)
+
+
+def _check_weights(folder: Path, part: str) -> None:
+    variant = weights_variants(folder, part)[0]  # the one that is loaded; other files may be damaged
+    found = {file: WEIGHTS_FILE.fullmatch(file.name) for file in sorted((folder / part).iterdir())}
+    files = [file for file, match in found.items() if match and match["variant"] == variant]
+    if not files:
+        others = [file.name for file in (folder / part).iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
+        if others:
+            raise BackboneError(
+                f"backbone {folder}: {part} has only pickled weights ({min(others)}), which can run code when they are "
+                "loaded; download the safetensors files, or convert the model with diffusers' save_pretrained."
+            )
+        raise BackboneError(f"backbone {folder}: {part} has no weights (*.safetensors); download the whole model.")
+    for file in files:
+        damage = safetensors_damage(file) if file.is_file() else "is a broken link"
+        if damage:
+            raise BackboneError(f"backbone {folder}: {part}/{file.name} {damage}; download it again.")
+    for name in _missing_shards(folder / part, {file.name for file in files}):
+        raise BackboneError(f"backbone {folder}: {part}/{name} is missing; download the whole model.")
+
+
+def _missing_shards(folder: Path, found: set[str]) -> Iterator[str]:
+    for index in folder.glob("*.safetensors.index*.json"):
+        variant = weights_variants(folder.parent, folder.name)[0]
+        if index.name.endswith(f".index.{variant}.json" if variant else ".safetensors.index.json"):
+            yield from sorted(set(_read_config(index).get("weight_map", {}).values()) - found)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(read_text(file))
+    except FileNotFoundError as error:
+        raise BackboneError(f"backbone: there is no {file}; download the whole model.") from error
+    except (OSError, ValueError, TextError) as error:
+        raise BackboneError(f"backbone: {file} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BackboneError(f"backbone: {file} holds no JSON object.")
+    return config
+
+
+def _other_folder(folder: Path) -> str:
+    """What a folder without a UNet is, and what to do."""
+    inner = [path.parent for path in sorted(folder.glob("*/unet")) + sorted(folder.glob("snapshots/*/unet"))]
+    if inner:
+        return f"this is no model itself, but it holds one: give {inner[0]}"
+    if (folder / "transformer").is_dir():
+        return "this is a model with a transformer, such as Flux or Stable Diffusion 3; one with a UNet is needed"
+    if (folder / "adapter_config.json").is_file() or (folder / "pytorch_lora_weights.safetensors").is_file():
+        return "this is a LoRA; give the model that it was made for"
+    if (folder / "config.json").is_file():
+        return f"this is one part of a model; give the folder above it, {folder.parent}"
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.ckpt")]):
+        return f"this folder holds {file.name}, {describe_file(file)}; {_advice(file)}"
+    return "this folder is not in diffusers' layout: there is no unet/; give the folder that model_index.json is in"
+
+
+def _advice(file: Path) -> str:
+    pipeline = CONVERTIBLE.get(describe_file(file))
+    if pipeline is None:
+        return "a folder in diffusers' layout is needed, with unet/, vae/ and the other parts"
+    return (
+        "convert it to diffusers' layout with "
+        f'diffusers.{pipeline}.from_single_file("{file}").save_pretrained("FOLDER") and give that folder'
+    )
