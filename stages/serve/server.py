@@ -28,6 +28,7 @@ from stages.ray_tools.cluster import local_cluster
 from stages.serve.config import ServeConfig
 from stages.serve.registry import load_champion
 
+_APP = "realword"
 _START_SECONDS = 60
 
 
@@ -56,13 +57,13 @@ def run_server(config: Config, tracking_uri: str | None, run_folder: Path) -> No
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None}, logging_config=quiet
         )
         try:
-            serve.run(build_app(champion, settings), name="realword", logging_config=quiet)
+            serve.run(build_app(champion, settings), name=_APP, logging_config=quiet)
             address = _wait_until_ready(settings)
             print(f"Serving {champion.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
             print(f"  {example(address, run_folder)}", flush=True)
             signal.pause()
         finally:
-            serve.shutdown()
+            serve.delete(_APP)  # pictures that are being painted are finished; Ray itself ends after that
 
 
 def check_address(settings: ServeConfig) -> None:
