@@ -16,6 +16,8 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+#: Any of these marks, once decoded.
+BYTE_ORDER_MARK = "\ufeff"
 
 
 class TextError(ModelError):
@@ -40,7 +42,7 @@ def visible_entries(folder: Path, pattern: str = "*") -> Iterator[Path]:
 
 
 def decode_text(data: bytes) -> str:
-    """Text by its byte order mark, which is dropped; UTF-8 without one.
+    """Text by its byte order mark, which is dropped, also when there are two; UTF-8 without one.
 
     Raises:
         TextError: The bytes are in another encoding, or the text is damaged (see `text_damage`).
@@ -54,7 +56,15 @@ def decode_text(data: bytes) -> str:
         ) from error
     if damage := text_damage(text):
         raise TextError(damage)
-    return text
+    return text.lstrip(BYTE_ORDER_MARK)
+
+
+def decode_with_losses(data: bytes) -> str:
+    """As `decode_text`; of damaged text what can be read, in which `text_damage` finds the damage."""
+    try:
+        return decode_text(data)
+    except TextError:
+        return data.decode("utf-8", "replace")
 
 
 def read_text(file: Path) -> str:

@@ -20,6 +20,7 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from model.errors import ModelError
+from model.files import read_text
 from model.pictures.crops import square_crop
 from model.pictures.tensors import to_tensor
 from model.pretrained import load_pretrained
@@ -261,9 +262,16 @@ def _load_tower(location: str, shallow_layers: Sequence[int], dtype: torch.dtype
 
 
 def normalization(location: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std from `preprocessor_config.json`; 0.5 and 0.5 for an encoder without one, such as the micro one."""
+    """Mean and std from `preprocessor_config.json`; 0.5 and 0.5 for an encoder without one, such as the micro one.
+
+    Raises:
+        ImageEncoderError, TextError: The file is damaged.
+    """
     path = cached_file(location, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     if path is None:
         return _HALF, _HALF
-    settings = json.loads(Path(path).read_text())
+    try:
+        settings = json.loads(read_text(Path(path)))
+    except json.JSONDecodeError as error:
+        raise ImageEncoderError(f"{path} is no JSON: {error}") from error
     return settings.get("image_mean", _HALF), settings.get("image_std", _HALF)

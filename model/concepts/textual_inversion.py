@@ -35,6 +35,7 @@ from model.concepts.contextualizer import (
     mlm_loss,
 )
 from model.errors import ModelError
+from model.files import TextError, read_text
 from model.seeding import generator_of
 from model.training.diffusion_loss import diffusion_target
 from model.training.precision import mixed_precision
@@ -218,12 +219,12 @@ def load_concept(backbone: Backbone, folder: Path) -> str:
         ConceptError: the folder has no concept, a damaged one, or one of another text encoder.
     """
     try:
-        description = json.loads((folder / _DESCRIPTION).read_text())
+        description = json.loads(read_text(folder / _DESCRIPTION))
         placeholder, word = str(description["placeholder"]), str(description["word"])
         state = load_file(folder / _WEIGHTS)
     except OSError as error:
         raise ConceptError(f"{folder} has no concept: {error.strerror} ({error.filename}).") from error
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+    except (json.JSONDecodeError, TextError, KeyError, TypeError, SafetensorError) as error:
         raise ConceptError(f"the concept {folder} is damaged: {error}.") from error
     keys = _SDXL_KEYS if backbone.family == "sdxl" else (placeholder,)
     for key, tokenizer, encoder in zip(keys, backbone.tokenizers, backbone.text_encoders, strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.files import TextError, read_text
 from model.microworld.captions import BACKGROUND_PHRASES
 from model.pictures.decoding import PictureError, is_picture_file, load_picture
 from prompts.dreambench import dreambench_prompts
@@ -58,8 +59,10 @@ def _read_listing(folder: Path) -> list[tuple[str, str, list[Path]]]:
     try:
         return [
             (entry["subject"], entry["word"], [folder / name for name in entry["pictures"]])
-            for entry in json.loads(listing.read_text())
+            for entry in json.loads(read_text(listing))
         ]
+    except TextError as error:
+        raise StageError(str(error)) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         needed = '{"subject": ..., "word": ..., "pictures": [...]}'
         raise StageError(f"{listing} must be a list with {needed} for each subject ({error}).") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from model.files import text_damage
 from model.pictures.decoding import PictureError
 from stages.contract import Reporter
 from stages.data.datasets import PartWriter
@@ -84,8 +85,11 @@ def adopt_row(row: ForeignRow) -> dict[str, Any]:
     if row.picture is None:
         errors = (_text(row, name) for name in ("status", "error_message"))
         return _rejection(row, "no_picture", ": ".join(error for error in errors if error) or "null")
-    if not (_caption(row) or "").strip():
-        return _rejection(row, "no_caption", "null" if _caption(row) is None else "blank")
+    caption = _caption(row)
+    if not (caption or "").strip():
+        return _rejection(row, "no_caption", "null" if caption is None else "blank")
+    if damage := text_damage(caption or ""):
+        return _rejection(row, "caption_encoding", f"not UTF-8, or damaged before: {damage}")
     try:
         picture, (width, height) = upright_jpeg(row.picture)
     except PictureError as error:
@@ -93,13 +97,13 @@ def adopt_row(row: ForeignRow) -> dict[str, Any]:
     sizes = {"width": width, "height": height}
     originals = {f"original_{name}": _side(row, f"original_{name}") or size for name, size in sizes.items()}
     scores = {ours: _number(row, SPELLINGS[ours]) for ours in LAION_SCORES.values()}
-    language = _first_text(row, SPELLINGS["language"])
+    language = _sound(_first_text(row, SPELLINGS["language"]))
     return _head(row) | {"picture": picture} | sizes | originals | scores | {"language": language}
 
 
 def _head(row: ForeignRow) -> dict[str, Any]:
-    """Id, URL and caption. A row without a URL has its file and its number in the file instead."""
-    url, caption = _first_text(row, SPELLINGS["url"]) or row.origin, _caption(row)
+    """Id, URL and caption. A row without a sound URL has its file and its number in the file instead."""
+    url, caption = _sound(_first_text(row, SPELLINGS["url"])) or row.origin, _caption(row)
     return {"sample_id": content_id(url, caption or ""), "url": url, "caption": caption}
 
 
@@ -120,11 +124,22 @@ def _text(row: ForeignRow, name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _sound(text: str | None) -> str | None:
+    return None if text is None or text_damage(text) else text
+
+
 def _number(row: ForeignRow, names: Iterable[str]) -> float | None:
-    values = (row.fields.get(name) for name in names)
-    return next((float(v) for v in values if isinstance(v, int | float) and abs(v) <= _LARGEST_SCORE), None)
+    """The first column that holds a number, as a number or as text."""
+    for name in names:
+        try:
+            number = float(row.fields.get(name))  # type: ignore[arg-type]  # any value of another tool
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if abs(number) <= _LARGEST_SCORE:
+            return number
+    return None
 
 
 def _side(row: ForeignRow, name: str) -> int | None:
-    value = row.fields.get(name)
-    return int(value) if isinstance(value, int | float) and 1 <= value <= _LARGEST_SIDE else None
+    side = _number(row, [name])
+    return int(side) if side is not None and 1 <= side <= _LARGEST_SIDE else None

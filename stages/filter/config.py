@@ -59,12 +59,24 @@ class FilterConfig:
     max_aspect_ratio: Annotated[float, Ge(1)] | None = 2.0
     """Longer side over shorter side."""
     min_caption_words: NonNegativeInt | None = 3
+    """In scripts without spaces, such as Chinese, Japanese and Thai, each letter counts as a word."""
     max_caption_characters: PositiveInt | None = 1000
     caption_script: Text | None = None
-    """Unicode's name, such as LATIN or HAN, of at least half of a caption's letters."""
+    """Unicode's name, such as Latin or Han, of at least half of a caption's letters; Jpan and Kore mix scripts."""
     languages: Annotated[list[Text], MinLen(1)] | None = None
-    """Such as [en], by the metadata's column LANGUAGE."""
+    """Such as [en], by the metadata's column LANGUAGE; "en" is also "en-US"."""
     min_contrast: NonNegativeFloat | None = 4.0
     """Standard deviation of a coarse grid's colours, of 255; less is a single colour."""
     drop_duplicates: bool = True
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+    @model_validator(mode="after")
+    def _script_is_known(self) -> FilterConfig:
+        if self.caption_script is not None:
+            from stages.filter.scripts import find_script  # here, because its tables take time
+
+            try:
+                find_script(self.caption_script)
+            except ValueError as error:
+                raise ValueError(f"caption_script: {error}") from error
+        return self

@@ -18,20 +18,32 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from model.files import decode_with_losses, text_damage
 from model.pictures.decoding import PICTURE_SUFFIXES
 from stages.contract import StageError
+from stages.data.arrow_types import (
+    as_bytes,
+    as_text,
+    can_be_bytes,
+    can_be_text,
+    column_key,
+    is_list_of_bytes,
+    plain,
+    plain_type,
+)
 from stages.data.schemas import SPELLINGS
 
 #: Names of the picture column, when more than one column holds bytes, and suffixes of the members of a tar file.
 PICTURE_NAMES = ("image", *(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES), "picture", "img")
 CAPTION_NAMES = (*SPELLINGS["caption"], "txt")
+_TEXT_NAMES = {*CAPTION_NAMES, *SPELLINGS["url"], *SPELLINGS["language"], "status", "error_message"}
 MAX_MEMBER_BYTES = 100_000_000  # larger members of a tar file are not read
 _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20  # of a column; a row group may be gigabytes
 _BLOCK = tarfile.BLOCKSIZE
+_ARROW_FILE = b"ARROW1"  # at its start; a stream has none
 _ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, KeyError)  # that damaged files cause
 
 
@@ -46,7 +58,8 @@ class ForeignRow:
     Attributes:
         origin: The file, and the row's key or number: "00000.tar#000000017".
         picture: The encoded picture, if there is one.
-        fields: The other columns, by their names in lower case. Text is valid Unicode.
+        fields: The other columns, by their names in lower case. Text is valid Unicode; what could not be decoded shows
+            in it (`model.files.text_damage`).
     """
 
     origin: str
@@ -111,35 +124,33 @@ def _check_columns(files: Iterable[Path], pattern: str) -> None:
 
 
 def picture_column(schema: pa.Schema) -> str | None:
-    """The column of encoded pictures: bytes, or Hugging Face's {bytes, path}."""
-    found = [field.name for field in schema if _holds_bytes(field.type)]
-    named = [name for usual in PICTURE_NAMES for name in found if name.lower() == usual]
-    return named[0] if named else (found[0] if len(found) == 1 else None)
+    """The column of encoded pictures: bytes, or Hugging Face's {bytes, path}.
+
+    Without a usual name it is the only column of such a type; byte strings of fixed length, which are mostly hashes,
+    and lists of numbers count only if there is no other.
+    """
+    found = [field for field in schema if can_be_bytes(field.type) and column_key(field.name) not in _TEXT_NAMES]
+    named = [field for usual in PICTURE_NAMES for field in found if column_key(field.name) == usual]
+    likely = [field for field in found if not _is_rarely_a_picture(plain_type(field.type))]
+    if named:
+        return named[0].name
+    return next((group[0].name for group in (likely, found) if len(group) == 1), None)
+
+
+def _is_rarely_a_picture(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_binary(kind) or is_list_of_bytes(kind)
 
 
 def caption_column(schema: pa.Schema) -> str | None:
     """The column of captions."""
-    return next(
-        (field.name for usual in CAPTION_NAMES for field in schema if field.name.lower() == usual and _is_text(field)),
-        None,
-    )
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_text(field: pa.Field) -> bool:
-    return pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    texts = [field.name for field in schema if can_be_text(field.type)]
+    return next((name for usual in CAPTION_NAMES for name in texts if column_key(name) == usual), None)
 
 
 def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
     """The rows of a webdataset: consecutive members whose names agree up to the first dot after the folder."""
     try:
-        with tarfile.open(file, "r:", encoding="utf-8", errors="replace") as archive:
+        with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as archive:
             key, parts = "", dict[str, bytes]()
             for member_key, suffix, data in _tar_members(archive):
                 if member_key != key:
@@ -161,7 +172,8 @@ def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
     """Key, suffix and content of the regular files; the content of one that is too large is empty."""
     for member in archive:
-        folder, slash, base = member.name.rpartition("/")
+        name = member.name.encode("utf-8", "backslashreplace").decode()  # names in other encodings stay different
+        folder, slash, base = name.rpartition("/")
         stem, dot, suffix = base.partition(".")
         if member.isreg() and dot:
             stream = archive.extractfile(member)
@@ -171,15 +183,26 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
 
 def _tar_row(origin: str, parts: Mapping[str, bytes]) -> ForeignRow:
     fields: dict[str, Any] = {}
+    text = _json_text(parts.get("json", b"{}"))
     try:
-        content = json.loads(parts.get("json", b"{}"))
-        fields = {str(key).lower(): _unicode(value) for key, value in content.items()}
+        fields = {column_key(str(key)): _sound_text(value) for key, value in json.loads(text).items()}
     except (ValueError, AttributeError, RecursionError):
-        pass  # the picture and the caption do not depend on it
+        if text_damage(text):
+            fields[CAPTION_NAMES[0]] = text  # in Shift-JIS a quote or a backslash may be half a letter
     if "txt" in parts:
-        fields[CAPTION_NAMES[0]] = _unicode(parts["txt"])  # replaces a caption in the JSON
+        fields[CAPTION_NAMES[0]] = decode_with_losses(parts["txt"])  # replaces a caption in the JSON
     picture = next((parts[suffix] for suffix in PICTURE_NAMES if suffix in parts), None)
     return ForeignRow(origin=origin, picture=picture, fields=fields)
+
+
+def _json_text(data: bytes) -> str:
+    """JSON by its first bytes (RFC 4627), which need no byte order mark."""
+    return data.decode(json.detect_encoding(data), "replace")
+
+
+def _sound_text(value: Any) -> Any:
+    """A value of JSON, whose text may hold lone surrogates."""
+    return decode_with_losses(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else value
 
 
 def read_parquet(file: Path, name: str) -> Iterator[ForeignRow]:
@@ -187,65 +210,68 @@ def read_parquet(file: Path, name: str) -> Iterator[ForeignRow]:
     try:
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
             wanted = _wanted(parquet.schema_arrow)
-            yield from _table_rows(parquet.iter_batches(_ROWS_AT_ONCE, columns=wanted), parquet.schema_arrow, name)
+            batches = (
+                batch
+                for group in range(parquet.num_row_groups)  # pyarrow cannot join nested dictionaries of row groups
+                for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=wanted)
+            )
+            yield from _table_rows(batches, parquet.schema_arrow, name)
     except _ERRORS as error:
         raise DamagedFileError(_words(error)) from error
 
 
 def read_arrow(file: Path, name: str) -> Iterator[ForeignRow]:
-    """The rows of an Arrow stream. The file is memory-mapped."""
+    """The rows of an Arrow stream or an Arrow file. It is memory-mapped."""
     try:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-            wanted = _wanted(stream.schema)
+        with pa.memory_map(str(file)) as source:
+            schema, batches = _open_arrow(source)
+            wanted = _wanted(schema)
             pieces = (
                 batch.slice(start, _ROWS_AT_ONCE).select(wanted)
-                for batch in stream
+                for batch in batches
                 for start in range(0, batch.num_rows, _ROWS_AT_ONCE)
             )
-            yield from _table_rows(pieces, stream.schema, name)
+            yield from _table_rows(pieces, schema, name)
     except _ERRORS as error:
         raise DamagedFileError(_words(error)) from error
 
 
+def _open_arrow(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Schema and batches of a stream, as `datasets` writes it, or of a file with random access, as Polars does."""
+    magic = source.read(len(_ARROW_FILE))
+    source.seek(0)
+    if magic != _ARROW_FILE:
+        stream = pa.ipc.open_stream(source)
+        return stream.schema, iter(stream)
+    file = pa.ipc.open_file(source)
+    return file.schema, map(file.get_batch, range(file.num_record_batches))
+
+
 def _arrow_schema(file: Path) -> pa.Schema:
-    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-        return stream.schema
+    with pa.memory_map(str(file)) as source:
+        return _open_arrow(source)[0]
 
 
 def _wanted(schema: pa.Schema) -> list[str]:
     """The columns to read. Columns that another tool has added are ignored."""
     usual = {*CAPTION_NAMES, *(name for names in SPELLINGS.values() for name in names)}
     usual |= {"original_width", "original_height", "status", "error_message"}
-    return [name for name in schema.names if name.lower() in usual or name == picture_column(schema)]
+    return [name for name in schema.names if column_key(name) in usual or name == picture_column(schema)]
 
 
 def _table_rows(batches: Iterable[pa.RecordBatch], schema: pa.Schema, name: str) -> Iterator[ForeignRow]:
     pictures, number = picture_column(schema), 0
     for batch in batches:
-        columns = {column: _values(batch[column]) for column in batch.schema.names}
+        columns = {column_key(column): _values(batch[column]) for column in batch.schema.names if column != pictures}
+        encoded = [None] * batch.num_rows if pictures is None else as_bytes(batch[pictures]).to_pylist()
         for row in range(batch.num_rows):
-            fields = {column.lower(): columns[column][row] for column in columns if column != pictures}
-            picture = None if pictures is None else columns[pictures][row]
-            yield ForeignRow(origin=f"{name}#{number}", picture=picture, fields=fields)
+            fields = {column: values[row] for column, values in columns.items()}
+            yield ForeignRow(origin=f"{name}#{number}", picture=encoded[row], fields=fields)
             number += 1
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """Python values. Invalid UTF-8, for which neither Parquet nor Arrow checks, is replaced."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return [_unicode(value) for value in column.cast(pa.large_binary()).to_pylist()]
-    if pa.types.is_struct(column.type):  # Hugging Face's image; one that has only a path is not read
-        return pc.struct_field(column, "bytes").to_pylist()
-    return column.to_pylist()
-
-
-def _unicode(value: Any) -> Any:
-    """Text that can be stored; invalid UTF-8 and the lone surrogates of JSON are replaced."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return (as_text(column) if can_be_text(column.type) else plain(column)).to_pylist()
 
 
 def _words(error: BaseException) -> str:

@@ -8,7 +8,7 @@ cannot become samples (`stages/filter/adoption.py`) are rejected before all rule
 from __future__ import annotations
 
 import math
-import unicodedata
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from model.pictures.decoding import PictureError
+from stages.data.languages import language_pattern
 from stages.data.schemas import LAION_SCORES
 from stages.filter.candidate import Candidate
 from stages.filter.config import FilterConfig
+from stages.filter.scripts import count_words, letters_in
 
 _SCRIPT_CHARACTERS = 1000  # of a caption determine its script
 
@@ -63,7 +65,7 @@ def _aspect_ratio(candidate: Candidate, limit: float) -> str | None:
 
 
 def _caption_words(candidate: Candidate, limit: int) -> str | None:
-    words = len(candidate.row["caption"].split())
+    words = count_words(candidate.row["caption"])
     return f"{words} < {limit}" if words < limit else None
 
 
@@ -73,16 +75,15 @@ def _caption_characters(candidate: Candidate, limit: int) -> str | None:
 
 
 def _caption_script(candidate: Candidate, script: str) -> str | None:
-    """Reject when fewer than half of the letters belong to the script, by their Unicode names ("LATIN SMALL ...")."""
-    letters = [character for character in candidate.row["caption"][:_SCRIPT_CHARACTERS] if character.isalpha()]
-    own = sum(unicodedata.name(letter, "").startswith(f"{script.upper()} ") for letter in letters)
-    return f"{own} of {len(letters)} letters are {script}" if 2 * own < len(letters) or not letters else None
+    """Reject when fewer than half of the letters belong to the script."""
+    own, letters = letters_in(candidate.row["caption"][:_SCRIPT_CHARACTERS], script)
+    return f"{own} of {letters} letters are {script}" if 2 * own < letters or not letters else None
 
 
 def _language(candidate: Candidate, languages: list[str]) -> str | None:
     language = candidate.row["language"]
-    known = [name.lower() for name in languages]
-    return None if language is not None and language.lower() in known else f"{language} is not {' or '.join(known)}"
+    is_known = language is not None and re.match(language_pattern(languages), language, re.IGNORECASE)
+    return None if is_known else f"{language} is not {' or '.join(name.lower() for name in languages)}"
 
 
 def _undecodable(candidate: Candidate, _: Any) -> str | None:
@@ -172,6 +173,7 @@ PICTURE_RULES: tuple[Rule, ...] = (
 _ADOPTION_REASONS = {
     "no_picture": "the row has no picture",
     "no_caption": "the row has no caption",
+    "caption_encoding": "the caption is not UTF-8, or was damaged before",
     "unreadable": "the rest of a damaged file, as one row",
 }
 _ID_REASONS = {"duplicate_id": "the id of an earlier sample"}

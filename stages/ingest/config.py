@@ -30,7 +30,7 @@ class IngestConfig:
     min_aesthetic: float | None = None
     """Rows with a lower score are not downloaded; rows without one are."""
     languages: Annotated[list[Text], MinLen(1)] | None = None
-    """Rows in other languages are not downloaded; rows without one are."""
+    """Rows in other languages are not downloaded; rows without one are. "en" is also "en-US"."""
     min_image_size: NonNegativeInt = 24
     """Of the metadata's width and height, where there are, and of the picture itself; pixels."""
     max_aspect_ratio: Annotated[float, Ge(1)] = 3.0
@@ -47,7 +47,7 @@ class IngestConfig:
     total_seconds: Operation[PositiveInt] = 60
     """For a picture, with all redirects and retries."""
     max_bytes: PositiveInt = 20_000_000
-    """Of a picture's file."""
+    """Of a picture's file, unpacked."""
     max_pixels: PositiveInt = 64_000_000
     """Of a picture; 64000000 is also the limit of all later stages."""
     retries: Operation[NonNegativeInt] = 1

@@ -2,8 +2,8 @@
 
 Covered: only http and https are used. The address that was checked is the address that is connected to, also after
 each redirect, so that DNS rebinding gains nothing. The bytes and the total seconds of a download are limited, also for
-a server that sends a byte at a time. X-Robots-Tag is respected. A body that does not start like a picture is not read
-further.
+a server that sends a byte at a time; of a packed body the unpacked bytes count. X-Robots-Tag is respected. A body that
+does not start like a picture is not read further.
 
 Not covered: the time that the system's resolver takes for a name, which has its own limit of 10 to 30 seconds. The
 environment's proxies are not used, because a proxy would choose the address itself.
@@ -30,11 +30,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
 
 from model.pictures.decoding import SIGNATURE_BYTES, picture_format
 from stages.ingest.config import IngestConfig
+from stages.ingest.content_encoding import TruncatedError, UnpackError, unpacked
 from stages.ingest.outcomes import TRANSIENT, reason_of_status
+from stages.ingest.urls import Address, UrlError, parse_url, redirected
 
 ROBOT = "realword"
 USER_AGENT = f"Mozilla/5.0 (compatible; {ROBOT}; collects captioned pictures; respects X-Robots-Tag)"
@@ -118,13 +119,11 @@ def _follow_redirects(url: str, settings: IngestConfig, deadline: float) -> Resp
 
 def _request(url: str, settings: IngestConfig, deadline: float) -> Response | str:
     """Send one request. Returns the response, or the URL that it redirects to."""
-    address = parse_url(url)
-    connection = _Connection(address, settings, deadline)
-    with _network_errors(), contextlib.closing(connection):
-        connection.request("GET", address.target, headers={"User-Agent": USER_AGENT, "Accept": "image/*"})
+    with _network_errors(), contextlib.closing(_Connection(parse_url(url), settings, deadline)) as connection:
+        connection.request("GET", connection.address.target, headers={"User-Agent": USER_AGENT, "Accept": "image/*"})
         response = connection.getresponse()
         if response.status in _REDIRECTS and (location := response.headers.get("Location")):
-            return urljoin(url, location.encode("latin-1", "replace").decode("utf-8", "replace"))
+            return redirected(url, location)
         if response.status != http.client.OK:
             raise FetchError(reason_of_status(response.status), f"HTTP {response.status}")
         if opted_out(response.headers):
@@ -134,9 +133,11 @@ def _request(url: str, settings: IngestConfig, deadline: float) -> Response | st
 
 @contextlib.contextmanager
 def _network_errors() -> Iterator[None]:
-    """Turn the errors of sockets, TLS and HTTP into FetchErrors."""
+    """Turn the errors of URLs, sockets, TLS and HTTP into FetchErrors."""
     try:
         yield
+    except UrlError as error:
+        raise FetchError("bad_url", error) from error
     except TimeoutError as error:
         raise FetchError("timeout", error) from error
     except ssl.SSLError as error:
@@ -145,33 +146,49 @@ def _network_errors() -> Iterator[None]:
         raise FetchError("reset", error) from error
     except OSError as error:
         raise FetchError("connection", error) from error
-    except http.client.IncompleteRead as error:
+    except (http.client.IncompleteRead, TruncatedError) as error:
         raise FetchError("incomplete", error) from error
+    except UnpackError as error:
+        raise FetchError("protocol", f"the body is not what its Content-Encoding says ({error})") from error
     except (http.client.HTTPException, ValueError) as error:  # ValueError: chunk sizes that are no numbers
         raise FetchError("protocol", repr(error)) from error
 
 
 def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    """Read the whole body, and stop early when it is not a picture."""
-    if response.length is not None and response.length > max_bytes:
-        raise FetchError("too_many_bytes", f"{response.length} > {max_bytes}")
+    """Read and unpack the whole body, and stop early when it is not a picture."""
+    codings = ",".join(response.headers.get_all("Content-Encoding", []))
+    # A picture is compressed already: packed once more, it grows a little.
+    limit = max_bytes + max_bytes // 100 + 1024 if codings else max_bytes
     body = bytearray()
-    while chunk := response.read1(_CHUNK_BYTES):
+    for piece in unpacked(_chunks(response, limit), codings):
         is_start = len(body) < SIGNATURE_BYTES
-        body += chunk
+        body += piece
         if len(body) > max_bytes:
             raise FetchError("too_many_bytes", f"> {max_bytes}")
         if is_start and len(body) >= SIGNATURE_BYTES:
             _refuse_other_types(body, response.headers)
-    if response.length:
-        raise FetchError("incomplete", f"{response.length} of {len(body) + response.length} bytes are missing")
     _refuse_other_types(body, response.headers)
     return bytes(body)
 
 
+def _chunks(response: http.client.HTTPResponse, limit: int) -> Iterator[bytes]:
+    """The body as it is sent."""
+    if response.length is not None and response.length > limit:
+        raise FetchError("too_many_bytes", f"{response.length} > {limit}")
+    size = 0
+    while chunk := response.read1(_CHUNK_BYTES):
+        size += len(chunk)
+        if size > limit:
+            raise FetchError("too_many_bytes", f"> {limit}")
+        yield chunk
+    if response.length:
+        raise FetchError("incomplete", f"{response.length} of {size + response.length} bytes are missing")
+
+
 def _refuse_other_types(body: bytes | bytearray, headers: Message) -> None:
     if picture_format(body) is None:
-        raise FetchError("wrong_type", f"{headers.get_content_type()}, starts with {bytes(body[:8])!r}")
+        packed = f" with Content-Encoding {coding}" if (coding := headers.get("Content-Encoding")) else ""
+        raise FetchError("wrong_type", f"{headers.get_content_type()}{packed}, starts with {bytes(body[:8])!r}")
 
 
 def opted_out(headers: Message) -> bool:
@@ -188,37 +205,6 @@ def opted_out(headers: Message) -> bool:
             if robot in (None, ROBOT) and (directive if colon else name) in OPT_OUTS:
                 return True
     return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Address:
-    """The parts of an http or https URL; `target` is its path and query in ASCII."""
-
-    is_tls: bool
-    host: str
-    port: int
-    target: str
-
-
-def parse_url(url: str) -> Address:
-    """Split a URL into its parts. Characters outside ASCII are escaped as browsers do.
-
-    Raises:
-        FetchError: The URL is malformed, or its scheme is not http or https.
-    """
-    try:
-        parts = urlsplit(url.strip())
-        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
-    except ValueError as error:  # among them UnicodeError, of a malformed host name
-        raise FetchError("bad_url", error) from error
-    if parts.scheme not in ("http", "https"):
-        raise FetchError("bad_url", f"the scheme is {parts.scheme[:20]!r}, not http or https")
-    if not host or any(ord(letter) <= 32 or ord(letter) == 127 for letter in host):
-        raise FetchError("bad_url", f"the host is {host[:100]!r}")
-    path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*[]|")
-    query = "?" + quote(parts.query, safe="/%:=&~+!$,;'@()*[]|?") if parts.query else ""
-    is_tls = parts.scheme == "https"
-    return Address(is_tls=is_tls, host=host, port=port or (443 if is_tls else 80), target=path + query)
 
 
 def is_public(address: str) -> bool:
@@ -241,7 +227,8 @@ def is_public(address: str) -> bool:
 def connect(host: str, port: int, settings: IngestConfig, deadline: float) -> DeadlineSocket:
     """Resolve the host, check all its addresses, and connect to the first that accepts."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # Not every resolver knows "localhost." with a dot.
+        found = socket.getaddrinfo(host.removesuffix("."), port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise FetchError("dns", f"{error.strerror}: {host}") from error
     for *_, address in found:
@@ -313,13 +300,13 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, address: Address, settings: IngestConfig, deadline: float) -> None:
         super().__init__(address.host, address.port)
         self.default_port = 443 if address.is_tls else 80
-        self._address, self._settings, self._deadline = address, settings, deadline
+        self.address, self._settings, self._deadline = address, settings, deadline
 
     def connect(self) -> None:
         """See `HTTPConnection.connect`."""
-        self.sock = connect(self._address.host, self._address.port, self._settings, self._deadline)
-        if self._address.is_tls:
-            tls = _tls_context().wrap_socket(self.sock, server_hostname=self._address.host)
+        self.sock = connect(self.address.host, self.address.port, self._settings, self._deadline)
+        if self.address.is_tls:
+            tls = _tls_context().wrap_socket(self.sock, server_hostname=self.address.host.removesuffix("."))
             assert isinstance(tls, _DeadlineTLSSocket)
             tls.set_limits(self._settings.timeout_seconds, self._deadline)
             self.sock = tls

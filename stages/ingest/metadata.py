@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stages.contract import StageError
+from stages.data.arrow_types import DAMAGED_TEXT, as_text, can_be_text, column_key, plain
 from stages.data.schemas import SPELLINGS
 from stages.ingest.config import IngestConfig
 
@@ -19,6 +21,8 @@ _ROWS_AT_ONCE = 65_536
 #: Types of our columns that are not scores.
 _TYPES = {"url": pa.string(), "caption": pa.string(), "language": pa.string(), "width": pa.float64()}
 _TYPES["height"] = pa.float64()
+#: How tools write in text columns that a number is missing, in lower case.
+_NO_NUMBER = pa.array(["", "nan", "null", "none", "na", "n/a", "\\n"], pa.large_string())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +104,15 @@ def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> It
     with _opened(system, path) as file:
         columns = _columns(path, file.schema_arrow.names, settings)
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(columns.values())):
-            table = pa.Table.from_batches([batch])
-            read = {ours: _cast(table[theirs], ours, path, theirs) for ours, theirs in columns.items()}
+            read = {ours: _cast(batch[theirs], ours, path, theirs) for ours, theirs in columns.items()}
             for ours in SPELLINGS:
-                read.setdefault(ours, pa.nulls(table.num_rows, _TYPES.get(ours, pa.float32())))
+                read.setdefault(ours, pa.nulls(batch.num_rows, _TYPES.get(ours, pa.float32())))
             yield pa.table(read)
 
 
 def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, str]:
     """Our column names and the names that the file has for them, without the columns that it lacks."""
-    lower = {name.lower(): name for name in reversed(names)}
+    lower = {column_key(name): name for name in reversed(names)}
     found = {ours: lower[name] for ours, usual in SPELLINGS.items() for name in reversed(usual) if name in lower}
     for ours in ("url", "caption"):
         given = getattr(settings, f"{ours}_column")
@@ -124,26 +127,24 @@ def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, s
     return found
 
 
-def _cast(column: pa.ChunkedArray, ours: str, path: str, theirs: str) -> pa.ChunkedArray:
+def _cast(column: pa.Array, ours: str, path: str, theirs: str) -> pa.Array:
     wanted = _TYPES.get(ours, pa.float32())
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    kind = "text" if pa.types.is_string(wanted) else "numbers"
-    sentence = f"ingest.metadata: the column {theirs!r} of {path} must hold {kind}, not {column.type}."
-    if is_text != pa.types.is_string(wanted) and not pa.types.is_null(column.type):
-        raise StageError(sentence)
+    named = f"ingest.metadata: the column {theirs!r} of {path} must hold"
+    if pa.types.is_string(wanted):
+        if not can_be_text(column.type):
+            raise StageError(f"{named} text, not {column.type}.")
+        text = as_text(column)
+        if ours == "language":
+            text = pc.if_else(pc.match_substring_regex(text, DAMAGED_TEXT), None, text)
+        return text.cast(wanted)
     try:
-        return _unicode(column).cast(wanted, safe=False) if is_text else column.cast(wanted, safe=False)
+        return (_number_texts(column) if can_be_text(column.type) else plain(column)).cast(wanted, safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise StageError(sentence) from error
+        reason = str(error).splitlines()[0]
+        raise StageError(f"{named} numbers, not {column.type} ({reason}).") from error
 
 
-def _unicode(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A text column in valid UTF-8, which Parquet does not guarantee."""
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return pa.chunked_array(
-            [pa.array([None if text is None else text.decode("utf-8", "replace") for text in raw], pa.large_string())]
-        )
-    return column
+def _number_texts(column: pa.Array) -> pa.Array:
+    """A text column of numbers, ready to be cast: with nulls where it says that there is none."""
+    text = pc.utf8_trim_whitespace(as_text(column))
+    return pc.if_else(pc.is_in(pc.utf8_lower(text), _NO_NUMBER), None, text)

@@ -14,6 +14,7 @@ from stages.contract import StageError
 REJECTED_BY_METADATA = (
     "no_url",
     "no_caption",
+    "caption_encoding",  # it is not UTF-8, or was damaged before
     "long_caption",
     "bad_url",
     "too_small",

@@ -14,10 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.contract import StageError
+from stages.data.arrow_types import DAMAGED_TEXT
+from stages.data.languages import language_pattern
 from stages.data.schemas import LAION_SCORES, REJECTED, content_id
 from stages.ingest.config import IngestConfig
 from stages.ingest.metadata import MetadataFiles, count_rows, read_tables
 from stages.ingest.partitions import Partitions, keys_of_ids, keys_of_texts
+from stages.ingest.urls import url_error
 
 #: The schema of the list that img2dataset downloads.
 URLS = pa.schema(
@@ -101,6 +104,7 @@ def _apply_rules(files: MetadataFiles, settings: IngestConfig, rejects: _Rejects
     """Add the rows that pass all rules to `by_url`."""
     rules = metadata_rules(settings)
     for table in read_tables(files, settings):
+        table = table.append_column(_URL_ERROR, _url_errors(table["url"]))
         for rule in rules:
             table = rejects.take(table, rule, rule.keep)
         by_url.add(table, keys_of_texts(table["url"].to_pylist()))
@@ -139,7 +143,7 @@ class MetadataRule:
         reason: Stored with the rejected row.
         keep: False for the rows to reject; never null.
         columns: Their values are stored as the detail,
-        text: followed by this text.
+        text: followed by this text, if there is one.
     """
 
     reason: str
@@ -148,6 +152,9 @@ class MetadataRule:
     text: str = ""
 
 
+#: A column beside those of the metadata: why no browser could open the URL; null: one could.
+_URL_ERROR = pa.field("url_error", pa.string())
+
 _SAME_URL = MetadataRule(reason="duplicate_url", keep=pc.scalar(True), text="an earlier row has this URL")
 #: Ids are hashes of the URL, a line break and the caption, and a URL may contain a line break.
 _SAME_ID = MetadataRule(reason="duplicate_id", keep=pc.scalar(True), text="another row has this id")
@@ -155,19 +162,25 @@ _SAME_ID = MetadataRule(reason="duplicate_id", keep=pc.scalar(True), text="anoth
 
 def metadata_rules(settings: IngestConfig) -> list[MetadataRule]:
     """The rules in the order in which they are applied. A value that the metadata lacks is no reason to reject."""
-    letters = pc.utf8_length(pc.field("caption"))
-    is_web = pc.match_substring_regex(pc.field("url"), pattern=r"^\s*https?://[^\s/]", ignore_case=True)
+    caption = pc.field("caption")
+    is_sound = ~pc.match_substring_regex(caption, pattern=DAMAGED_TEXT)
     rules = [
         MetadataRule(reason="no_url", keep=_filled("url"), text="the metadata row has none"),
         MetadataRule(reason="no_caption", keep=_filled("caption"), text="the metadata row has none"),
-        MetadataRule(reason="long_caption", keep=letters <= MAX_CAPTION_LETTERS, text=f"> {MAX_CAPTION_LETTERS}"),
-        MetadataRule(reason="bad_url", keep=is_web, text="neither http:// nor https://"),
+        MetadataRule(reason="caption_encoding", keep=is_sound, text="not UTF-8, or damaged before (NUL or U+FFFD)"),
+        MetadataRule(
+            reason="long_caption",
+            keep=pc.utf8_length(caption) <= MAX_CAPTION_LETTERS,
+            text=f"> {MAX_CAPTION_LETTERS}",
+        ),
+        MetadataRule(reason="bad_url", keep=pc.is_null(pc.field(_URL_ERROR.name)), columns=(_URL_ERROR.name,)),
         *_size_rules(settings),
         *_score_rules(settings),
     ]
     if settings.languages is not None:
-        known = [language.lower() for language in settings.languages]
-        keep = pc.is_null(pc.field("language")) | pc.utf8_lower(pc.field("language")).isin(known)
+        pattern = language_pattern(settings.languages)
+        is_known = pc.match_substring_regex(pc.field("language"), pattern=pattern, ignore_case=True)
+        keep = pc.is_null(pc.field("language")) | is_known
         rules.append(MetadataRule(reason="language", keep=keep, columns=("language",), text="is not asked for"))
     return rules
 
@@ -199,6 +212,10 @@ def _filled(column: str) -> pc.Expression:
     return pc.is_valid(text) & (pc.utf8_length(pc.utf8_trim_whitespace(text)) > 0)
 
 
+def _url_errors(urls: pa.ChunkedArray) -> pa.Array:
+    return pa.array([None if url is None else url_error(url) for url in urls.to_pylist()], _URL_ERROR.type)
+
+
 def _sample_ids(table: pa.Table) -> pa.Array:
     pairs = zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)
     return pa.array([content_id(url or "", caption or "") for url, caption in pairs], pa.string())
@@ -218,7 +235,9 @@ def _rejected(table: pa.Table, rule: MetadataRule) -> pa.Table:
     detail: Any = pa.repeat(rule.text, table.num_rows)
     if rule.columns:
         values = (table[name].cast(pa.string()) for name in rule.columns)
-        detail = pc.binary_join_element_wise(pc.binary_join_element_wise(*values, " x "), detail, " ")
+        detail = pc.utf8_rtrim_whitespace(
+            pc.binary_join_element_wise(pc.binary_join_element_wise(*values, " x "), detail, " ")
+        )
     columns = {
         "sample_id": _sample_ids(table),
         "url": pc.fill_null(table["url"], ""),

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.files import TextError, decode_text, is_hidden, read_text, visible_entries
+from model.files import TextError, decode_text, decode_with_losses, is_hidden, read_text, text_damage, visible_entries
 
 SENTENCE = "a café mug in the snow, 雪の中"
 
 READABLE = {
     "utf-8": SENTENCE.encode(),
     "utf-8 with a mark": b"\xef\xbb\xbf" + SENTENCE.encode(),
+    "utf-8 with two marks": b"\xef\xbb\xbf\xef\xbb\xbf" + SENTENCE.encode(),
     "utf-16 little endian": b"\xff\xfe" + SENTENCE.encode("utf-16-le"),
     "utf-16 big endian": b"\xfe\xff" + SENTENCE.encode("utf-16-be"),
     "utf-32 little endian": b"\xff\xfe\0\0" + SENTENCE.encode("utf-32-le"),
@@ -41,6 +42,11 @@ def test_text_is_decoded_by_its_mark(data: bytes) -> None:
 def test_text_that_cannot_be_decoded_is_refused(data: bytes) -> None:
     with pytest.raises(TextError):
         decode_text(data)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfea\0\0\xd8", *UNREADABLE.values()])
+def test_what_is_read_of_damaged_text_shows_the_damage(data: bytes) -> None:
+    assert text_damage(decode_with_losses(data))
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\ufffd\ufeff")))

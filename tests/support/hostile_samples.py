@@ -68,6 +68,8 @@ _CHANGES: list[tuple[str, Row]] = [
     ("no_picture", {"image": {"bytes": None, "path": "/etc/passwd"}}),
     ("no_caption", {"text": None}),
     ("no_caption", {"text": " \n\t\u2003"}),
+    ("caption_encoding", {"text": "half a \x00 caption"}),
+    ("caption_encoding", {"text": "a caf\ufffd"}),
     ("caption_characters", {"text": "long " * 200_000}),
     ("side", {"image": _BODIES["tiny"][1]}),
     ("aspect_ratio", {"image": _BODIES["wide"][1]}),

@@ -7,6 +7,7 @@ Each kind of row has a name, the expected reason ("" for a picture that must be 
 
 from __future__ import annotations
 
+import gzip
 import io
 import ssl
 import struct
@@ -47,7 +48,7 @@ CAPTIONS = (
     "כוס על השולחן",
     "👩\u200d👩\u200d👧 ☕️ zero\u200bwidth",
     "tabs\tand\nlines\r\n",
-    "nul \x00 bell \x07 escape \x1b[31m",
+    "bell \x07 escape \x1b[31m",
     "<script>alert(1)</script>",
     "'; DROP TABLE samples; --",
     "\ufeffmark",
@@ -173,11 +174,23 @@ class _Handler(BaseHTTPRequestHandler):
         for _ in range(pieces):
             self.wfile.write(b"\0" * 10_000)
 
+    def chunks(self, body: bytes, headers: bytes) -> None:
+        self.say(_OK + headers + b"Transfer-Encoding: chunked\r\n\r\n")
+        for start in range(0, len(body), 500):
+            piece = body[start : start + 500]
+            self.say(b"%x\r\n%s\r\n" % (len(piece), piece))
+        self.say(b"0\r\n\r\n")
+
     def busy_once(self) -> None:
         with self.server.lock:
             self.server.asked[self.path] += 1
             is_first = self.server.asked[self.path] == 1
         self.answer(b"", status=503) if is_first else self.answer(self.jpeg)
+
+
+def gzip_bomb(picture: bytes) -> bytes:
+    """A picture and zeros, more than the limit, in a few kilobytes."""
+    return gzip.compress(picture + bytes(100 * LIMITS["max_bytes"]))
 
 
 Behaviour = Callable[[_Handler], None]
@@ -212,6 +225,21 @@ BEHAVIOURS: dict[str, tuple[str, Behaviour]] = {
         lambda web: web.say(_OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
     ),
     "hang_up": ("reset", lambda web: None),
+    "gzip": ("", lambda web: web.answer(gzip.compress(web.jpeg), Content_Encoding="gzip")),
+    "deflate": ("", lambda web: web.answer(zlib.compress(web.jpeg), Content_Encoding="Deflate")),
+    "brotli": ("", lambda web: web.answer(pa.compress(web.jpeg, "brotli", asbytes=True), Content_Encoding="br")),
+    "wrong_encoding": ("", lambda web: web.answer(web.jpeg, Content_Encoding="gzip")),
+    "unknown_encoding": ("", lambda web: web.answer(web.jpeg, Content_Encoding="aws-chunked")),
+    "gzip_in_chunks": ("", lambda web: web.chunks(gzip.compress(web.jpeg), b"Content-Encoding: gzip\r\n")),
+    "unmarked_gzip": ("wrong_type", lambda web: web.answer(gzip.compress(web.jpeg))),
+    "gzip_of_text": ("wrong_type", lambda web: web.answer(gzip.compress(b"<html>Sign in."), Content_Encoding="gzip")),
+    "text_for_gzip": ("protocol", lambda web: web.answer(b"<html>Sign in.</html>", Content_Encoding="gzip")),
+    "cut_gzip": ("incomplete", lambda web: web.answer(gzip.compress(web.jpeg)[:-99], Content_Encoding="gzip")),
+    "bomb_gzip": ("too_many_bytes", lambda web: web.answer(gzip_bomb(web.jpeg), Content_Encoding="gzip")),
+    "empty_members": (
+        "too_many_bytes",
+        lambda web: web.answer(gzip.compress(web.jpeg) + gzip.compress(b"") * 20_000, Content_Encoding="gzip"),
+    ),
 }
 
 #: Kinds of rows whose outcome depends on the row itself: the reason, and the URL for a base URL of the server.
@@ -223,7 +251,12 @@ ROWS: dict[str, tuple[str, Callable[[str], str | None]]] = {
     "file_url": ("bad_url", lambda base: "file:///etc/passwd?{number}"),
     "ftp_url": ("bad_url", lambda base: "ftp://127.0.0.1/{number}.jpg"),
     "data_url": ("bad_url", lambda base: "data:image/png;base64,{number}"),
-    "no_host": ("bad_url", lambda base: "http:///{number}.jpg"),
+    "three_slashes": ("", lambda base: base.replace("://", ":///") + "/jpeg/{number}"),
+    "backslashes": ("", lambda base: base.replace("/", "\\") + "\\jpeg\\{number}"),
+    "odd_host": ("", lambda base: base.replace("127.0.0.1", "%6Co\uff43alhost") + "/jpeg/{number}"),
+    "no_scheme": ("bad_url", lambda base: base.removeprefix("http:") + "/jpeg/{number}"),
+    "damaged_url": ("bad_url", lambda base: base + "/jpeg/{number}\ufffd"),
+    "no_host": ("bad_url", lambda base: "http://?{number}"),
     "half_an_address": ("bad_url", lambda base: "http://[::1/{number}.jpg"),
     "long_label": ("bad_url", lambda base: "http://" + "a" * 70 + ".example/{number}.jpg"),
     "wild_port": ("bad_url", lambda base: "http://127.0.0.1:99999999/{number}.jpg"),
@@ -231,10 +264,16 @@ ROWS: dict[str, tuple[str, Callable[[str], str | None]]] = {
     "line_break": ("", lambda base: base + "/jpeg/{number}\r\nX-Injected: yes"),
     "null_caption": ("no_caption", lambda base: base + "/jpeg/{number}-null"),
     "blank_caption": ("no_caption", lambda base: base + "/jpeg/{number}-blank"),
+    "damaged_caption": ("caption_encoding", lambda base: base + "/jpeg/{number}-damaged"),
     "long_caption": ("long_caption", lambda base: base + "/jpeg/{number}-long"),
     "same_url": ("duplicate_url", lambda base: base + "/jpeg/the-same"),
 }
-_CAPTIONS = {"null_caption": None, "blank_caption": " \n\t", "long_caption": "long " * 200_000}
+_CAPTIONS = {
+    "null_caption": None,
+    "blank_caption": " \n\t",
+    "damaged_caption": "caf\ufffd",
+    "long_caption": "long " * 200_000,
+}
 _MOST_LONG_CAPTIONS = 20  # they are a megabyte each
 
 

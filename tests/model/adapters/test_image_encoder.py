@@ -16,7 +16,14 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from model.adapters.image_encoder import ImageEncoderError, ImageEncoders, ReferenceFeatures, VisionTower
+from model.adapters.image_encoder import (
+    ImageEncoderError,
+    ImageEncoders,
+    ReferenceFeatures,
+    VisionTower,
+    normalization,
+)
+from model.errors import ModelError
 from model.pictures.tensors import to_tensor
 from tests.support.tiny_models import ENCODERS
 
@@ -40,6 +47,16 @@ def micro(folder: Path) -> ImageEncoders:
     return ImageEncoders.from_pretrained(
         ENCODERS["image_encoders"], folder, ENCODERS["shallow_layers"], ENCODERS["reference_size"], ENCODERS["tiles"]
     )
+
+
+def test_a_damaged_preprocessor_config_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text('{"image_mean": [0.1, 0.2, 0.3]}', encoding="utf-8-sig")
+    assert normalization(str(tmp_path)) == ([0.1, 0.2, 0.3], (0.5, 0.5, 0.5))
+    for text in ("{", "\u00e9"):
+        file.write_text(text, encoding="latin-1")
+        with pytest.raises(ModelError, match=r"preprocessor_config\.json is no (JSON|text)"):
+            normalization(str(tmp_path))
 
 
 def test_features_of_the_backbones_own_clip(sd_folder: Path) -> None:

@@ -116,3 +116,6 @@ def test_concept_errors(sd: Backbone, sdxl: Backbone, tmp_path: Path) -> None:
     (tmp_path / "concept.json").write_text("{}")
     with pytest.raises(ConceptError, match="is damaged: 'placeholder'"):
         load_concept(sdxl, tmp_path)
+    (tmp_path / "concept.json").write_bytes(b'{"placeholder": "\xe9"}')
+    with pytest.raises(ConceptError, match=r"concept\.json .*UTF-8"):
+        load_concept(sdxl, tmp_path)

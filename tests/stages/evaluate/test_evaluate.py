@@ -68,6 +68,17 @@ def test_the_error_names_an_unusable_subject(tmp_path: Path) -> None:
     (broken / "subjects.json").write_text('[{"word": "dog"}]')
     with pytest.raises(StageError, match=r"subjects\.json.*'subject'"):
         load_subjects(broken, 1)
+    (broken / "subjects.json").write_bytes('[{"word": "Zwölf"}]'.encode("cp1252"))
+    with pytest.raises(StageError, match=r"subjects\.json .*UTF-8"):
+        load_subjects(broken, 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_listing_may_have_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    folder = write_subjects(tmp_path / "s", {"mug_1": "mug"})
+    listing = folder / "subjects.json"
+    listing.write_text(listing.read_text(), encoding=encoding)
+    assert load_subjects(folder, 1)[0].word == "mug"
 
 
 def test_prompts_take_turns_and_no_two_cases_share_a_seed() -> None:

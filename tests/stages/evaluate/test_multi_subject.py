@@ -82,6 +82,17 @@ def test_the_error_names_an_unreadable_listing_or_picture(tmp_path: Path) -> Non
         load_pairs(folder, 1)
 
 
+def test_a_listing_of_pairs_is_read_by_its_byte_order_mark(tmp_path: Path) -> None:
+    folder = write_pairs(write_subjects(tmp_path / "s", WORDS), [("mug-1", "car-3")])
+    listing = folder / "pairs.json"
+    text = listing.read_text()
+    listing.write_text(text, encoding="utf-16")
+    assert len(load_pairs(folder, 1)) == 1
+    listing.write_text(text.replace("together", "together\u00e9"), encoding="latin-1")
+    with pytest.raises(StageError, match=r"pairs\.json .*UTF-8"):
+        load_pairs(folder, 1)
+
+
 def test_prompts_name_both_subjects_and_each_phrase_has_the_word_of_the_last_round(folder: Path) -> None:
     first, second = make_pair_cases(load_pairs(folder, 2), EvaluateConfig(), seed=7)
     assert (first.prompt, first.seed) == ("a photo of a mug and a toy on the beach", 7)

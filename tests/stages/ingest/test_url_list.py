@@ -184,6 +184,7 @@ def test_the_usual_column_names_are_recognised(names: tuple[str, ...], tmp_path:
         ({"max_watermark": 0.5}, "pwatermark", 0.75, 0.25, "watermark"),
         ({"min_aesthetic": 5.0}, "AESTHETIC_SCORE", 4.5, 5.0, "aesthetic"),
         ({"languages": ["EN", "de"]}, "LANGUAGE", "fr", "en", "language"),
+        ({"languages": ["en"]}, "LANGUAGE", "eng", "En_us", "language"),
         ({}, "WIDTH", 20, 100, "too_small"),
         ({"min_image_size": 10}, "HEIGHT", 301, 300, "aspect_ratio"),
         ({"min_image_size": 10}, "WIDTH", 30, 34, "aspect_ratio"),
@@ -203,17 +204,39 @@ def test_rules_reject_by_the_metadata_and_missing_values_are_no_reason(
     assert str(bad) in rejected["detail"]
 
 
-def test_captions_that_are_too_long_or_invalid_unicode_are_handled(tmp_path: Path) -> None:
-    raw = pa.array([b"http://h/1", b"http://h/2", b"http://h/3"]), pa.array([b"cup \xff\xfe", b"a" * 1_000_000, b"cup"])
-    columns = {
-        name: pa.Array.from_buffers(pa.string(), 3, array.buffers()) for name, array in zip("ut", raw, strict=True)
-    }
-    pq.write_table(pa.table({"url": columns["u"], "text": columns["t"]}), tmp_path / "m.parquet")
-    urls = read(tmp_path / "m.parquet")
-    assert sorted(urls.rows["caption"].to_pylist()) == ["cup", "cup \ufffd\ufffd"]
+def test_captions_that_are_too_long_are_cut_and_rejected(tmp_path: Path) -> None:
+    rows = [{"url": "http://h/1", "text": "a" * 1_000_000}, {"url": "http://h/2", "text": "cup"}]
+    urls = read(write_metadata(tmp_path / "m.parquet", rows))
     (rejected,) = urls.rejected.to_pylist()
     assert rejected["reason"] == "long_caption"
     assert len(rejected["caption"]) == 1000
+
+
+def test_damaged_urls_are_rejected_and_damaged_languages_are_unknown(tmp_path: Path) -> None:
+    urls = pa.array([b"http://h/1", b"http://h/caf\xe9", b"\xef\xbb\xbfhttp://h/3"])
+    languages = pa.array([b"\xff", b"en", b"fr"])
+    pq.write_table(pa.table({"url": urls, "text": ["a", "b", "c"], "lang": languages}), tmp_path / "m.parquet")
+    listed = read(tmp_path / "m.parquet")
+    assert {row["url"]: row["language"] for row in listed.rows.to_pylist()} == {"http://h/1": None, "http://h/3": "fr"}
+    (rejected,) = listed.rejected.to_pylist()
+    assert (rejected["url"], rejected["reason"]) == ("http://h/caf\ufffd", "bad_url")
+    assert "U+FFFD" in rejected["detail"]
+
+
+def test_a_url_is_rejected_with_what_is_wrong(tmp_path: Path) -> None:
+    reasons = {
+        "//h/x": "relative URL",
+        "ftp://h/": "the scheme is 'ftp'",
+        "http://h:99999/": "port",
+        "http://[::1": "IPv6",
+    }
+    good = ["http:\\\\h\\x", " http:/h/y", "HTTP://h/\u00e4 b"]
+    rows = [{"url": url, "text": "t"} for url in [*reasons, *good]]
+    listed = read(write_metadata(tmp_path / "m.parquet", rows))
+    assert sorted(listed.rows["url"].to_pylist()) == sorted(good)
+    for row in listed.rejected.to_pylist():
+        assert row["reason"] == "bad_url"
+        assert reasons[row["url"]] in row["detail"]
 
 
 def test_files_are_found_on_every_file_system(tmp_path: Path) -> None:
