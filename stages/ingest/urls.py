@@ -86,8 +86,8 @@ def redirected(url: str, location: str) -> str:
     """
     base = _parsed(url)
     encoded = "".join(c if c.isascii() else f"%{ord(c):02X}" for c in location if c not in "\t\r\n").strip(_SPACES)
-    before, query = re.fullmatch(r"([^?#]*)(.*)", encoded, re.DOTALL).groups()  # type: ignore[union-attr]  # any text
-    target = before.replace("\\", "/") + query
+    path, *query = re.split(r"(?=[?#])", encoded, maxsplit=1)
+    target = path.replace("\\", "/") + "".join(query)
     if absolute := _SCHEME.match(target):
         if absolute[1].lower() != base.scheme or absolute["rest"].startswith("//"):
             return target
