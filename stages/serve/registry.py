@@ -39,7 +39,9 @@ def load_champion(name: str, tracking_uri: str | None, run_folder: Path, profile
     title = f"{name} version {version}"
     again = f"register it again with: {command.format('register')} --force register"
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}"))
+        # Not of "models:/...", for which MLflow writes a file into the model's folder.
+        location = mlflow.MlflowClient().get_model_version_download_uri(name, version)
+        folder = Path(mlflow.artifacts.download_artifacts(location))
         can_serve = _verify(folder)
     except (DamagedArtifactError, OSError, json.JSONDecodeError, mlflow.MlflowException) as error:
         reason = str(error).rstrip(".")
