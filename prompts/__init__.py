@@ -1,1 +1,1 @@
-"""Prompt sets: templates, schema, the client of a language model, and the grammar that stands in for one."""
+"""Prompt sets: templates, schema, the client of a language model and its answers, and the grammar in its place."""

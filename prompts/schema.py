@@ -1,13 +1,12 @@
-"""The schema of context-rich prompts, their validation, and the parser of a language model's answers."""
+"""The schema of context-rich prompts, and which prompts are usable."""
 
 from __future__ import annotations
 
-import json
+import html
 import re
-from collections.abc import Iterator
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 Variation = Literal["background", "subject", "action", "style", "property"]
 
@@ -35,9 +34,18 @@ class RichPrompts(BaseModel):
     prompts: list[RichPrompt]
 
 
+#: Control characters, and halves of characters: neither can be stored as text. A line break or tab separates words.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffd]")
+_MARKDOWN_ESCAPE = re.compile(r"\\(?=[\[\]_*])")
+
+
 def normalize(prompt: str) -> str:
-    """Remove line breaks, repeated spaces, quotes and the final full stop; put the placeholder in lower case."""
-    text = " ".join(prompt.split()).strip("\"'` ").rstrip(". ")
+    """Remove what is no text, escapes of Markdown and HTML, quotes around it, and the final full stop.
+
+    The placeholder is put in lower case.
+    """
+    text = _NO_TEXT.sub(" ", _MARKDOWN_ESCAPE.sub("", html.unescape(prompt)))
+    text = " ".join(text.split()).strip("\"'`“” ").rstrip(". ")
     return re.sub(re.escape(PLACEHOLDER), PLACEHOLDER, text, flags=re.IGNORECASE)
 
 
@@ -53,33 +61,3 @@ def fault_of(prompt: str, concept: str) -> str | None:
     if words < len(concept.split()) + 3:
         return "says nothing but the concept"
     return None
-
-
-def read_answer(text: str, variation: Variation) -> list[RichPrompt]:
-    """The prompts in a model's answer.
-
-    If the answer does not fit the schema (surrounding prose, a code fence, a cut-off end), the result is every complete
-    object with a prompt and every string of a plain JSON list; strings get the requested `variation`.
-    """
-    try:
-        return RichPrompts.model_validate_json(text).prompts
-    except ValidationError:
-        return list(_complete_prompts(text, variation))
-
-
-def _complete_prompts(text: str, variation: Variation) -> Iterator[RichPrompt]:
-    decoder = json.JSONDecoder()
-    position = 0
-    while (match := re.compile(r"[\[{]").search(text, position)) is not None:
-        position = match.start() + 1
-        try:
-            value, end = decoder.raw_decode(text, match.start())
-        except json.JSONDecodeError:
-            continue
-        if isinstance(value, dict) and isinstance(value.get("prompt"), str):
-            named = value.get("variation")
-            yield RichPrompt(prompt=value["prompt"], variation=named if named in VARIATIONS else variation)
-            position = end
-        elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-            yield from (RichPrompt(prompt=item, variation=variation) for item in value)
-            position = end

@@ -80,8 +80,5 @@ BackbonePart = Annotated[
 #: "an image of {word}": the class word takes the place of {word}.
 Template = Annotated[Text, StringConstraints(pattern=r"\{word\}"), Words("text on one line that contains {word}")]
 Port = Annotated[int, Ge(1), Le(65_535)]
-Url = Annotated[
-    Text, StringConstraints(pattern=r"^https?://[^\s/]+(/\S*)?$"), Words("a URL that starts with http(s)://")
-]
 #: A share of a GPU, or whole ones: Ray takes no other numbers.
 Gpus = Annotated[float, Ge(0), Le(1)]

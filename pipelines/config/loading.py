@@ -1,7 +1,7 @@
 """A run's configuration: the typed defaults of `stages/config.py`, a profile over them, `--set` over that.
 
-A key is written with dots, `filter.min_aesthetic`; a value as in YAML. What is unknown, of the wrong type, out of range
-or does not fit together is an error that names the key, what came, and what is allowed.
+A key is written with dots, `filter.min_aesthetic`; a value as in YAML, but by the key's type. What is unknown, of the
+wrong type, out of range or does not fit together is an error that names the key, what came, and what is allowed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from model.files import TextError, read_text
 from model.settings import STRICT
-from pipelines.config.keys import Key, fields_of, flat_values, is_section, key_of, members
+from pipelines.config.keys import Key, fields_of, flat_values, is_section, key_of
 from pipelines.config.paths import with_absolute_paths
 from pipelines.config.words import describe, show
 from pipelines.config.world import check_world
+from pipelines.config.yaml_values import BLANK, is_list_of_texts, nodes_of, value_of, value_of_node
 from pipelines.errors import UsageError
 from stages.config import Config
 from stages.train_adapter.config import METHOD_DEFAULTS
@@ -94,18 +96,21 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise UsageError("The profile is chosen with --profile, not with --set.")
         if not equals:
             raise UsageError(f"--set takes key=value, such as filter.min_aesthetic=6.0; {setting!r} has no '='.")
-        values[name] = _parse_text(key_of(name), text.strip())
+        values[name] = _parse_text(key_of(name), text.strip(BLANK))
     return values
 
 
 def _read_profile(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, ValueError) as error:
+        nodes = dict(nodes_of(read_text(path)))
+    except TextError as error:
+        raise UsageError(str(error)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold sections with keys, not {values!r}.")
-    return _flatten(values, "")
+    try:
+        return {name: _convert(key_of(name), value_of_node(node, key_of(name).type)) for name, node in nodes.items()}
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -120,23 +125,24 @@ def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def _parse_text(key: Key, text: str) -> Any:
     """The value that a user typed. Text stays text: `customize.word=7` is "7" and `prompts.model=on` is "on"."""
-    kinds = members(key.type)
-    if type(None) in kinds and text.lower() in ("none", "null", "~"):
-        return None
-    if str in kinds:
-        return _convert(key, text)
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no such day, or too many digits
+        value = value_of(text, key.type)
+    except (yaml.YAMLError, RecursionError) as error:
         raise _wrong_value(key, text) from error
-    return _convert(key, value)
+    try:
+        return _convert(key, value)
+    except UsageError as error:
+        if is_list_of_texts(key.type) and isinstance(value, list) and len(value) > 1:
+            raise UsageError(f"{str(error).removesuffix('.')}; quotes keep an item with a comma together.") from error
+        raise
 
 
 def _convert(key: Key, value: Any) -> Any:
-    number = _number(value) if isinstance(value, str) and float in members(key.type) else value
     try:
         # As JSON, for there a list may become a tuple although nothing else is bent: neither "3" nor true becomes 3.
-        return _adapter(key.name).validate_json(json.dumps(number, default=str))
+        return _adapter(key.name).validate_json(json.dumps(value, default=str))
+    except ValidationError as error:
+        raise _wrong_value(key, value, _why(error)) from error
     except (ValueError, TypeError, RecursionError) as error:  # not JSON: such as a list that contains itself
         raise _wrong_value(key, value) from error
 
@@ -146,16 +152,13 @@ def _adapter(name: str) -> TypeAdapter[Any]:
     return TypeAdapter(key_of(name).type, config=STRICT)
 
 
-def _wrong_value(key: Key, value: Any) -> UsageError:
-    return UsageError(f"{key.name} takes {describe(key.type)}, not {show(value)}.")
+def _wrong_value(key: Key, value: Any, why: str = "") -> UsageError:
+    return UsageError(f"{key.name} takes {describe(key.type)}, not {show(value)}{why}.")
 
 
-def _number(text: str) -> float | str:
-    """YAML 1.1 reads 1e-4 as text, for it has no decimal point; a user means the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _why(error: ValidationError) -> str:
+    """What a type's own check has said, if there is one and it failed."""
+    return next((f": {found['ctx']['error']}" for found in error.errors() if found["type"] == "value_error"), "")
 
 
 def _build(values: Mapping[str, Any]) -> Config:
@@ -177,4 +180,4 @@ def _make(section: Any, values: Mapping[str, Any], prefix: str) -> Any:
         if first["type"] == "value_error" and not first["loc"]:  # what must fit together does not
             where = f"{prefix[:-1]}: " if prefix else ""
             raise UsageError(f"{where}{first['ctx']['error']}.") from error
-        raise _wrong_value(key_of(f"{prefix}{first['loc'][0]}"), first["input"]) from error
+        raise _wrong_value(key_of(f"{prefix}{first['loc'][0]}"), first["input"], _why(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,7 @@ def show(value: Any) -> str:
         text = repr(value)
     except ValueError:  # a number of more digits than Python prints
         return "a very large number"
+    text = re.sub(r"(?<=//)[^/@\s]+@", "***@", text)  # a password in a URL
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

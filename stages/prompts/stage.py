@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from prompts.client import Endpoint, PromptError, PromptWriter
+from prompts.client import Endpoint, PromptWriter
+from prompts.errors import PromptError
 from prompts.grammar import WRITER, grammar_prompts
 from prompts.schema import RichPrompt, RichPrompts
 from stages.contract import StageContext, StageError, StageResult
@@ -30,7 +31,8 @@ def run(context: StageContext) -> StageResult:
     if settings.endpoint is None:
         writer, written = WRITER, _by_grammar(concepts, settings, context.config.run.seed)
     else:
-        writer, written = settings.model, _by_model(concepts, settings, context.scratch)
+        endpoint = _endpoint(settings.endpoint, settings)
+        writer, written = settings.model, _by_model(concepts, endpoint, settings, context.scratch)
     rows = []
     for done, (concept, prompts) in enumerate(written, start=1):
         rows += [_row(concept, prompt, writer) for prompt in prompts]
@@ -59,17 +61,25 @@ def _by_grammar(concepts: list[str], settings: PromptsConfig, seed: int) -> Iter
             raise StageError(f"{error}; lower prompts.prompts_per_concept or set prompts.endpoint.") from error
 
 
-def _by_model(concepts: list[str], settings: PromptsConfig, scratch: Path) -> Iterator[tuple[str, list[RichPrompt]]]:
+def _endpoint(base_url: str, settings: PromptsConfig) -> Endpoint:
+    try:
+        return Endpoint(
+            base_url=base_url,
+            model=settings.model,
+            api_key=os.environ.get("OPENAI_API_KEY") or None,
+            temperature=settings.temperature,
+            prompts_per_request=settings.prompts_per_request,
+            timeout_seconds=settings.timeout_seconds,
+            retries=settings.retries,
+        )
+    except PromptError as error:
+        raise StageError(str(error)) from error
+
+
+def _by_model(
+    concepts: list[str], endpoint: Endpoint, settings: PromptsConfig, scratch: Path
+) -> Iterator[tuple[str, list[RichPrompt]]]:
     """Each concept with its prompts, in the order of completion."""
-    endpoint = Endpoint(
-        base_url=settings.endpoint or "",
-        model=settings.model,
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        temperature=settings.temperature,
-        prompts_per_request=settings.prompts_per_request,
-        timeout_seconds=settings.timeout_seconds,
-        retries=settings.retries,
-    )
     written = map_on_workers(
         write_prompts,
         one_row_batches({"concept": concept} for concept in concepts),

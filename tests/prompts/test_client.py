@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import socketserver
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
-from prompts.client import MAX_USELESS_ANSWERS, Endpoint, PromptError, PromptWriter
-from tests.support.llm_server import batch, language_model
+from prompts.client import MAX_USELESS_ANSWERS, Endpoint, PromptWriter
+from prompts.errors import PromptError
+from prompts.templates import SYSTEM
+from tests.support.llm_server import Reply, batch, completion, language_model
 
 
 def writer(url: str, **changes: Any) -> PromptWriter:
@@ -41,15 +55,6 @@ def test_temporary_errors_are_retried(status: int) -> None:
     with language_model(lambda number, _: status if number == 0 else numbered(number)) as model:
         assert len(writer(model.url).write("mug", 3)) == 3
     assert len(model.requests) == 2
-
-
-def test_an_endpoint_without_structured_output_gets_plain_requests_from_then_on() -> None:
-    def answer(number: int, request: dict[str, Any]) -> str | int:
-        return 400 if "response_format" in request else f"Sure!\n```json\n{numbered(number)}\n```"
-
-    with language_model(answer) as model:
-        assert len(writer(model.url).write("mug", 6)) == 6
-    assert ["response_format" in request for request in model.requests] == [True, False, False]
 
 
 def test_unusable_prompts_are_dropped_and_requested_again() -> None:
@@ -85,16 +90,274 @@ def test_a_model_that_repeats_itself_is_an_error_with_the_reason() -> None:
     assert len(model.requests) == 1 + MAX_USELESS_ANSWERS
 
 
-@pytest.mark.parametrize(("status", "tries"), [(401, 1), (404, 1), (500, 3)])
+@pytest.mark.parametrize(("status", "tries"), [(401, 2), (404, 2), (418, 2), (429, 4), (500, 4), (501, 4)])
 def test_a_permanent_error_names_the_status_and_the_settings(status: int, tries: int) -> None:
     with (
         language_model(lambda *_: status) as model,
-        pytest.raises(PromptError, match=rf"answers {status} for the model 'stub' \(prompts.endpoint"),
+        pytest.raises(
+            PromptError, match=rf"answers {status} for the model 'stub' \(prompts.endpoint.*answers {status}"
+        ),
     ):
         writer(model.url).write("mug", 1)
+    assert len(model.requests) == tries  # structured ones with all retries, and a plain one
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 415, 422, 500, 501, 502, 503])
+def test_an_endpoint_that_fails_on_response_format_gets_plain_requests_from_then_on(status: int) -> None:
+    def answer(number: int, request: dict[str, Any]) -> str | Reply:
+        failure = Reply({"error": {"message": "guided decoding failed", "code": status}}, status=status)
+        return failure if "response_format" in request else f"Sure!\n```json\n{numbered(number)}\n```"
+
+    with language_model(answer) as model:
+        assert len(writer(model.url, retries=0).write("mug", 6)) == 6
+    assert ["response_format" in request for request in model.requests] == [True, False, False]
+
+
+def test_a_rate_limit_does_not_turn_structured_output_off() -> None:
+    with language_model(lambda number, _: 429 if number in (0, 1) else numbered(number)) as model:
+        assert len(writer(model.url, retries=1).write("mug", 6)) == 6
+    assert ["response_format" in request for request in model.requests] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("garbled", ["", "{}", '{"prompts": []}', "\n" * 50])
+def test_an_endpoint_that_garbles_structured_output_gets_plain_requests(garbled: str) -> None:
+    with language_model(lambda n, request: garbled if "response_format" in request else numbered(n)) as model:
+        assert len(writer(model.url).write("mug", 3)) == 3
+    assert ["response_format" in request for request in model.requests] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1) is supported.",
+        "Unsupported parameter: 'temperature' is not supported with this model.",
+        "`temperature` is deprecated for this model.",
+    ],
+)
+def test_a_model_without_temperature_gets_none_and_keeps_structured_output(words: str) -> None:
+    def answer(number: int, request: dict[str, Any]) -> str | Reply:
+        return Reply({"error": {"message": words}}, status=400) if "temperature" in request else numbered(number)
+
+    with language_model(answer) as model:
+        assert len(writer(model.url).write("mug", 6)) == 6
+    assert ["temperature" in request for request in model.requests] == [True, False, False]
+    assert all("response_format" in request for request in model.requests)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "System role not supported"),
+        (500, "Conversation roles must alternate user/assistant/user/assistant/..."),
+        (400, "Developer instruction is not enabled for models/gemma-3-27b-it"),
+    ],
+)
+def test_a_model_without_a_system_role_gets_the_instructions_from_the_user(status: int, words: str) -> None:
+    def answer(number: int, request: dict[str, Any]) -> str | Reply:
+        with_system = request["messages"][0]["role"] == "system"
+        return Reply({"error": {"message": words}}, status=status) if with_system else numbered(number)
+
+    with language_model(answer) as model:
+        assert len(writer(model.url, retries=0).write("mug", 6)) == 6
+    assert [len(request["messages"]) for request in model.requests] == [2, 1, 1]
+    assert model.requests[-1]["messages"][0]["content"].startswith(SYSTEM)
+
+
+def test_a_temperature_that_is_out_of_range_is_an_error() -> None:
+    failure = Reply({"error": {"message": "temperature must be between 0 and 1"}}, status=400)
+    with (
+        language_model(lambda *_: failure) as model,
+        pytest.raises(PromptError, match=r"answers 400 .*temperature must be between 0 and 1"),
+    ):
+        writer(model.url).write("mug", 3)
+
+
+TOO_MANY = {
+    "id": None,
+    "choices": None,
+    "error": {"message": "Provider returned error: Too Many Requests", "code": 429},
+}
+
+
+def test_an_error_in_an_answer_that_says_200_is_waited_out_like_its_status() -> None:
+    with language_model(lambda number, _: Reply(TOO_MANY) if number < 2 else numbered(number)) as model:
+        assert len(writer(model.url).write("mug", 3)) == 3
+    assert len(model.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "tries", "words"),
+    [
+        (TOO_MANY, 3, "answers 200 with an error that counts as 429, .*Too Many Requests"),
+        ({"choices": [], "error": "something broke"}, 3, "counts as 500, .*something broke"),
+        ({"error": {"message": "Insufficient credits", "code": 402}}, 2, "counts as 402, .*Insufficient credits"),
+        ({"detail": "no such model 'stub'"}, 2, "counts as 404, .*no such model"),
+        (b"", 3, "counts as 500, "),
+    ],
+)
+def test_an_error_that_stays_in_answers_that_say_200_is_shown(body: Any, tries: int, words: str) -> None:
+    with language_model(lambda *_: Reply(body)) as model, pytest.raises(PromptError, match=words):
+        writer(model.url, retries=1).write("mug", 3)
     assert len(model.requests) == tries
 
 
-def test_an_unreachable_endpoint_is_an_error_with_the_number_of_tries() -> None:
-    with pytest.raises(PromptError, match="does not answer after 1 tries"):
-        writer("http://127.0.0.1:1/v1", retries=0).write("mug", 1)
+@pytest.mark.parametrize(
+    ("body", "content_type", "words"),
+    [
+        (b"<!DOCTYPE html><html><title>Sign in</title></html>", "text/html", "an HTML page, 'Sign in'"),
+        (b"<html>", "application/json", "an HTML page"),
+        (b"Ollama is running", "text/plain", "Ollama is running"),
+        (b"{broken", "application/json", "{broken"),
+        (b'{"status": "ok"}', "application/json", '{"status": "ok"}'),
+        (b"[]", "application/json", r"\[\]"),
+        (b"\xff\xfe\x00", "application/octet-stream", ""),
+    ],
+)
+def test_what_is_no_completion_is_shown_with_the_setting(body: bytes, content_type: str, words: str) -> None:
+    with (
+        language_model(lambda *_: Reply(body, headers={"Content-Type": content_type})) as model,
+        pytest.raises(PromptError, match=rf"prompts.endpoint\) does not answer with a completion: {words}"),
+    ):
+        writer(model.url).write("mug", 3)
+    assert len(model.requests) == 1
+
+
+def test_a_url_without_its_version_gets_a_hint() -> None:
+    with language_model(lambda *_: "") as model, pytest.raises(PromptError, match=r"404 .*does the URL end in /v1\?"):
+        writer(model.url.removesuffix("/v1")).write("mug", 3)
+
+
+def test_a_redirect_is_named() -> None:
+    moved = Reply({}, status=301, headers={"Location": "/elsewhere"})
+    with (
+        language_model(lambda *_: moved) as model,
+        pytest.raises(PromptError, match=r"redirect to http://.*/elsewhere"),
+    ):
+        writer(model.url, retries=0).write("mug", 3)
+
+
+def test_a_query_in_the_url_stays_behind_the_path() -> None:
+    with language_model(lambda number, _: numbered(number)) as model:
+        assert len(writer(f"{model.url}?api-version=2&x=1").write("mug", 3)) == 3
+
+
+def test_chunks_of_an_answer_are_joined() -> None:
+    chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": numbered(9)}]}]
+    with language_model(
+        lambda n, _: completion({"content": [*chunks, {"type": "text", "text": numbered(n)}]})
+    ) as model:
+        prompts = writer(model.url).write("mug", 3)
+    assert [prompt.prompt[-3:] for prompt in prompts] == ["0-0", "0-1", "0-2"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (completion({"content": None, "refusal": "I cannot help."}), "the model refuses: I cannot help."),
+        (completion({"content": "<think>hm"}, finish_reason="length"), "finish_reason 'length'"),
+        (Reply({"choices": []}), "the answer is empty"),
+    ],
+)
+def test_answers_without_prompts_are_an_error_with_the_reason(reply: Reply, words: str) -> None:
+    with language_model(lambda *_: reply) as model, pytest.raises(PromptError, match=words):
+        writer(model.url).write("mug", 3)
+    assert len(model.requests) == MAX_USELESS_ANSWERS
+
+
+def test_the_key_is_not_in_a_message_and_a_missing_one_is_named() -> None:
+    def answer(number: int, request: dict[str, Any]) -> Reply:
+        return Reply({"error": {"message": "Incorrect API key sk-secret-key provided"}}, status=401)
+
+    with language_model(answer) as model:
+        with pytest.raises(PromptError, match=r"Incorrect API key [*]{3} provided$"):
+            writer(model.url, api_key="sk-secret-key").write("mug", 3)
+        with pytest.raises(PromptError, match="OPENAI_API_KEY is not set"):
+            writer(model.url).write("mug", 3)
+    assert "sk-secret-key" not in repr(Endpoint(base_url="", model="", api_key="sk-secret-key"))
+
+
+def test_a_key_that_cannot_be_sent_is_refused_at_once() -> None:
+    with pytest.raises(PromptError, match=r"OPENAI_API_KEY begins or ends with a line break; set it"):
+        writer("http://127.0.0.1:1/v1", api_key="sk-test\n")
+
+
+@contextmanager
+def byte_server(answer: bytes | None, context: ssl.SSLContext | None = None) -> Iterator[int]:
+    """A server that sends some bytes on each connection and closes it; None: it waits. Yields its port."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65_536)
+            if answer is None:
+                done.wait()
+            else:
+                self.request.sendall(answer)
+
+    done = threading.Event()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients break off: that is the test
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            done.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """TLS with a certificate that nobody has signed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    certificate = builder.not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(key, hashes.SHA256())
+    text = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    (tmp_path / "pem").write_bytes(certificate.public_bytes(Encoding.PEM) + key.private_bytes(*text))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pem")
+    return context
+
+
+def refused(url: str) -> str:
+    with pytest.raises(PromptError, match=r"\(prompts.endpoint\) does not answer after 1 tries: ") as caught:
+        writer(url, retries=0, timeout_seconds=0.5).write("mug", 1)
+    assert "Connection error" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_refused_connection_and_an_unknown_host_are_named() -> None:
+    assert "no server listens on that port" in refused("http://127.0.0.1:1/v1")
+    assert "cannot be resolved (DNS)" in refused("http://no-such-host.invalid/v1")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "no answer within 0.5 s (prompts.timeout_seconds)"),
+        (b"", "the server does not speak HTTP"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "the server does not speak HTTP"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "or only with TLS (https://)"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "the server"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "decompress"),
+        (
+            b"HTTP/1.1 307 Moved\r\nLocation: /v1/chat/completions\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+            "redirects",
+        ),
+    ],
+)
+def test_a_server_that_does_not_answer_is_named(answer: bytes | None, words: str) -> None:
+    with byte_server(answer) as port:
+        assert words in refused(f"http://127.0.0.1:{port}/v1")
+
+
+def test_tls_where_there_is_none_and_none_where_there_is_tls_are_named(tls: ssl.SSLContext) -> None:
+    with byte_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        assert "its URL begins with http://, not https://" in refused(f"https://127.0.0.1:{port}/v1")
+    with byte_server(b"", tls) as port:
+        assert "certificate is not accepted: self" in refused(f"https://127.0.0.1:{port}/v1")
+        assert "TLS (https://)" in refused(f"http://127.0.0.1:{port}/v1")

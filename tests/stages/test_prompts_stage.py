@@ -37,6 +37,14 @@ def test_more_prompts_than_the_grammar_has_are_refused(tmp_path: Path) -> None:
         prompts_stage.run(make_context(tmp_path, prompts={"prompts_per_concept": 10**6}))
 
 
+def test_a_key_that_cannot_be_sent_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test\n")
+    with pytest.raises(StageError, match=r"OPENAI_API_KEY begins or ends with a line break"):
+        prompts_stage.run(make_context(tmp_path, prompts={"endpoint": "http://127.0.0.1:1/v1"}))
+
+
 def complete_answer(number: int, request: dict[str, Any]) -> str:
     concept = request["messages"][1]["content"].split("[v] ")[1].split('"')[0]
     return batch(*(f"a photo of a [v] {concept} at place {number}-{index}" for index in range(5)))

@@ -70,8 +70,8 @@ def _fits(value: Any, mark: Any) -> bool:
             return len(value) >= least
         case StringConstraints(pattern=str(pattern), max_length=most):
             return re.search(pattern.replace("$", r"\Z"), value) is not None and len(value) <= (most or math.inf)
-        case AfterValidator():  # the one there is: of downscales
-            return value in {1, 2, 4, 8, 16, 32, 64}
+        case AfterValidator():  # the two there are: of downscales and of URLs
+            return str(value).startswith("http://") or value in {1, 2, 4, 8, 16, 32, 64}
     return True
 
 

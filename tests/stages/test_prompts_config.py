@@ -1,0 +1,59 @@
+"""The settings of the stage `prompts`: what can be the base URL of an endpoint."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.config.loading import load_config
+from pipelines.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("127.0.0.1:8997/v1", "does not begin with http:// or https://"),
+        ("localhost:8000", "does not begin with http:// or https://"),
+        ("api.openai.com/v1", "does not begin with http:// or https://"),
+        ("//host/v1", "does not begin with http:// or https://"),
+        ("http:/host/v1", "does not begin with http:// or https://"),
+        ("ftp://host", "does not begin with http:// or https://"),
+        ('"http://host/v1"', "does not begin with http:// or https://"),
+        ("https://https://host/v1", "port"),
+        ("http://host:/v1", "port"),
+        ("http://host:0/v1", "port"),
+        ("http://host:99999/v1", "Port"),
+        ("http://host:80:80/v1", "Port"),
+        ("http://user:secret@host/v1", "a user or a password"),
+        ("http://host name/v1", "contains ' '"),
+        ("http://<host>/v1", "contains '<'"),
+        ("http://host\u200b/v1", "contains '\\u200b'"),
+        ("http://host/v1#x", "contains '#'"),
+        ("http://", "host"),
+        ("http://a..b/v1", "host"),
+        ("http://a,b/v1", "host"),
+        ("http://[::1/v1", "IPv6"),
+        ("https://host/v1/chat/completions", "leave out what follows the version"),
+        ("https://host/v1/models", "leave out what follows the version"),
+    ],
+)
+def test_a_wrong_endpoint_is_refused_with_the_reason(url: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config("micro", [f"prompts.endpoint={url}"])
+    sentence = str(caught.value)
+    assert sentence.startswith("prompts.endpoint takes a URL that starts with http(s):// or null, not ")
+    assert words in sentence
+    assert "secret" not in sentence
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:8000",
+        "HTTPS://host/v1/",
+        "http://[::1]:8000/v1",
+        "http://bücher.example/v1",
+        "http://h_1/v1?a=b",
+    ],
+)
+def test_a_right_endpoint_is_taken(url: str) -> None:
+    assert load_config("micro", [f"prompts.endpoint={url}"]).prompts.endpoint == url
