@@ -7,13 +7,15 @@ connections, 408, 409, 429 and 5xx, with growing waits.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
+import ssl
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 import openai
 
@@ -188,7 +190,11 @@ class PromptWriter:
 
 
 def connect(endpoint: Endpoint) -> openai.OpenAI:
-    """The client of an endpoint."""
+    """The client of an endpoint.
+
+    Raises:
+        PromptError: The environment names a proxy that cannot be used.
+    """
     base_url, _, query = endpoint.base_url.partition("?")  # the client would append its path to the query
     return openai.OpenAI(
         base_url=base_url,
@@ -196,8 +202,30 @@ def connect(endpoint: Endpoint) -> openai.OpenAI:
         api_key=endpoint.api_key or "none",
         timeout=endpoint.timeout_seconds,
         max_retries=endpoint.retries,
-        http_client=openai.DefaultHttpxClient(event_hooks={"response": [_give_error_its_status]}),
+        http_client=_http_client(base_url),
     )
+
+
+def _http_client(base_url: str) -> Any:
+    hooks = {"response": [_give_error_its_status]}
+    if _is_loopback(urlsplit(base_url).hostname or ""):
+        # No proxy can reach this machine, and an unusable one must not be in the way. Without the environment HTTPX
+        # would not read SSL_CERT_FILE either, as this context does.
+        return openai.DefaultHttpxClient(event_hooks=hooks, trust_env=False, verify=ssl.create_default_context())
+    try:
+        return openai.DefaultHttpxClient(event_hooks=hooks)
+    except Exception as error:  # of several kinds and packages, such as ImportError for a SOCKS proxy
+        raise PromptError(
+            f"the proxy settings of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) cannot be used for "
+            f"prompts.endpoint: {one_line(str(error))}"
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _give_error_its_status(response: Any) -> None:

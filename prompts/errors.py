@@ -19,20 +19,24 @@ def one_line(text: str, length: int = 200) -> str:
     return " ".join(text.split())[:length]
 
 
+#: Fields with a provider's words, the most telling ones first.
 _WORDS = (
-    *(
-        "message",
-        "msg",
-        "detail",
-        "details",
-        "error_msg",
-        "error_message",
-        "status_msg",
-        "description",
-        "error_description",
-    ),
-    *("reason", "title", "error", "errors", "base_resp"),
+    "message",
+    "msg",
+    "detail",
+    "details",
+    "error_msg",
+    "error_message",
+    "status_msg",
+    "description",
+    "error_description",
+    "reason",
+    "title",
+    "error",
+    "errors",
+    "base_resp",
 )
+#: Fields with a status.
 _STATUSES = (
     "code",
     "status_code",

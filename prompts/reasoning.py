@@ -24,7 +24,7 @@ _STEMS = (
 
 
 def _tag(stem: str) -> tuple[str, str]:
-    """`<think>` and its kin: `</Thinking>`, `<think time="3">`, `<seed:think>`, `<|end_of_thought|>`, `◁/think▷`."""
+    """`<think>` and the like: `</Thinking>`, `<think time="3">`, `<seed:think>`, `<|end_of_thought|>`, `◁/think▷`."""
     name = rf"[\w.:-]*?{stem}[\w.:-]*(?:\s[^<>]*?)?(?<!/)\s*\|?{_GREATER}"
     return rf"{_LESS}\|?\s*(?!/|end){name}", rf"{_LESS}\|?\s*(?:/|(?=end))\s*{name}"
 

@@ -241,6 +241,32 @@ def test_a_query_in_the_url_stays_behind_the_path() -> None:
         assert len(writer(f"{model.url}?api-version=2&x=1").write("mug", 3)) == 3
 
 
+UNUSABLE_PROXIES = [
+    {"HTTP_PROXY": "http://127.0.0.1:9"},
+    {"http_proxy": "127.0.0.1:9"},
+    {"ALL_PROXY": "socks5://127.0.0.1:9"},
+    {"all_proxy": "socks4://127.0.0.1:9"},
+    {"http_proxy": "http://127.0.0.1:9", "no_proxy": "[::1],fe80::/10"},
+]
+
+
+@pytest.mark.parametrize("variables", UNUSABLE_PROXIES, ids=str)
+def test_an_endpoint_on_this_machine_is_asked_without_a_proxy(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with language_model(lambda number, _: numbered(number)) as model:
+        for url in (model.url, model.url.replace("127.0.0.1", "localhost")):
+            assert len(writer(url, retries=0).write("mug", 3)) == 3
+
+
+def test_a_proxy_that_cannot_be_used_for_another_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks4://127.0.0.1:9")
+    with pytest.raises(PromptError, match=r"proxy settings .*ALL_PROXY.*prompts\.endpoint: .*socks4"):
+        writer("http://llm.example/v1")
+
+
 def test_chunks_of_an_answer_are_joined() -> None:
     chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": numbered(9)}]}]
     with language_model(
