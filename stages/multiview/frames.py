@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from model.pictures.decoding import PictureError, exif_orientation, is_picture_file, open_picture, upright_rgb
+from model.pictures.decoding import PictureError, is_picture_file, open_picture
 from stages.data.jpeg import encode_jpeg, is_stored_form
 from stages.data.schemas import FRAMES, content_id
 from stages.multiview.colmap import ColmapError, read_images
@@ -150,8 +150,9 @@ def check_foreground(masks: Path, name: str, min_foreground: float) -> None:
     for file in (masks / f"{name}.png", masks / f"{Path(name).stem}.png"):
         if not file.is_file():
             continue
-        with open_picture(file.read_bytes(), name=f"the mask {file.name}") as mask:
-            share = float((np.asarray(mask.convert("L")) > 127).mean())
+        with open_picture(file.read_bytes(), name=f"the mask {file.name}") as opened:
+            mask = opened.upright_rgb(background="black").convert("L")
+        share = float((np.asarray(mask) > 127).mean())
         if share < min_foreground:
             raise PictureError(f"its mask covers {share:.2%} of the picture, less than {min_foreground:.2%}")
         return
@@ -166,10 +167,9 @@ def load_frame(file: Path, image_size: int) -> tuple[bytes, tuple[int, int]]:
         PictureError: The file is not a picture, or is damaged.
     """
     data = file.read_bytes()
-    with open_picture(data) as image:
-        orientation = exif_orientation(data)
-        is_stored = is_stored_form(image, orientation)
-        picture = upright_rgb(image, orientation)
+    with open_picture(data) as opened:
+        is_stored = is_stored_form(opened)
+        picture = opened.upright_rgb()
     scale = image_size / min(picture.size)
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -18,7 +18,6 @@ from PIL import Image, ImageOps
 
 from model.pictures.decoding import (
     PictureError,
-    exif_orientation,
     is_picture_file,
     load_picture,
     load_reduced,
@@ -120,7 +119,6 @@ def test_the_exif_orientation_is_applied_once(kind: str, orientation: int) -> No
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(picture, kind, exif=exif)
-    assert exif_orientation(data) == (orientation if 1 <= orientation <= 8 else 1)
     with Image.open(BytesIO(data)) as tagged:
         expected = ImageOps.exif_transpose(tagged).convert("RGB")
     loaded = load_picture(data)
