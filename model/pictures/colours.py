@@ -64,6 +64,8 @@ class _Conversion:
 
 def _conversion(file: PictureFile, mode: str) -> _Conversion | None:
     """The first that can be used; None if the file says nothing, or nothing that can be used."""
+    if not (file.profile or file.colours or file.exif):  # most files
+        return None
     found = (_conversion_from(profile, mode) for profile in _profiles(file, mode))
     return next((conversion for conversion in found if conversion is not None), None)
 

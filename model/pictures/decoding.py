@@ -15,16 +15,19 @@ Imports no torch, which takes a worker seconds.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from model.errors import ModelError
+from model.files import printable_name, visible_entries
 from model.pictures.colours import is_srgb, to_srgb
 from model.pictures.containers import PictureFile, take_apart
 from model.pictures.exif import orientation
@@ -67,7 +70,7 @@ def load_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Im
     Raises:
         PictureError: The file cannot be read, is not a picture, is truncated or damaged, or has too many pixels.
     """
-    name = "the picture" if isinstance(source, bytes) else f"the picture {source}"
+    name = "the picture" if isinstance(source, bytes) else f"the picture {printable_name(str(source))}"
     data = source if isinstance(source, bytes) else _read(Path(source), name)
     with open_picture(data, max_pixels, name) as opened:
         return opened.upright_rgb()
@@ -163,9 +166,11 @@ def picture_format(data: bytes | bytearray) -> str | None:
     return "GIF" if data[:6] in (b"GIF87a", b"GIF89a") else None
 
 
-def is_picture_file(file: Path) -> bool:
-    """Whether a file has the suffix of a picture."""
-    return file.suffix.lower() in PICTURE_SUFFIXES
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder by their suffixes, in the order of their names, without hidden files."""
+    return [
+        path for path in visible_entries(folder) if path.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(path)
+    ]
 
 
 def _layers(image: Image.Image, file: PictureFile) -> tuple[Image.Image, Image.Image | None]:
@@ -180,8 +185,8 @@ def _layers(image: Image.Image, file: PictureFile) -> tuple[Image.Image, Image.I
         return Image.fromarray((values >> 8).astype(np.uint8)), alpha
     if not image.has_transparency_data:
         return _stored_colours(image), None
-    if file.kind == "PNG" and image.mode in ("L", "RGB"):
-        image.info["transparency"] = _eight_bit_key(key, file.pixels[_PNG_DEPTH])
+    if file.kind == "PNG" and key is not None:
+        image.info["transparency"] = _eight_bit_key(image.mode, key, file.pixels[_PNG_DEPTH])
     layer = image.convert("RGBA")
     colours = _stored_colours(image.convert("L")) if image.mode in ("L", "LA") else layer.convert("RGB")
     return colours, layer.getchannel("A")
@@ -193,11 +198,11 @@ def _stored_colours(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _eight_bit_key(key: int | tuple[int, ...], depth: int) -> int | tuple[int, ...]:
-    """A PNG's transparent colour as Pillow scales the pixels, which may have 2, 4, 8 or 16 bits a sample."""
-    if isinstance(key, tuple):
-        return tuple(_eight_bit_key(value, depth) for value in key)
-    return key >> 8 if depth == 16 else key * 255 // (2**depth - 1)
+def _eight_bit_key(mode: str, key: Any, depth: int) -> Any:
+    """A PNG's transparent colour as Pillow scales the pixels of grey and RGB, which may have 2, 4, 8 or 16 bits."""
+    if mode == "RGB":
+        return tuple(value >> 8 if depth == 16 else value for value in key)
+    return key * 255 // (2**depth - 1) if mode == "L" else key
 
 
 def _read(file: Path, name: str) -> bytes:

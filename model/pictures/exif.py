@@ -26,6 +26,8 @@ def orientation(file: PictureFile) -> int:
 
     So does Pillow's `ImageOps.exif_transpose`.
     """
+    if not (file.exif or file.xmp):  # most files
+        return 1
     exif = _Exif(file.exif or b"")
     fields = exif.directory(exif.first)
     if _ORIENTATION in fields:

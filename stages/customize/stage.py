@@ -26,8 +26,9 @@ from model.concepts.textual_inversion import (
     load_concept,
     save_concept,
 )
+from model.files import printable_name
 from model.pictures.crops import square_crop
-from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, is_picture_file, load_picture
+from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, load_picture, picture_files
 from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
@@ -93,13 +94,16 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
     if config.subject is not None:
         folder = Path(config.subject)
         if not folder.is_dir():
-            raise StageError(f"{folder} is not a folder: set customize.subject to a folder of pictures of one subject.")
-        pictures = sorted(path for path in folder.iterdir() if is_picture_file(path))
+            raise StageError(
+                f"{printable_name(folder)} is not a folder: set customize.subject to a folder of pictures of one subject."
+            )
+        pictures = picture_files(folder)
         if not pictures:
             raise StageError(
-                f"{folder} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one subject there."
+                f"{printable_name(folder)} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one "
+                'subject there, with names that do not start with "." or "_".'
             )
-        return Subject(name=folder.name, word=config.word, pictures=pictures[:_MAX_PICTURES])
+        return Subject(name=printable_name(folder.name), word=config.word, pictures=pictures[:_MAX_PICTURES])
     folder = inputs["microworld"] / "subjects"
     listed = json.loads((folder / "subjects.json").read_text())
     for entry in listed:

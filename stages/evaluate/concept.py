@@ -7,9 +7,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.files import printable_name
+from model.pictures.decoding import picture_files
 from stages.config import Config
 from stages.contract import StageError
-from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, picture_files, read_subject
+from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, read_subject
 
 _PICTURES = 8
 
@@ -33,7 +35,7 @@ def read_concept(folder: Path, config: Config, subjects_folder: Path) -> Concept
     name, word = description["subject"], description["word"]
     if config.customize.subject is not None:
         pictures = Path(config.customize.subject)
-        subject = read_subject(pictures.name, word, picture_files(pictures))
+        subject = read_subject(printable_name(pictures.name), word, picture_files(pictures))
     else:
         held_out = {subject.name: subject for subject in load_subjects(subjects_folder, None)}
         if name not in held_out:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.files import TextError, read_text
 from model.microworld.captions import article
 from model.pictures.decoding import PictureError, load_picture
 from stages.contract import StageError
@@ -60,7 +61,9 @@ def load_pairs(folder: Path, count: int) -> list[Pair]:
     if not count or not listing.is_file():
         return []
     try:
-        listed = [((*entry["subjects"],), folder / entry["together"]) for entry in json.loads(listing.read_text())]
+        listed = [((*entry["subjects"],), folder / entry["together"]) for entry in json.loads(read_text(listing))]
+    except TextError as error:
+        raise StageError(f"evaluate.subjects_folder: {error}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         needed = '{"subjects": [..., ...], "together": ...}'
         raise StageError(f"{listing} must be a list with {needed} for each pair ({error}).") from error

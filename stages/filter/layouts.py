@@ -14,13 +14,14 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from model.files import is_hidden, printable_name, visible_files
 from model.pictures.decoding import PICTURE_SUFFIXES
 from stages.contract import StageError
 from stages.data.schemas import SPELLINGS
@@ -75,10 +76,9 @@ def find_layout(folder: Path) -> ForeignFolder:
     """
     if not folder.is_dir():
         raise StageError(f"filter.pictures_folder: there is no folder {folder}.")
+    everything = list(visible_files(folder))
     for pattern, read in (("*.tar", read_tar), ("*.arrow", read_arrow), ("*.parquet", read_parquet)):
-        # `datasets` leaves the results of earlier maps beside a dataset, as cache-<fingerprint>.arrow.
-        others = (".", "_", "cache-") if pattern == "*.arrow" else (".", "_")
-        files = sorted(file for file in folder.rglob(pattern) if not file.name.startswith(others))
+        files = sorted(file for file in everything if file.match(pattern) and not _is_cache(file))
         if files:
             _check_columns(files, pattern)
             return ForeignFolder(files=files, read=read)
@@ -86,6 +86,11 @@ def find_layout(folder: Path) -> ForeignFolder:
         f"filter.pictures_folder: {folder} is neither a folder that img2dataset wrote (webdataset or Parquet) nor a "
         "Hugging Face dataset on disk (save_to_disk, or Parquet files): it holds no *.tar, *.arrow or *.parquet."
     )
+
+
+def _is_cache(file: Path) -> bool:
+    """Whether `datasets` has left a file beside a dataset: the result of an earlier map, cache-<fingerprint>.arrow."""
+    return file.suffix == ".arrow" and file.name.startswith("cache-")
 
 
 def _check_columns(files: Iterable[Path], pattern: str) -> None:
@@ -105,7 +110,8 @@ def _check_columns(files: Iterable[Path], pattern: str) -> None:
         if lacking:
             columns = ", ".join(schema.names)
             raise StageError(
-                f"filter.pictures_folder: {file} lacks {' and '.join(lacking)}; its columns are {columns}."
+                f"filter.pictures_folder: {printable_name(file)} lacks {' and '.join(lacking)}; "
+                f"its columns are {columns}."
             )
         return
 
@@ -139,16 +145,16 @@ def _is_text(field: pa.Field) -> bool:
 def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
     """The rows of a webdataset: consecutive members whose names agree up to the first dot after the folder."""
     try:
-        with tarfile.open(file, "r:", encoding="utf-8", errors="replace") as archive:
+        with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as archive:
             key, parts = "", dict[str, bytes]()
             for member_key, suffix, data in _tar_members(archive):
                 if member_key != key:
                     if parts:
-                        yield _tar_row(f"{name}#{key}", parts)
+                        yield _tar_row(f"{name}#{printable_name(key)}", parts)
                     key, parts = member_key, {}
                 parts.setdefault(suffix, data)
             if parts:
-                yield _tar_row(f"{name}#{key}", parts)
+                yield _tar_row(f"{name}#{printable_name(key)}", parts)
             end = archive.offset
     except (tarfile.TarError, *_ERRORS) as error:
         raise DamagedFileError(_words(error)) from error
@@ -159,11 +165,11 @@ def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """Key, suffix and content of the regular files; the content of one that is too large is empty."""
+    """Key, suffix and content of the regular files without hidden ones; that of one that is too large is empty."""
     for member in archive:
         folder, slash, base = member.name.rpartition("/")
         stem, dot, suffix = base.partition(".")
-        if member.isreg() and dot:
+        if member.isreg() and dot and not is_hidden(PurePosixPath(member.name)):
             stream = archive.extractfile(member)
             is_read = stream is not None and member.size <= MAX_MEMBER_BYTES
             yield folder + slash + stem, suffix.lower(), stream.read() if stream is not None and is_read else b""
