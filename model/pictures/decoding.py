@@ -21,9 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from model.errors import ModelError
@@ -31,11 +29,11 @@ from model.files import printable_name, visible_entries
 from model.pictures.colours import is_srgb, to_srgb
 from model.pictures.containers import PictureFile, take_apart
 from model.pictures.exif import orientation
+from model.pictures.layers import decode_layers, png_depth
 
 MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 SIGNATURE_BYTES = 16  # that `picture_format` needs at most
-_PNG_DEPTH = 24  # the byte of a PNG file that holds the bits of a sample
 #: The transpositions that make pictures upright, for each EXIF orientation but 1.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -109,7 +107,7 @@ class OpenedPicture:
 
         So it is for opaque RGB with 8 bits a channel in sRGB, upright, and one frame.
         """
-        is_deep = self.file.kind == "PNG" and self.file.pixels[_PNG_DEPTH] > 8
+        is_deep = self.file.kind == "PNG" and png_depth(self.file) > 8
         is_one = not getattr(self.image, "is_animated", False) and not self.file.has_more_pictures
         is_opaque_rgb = self.image.mode == "RGB" and not is_deep and not self.image.has_transparency_data
         return is_opaque_rgb and is_one and orientation(self.file) == 1 and is_srgb(self.file, "RGB")
@@ -120,8 +118,7 @@ class OpenedPicture:
         Args:
             background: The colour of transparent parts.
         """
-        self.image.load()
-        colours, alpha = _layers(self.image, self.file)
+        colours, alpha = decode_layers(self.image, self.file)
         picture = to_srgb(colours, self.file)
         if alpha is not None:
             layer, picture = picture, Image.new("RGB", picture.size, background)
@@ -171,38 +168,6 @@ def picture_files(folder: Path) -> list[Path]:
     return [
         path for path in visible_entries(folder) if path.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(path)
     ]
-
-
-def _layers(image: Image.Image, file: PictureFile) -> tuple[Image.Image, Image.Image | None]:
-    """A decoded picture's colours, as they are stored (mode L, RGB or CMYK, 8 bits a channel), and its alpha channel.
-
-    The alpha channel is None for an opaque picture.
-    """
-    key = image.info.get("transparency")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips
-        values = np.asarray(image).astype(np.uint32)
-        alpha = None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
-        return Image.fromarray((values >> 8).astype(np.uint8)), alpha
-    if not image.has_transparency_data:
-        return _stored_colours(image), None
-    if file.kind == "PNG" and key is not None:
-        image.info["transparency"] = _eight_bit_key(image.mode, key, file.pixels[_PNG_DEPTH])
-    layer = image.convert("RGBA")
-    colours = _stored_colours(image.convert("L")) if image.mode in ("L", "LA") else layer.convert("RGB")
-    return colours, layer.getchannel("A")
-
-
-def _stored_colours(image: Image.Image) -> Image.Image:
-    if image.mode in ("L", "RGB", "CMYK"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _eight_bit_key(mode: str, key: Any, depth: int) -> Any:
-    """A PNG's transparent colour as Pillow scales the pixels of grey and RGB, which may have 2, 4, 8 or 16 bits."""
-    if mode == "RGB":
-        return tuple(value >> 8 if depth == 16 else value for value in key)
-    return key * 255 // (2**depth - 1) if mode == "L" else key
 
 
 def _read(file: Path, name: str) -> bytes:

@@ -95,7 +95,8 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
         folder = Path(config.subject)
         if not folder.is_dir():
             raise StageError(
-                f"{printable_name(folder)} is not a folder: set customize.subject to a folder of pictures of one subject."
+                f"{printable_name(folder)} is not a folder: set customize.subject to a folder of pictures of one "
+                "subject."
             )
         pictures = picture_files(folder)
         if not pictures:
