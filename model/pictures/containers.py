@@ -100,7 +100,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == 0xFF:  # padding
             start += 1
             continue
-        end = start + 2 + int.from_bytes(data[start + 2 : start + 4])
+        end = start + 2 + (data[start + 2] << 8 | data[start + 3])
         if marker < 0xC0 or 0xD0 <= marker <= _START_OF_SCAN or end < start + 4 or end > len(data):
             return
         if _APP0 <= marker <= _APP15 or marker == _COMMENT:

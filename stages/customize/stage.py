@@ -7,6 +7,7 @@ on one CPU learns the concept and yields its steps. It takes half a minute, so i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
     """The configured folder of pictures, or the microworld's first held-out subject with the configured word."""
     if config.subject is not None:
         folder = Path(config.subject)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise StageError(
                 f"{printable_name(folder)} is not a folder: set customize.subject to a folder of pictures of one "
                 "subject."

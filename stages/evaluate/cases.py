@@ -47,7 +47,7 @@ def load_subjects(folder: Path, count: int | None) -> list[Subject]:
         StageError: The folder is missing or holds no subject; a subject has fewer than two pictures, or one of them
             cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise StageError(f"evaluate.subjects_folder: there is no folder {printable_name(folder)}.")
     entries = _read_listing(folder) if (folder / "subjects.json").is_file() else _list_subfolders(folder)
     if not entries:

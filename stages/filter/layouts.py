@@ -11,6 +11,7 @@ beside its tar files.
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ def find_layout(folder: Path) -> ForeignFolder:
     Raises:
         StageError: There is no such folder, it has none of the layouts, or its files lack pictures or captions.
     """
-    if not folder.is_dir():
-        raise StageError(f"filter.pictures_folder: there is no folder {folder}.")
+    if not os.path.isdir(folder):
+        raise StageError(f"filter.pictures_folder: there is no folder {printable_name(folder)}.")
     everything = list(visible_files(folder))
     for pattern, read in (("*.tar", read_tar), ("*.arrow", read_arrow), ("*.parquet", read_parquet)):
         files = sorted(file for file in everything if file.match(pattern) and not _is_cache(file))

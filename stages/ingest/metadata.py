@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def _below(folder: str, path: str) -> PurePosixPath:
 
 def _file_system(source: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in source:
-        return pafs.LocalFileSystem(), str(Path(source).expanduser().resolve())
+        return pafs.LocalFileSystem(), os.path.realpath(Path(source).expanduser())
     try:
         return pafs.FileSystem.from_uri(source)
     except pa.ArrowInvalid:  # not one of Arrow's own: hf://, http://, memory://

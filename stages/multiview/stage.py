@@ -17,6 +17,7 @@ cannot be read, or whose mask shows no object, is left out of its instance.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ _WARNINGS = 5
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings = context.config.multiview
-    roots = [Path(folder).expanduser().resolve() for folder in settings.folders]
+    roots = [Path(os.path.realpath(Path(folder).expanduser())) for folder in settings.folders]
     instances, damaged = find_all(roots or [(context.inputs["microworld"] / "mvimgnet").resolve()])
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
@@ -83,7 +84,7 @@ def find_all(roots: list[Path]) -> tuple[list[Instance], list[str]]:
         StageError: A root is not a folder, or holds no instance.
     """
     for root in roots:
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise StageError(f"multiview.folders: there is no folder {printable_name(root)}.")
     try:
         instances, left_out = find_instances(roots)
