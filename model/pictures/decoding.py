@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from model.errors import ModelError
 from model.files import printable_name, visible_entries
@@ -98,7 +98,7 @@ class OpenedPicture:
         file: The file, taken apart.
     """
 
-    image: Image.Image
+    image: ImageFile.ImageFile
     file: PictureFile
 
     @property

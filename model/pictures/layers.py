@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from model.pictures.containers import PictureFile
 
@@ -21,7 +21,7 @@ def png_depth(file: PictureFile) -> int:
     return file.pixels[_PNG_DEPTH]
 
 
-def decode_layers(image: Image.Image, file: PictureFile) -> tuple[Image.Image, Image.Image | None]:
+def decode_layers(image: ImageFile.ImageFile, file: PictureFile) -> tuple[Image.Image, Image.Image | None]:
     """Decode an opened picture, and separate its colours from its alpha channel.
 
     Returns:
