@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ _CICP_PRIMARIES = {1: ColourSpace(), 9: _BT_2020, 12: _DISPLAY_P3}
 _CICP_GAMMAS = {8: 1.0, 13: None}
 _GAMMA_TOLERANCE = 0.05  # libpng's
 _CHROMATICITY_TOLERANCE = 0.01
-_GAMMAS = (0.2, 5.0)
+_USUAL_GAMMA, _GAMMAS = 2.2, (0.2, 5.0)
+_LARGEST_COLUMN = 2.0  # those of usual spaces are at most 1
 
 
 def cicp_space(chunk: bytes) -> ColourSpace | None:
@@ -41,10 +42,7 @@ def cicp_space(chunk: bytes) -> ColourSpace | None:
     """
     if len(chunk) != 4 or chunk[0] not in _CICP_PRIMARIES or chunk[1] not in _CICP_GAMMAS or chunk[2:] != b"\0\1":
         return None
-    primaries = _CICP_PRIMARIES[chunk[0]]
-    return ColourSpace(
-        red=primaries.red, green=primaries.green, blue=primaries.blue, gamma=_CICP_GAMMAS[chunk[1]]
-    )  # all have the white of sRGB
+    return replace(_CICP_PRIMARIES[chunk[0]], gamma=_CICP_GAMMAS[chunk[1]])
 
 
 def png_space(gamma: bytes, chromaticities: bytes) -> ColourSpace | None:
@@ -52,25 +50,43 @@ def png_space(gamma: bytes, chromaticities: bytes) -> ColourSpace | None:
 
     Values that are near to sRGB's, or are none, count as sRGB's.
     """
-    srgb, usual = ColourSpace(), 2.2
-    exponent: float | None = 100_000 / max(1, int.from_bytes(gamma)) if len(gamma) == 4 else None
-    if exponent and (not _GAMMAS[0] <= exponent <= _GAMMAS[1] or abs(exponent / usual - 1) <= _GAMMA_TOLERANCE):
-        exponent = None
-    values = [number / 100_000 for number in struct.unpack(">8I", chromaticities)] if len(chromaticities) == 32 else []
-    own = [*srgb.white, *srgb.red, *srgb.green, *srgb.blue]
-    if not values or np.allclose(values, own, rtol=0, atol=_CHROMATICITY_TOLERANCE) or not _is_possible(values):
-        values = own
-    if exponent is None and values == own:
+    exponent, primaries = _png_exponent(gamma), _png_primaries(chromaticities)
+    if exponent is None and primaries is None:
         return None
-    white, red, green, blue = ((values[place], values[place + 1]) for place in range(0, 8, 2))
-    return ColourSpace(white=white, red=red, green=green, blue=blue, gamma=exponent)
+    return replace(primaries or ColourSpace(), gamma=exponent)
 
 
-def _is_possible(values: list[float]) -> bool:
-    """Whether the chromaticities of white and three primaries lie where they can, and the primaries span an area."""
-    points = np.array(values).reshape(4, 2)
-    area = np.linalg.det(points[2:] - points[1])
-    return bool(abs(area) > 0.01 and (points[:, 1] > 0).all() and (points <= 1).all())
+def _png_exponent(chunk: bytes) -> float | None:
+    """The exponent from stored values to light; the chunk holds that of the other direction times 100,000."""
+    if len(chunk) != 4 or not any(chunk):
+        return None
+    exponent = 100_000 / int.from_bytes(chunk)
+    is_usual = abs(exponent / _USUAL_GAMMA - 1) <= _GAMMA_TOLERANCE
+    return exponent if _GAMMAS[0] <= exponent <= _GAMMAS[1] and not is_usual else None
+
+
+def _png_primaries(chunk: bytes) -> ColourSpace | None:
+    """The chunk holds x and y of white, red, green and blue, times 100,000."""
+    if len(chunk) != 32:
+        return None
+    values = [number / 100_000 for number in struct.unpack(">8I", chunk)]
+    white, red, green, blue = zip(values[::2], values[1::2], strict=True)
+    space, srgb = ColourSpace(white=white, red=red, green=green, blue=blue), ColourSpace()
+    own = [*srgb.white, *srgb.red, *srgb.green, *srgb.blue]
+    is_srgb = np.allclose(values, own, rtol=0, atol=_CHROMATICITY_TOLERANCE)
+    return space if not is_srgb and _is_possible(space) else None
+
+
+def _is_possible(space: ColourSpace) -> bool:
+    """Whether the primaries of a space span one, and its white can be mixed from them."""
+    points = np.array([space.white, space.red, space.green, space.blue])
+    if not ((points[:, 1] > 0).all() and (points <= 1).all()):
+        return False
+    try:
+        columns = _primaries_to_xyz(space)
+    except np.linalg.LinAlgError:
+        return False
+    return bool((np.abs(columns) <= _LARGEST_COLUMN).all() and (columns.sum(axis=0) > 0).all())
 
 
 # --- profiles of known colour spaces -------------------------------------------------------------------------------
