@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.files import visible_files
+from model.files import visible_entries, visible_files
 from pipelines.config.keys import configuration_keys, flat_values
 from pipelines.config.paths import local_paths
 from pipelines.graph import Graph
@@ -95,13 +95,14 @@ def file_digest(path: Path) -> str:
 
 
 def code_version(module: str, root: Path, data: Iterable[str] = ()) -> str:
-    """A hash of the module's code, of the project's modules that it reaches, and of the files that match `data`."""
+    """A hash of the code of the module and of the project's modules that it reaches, and of the visible files of `data`."""
     digest = hashlib.sha256()
     for name, file in sorted(reachable_modules(module, root).items()):
         digest.update(f"{name}\n{_tree_digest(file)}\n".encode())
-    for path in sorted({path for pattern in data for path in root.glob(pattern)}):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
-            digest.update(f"{path.relative_to(root)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in sorted({path for pattern in data for path in visible_entries(root, pattern)}):
+        if path.is_file() and path.suffix != ".py":
+            name, checksum = os.fsencode(path.relative_to(root)), hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(name + f"\n{checksum}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import codecs
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from model.files import TextError, decode_text, printable_name
 
 _POSE = struct.Struct("<I7dI")  # image id, qvec, tvec, camera id
 _COUNT = struct.Struct("<Q")
+_DRIVE = re.compile("[A-Za-z]:")  # of Windows
 _POINT_BYTES = 24  # x, y as doubles and the id of the 3-D point
 
 
@@ -68,7 +70,7 @@ def relative_path(name: str) -> PurePosixPath:
         ColmapError: The path leads out of the image folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive or not path.name:
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(name) or not path.name:
         raise ColmapError(f"the name {printable_name(name)} is no path below images/: write it relative to that folder")
     return path
 

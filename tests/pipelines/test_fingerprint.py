@@ -283,8 +283,15 @@ def test_data_files_count_and_python_files_do_not_count_twice(tmp_path: Path) ->
     before = code_version("package.start", root, ["package/**/*"])
     (root / "package" / "other.py").write_text("1")
     assert code_version("package.start", root, ["package/**/*"]) == before
+    for name in ("__pycache__/other.pyc", ".ipynb_checkpoints/template.txt", ".template.txt.swp"):
+        (root / "package" / name).parent.mkdir(exist_ok=True)
+        (root / "package" / name).write_text("1")
+    assert code_version("package.start", root, ["package/**/*"]) == before
+    (root / "package" / os.fsdecode(b"caf\xe9.txt")).write_text("1")
+    unnamed = code_version("package.start", root, ["package/**/*"])
+    assert unnamed != before
     (root / "package" / "template.txt").write_text("1")
-    assert code_version("package.start", root, ["package/**/*"]) != before
+    assert code_version("package.start", root, ["package/**/*"]) not in (before, unnamed)
 
 
 def test_the_contract_is_not_part_of_a_stages_code() -> None:

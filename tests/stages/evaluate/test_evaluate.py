@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model.pictures.decoding import load_picture
 from model.scoring.metrics import bootstrap_interval
 from stages.config import Config
 from stages.contract import StageError
@@ -23,6 +25,7 @@ from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
 from tests.support.contexts import make_context
+from tests.support.picture_table import picture_table
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
 ARMS = ("text_only", "adapter", "adapter_mask")
@@ -199,7 +202,10 @@ def test_findings_report_significant_changes_only() -> None:
 
 
 def test_only_large_pictures_are_reduced() -> None:
-    assert data_uri(png(0)).startswith("data:image/png;base64,")
+    assert data_uri(png(0)) == f"data:image/png;base64,{base64.b64encode(png(0)).decode()}"
+    case = picture_table()["adobe rgb rgba png"]
+    shown = load_picture(base64.b64decode(data_uri(case.data).partition(",")[2]))
+    assert shown.tobytes() == load_picture(case.data).tobytes()
     assert data_uri(png(0, (600, 800))).startswith("data:image/jpeg;base64,")
     assert len(data_uri(png(0, (1200, 1600)))) < 3 * SHOWN_SIDE**2
 
