@@ -95,7 +95,13 @@ def file_digest(path: Path) -> str:
 
 
 def code_version(module: str, root: Path, data: Iterable[str] = ()) -> str:
-    """A hash of the code of the module and of the project's modules that it reaches, and of the visible files of `data`."""
+    """A hash of the code of the module and of the project's modules that it reaches, and of visible files.
+
+    Args:
+        module: The module's name.
+        root: The project's folder.
+        data: Patterns of the files.
+    """
     digest = hashlib.sha256()
     for name, file in sorted(reachable_modules(module, root).items()):
         digest.update(f"{name}\n{_tree_digest(file)}\n".encode())

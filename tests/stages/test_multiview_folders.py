@@ -85,7 +85,8 @@ def test_names_in_binary_files(name: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "path"),
     [("a.jpg", "a.jpg"), ("left/a.jpg", "left/a.jpg"), ("./a.jpg", "a.jpg"), ("left//a.jpg", "left/a.jpg"),
-     ("left\\a.jpg", "left/a.jpg"), ("a..b/..c.jpg", "a..b/..c.jpg"), ("_DSC0001.JPG", "_DSC0001.JPG"), ("1:30.jpg", "1:30.jpg")],
+     ("left\\a.jpg", "left/a.jpg"), ("a..b/..c.jpg", "a..b/..c.jpg"),
+     ("_DSC0001.JPG", "_DSC0001.JPG"), ("1:30.jpg", "1:30.jpg")],
 )  # fmt: skip
 def test_paths_below_the_pictures(name: str, path: str) -> None:
     assert str(relative_path(name)) == path
