@@ -107,8 +107,8 @@ def code_version(module: str, root: Path, data: Iterable[str] = ()) -> str:
         digest.update(f"{name}\n{_tree_digest(file)}\n".encode())
     for path in sorted({path for pattern in data for path in visible_entries(root, pattern)}):
         if path.is_file() and path.suffix != ".py":
-            name, checksum = os.fsencode(path.relative_to(root)), hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(name + f"\n{checksum}\n".encode())
+            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(os.fsencode(path.relative_to(root)) + f"\n{checksum}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -48,7 +48,7 @@ def run(context: StageContext) -> StageResult:
     for unnamed in unnamed_subjects(folder):
         context.report.warning(f"left out the subject {printable_name(unnamed)}: its name is not UTF-8; rename it")
     cases = make_cases(subjects, config.evaluate, config.run.seed)
-    concept = read_concept(context.inputs["customize"] / "concept", config, folder)
+    concept = read_concept(context.inputs, config)
     pairs = make_pair_cases(load_pairs(folder, config.evaluate.pairs), config.evaluate, config.run.seed)
     paths = _model_paths(context, concept)
     tables = _batches(case_table(cases, ADAPTER_ARMS), config) + _batches(_concept_table(concept, config), config)
