@@ -1,8 +1,10 @@
-"""Files that other programs and people wrote: which of a folder's files are data, and the text that a file holds."""
+"""Files that other programs and people wrote: which of a folder's files are data, their names, and their text."""
 
 from __future__ import annotations
 
 import codecs
+import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
@@ -39,6 +41,49 @@ def visible_entries(folder: Path, pattern: str = "*") -> Iterator[Path]:
     The name of `folder` itself does not count: it may be hidden.
     """
     yield from sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder)))
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in a fixed order, without hidden ones.
+
+    Folders behind links are searched too. What is no regular file is left out: links to nothing or in a circle, pipes
+    and sockets. So is what cannot be listed.
+    """
+    yield from _files_below(folder, frozenset([os.path.realpath(folder)]))
+
+
+def _files_below(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    for path in (folder / name for name in names if not is_hidden(PurePath(name))):
+        if os.path.isdir(path):  # unlike Path's, it raises nothing
+            real = os.path.realpath(path)
+            if real not in above:
+                yield from _files_below(path, above | {real})
+        elif os.path.isfile(path):
+            yield path
+
+
+def printable_name(name: str | PurePath) -> str:
+    r"""A name on disk as text that can be printed and stored: a byte that is not UTF-8 becomes \xe9, a line break \n.
+
+    Different names stay different, because backslashes are doubled.
+    """
+    return "".join(_printable(character) for character in str(name))
+
+
+def _printable(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    is_special = character == "\\" or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return character.encode("unicode_escape").decode() if is_special else character
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name on disk is text: the names of other encodings hold surrogates in Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def decode_text(data: bytes) -> str:
@@ -86,6 +131,6 @@ def text_damage(text: str) -> str | None:
         return "it holds NUL characters, as UTF-16 does that was read as another encoding"
     if "\ufffd" in text:
         return "it holds U+FFFD, which stands for characters that were lost"
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         return "it holds half a surrogate pair"
     return None

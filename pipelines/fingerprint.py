@@ -13,11 +13,13 @@ import ast
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.files import visible_entries, visible_files
 from pipelines.config.keys import configuration_keys, flat_values
 from pipelines.config.paths import local_paths
 from pipelines.graph import Graph
@@ -79,23 +81,34 @@ def outside_files(config: Config, stage: Stage) -> list[Path]:
 def file_digest(path: Path) -> str:
     """A digest of the names, sizes and times of a file or of all files of a folder; a file that is not there has one
     too. Reading terabytes to learn that nothing has changed would take longer than to do the work again.
+
+    Hidden files do not count, because no stage reads them.
     """
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+    for file in visible_files(path) if os.path.isdir(path) else [path]:
+        try:
             status = file.stat()
-            digest.update(f"{file.relative_to(path)}\n{status.st_size}\n{status.st_mtime_ns}\n".encode())
+        except OSError:  # it has just been removed, or cannot be read: if a stage needs it, the stage says so
+            continue
+        digest.update(os.fsencode(file.relative_to(path)) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:12]
 
 
 def code_version(module: str, root: Path, data: Iterable[str] = ()) -> str:
-    """A hash of the module's code, of the project's modules that it reaches, and of the files that match `data`."""
+    """A hash of the code of the module and of the project's modules that it reaches, and of visible files.
+
+    Args:
+        module: The module's name.
+        root: The project's folder.
+        data: Patterns of the files.
+    """
     digest = hashlib.sha256()
     for name, file in sorted(reachable_modules(module, root).items()):
         digest.update(f"{name}\n{_tree_digest(file)}\n".encode())
-    for path in sorted({path for pattern in data for path in root.glob(pattern)}):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
-            digest.update(f"{path.relative_to(root)}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path in sorted({path for pattern in data for path in visible_entries(root, pattern)}):
+        if path.is_file() and path.suffix != ".py":
+            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(os.fsencode(path.relative_to(root)) + f"\n{checksum}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -4,9 +4,10 @@
   than one picture (MPO, which phones write), the first frame is used: on the web and on phones such files are common,
   and their first frame shows what the others show.
 - The header is checked against a limit of pixels before any pixel is decoded.
-- The result is RGB with 8 bits a channel, upright by its EXIF orientation. Transparent parts become white, 16 bits are
-  scaled to 8, and CMYK is converted by Pillow's formula.
-- Truncated and damaged files are refused. Damaged EXIF data is ignored, and the picture counts as upright.
+- The result is RGB with 8 bits a channel, in sRGB (`model.pictures.colours`), upright by its EXIF orientation
+  (`model.pictures.exif`). Transparent parts become white, and 16 bits are scaled to 8.
+- Truncated and damaged files are refused. What is not pixels cannot make a file damaged: texts and profiles of any
+  size, and damaged EXIF data, are ignored (`model.pictures.containers`).
 
 Imports no torch, which takes a worker seconds.
 """
@@ -14,21 +15,25 @@ Imports no torch, which takes a worker seconds.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from model.errors import ModelError
+from model.files import printable_name, visible_entries
+from model.pictures.colours import is_srgb, to_srgb
+from model.pictures.containers import PictureFile, take_apart
+from model.pictures.exif import orientation
+from model.pictures.layers import decode_layers, png_depth
 
 MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 SIGNATURE_BYTES = 16  # that `picture_format` needs at most
-_ORIENTATION = 0x0112
-_EXIF_MARKERS = {"JPEG": b"Exif", "PNG": b"eXIf", "WEBP": b"EXIF"}
 #: The transpositions that make pictures upright, for each EXIF orientation but 1.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,10 +68,10 @@ def load_picture(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Im
     Raises:
         PictureError: The file cannot be read, is not a picture, is truncated or damaged, or has too many pixels.
     """
-    name = "the picture" if isinstance(source, bytes) else f"the picture {source}"
+    name = "the picture" if isinstance(source, bytes) else f"the picture {printable_name(str(source))}"
     data = source if isinstance(source, bytes) else _read(Path(source), name)
-    with open_picture(data, max_pixels, name) as image:
-        return upright_rgb(image, exif_orientation(data, max_pixels))
+    with open_picture(data, max_pixels, name) as opened:
+        return opened.upright_rgb()
 
 
 def load_reduced(data: bytes, min_side: int) -> Image.Image:
@@ -79,21 +84,61 @@ def load_reduced(data: bytes, min_side: int) -> Image.Image:
     Raises:
         PictureError: As `load_picture`.
     """
-    with open_picture(data) as image:
-        image.draft("RGB", (min_side, min_side))
-        return upright_rgb(image, exif_orientation(data))
+    with open_picture(data) as opened:
+        opened.image.draft("RGB", (min_side, min_side))
+        return opened.upright_rgb()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedPicture:
+    """A picture whose header has been read and checked.
+
+    Attributes:
+        image: As Pillow has opened it.
+        file: The file, taken apart.
+    """
+
+    image: ImageFile.ImageFile
+    file: PictureFile
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every decoder finds the pixels of `upright_rgb`.
+
+        So it is for opaque RGB with 8 bits a channel in sRGB, upright, and one frame.
+        """
+        is_deep = self.file.kind == "PNG" and png_depth(self.file) > 8
+        is_one = not getattr(self.image, "is_animated", False) and not self.file.has_more_pictures
+        is_opaque_rgb = self.image.mode == "RGB" and not is_deep and not self.image.has_transparency_data
+        return is_opaque_rgb and is_one and orientation(self.file) == 1 and is_srgb(self.file, "RGB")
+
+    def upright_rgb(self, background: str = "white") -> Image.Image:
+        """Decode the picture: RGB, 8 bits a channel, in sRGB, without its metadata.
+
+        Args:
+            background: The colour of transparent parts.
+        """
+        colours, alpha = decode_layers(self.image, self.file)
+        picture = to_srgb(colours, self.file)
+        if alpha is not None:
+            layer, picture = picture, Image.new("RGB", picture.size, background)
+            picture.paste(layer, mask=alpha)
+        picture.info.clear()  # a profile or a transparent colour in it would be saved with a copy
+        turn = _UPRIGHT.get(orientation(self.file))
+        return picture if turn is None else picture.transpose(turn)
 
 
 @contextmanager
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the picture") -> Iterator[Image.Image]:
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS, name: str = "the picture") -> Iterator[OpenedPicture]:
     """Open a picture and check its header. The block may decode it, and decoding errors there become PictureErrors.
 
     Raises:
         PictureError: As `load_picture`.
     """
     try:
-        with _open(data, max_pixels, name) as image:
-            yield image
+        opened = _open(data, max_pixels, name)
+        with opened.image:
+            yield opened
     except PictureError:
         raise
     except Exception as error:  # a hostile file can make a decoder raise anything
@@ -118,42 +163,11 @@ def picture_format(data: bytes | bytearray) -> str | None:
     return "GIF" if data[:6] in (b"GIF87a", b"GIF89a") else None
 
 
-def is_picture_file(file: Path) -> bool:
-    """Whether a file has the suffix of a picture."""
-    return file.suffix.lower() in PICTURE_SUFFIXES
-
-
-def upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
-    """Decode an opened picture: RGB, 8 bits a channel, white where it is transparent, without its metadata.
-
-    Args:
-        image: As `open_picture` yields it.
-        orientation: As `exif_orientation` returns it.
-    """
-    image.load()
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        picture = Image.new("RGB", layer.size, "white")
-        picture.paste(layer, mask=layer.getchannel("A"))
-    else:
-        picture = image if image.mode == "RGB" else image.convert("RGB")  # a copy would double the time
-    picture.info.clear()  # its EXIF orientation would turn a saved copy again
-    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
-
-
-def exif_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) when there is none, it cannot be read, or there are too many pixels."""
-    kind = picture_format(data) or ""
-    if kind not in _EXIF_MARKERS or _EXIF_MARKERS[kind] not in data:  # far cheaper than to parse the file
-        return 1
-    try:
-        with _open(data, max_pixels, "the picture") as image:
-            orientation = int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a broken tag is no reason to lose a picture, and Pillow raises many errors for one
-        return 1
-    return orientation if orientation in _UPRIGHT else 1
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures in a folder by their suffixes, in the order of their names, without hidden files."""
+    return [
+        path for path in visible_entries(folder) if path.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(path)
+    ]
 
 
 def _read(file: Path, name: str) -> bytes:
@@ -163,7 +177,7 @@ def _read(file: Path, name: str) -> bytes:
         raise PictureError(f"{name} cannot be read: {error.strerror or error}.", f"decode: {error}") from error
 
 
-def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
+def _open(data: bytes, max_pixels: int, name: str) -> OpenedPicture:
     """Read the header and no pixel; raises PictureError."""
     kind = picture_format(data)
     if kind is None:
@@ -173,7 +187,8 @@ def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is stricter
             if kind == "WEBP":  # Pillow allocates the canvas of one when it opens it
                 _check_pixels(_webp_size(data), max_pixels, name)
-            image = Image.open(io.BytesIO(data), formats=[kind])
+            file = take_apart(data, kind)
+            image = Image.open(io.BytesIO(file.pixels), formats=[kind])
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -181,7 +196,7 @@ def _open(data: bytes, max_pixels: int, name: str) -> Image.Image:
     except Exception as error:  # as in `open_picture`
         raise _damaged(name, f"{kind} header: {_words(error)}") from error
     _check_pixels(image.size, max_pixels, name)
-    return image
+    return OpenedPicture(image=image, file=file)
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int, name: str) -> None:

@@ -7,6 +7,7 @@ on one CPU learns the concept and yields its steps. It takes half a minute, so i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ from model.concepts.textual_inversion import (
     load_concept,
     save_concept,
 )
+from model.files import printable_name
 from model.pictures.crops import square_crop
-from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, is_picture_file, load_picture
+from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, load_picture, picture_files
 from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
@@ -92,14 +94,18 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
     """The configured folder of pictures, or the microworld's first held-out subject with the configured word."""
     if config.subject is not None:
         folder = Path(config.subject)
-        if not folder.is_dir():
-            raise StageError(f"{folder} is not a folder: set customize.subject to a folder of pictures of one subject.")
-        pictures = sorted(path for path in folder.iterdir() if is_picture_file(path))
+        if not os.path.isdir(folder):
+            raise StageError(
+                f"{printable_name(folder)} is not a folder: set customize.subject to a folder of pictures of one "
+                "subject."
+            )
+        pictures = picture_files(folder)
         if not pictures:
             raise StageError(
-                f"{folder} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one subject there."
+                f"{printable_name(folder)} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one "
+                'subject there, with names that do not start with "." or "_".'
             )
-        return Subject(name=folder.name, word=config.word, pictures=pictures[:_MAX_PICTURES])
+        return Subject(name=printable_name(folder.name), word=config.word, pictures=pictures[:_MAX_PICTURES])
     folder = inputs["microworld"] / "subjects"
     listed = json.loads((folder / "subjects.json").read_text())
     for entry in listed:

@@ -1,4 +1,4 @@
-"""How datasets store pictures: as upright JPEG files with three channels."""
+"""How datasets store pictures: as upright JPEG files with three channels, in sRGB."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from model.pictures.decoding import exif_orientation, open_picture, upright_rgb
+from model.pictures.decoding import OpenedPicture, open_picture
 
 JPEG_QUALITY = 95  # img2dataset's own
 
@@ -14,22 +14,21 @@ JPEG_QUALITY = 95  # img2dataset's own
 def upright_jpeg(data: bytes) -> tuple[bytes, tuple[int, int]]:
     """A picture as the datasets store it, and its size (width, height).
 
-    An upright colour JPEG is returned byte for byte without being decoded.
+    A file that already is in this form is returned byte for byte without being decoded.
 
     Raises:
         PictureError: As `model.pictures.decoding.load_picture`.
     """
-    with open_picture(data) as image:
-        orientation = exif_orientation(data)
-        if is_stored_form(image, orientation):
-            return data, image.size
-        picture = upright_rgb(image, orientation)
+    with open_picture(data) as opened:
+        if is_stored_form(opened):
+            return data, opened.image.size
+        picture = opened.upright_rgb()
     return encode_jpeg(picture), picture.size
 
 
-def is_stored_form(image: Image.Image, orientation: int) -> bool:
-    """Whether an opened picture is an upright colour JPEG, which can be stored as it is."""
-    return image.format == "JPEG" and image.mode == "RGB" and orientation == 1
+def is_stored_form(opened: OpenedPicture) -> bool:
+    """Whether a picture's file is an upright JPEG in sRGB, which can be stored as it is."""
+    return opened.file.kind == "JPEG" and opened.is_plain
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.files import TextError, read_text
+from model.files import TextError, is_utf8, printable_name, read_text, visible_entries
 from model.microworld.captions import BACKGROUND_PHRASES
-from model.pictures.decoding import PictureError, is_picture_file, load_picture
+from model.pictures.decoding import PictureError, load_picture, picture_files
 from prompts.dreambench import dreambench_prompts
 from stages.contract import StageError
 from stages.evaluate.config import EvaluateConfig
@@ -40,18 +41,27 @@ def load_subjects(folder: Path, count: int | None) -> list[Subject]:
     """The first `count` subjects of a folder; all if `count` is None or there are fewer.
 
     `subjects.json` lists them: {"subject", "word", "pictures"}, with paths relative to the folder. Without that file
-    each subfolder is a subject, and the class word is the subfolder's name with spaces for underscores.
+    each subfolder with pictures is a subject, and the class word is the subfolder's name with spaces for underscores.
 
     Raises:
         StageError: The folder is missing or holds no subject; a subject has fewer than two pictures, or one of them
             cannot be read.
     """
-    if not folder.is_dir():
-        raise StageError(f"evaluate.subjects_folder: there is no folder {folder}.")
+    if not os.path.isdir(folder):
+        raise StageError(f"evaluate.subjects_folder: there is no folder {printable_name(folder)}.")
     entries = _read_listing(folder) if (folder / "subjects.json").is_file() else _list_subfolders(folder)
     if not entries:
-        raise StageError(f"{folder} holds no subjects; it needs one folder of pictures for each.")
+        raise StageError(
+            f"{printable_name(folder)} holds no subjects; it needs one folder of pictures for each, whose name is its "
+            'class word in UTF-8 and does not start with "." or "_".'
+        )
     return [read_subject(name, word, paths) for name, word, paths in entries[:count]]
+
+
+def unnamed_subjects(folder: Path) -> list[Path]:
+    """The subfolders that are no subjects because their names are not UTF-8; none if there is a `subjects.json`."""
+    is_listed = (folder / "subjects.json").is_file()
+    return [] if is_listed else [path for path in _picture_folders(folder) if not is_utf8(path.name)]
 
 
 def _read_listing(folder: Path) -> list[tuple[str, str, list[Path]]]:
@@ -62,20 +72,19 @@ def _read_listing(folder: Path) -> list[tuple[str, str, list[Path]]]:
             for entry in json.loads(read_text(listing))
         ]
     except TextError as error:
-        raise StageError(str(error)) from error
+        raise StageError(f"evaluate.subjects_folder: {error}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         needed = '{"subject": ..., "word": ..., "pictures": [...]}'
         raise StageError(f"{listing} must be a list with {needed} for each subject ({error}).") from error
 
 
 def _list_subfolders(folder: Path) -> list[tuple[str, str, list[Path]]]:
-    subfolders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    subfolders = [path for path in _picture_folders(folder) if is_utf8(path.name)]
     return [(path.name, path.name.replace("_", " "), picture_files(path)) for path in subfolders]
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name."""
-    return [path for path in sorted(folder.iterdir()) if is_picture_file(path)]
+def _picture_folders(folder: Path) -> list[Path]:
+    return [path for path in visible_entries(folder) if os.path.isdir(path) and picture_files(path)]
 
 
 def read_subject(name: str, word: str, paths: Sequence[Path]) -> Subject:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.files import printable_name
+from model.pictures.decoding import picture_files
 from stages.config import Config
 from stages.contract import StageError
-from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, picture_files, read_subject
+from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, read_subject
 
 _PICTURES = 8
 
@@ -23,21 +26,23 @@ class Concept:
     subject: Subject
 
 
-def read_concept(folder: Path, config: Config, subjects_folder: Path) -> Concept:
-    """Read the output of the stage `customize`.
+def read_concept(inputs: Mapping[str, Path], config: Config) -> Concept:
+    """Read the output of the stage `customize`. Its subject is its own folder of pictures, or one of the microworld's.
 
     Raises:
-        StageError: The concept's subject is not among the held-out subjects.
+        StageError: The subject is not there, or a picture cannot be read.
     """
+    folder = inputs["customize"] / "concept"
     description = json.loads((folder / "concept.json").read_text())
     name, word = description["subject"], description["word"]
     if config.customize.subject is not None:
         pictures = Path(config.customize.subject)
-        subject = read_subject(pictures.name, word, picture_files(pictures))
+        subject = read_subject(printable_name(pictures.name), word, picture_files(pictures))
     else:
-        held_out = {subject.name: subject for subject in load_subjects(subjects_folder, None)}
+        subjects = inputs["microworld"] / "subjects"
+        held_out = {subject.name: subject for subject in load_subjects(subjects, None)}
         if name not in held_out:
-            raise StageError(f"The concept's subject {name} is not in {subjects_folder}; run customize again.")
+            raise StageError(f"The concept's subject {name} is not in {subjects}; run customize again.")
         subject = held_out[name]
     return Concept(folder=folder, placeholder=description["placeholder"], subject=subject)
 

@@ -9,7 +9,7 @@ STAGE = Stage(
         "train_adapter",
         "customize",
         *base_unless_given(config),
-        *(["microworld"] if config.evaluate.subjects_folder is None else []),
+        *(["microworld"] if None in (config.evaluate.subjects_folder, config.customize.subject) else []),
         # The report shows what these have done.
         *(["ingest"] if config.filter.pictures_folder is None else []),
         "filter",

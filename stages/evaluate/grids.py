@@ -9,25 +9,36 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from model.pictures.decoding import load_picture, open_picture, to_png
+
 SHOWN_SIDE = 256  # pixels; larger pictures are reduced
 _PAPER, _INK, _FAINT = "#ffffff", "#1c1e21", "#6b7280"
 
 
 def data_uri(picture: bytes) -> str:
-    """A picture for the page: a small one unchanged (the browser enlarges its pixels), a large one reduced."""
-    encoded = Image.open(io.BytesIO(picture))
-    if max(encoded.size) <= SHOWN_SIDE:
-        return f"data:image/{(encoded.format or 'PNG').lower()};base64,{base64.b64encode(picture).decode()}"
-    image = encoded.convert("RGB")
+    """A picture for the page: a small one unchanged (the browser enlarges its pixels), a large one reduced.
+
+    Shown is what the models see: a picture that a browser might show in another way is converted.
+    """
+    with open_picture(picture) as opened:
+        if max(opened.image.size) <= SHOWN_SIDE and opened.is_plain:
+            return _uri(opened.file.kind, picture)
+        image = opened.upright_rgb()
+    if max(image.size) <= SHOWN_SIDE:
+        return _uri("PNG", to_png(image))
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return _uri("JPEG", buffer.getvalue())
+
+
+def _uri(kind: str, picture: bytes) -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(picture).decode()}"
 
 
 def resize_square(picture: bytes, side: int) -> Image.Image:
     """A square RGB picture of `side` pixels; enlarging repeats pixels, reducing averages them."""
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = load_picture(picture)
     small = max(image.size) < side
     return image.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 

@@ -63,7 +63,7 @@ def load_pairs(folder: Path, count: int) -> list[Pair]:
     try:
         listed = [((*entry["subjects"],), folder / entry["together"]) for entry in json.loads(read_text(listing))]
     except TextError as error:
-        raise StageError(str(error)) from error
+        raise StageError(f"evaluate.subjects_folder: {error}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         needed = '{"subjects": [..., ...], "together": ...}'
         raise StageError(f"{listing} must be a list with {needed} for each pair ({error}).") from error

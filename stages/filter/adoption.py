@@ -7,7 +7,6 @@ unreadable rest of a damaged file, as one row.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.files import text_damage
+from model.files import printable_name, text_damage
 from model.pictures.decoding import PictureError
 from stages.contract import Reporter
 from stages.data.datasets import PartWriter
@@ -58,7 +57,7 @@ def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: Path, folder: P
 def adopt_file(layout: ForeignFolder, number: int, source: Path, folder: Path) -> None:
     """Write part `number` of `folder/samples` and `folder/rejected` from the file with this number."""
     file = layout.files[number]
-    name = os.fsencode(file.relative_to(source)).decode("utf-8", "replace")
+    name = printable_name(file.relative_to(source))
     with (
         PartWriter(folder / "samples", number, SAMPLES) as samples,
         PartWriter(folder / "rejected", number, REJECTED) as rejected,

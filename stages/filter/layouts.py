@@ -11,16 +11,17 @@ beside its tar files.
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.files import decode_with_losses, text_damage
+from model.files import decode_with_losses, is_hidden, printable_name, text_damage, visible_files
 from model.pictures.decoding import PICTURE_SUFFIXES
 from stages.contract import StageError
 from stages.data.arrow_types import (
@@ -86,12 +87,11 @@ def find_layout(folder: Path) -> ForeignFolder:
     Raises:
         StageError: There is no such folder, it has none of the layouts, or its files lack pictures or captions.
     """
-    if not folder.is_dir():
-        raise StageError(f"filter.pictures_folder: there is no folder {folder}.")
+    if not os.path.isdir(folder):
+        raise StageError(f"filter.pictures_folder: there is no folder {printable_name(folder)}.")
+    everything = list(visible_files(folder))
     for pattern, read in (("*.tar", read_tar), ("*.arrow", read_arrow), ("*.parquet", read_parquet)):
-        # `datasets` leaves the results of earlier maps beside a dataset, as cache-<fingerprint>.arrow.
-        others = (".", "_", "cache-") if pattern == "*.arrow" else (".", "_")
-        files = sorted(file for file in folder.rglob(pattern) if not file.name.startswith(others))
+        files = sorted(file for file in everything if file.match(pattern) and not _is_cache(file))
         if files:
             _check_columns(files, pattern)
             return ForeignFolder(files=files, read=read)
@@ -99,6 +99,11 @@ def find_layout(folder: Path) -> ForeignFolder:
         f"filter.pictures_folder: {folder} is neither a folder that img2dataset wrote (webdataset or Parquet) nor a "
         "Hugging Face dataset on disk (save_to_disk, or Parquet files): it holds no *.tar, *.arrow or *.parquet."
     )
+
+
+def _is_cache(file: Path) -> bool:
+    """Whether `datasets` has left a file beside a dataset: the result of an earlier map, cache-<fingerprint>.arrow."""
+    return file.suffix == ".arrow" and file.name.startswith("cache-")
 
 
 def _check_columns(files: Iterable[Path], pattern: str) -> None:
@@ -118,7 +123,8 @@ def _check_columns(files: Iterable[Path], pattern: str) -> None:
         if lacking:
             columns = ", ".join(schema.names)
             raise StageError(
-                f"filter.pictures_folder: {file} lacks {' and '.join(lacking)}; its columns are {columns}."
+                f"filter.pictures_folder: {printable_name(file)} lacks {' and '.join(lacking)}; "
+                f"its columns are {columns}."
             )
         return
 
@@ -155,11 +161,11 @@ def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
             for member_key, suffix, data in _tar_members(archive):
                 if member_key != key:
                     if parts:
-                        yield _tar_row(f"{name}#{key}", parts)
+                        yield _tar_row(f"{name}#{printable_name(key)}", parts)
                     key, parts = member_key, {}
                 parts.setdefault(suffix, data)
             if parts:
-                yield _tar_row(f"{name}#{key}", parts)
+                yield _tar_row(f"{name}#{printable_name(key)}", parts)
             end = archive.offset
     except (tarfile.TarError, *_ERRORS) as error:
         raise DamagedFileError(_words(error)) from error
@@ -170,12 +176,11 @@ def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """Key, suffix and content of the regular files; the content of one that is too large is empty."""
+    """Key, suffix and content of the regular files without hidden ones; that of one that is too large is empty."""
     for member in archive:
-        name = member.name.encode("utf-8", "backslashreplace").decode()  # names in other encodings stay different
-        folder, slash, base = name.rpartition("/")
+        folder, slash, base = member.name.rpartition("/")
         stem, dot, suffix = base.partition(".")
-        if member.isreg() and dot:
+        if member.isreg() and dot and not is_hidden(PurePosixPath(member.name)):
             stream = archive.extractfile(member)
             is_read = stream is not None and member.size <= MAX_MEMBER_BYTES
             yield folder + slash + stem, suffix.lower(), stream.read() if stream is not None and is_read else b""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from model.files import is_hidden, is_utf8, printable_name, visible_files
 from stages.contract import StageError
 from stages.data.arrow_types import DAMAGED_TEXT, as_text, can_be_text, column_key, plain
 from stages.data.schemas import SPELLINGS
@@ -49,20 +52,32 @@ def metadata_files(source: str) -> MetadataFiles:
             return MetadataFiles(system=system, paths=[path])
         if found.type == pafs.FileType.NotFound:
             raise StageError(f"ingest.metadata: there is no file or folder {source}.")
-        entries = system.get_file_info(pafs.FileSelector(path, recursive=True))
+        files = _parquet_files(system, path)
     except (OSError, ImportError, ValueError) as error:
         raise StageError(f"ingest.metadata: {source} cannot be listed ({' '.join(str(error).split())}).") from error
-    files = sorted(
-        entry.path for entry in entries if entry.base_name.endswith(".parquet") and entry.base_name[0] not in "._"
-    )
     if not files:
         raise StageError(f"ingest.metadata: the folder {source} holds no *.parquet file.")
     return MetadataFiles(system=system, paths=files)
 
 
+def _parquet_files(system: pafs.FileSystem, folder: str) -> list[str]:
+    """The paths of the Parquet files below a folder, without hidden ones."""
+    if isinstance(system, pafs.LocalFileSystem):  # whose names need not be UTF-8, as pyarrow expects
+        return [str(file) for file in visible_files(Path(folder)) if file.suffix == ".parquet"]
+    entries = system.get_file_info(pafs.FileSelector(folder, recursive=True))
+    paths = sorted(entry.path for entry in entries if entry.base_name.endswith(".parquet"))
+    return [path for path in paths if not is_hidden(_below(folder, path))]
+
+
+def _below(folder: str, path: str) -> PurePosixPath:
+    """The path without that of the folder; only its name if the file system writes the folder in another way."""
+    below, above = PurePosixPath(path), PurePosixPath(folder)
+    return below.relative_to(above) if below.is_relative_to(above) else PurePosixPath(below.name)
+
+
 def _file_system(source: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in source:
-        return pafs.LocalFileSystem(), str(Path(source).expanduser().resolve())
+        return pafs.LocalFileSystem(), os.path.realpath(Path(source).expanduser())
     try:
         return pafs.FileSystem.from_uri(source)
     except pa.ArrowInvalid:  # not one of Arrow's own: hf://, http://, memory://
@@ -91,13 +106,19 @@ def read_tables(files: MetadataFiles, settings: IngestConfig) -> Iterator[pa.Tab
         yield from _read_file(files.system, path, settings)
 
 
+def _source(system: pafs.FileSystem, path: str) -> Any:
+    return system.open_input_file(path) if is_utf8(path) else Path(path).open("rb")
+
+
 @contextmanager
 def _opened(system: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
     try:
-        with system.open_input_file(path) as source:
+        with _source(system, path) as source:
             yield pq.ParquetFile(source, pre_buffer=False)  # a pre-buffer would keep all bytes read
     except (pa.ArrowInvalid, OSError) as error:
-        raise StageError(f"ingest.metadata: {path} is not a Parquet file ({str(error).splitlines()[0]})") from error
+        raise StageError(
+            f"ingest.metadata: {printable_name(path)} is not a Parquet file ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> Iterator[pa.Table]:
@@ -121,7 +142,7 @@ def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, s
         if found.get(ours) not in names:
             lacking = f"the column {given!r}" if given else f"a column {' or '.join(SPELLINGS[ours])}"
             raise StageError(
-                f"ingest.metadata: {path} lacks {lacking}; its columns are {', '.join(names)}: "
+                f"ingest.metadata: {printable_name(path)} lacks {lacking}; its columns are {', '.join(names)}: "
                 f"name the right one with --set ingest.{ours}_column=..."
             )
     return found
@@ -129,7 +150,7 @@ def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, s
 
 def _cast(column: pa.Array, ours: str, path: str, theirs: str) -> pa.Array:
     wanted = _TYPES.get(ours, pa.float32())
-    named = f"ingest.metadata: the column {theirs!r} of {path} must hold"
+    named = f"ingest.metadata: the column {theirs!r} of {printable_name(path)} must hold"
     if pa.types.is_string(wanted):
         if not can_be_text(column.type):
             raise StageError(f"{named} text, not {column.type}.")

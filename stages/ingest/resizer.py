@@ -1,8 +1,9 @@
 """Resizing of downloaded pictures by img2dataset, after the checks and the decoding of `model.pictures`.
 
 img2dataset decodes with OpenCV, which does not follow our policy for pictures: it turns 16-bit PNGs white, keeps grey
-pictures grey, drops the EXIF orientation, and needs gigabytes for a transparent picture. So img2dataset only decodes
-the pictures that both decode alike. It gets all others already decoded, as uncompressed BMP files.
+pictures grey, drops the EXIF orientation and colour profiles, and needs gigabytes for a transparent picture. So
+img2dataset only decodes the pictures that both decode alike. It gets all others already decoded, as uncompressed BMP
+files.
 """
 
 from __future__ import annotations
@@ -11,15 +12,11 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image
-
-from model.pictures.decoding import PictureError, exif_orientation, open_picture, upright_rgb
+from model.pictures.decoding import PictureError, open_picture
 
 #: img2dataset's result for a picture: the encoded picture, its size, the original size (width, height), and an error
 #: message. Either the message is None, or everything else is.
 Resized = tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]
-
-_PNG_DEPTH = 24  # the byte of a PNG file that holds the bits a channel
 
 
 class CheckedResizer:
@@ -45,17 +42,9 @@ def decodable(data: bytes, max_pixels: int) -> bytes:
     Raises:
         PictureError: The header is not that of an accepted picture, or the picture cannot be decoded.
     """
-    with open_picture(data, max_pixels) as image:
-        orientation = exif_orientation(data, max_pixels)
-        if orientation == 1 and _is_plain(image, data):
-            return data
+    with open_picture(data, max_pixels) as opened:
+        if opened.is_plain:
+            return opened.file.pixels
         buffer = io.BytesIO()
-        upright_rgb(image, orientation).save(buffer, format="BMP")
+        opened.upright_rgb().save(buffer, format="BMP")
     return buffer.getvalue()
-
-
-def _is_plain(image: Image.Image, data: bytes) -> bool:
-    """Whether an opened picture is opaque RGB with 8 bits a channel and one frame."""
-    is_deep = image.format == "PNG" and data[_PNG_DEPTH] > 8
-    is_animated = image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False)
-    return image.mode == "RGB" and not is_deep and not is_animated and not image.has_transparency_data

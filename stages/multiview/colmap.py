@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import math
+import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from model.files import TextError, decode_text, printable_name
 
 _POSE = struct.Struct("<I7dI")  # image id, qvec, tvec, camera id
 _COUNT = struct.Struct("<Q")
+_DRIVE = re.compile("[A-Za-z]:")  # of Windows
 _POINT_BYTES = 24  # x, y as doubles and the id of the 3-D point
 
 
@@ -22,7 +28,7 @@ class RegisteredImage:
     """An image with its camera's pose, world to camera.
 
     Attributes:
-        name: File name, relative to the image folder.
+        name: Path of the file, relative to the image folder, with "/" between its parts.
         rotation: Unit quaternion w, x, y, z.
         translation: x, y, z in the model's units.
     """
@@ -32,37 +38,89 @@ class RegisteredImage:
     translation: tuple[float, float, float]
 
 
+def model_folder(instance: Path) -> Path:
+    """The folder of an instance's model: `sparse/0`, or `sparse` itself if the files are there.
+
+    Raises:
+        ColmapError: None of the files is there.
+    """
+    for sparse in (instance / "sparse" / "0", instance / "sparse"):
+        if (sparse / "images.bin").is_file() or (sparse / "images.txt").is_file():
+            return sparse
+    raise ColmapError("neither sparse/0 nor sparse has images.bin or images.txt")
+
+
 def read_images(sparse: Path) -> list[RegisteredImage]:
     """The registered images of the model in `sparse`, in the order of the file. A binary file is preferred.
 
     Raises:
-        ColmapError: There is no such file, or it is damaged.
+        ColmapError: The file is damaged.
+        OSError: There is no such file, or it cannot be read.
     """
-    binary, text = sparse / "images.bin", sparse / "images.txt"
+    binary = sparse / "images.bin"
     if binary.is_file():
         return list(_parse_binary(binary.read_bytes()))
-    if text.is_file():
-        try:
-            return list(_parse_text(text.read_text()))
-        except UnicodeDecodeError as error:
-            raise ColmapError("images.txt is not text") from error
-    raise ColmapError("sparse/0 has neither images.bin nor images.txt")
+    return list(_parse_text(_decode((sparse / "images.txt").read_bytes())))
+
+
+def relative_path(name: str) -> PurePosixPath:
+    """The path of an image's file below the image folder. As in COLMAP, "\\" separates folders as "/" does.
+
+    Raises:
+        ColmapError: The path leads out of the image folder.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(name) or not path.name:
+        raise ColmapError(f"the name {printable_name(name)} is no path below images/: write it relative to that folder")
+    return path
+
+
+def _decode(data: bytes) -> str:
+    """Text by its byte order mark. Names need not be UTF-8: they are what the files are called on disk."""
+    try:
+        return decode_text(data)
+    except TextError:
+        return os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
 
 
 def _parse_text(content: str) -> Iterator[RegisteredImage]:
-    """Each image has two lines: its pose, and its points, whose line may be empty."""
-    lines = [line for line in content.splitlines() if not line.startswith("#")]
-    for line in lines[::2]:
-        if not line.strip():
+    """Each image has two lines: its pose, and its points, whose line may be empty, or missing at the end.
+
+    As in COLMAP's reader, empty lines are skipped before a pose, and spaces around a line do not count.
+    """
+    is_after_pose = False
+    for line in (line.strip(" \t\r") for line in content.split("\n")):
+        if line.startswith("#"):
             continue
-        fields = line.split(maxsplit=9)
-        if len(fields) != 10:
-            raise ColmapError(f"images.txt has a pose line with {len(fields)} of 10 fields")
-        try:
-            numbers = [float(field) for field in fields[1:8]]
-        except ValueError as error:
-            raise ColmapError(f"images.txt: {error}") from error
-        yield _image(fields[9].strip(), numbers)
+        is_points, is_after_pose = is_after_pose and _is_points(line), False
+        if line and not is_points:
+            yield _parse_pose(line)
+            is_after_pose = True
+
+
+def _is_points(line: str) -> bool:
+    """Whether a line holds numbers in threes: x, y and the id of the 3-D point."""
+    fields = line.split()  # may be many: the first and the last say enough
+    return len(fields) % 3 == 0 and all(map(_is_number, fields[:1] + fields[-1:]))
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_pose(line: str) -> RegisteredImage:
+    fields = line.split(maxsplit=9)
+    if len(fields) != 10:
+        raise ColmapError(f"images.txt has a pose line with {len(fields)} of 10 fields")
+    try:
+        numbers = [float(field) for field in fields[1:8]]
+    except ValueError as error:
+        raise ColmapError(f"images.txt: {error}") from error
+    return _image(fields[9], numbers)
 
 
 def _parse_binary(content: bytes) -> Iterator[RegisteredImage]:
@@ -73,12 +131,14 @@ def _parse_binary(content: bytes) -> Iterator[RegisteredImage]:
             _, *numbers, _ = _POSE.unpack_from(content, offset)
             offset += _POSE.size
             end = content.index(b"\0", offset)
-            name = content[offset:end].decode()
+            name = os.fsdecode(content[offset:end])
             (points,) = _COUNT.unpack_from(content, end + 1)
             offset = end + 1 + _COUNT.size + points * _POINT_BYTES
             if offset > len(content):
                 raise ColmapError("images.bin is cut short")
             yield _image(name, numbers)
+    except ColmapError:
+        raise
     except (struct.error, ValueError) as error:
         raise ColmapError(f"images.bin is cut short or damaged: {error}") from error
 
@@ -88,7 +148,7 @@ def _image(name: str, numbers: list[float]) -> RegisteredImage:
     w, x, y, z, tx, ty, tz = numbers
     length = math.sqrt(w * w + x * x + y * y + z * z)
     if not math.isfinite(length + tx + ty + tz) or length < 1e-8:
-        raise ColmapError(f"the pose of {name} is not finite, or has no rotation")
+        raise ColmapError(f"the pose of {printable_name(name)} is not finite, or has no rotation")
     if abs(length - 1) > 1e-12:
         w, x, y, z = w / length, x / length, y / length, z / length
     return RegisteredImage(name=name, rotation=(w, x, y, z), translation=(tx, ty, tz))

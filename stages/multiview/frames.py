@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from model.pictures.decoding import PictureError, exif_orientation, is_picture_file, open_picture, upright_rgb
+from model.files import is_utf8, printable_name, read_text, visible_entries
+from model.pictures.decoding import PictureError, open_picture, picture_files
 from stages.data.jpeg import encode_jpeg, is_stored_form
 from stages.data.schemas import FRAMES, content_id
-from stages.multiview.colmap import ColmapError, read_images
+from stages.multiview.colmap import ColmapError, model_folder, read_images, relative_path
 
 CATEGORY_FILE = "mvimgnet_category.txt"
 
@@ -36,86 +38,113 @@ class Instance:
         has_cameras: Whether the folder has MVImgNet's layout; otherwise it holds only pictures.
     """
 
-    folder: str
+    folder: Path
     category: str
     name: str
     has_cameras: bool
 
 
 def category_names(root: Path) -> dict[str, str]:
-    """MVImgNet's mapping from class labels (the folders' names) to class names; empty without the file."""
+    """MVImgNet's mapping from class labels (the folders' names) to class names; empty without the file.
+
+    Raises:
+        TextError: The file is not text.
+    """
     file = root / CATEGORY_FILE
     if not file.is_file():
         return {}
-    pairs = (line.split(",", 1) for line in file.read_text(errors="replace").splitlines() if "," in line)
+    pairs = (line.split(",", 1) for line in read_text(file).splitlines() if "," in line)
     return {label.strip(): name.strip().lower() for label, name in pairs}
 
 
 def find_instances(roots: Iterable[Path]) -> tuple[list[Instance], list[str]]:
-    """The instances below the roots, sorted within each root, and a description of each repeated one."""
+    """The instances below the roots, sorted within each root, and a description of each that is left out.
+
+    Left out are those with the class and name of another, and those whose class is a name that is not UTF-8.
+    """
     found: dict[tuple[str, str], Instance] = {}
-    repeated: list[str] = []
+    left_out: list[str] = []
     for root in roots:
         names = category_names(root)
         for instance in sorted([*_turntables(root, names), *_subjects(root, names)], key=lambda one: one.folder):
+            place = f"the instance {printable_name(instance.folder)}"
+            if not is_utf8(instance.category):
+                left_out.append(f"{place}: the name of its class is not UTF-8; rename the folder")
+                continue
+            category = printable_name(" ".join(instance.category.split()))
+            instance = replace(instance, category=category)
             first = found.setdefault((instance.category, instance.name), instance)
             if first is not instance:
-                repeated.append(f"the instance {instance.folder}: {first.folder} has the same class and name")
-    return list(found.values()), repeated
+                left_out.append(f"{place}: {printable_name(first.folder)} has the same class and name")
+    return list(found.values()), left_out
 
 
 def _turntables(root: Path, names: dict[str, str]) -> Iterator[Instance]:
     """MVImgNet's layout: class_label/instance_id with images/ or sparse/."""
-    folders = {folder.parent for name in ("images", "sparse") for folder in root.glob(f"*/*/{name}") if folder.is_dir()}
-    for folder in folders:
-        label = folder.parent.name
-        yield Instance(folder=str(folder), category=names.get(label, label), name=folder.name, has_cameras=True)
+    marks = (mark for name in ("images", "sparse") for mark in visible_entries(root, f"*/*/{name}"))
+    for folder in {mark.parent for mark in marks if os.path.isdir(mark)}:
+        label, name = folder.parent.name, printable_name(folder.name)
+        yield Instance(folder=folder, category=names.get(label, label), name=name, has_cameras=True)
 
 
 def _subjects(root: Path, names: dict[str, str]) -> Iterator[Instance]:
     """The plain layout: a folder of pictures for each subject. Its class is its name without a number ("dog2": dog)."""
-    for folder in root.iterdir():
-        if folder.is_dir() and any(is_picture_file(file) for file in folder.iterdir()):
+    for folder in visible_entries(root):
+        if os.path.isdir(folder) and picture_files(folder):
             words = re.sub(r"[_\s]*\d*$", "", folder.name).replace("_", " ").strip().lower() or folder.name
-            category, name = names.get(folder.name, words), f"{root.name}/{folder.name}"
-            yield Instance(folder=str(folder), category=category, name=name, has_cameras=False)
+            category, name = names.get(folder.name, words), printable_name(f"{root.name}/{folder.name}")
+            yield Instance(folder=folder, category=category, name=name, has_cameras=False)
+
+
+def instance_table(instances: Iterable[Instance]) -> pa.Table:
+    """Instances for `read_instances`. Their paths are bytes, because names on disk need not be UTF-8."""
+    rows = [asdict(instance) | {"folder": os.fsencode(instance.folder)} for instance in instances]
+    return pa.Table.from_pylist(rows)
 
 
 def read_instances(batch: pa.Table, image_size: int, min_foreground: float) -> pa.Table:
-    """The frames (schema `READ`) of the instances in the batch's rows (the fields of `Instance`)."""
+    """The frames (schema `READ`) of the instances of an `instance_table`."""
     rows: list[dict[str, Any]] = []
     for row in batch.to_pylist():
-        rows += read_instance(Instance(**row), image_size, min_foreground)
+        folder = Path(os.fsdecode(row.pop("folder")))
+        rows += read_instance(Instance(folder=folder, **row), image_size, min_foreground)
     return pa.Table.from_pylist(rows, schema=READ)
 
 
 def read_instance(instance: Instance, image_size: int, min_foreground: float) -> list[dict[str, Any]]:
     """The frames of one instance and the problems with others; one problem if fewer than two frames are readable."""
-    folder = Path(instance.folder)
-    short_name = f"{folder.parent.name}/{folder.name}"
+    short_name = printable_name("/".join(instance.folder.parts[-2:]))
     try:
         frames = list(_frames_of(instance))
     except (ColmapError, OSError) as error:
         return [_problem(f"the instance {short_name}: {error}", is_instance=True)]
-    rows = []
+    rows, read = [], set[PurePosixPath]()
     for name, camera in frames:
         try:
-            rows.append(_read_frame(instance, name, image_size, min_foreground) | camera)
-        except (OSError, PictureError) as error:
-            rows.append(_problem(f"the frame {short_name}/{name}: {error}", is_instance=False))
+            path = relative_path(name) if instance.has_cameras else PurePosixPath(name)
+            if path in read:
+                raise ColmapError("it is registered twice")
+            read.add(path)
+            rows.append(_read_frame(instance, path, image_size, min_foreground) | camera)
+        except (ColmapError, OSError, PictureError) as error:
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            rows.append(_problem(f"the frame {short_name}/{printable_name(name)}: {reason}", is_instance=False))
     if sum("frame_id" in row for row in rows) < 2:
-        return [_problem(f"the instance {short_name}: fewer than two of its frames are readable", is_instance=True)]
+        first = next((f"; first: {row['problem']}" for row in rows if "problem" in row), "")
+        text = f"the instance {short_name}: fewer than two of its frames are readable{first}"
+        return [_problem(text, is_instance=True)]
     return rows
 
 
-def _read_frame(instance: Instance, name: str, image_size: int, min_foreground: float) -> dict[str, Any]:
-    """A frame without its camera."""
-    folder = Path(instance.folder)
-    file = folder / "images" / Path(name).name if instance.has_cameras else folder / name
-    check_foreground(folder / "masks", file.name, min_foreground)
+def _read_frame(instance: Instance, path: PurePosixPath, image_size: int, min_foreground: float) -> dict[str, Any]:
+    """The frame of a picture, given its path below the folder of the pictures; without its camera."""
+    file = (instance.folder / "images" if instance.has_cameras else instance.folder) / path
+    if not os.path.isfile(file):
+        raise PictureError("there is no such file")
+    check_foreground(instance.folder / "masks", path, min_foreground)
     picture, (width, height) = load_frame(file, image_size)
     return {
-        "frame_id": content_id(instance.category, instance.name, name),
+        "frame_id": content_id(instance.category, instance.name, printable_name(path)),
         "category": instance.category,
         "instance": instance.name,
         "picture": picture,
@@ -125,12 +154,11 @@ def _read_frame(instance: Instance, name: str, image_size: int, min_foreground: 
 
 
 def _frames_of(instance: Instance) -> Iterator[tuple[str, dict[str, Any]]]:
-    """File names and cameras; a camera is empty if it is unknown."""
-    folder = Path(instance.folder)
+    """Names of the pictures and cameras; a camera is empty if it is unknown."""
     if not instance.has_cameras:
-        yield from ((file.name, {}) for file in sorted(folder.iterdir()) if is_picture_file(file))
+        yield from ((file.name, {}) for file in picture_files(instance.folder))
         return
-    for image in read_images(folder / "sparse" / "0"):
+    for image in read_images(model_folder(instance.folder)):
         camera = asdict(image)
         yield camera.pop("name"), camera
 
@@ -139,19 +167,21 @@ def _problem(text: str, *, is_instance: bool) -> dict[str, Any]:
     return {"problem": text, "is_instance": is_instance}
 
 
-def check_foreground(masks: Path, name: str, min_foreground: float) -> None:
+def check_foreground(masks: Path, path: PurePosixPath, min_foreground: float) -> None:
     """Check that the mask of a frame covers enough of it. A frame without a mask passes.
 
-    The mask of `001.jpg` is `001.jpg.png` (as in COLMAP and MVImgNet) or `001.png`, white on the object.
+    The mask of `left/001.jpg` is `left/001.jpg.png` (as in COLMAP and MVImgNet) or `left/001.png`, white on the object;
+    what is transparent is not the object.
 
     Raises:
         PictureError: The mask covers too little, or is not a picture.
     """
-    for file in (masks / f"{name}.png", masks / f"{Path(name).stem}.png"):
+    for file in (masks / f"{path}.png", masks / path.with_suffix(".png")):
         if not file.is_file():
             continue
-        with open_picture(file.read_bytes(), name=f"the mask {file.name}") as mask:
-            share = float((np.asarray(mask.convert("L")) > 127).mean())
+        with open_picture(file.read_bytes(), name=f"the mask {printable_name(file.name)}") as opened:
+            mask = opened.upright_rgb(background="black").convert("L")
+        share = float((np.asarray(mask) > 127).mean())
         if share < min_foreground:
             raise PictureError(f"its mask covers {share:.2%} of the picture, less than {min_foreground:.2%}")
         return
@@ -166,10 +196,9 @@ def load_frame(file: Path, image_size: int) -> tuple[bytes, tuple[int, int]]:
         PictureError: The file is not a picture, or is damaged.
     """
     data = file.read_bytes()
-    with open_picture(data) as image:
-        orientation = exif_orientation(data)
-        is_stored = is_stored_form(image, orientation)
-        picture = upright_rgb(image, orientation)
+    with open_picture(data) as opened:
+        is_stored = is_stored_form(opened)
+        picture = opened.upright_rgb()
     scale = image_size / min(picture.size)
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -2,23 +2,23 @@
 
 MVImgNet's layout, where pairs are chosen by the angle between their cameras:
 
-    ROOT/class_label/instance_id/images/*.jpg
-    ROOT/class_label/instance_id/sparse/0/images.bin (or images.txt)
-    ROOT/class_label/instance_id/masks/*.jpg.png (optional): white on the object
+    ROOT/class_label/instance_id/images/*.jpg, also in subfolders
+    ROOT/class_label/instance_id/sparse/0/images.bin (or images.txt; or both directly in sparse/)
+    ROOT/class_label/instance_id/masks/*.jpg.png (optional): white on the object, in the same subfolders
     ROOT/mvimgnet_category.txt (optional): lines "class_label,class name"
 
 A plain layout, where the cameras are unknown and any two pictures of a subject make a pair:
 
     ROOT/subject/*.jpg (jpeg, png, webp, gif); masks/ and the category file as above
 
-An instance that cannot be read is left out with a warning. A frame that cannot be read, or whose mask shows no object,
-is left out of its instance.
+Names that start with "." or "_" do not count. An instance that cannot be read is left out with a warning. A frame that
+cannot be read, or whose mask shows no object, is left out of its instance.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from model.files import TextError, printable_name
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.data.schemas import FRAMES, PAIRS
 from stages.multiview.config import MultiviewConfig
-from stages.multiview.frames import Instance, find_instances, read_instances
+from stages.multiview.frames import Instance, find_instances, instance_table, read_instances
 from stages.multiview.pairs import RANKED_PAIRS, View, balance, view_pairs
 from stages.ray_tools.mapping import Workers, map_on_workers
 
@@ -42,7 +43,7 @@ _WARNINGS = 5
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings = context.config.multiview
-    roots = [Path(folder).expanduser().resolve() for folder in settings.folders]
+    roots = [Path(os.path.realpath(Path(folder).expanduser())) for folder in settings.folders]
     instances, damaged = find_all(roots or [(context.inputs["microworld"] / "mvimgnet").resolve()])
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
@@ -83,16 +84,21 @@ def find_all(roots: list[Path]) -> tuple[list[Instance], list[str]]:
         StageError: A root is not a folder, or holds no instance.
     """
     for root in roots:
-        if not root.is_dir():
-            raise StageError(f"multiview.folders: there is no folder {root}.")
-    instances, repeated = find_instances(roots)
+        if not os.path.isdir(root):
+            raise StageError(f"multiview.folders: there is no folder {printable_name(root)}.")
+    try:
+        instances, left_out = find_instances(roots)
+    except TextError as error:
+        raise StageError(f"multiview.folders: {error}") from error
     for root in roots:
-        if not any(Path(instance.folder).is_relative_to(root) for instance in instances):
+        if not any(instance.folder.is_relative_to(root) for instance in instances):
+            first = f" Left out: {left_out[0]}." if left_out else ""
             raise StageError(
-                f"multiview.folders: {root} holds neither class_label/instance_id/ with images/ and sparse/0/ "
-                "(MVImgNet's layout) nor folders with the pictures of a subject each."
+                f"multiview.folders: {printable_name(root)} holds neither class_label/instance_id/ with images/ and "
+                "sparse/0/ (MVImgNet's layout) nor folders with the pictures of a subject each; names that start with "
+                f'"." or "_" do not count.{first}'
             )
-    return instances, repeated
+    return instances, left_out
 
 
 def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float]:
@@ -110,7 +116,7 @@ def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float
 
 def _read(instances: list[Instance], settings: MultiviewConfig) -> Iterator[pa.Table]:
     """Batches of frames and problems (schema `READ`) in the order of the instances."""
-    table = pa.Table.from_pylist([asdict(instance) for instance in instances])
+    table = instance_table(instances)
     yield from map_on_workers(
         _read_some,
         [table.slice(start, _INSTANCES_PER_TASK) for start in range(0, table.num_rows, _INSTANCES_PER_TASK)],

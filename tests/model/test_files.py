@@ -1,12 +1,24 @@
 """Names that are no data, and text in the encodings that other programs write."""
 
+import os
 from pathlib import Path, PurePath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.files import TextError, decode_text, decode_with_losses, is_hidden, read_text, text_damage, visible_entries
+from model.files import (
+    TextError,
+    decode_text,
+    decode_with_losses,
+    is_hidden,
+    is_utf8,
+    printable_name,
+    read_text,
+    text_damage,
+    visible_entries,
+    visible_files,
+)
 
 SENTENCE = "a café mug in the snow, 雪の中"
 
@@ -88,3 +100,47 @@ def test_the_folder_itself_may_be_hidden(tmp_path: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     assert [str(path.relative_to(folder)) for path in visible_entries(folder, "**/*.png")] == ["a/c.png", "b.png"]
+
+
+def test_all_visible_files_below_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "_data"
+    for name in (b"b/c", b"a", b"_b/c", b"b/.c", b"b/_d/e", b"caf\xe9/\xff\n", b"../elsewhere/f"):
+        file = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "b" / "circle").symlink_to(folder)
+    (tmp_path / "elsewhere" / "circle").symlink_to(folder / "b")
+    (folder / "itself").symlink_to("itself")
+    (folder / "nowhere").symlink_to("nothing")
+    os.mkfifo(folder / "pipe")
+    found = [os.fsencode(path.relative_to(folder)) for path in visible_files(folder)]
+    assert found == [b"a", b"b/c", b"caf\xe9/\xff\n", b"link/circle/c", b"link/f"]
+    assert list(visible_files(tmp_path / "missing")) == []
+
+
+PRINTABLE = {
+    b"mug 1.jpg": "mug 1.jpg",
+    "Teekännchen, \u676f\u5b50".encode(): "Teekännchen, \u676f\u5b50",
+    "क्\u200dष".encode(): "क्\u200dष",  # joiners belong to the script
+    b"caf\xe9": r"caf\xe9",
+    "\u676f\u5b50".encode("gbk"): r"\xb1\xad\xd7\xd3",
+    b"two\nlines\t": r"two\nlines\t",
+    b"\x1b[31mred": r"\x1b[31mred",
+    b"back\\slash": r"back\\slash",
+    "line\u2028separator".encode(): r"line\u2028separator",
+    b"100%#?&'\"<b>": "100%#?&'\"<b>",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), PRINTABLE.items(), ids=PRINTABLE.values())
+def test_names_on_disk_become_text(name: bytes, expected: str) -> None:
+    assert printable_name(os.fsdecode(name)) == expected
+    assert is_utf8(os.fsdecode(name)) == (name not in (b"caf\xe9", "\u676f\u5b50".encode("gbk")))
+
+
+@given(st.lists(st.binary(min_size=1, max_size=4), min_size=2, max_size=2, unique=True))
+def test_different_names_stay_different(names: list[bytes]) -> None:
+    first, second = (printable_name(os.fsdecode(name)) for name in names)
+    assert first != second
+    assert (first + second).encode()

@@ -167,6 +167,91 @@ def test_file_digest_sees_names_sizes_and_times(tmp_path: Path) -> None:
     assert file_digest(folder) == file_digest(folder)
 
 
+NAMES = {
+    "latin-1": b"caf\xe9.jpg",
+    "gbk": "\u676f\u5b50".encode("gbk"),
+    "shift-jis": "\u8336\u7897".encode("shift-jis"),
+    "utf-16": b"\xff\xfea",
+    "cut utf-8": "é".encode()[:1],
+    "surrogates in utf-8": b"\xed\xb3\xa9",
+    "line break": b"a\nb",
+    "carriage return": b"a\rb",
+    "tab": b"a\tb",
+    "escape": b"\x1b[2J",
+    "quotes": b"\"a\" 'b' `c`",
+    "hash": b"#a",
+    "percent": b"%s%d%(name)s",
+    "braces": b"{a}{}",
+    "backslash": b"a\\b",
+    "spaces": b" a  ",
+    "dashes": b"--set",
+    "wildcards": b"*[a]?",
+    "long": b"x" * 255,
+    "emoji": "\U0001f469\u200d\U0001f467".encode(),
+    "right to left": "\u202eabc".encode(),
+    "decomposed": b"e\xcc\x81",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_no_name_breaks_a_digest(tmp_path: Path, name: bytes) -> None:
+    empty = file_digest(tmp_path)
+    below = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    below.mkdir()
+    (below / "a").write_text("1")
+    as_folder = file_digest(tmp_path)
+    (below / "a").unlink()
+    below.rmdir()
+    below.write_text("1")
+    assert len({empty, as_folder, file_digest(tmp_path)}) == 3
+    assert len(file_digest(below)) == 12
+
+
+def test_two_folders_have_one_digest_only_if_their_names_agree(tmp_path: Path) -> None:
+    """A name with a line break and numbers in it is no two files."""
+    digests = set()
+    for number, names in enumerate(
+        (["a", "b"], ["a\n1\n1\nb"], ["a\n1", "1\nb"], ["é"], ["e\u0301"], [os.fsdecode(b"\xe9")])
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("1")
+            os.utime(folder / name, ns=(1, 1))
+        digests.add(file_digest(folder))
+    assert len(digests) == 6
+
+
+def test_what_is_no_data_changes_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("1")
+    before = file_digest(tmp_path)
+    for hidden in ("._a.jpg", ".DS_Store", ".ipynb_checkpoints/a.jpg", "_temporary/0/a.jpg", "__MACOSX/a/b.jpg"):
+        (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / hidden).write_text("1")
+    (tmp_path / "nowhere").symlink_to("nothing")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    assert file_digest(tmp_path) == before
+
+
+def test_what_lies_behind_a_link_counts(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    before = file_digest(tmp_path / "data")
+    (tmp_path / "elsewhere" / "a.jpg").touch()
+    assert file_digest(tmp_path / "data") != before
+
+
+def test_a_file_that_goes_while_its_folder_is_read_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").touch()
+    expected = file_digest(tmp_path)
+    monkeypatch.setattr(fingerprint, "visible_files", lambda folder: [folder / "a", folder / "gone"])
+    assert file_digest(tmp_path) == expected
+
+
 def write(root: Path, **modules: str) -> Path:
     for name, text in modules.items():
         file = root / "package" / f"{name}.py"
@@ -198,8 +283,15 @@ def test_data_files_count_and_python_files_do_not_count_twice(tmp_path: Path) ->
     before = code_version("package.start", root, ["package/**/*"])
     (root / "package" / "other.py").write_text("1")
     assert code_version("package.start", root, ["package/**/*"]) == before
+    for name in ("__pycache__/other.pyc", ".ipynb_checkpoints/template.txt", ".template.txt.swp"):
+        (root / "package" / name).parent.mkdir(exist_ok=True)
+        (root / "package" / name).write_text("1")
+    assert code_version("package.start", root, ["package/**/*"]) == before
+    (root / "package" / os.fsdecode(b"caf\xe9.txt")).write_text("1")
+    unnamed = code_version("package.start", root, ["package/**/*"])
+    assert unnamed != before
     (root / "package" / "template.txt").write_text("1")
-    assert code_version("package.start", root, ["package/**/*"]) != before
+    assert code_version("package.start", root, ["package/**/*"]) not in (before, unnamed)
 
 
 def test_the_contract_is_not_part_of_a_stages_code() -> None:

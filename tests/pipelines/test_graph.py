@@ -49,6 +49,13 @@ def test_the_large_profiles_have_neither_microworld_nor_base(profile: str) -> No
     assert set(MICRO.order) - set(pipeline_graph(load_config(profile)).order) == {"microworld", "base"}
 
 
+def test_own_subjects_replace_the_microworld_where_the_concept_has_its_own_too() -> None:
+    """A concept of the microworld is evaluated on its own subject."""
+    both = ["evaluate.subjects_folder=subjects", "customize.subject=mug"]
+    needed = ["microworld" in pipeline_graph(load_config("micro", both[:n])).inputs["evaluate"] for n in range(3)]
+    assert needed == [True, True, False]
+
+
 def test_own_pictures_replace_the_microworld_edge_by_edge() -> None:
     graph = pipeline_graph(load_config("micro", ["ingest.metadata=/data/laion"]))
     assert graph.inputs["ingest"] == []

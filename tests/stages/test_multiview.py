@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -148,7 +148,7 @@ def test_mvimgnets_numeric_labels_get_their_names(tmp_path: Path) -> None:
     names = category_names(tmp_path)
     assert names["203"] == "toy butterfly"
     (instance,), repeated = find_instances([tmp_path])
-    assert (instance.folder, instance.category, repeated) == (str(tmp_path / "17" / "1a00"), "mug", [])
+    assert (instance.folder, instance.category, repeated) == (tmp_path / "17" / "1a00", "mug", [])
     assert {row["category"] for row in read_instance(instance, 32, 0.0)} == {"mug"}
 
 
@@ -211,20 +211,20 @@ def test_categories_are_capped_and_their_instances_share_evenly(
 
 def test_a_frame_whose_mask_shows_no_object_is_refused(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
-    check_foreground(masks, "001.jpg", 0.5)  # there is no mask
+    check_foreground(masks, PurePosixPath("001.jpg"), 0.5)  # there is no mask
     masks.mkdir()
     mask = Image.new("L", (10, 10))
     mask.paste(255, (0, 0, 2, 5))
     mask.save(masks / "001.jpg.png")
-    check_foreground(masks, "001.jpg", 0.1)
+    check_foreground(masks, PurePosixPath("001.jpg"), 0.1)
     with pytest.raises(PictureError, match=r"covers 10.00% of the picture, less than 11.00%"):
-        check_foreground(masks, "001.jpg", 0.11)
+        check_foreground(masks, PurePosixPath("001.jpg"), 0.11)
     Image.new("L", (10, 10)).save(masks / "002.png")
     with pytest.raises(PictureError, match=r"covers 0.00%"):
-        check_foreground(masks, "002.jpg", 0.02)
+        check_foreground(masks, PurePosixPath("002.jpg"), 0.02)
     (masks / "003.png").write_bytes(b"text")
     with pytest.raises(PictureError, match=r"003\.png is not a picture"):
-        check_foreground(masks, "003.jpg", 0.02)
+        check_foreground(masks, PurePosixPath("003.jpg"), 0.02)
 
 
 @pytest.mark.slow

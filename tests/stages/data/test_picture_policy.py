@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import ModelError
-from model.pictures.decoding import MAX_PIXELS, exif_orientation, load_picture
+from model.pictures.containers import take_apart
+from model.pictures.crops import square_crop
+from model.pictures.decoding import MAX_PIXELS, load_picture, picture_format
 from stages.contract import StageError
 from stages.customize import stage as customize
 from stages.data.jpeg import encode_jpeg
 from stages.evaluate.cases import read_subject
+from stages.evaluate.grids import resize_square
 from stages.filter.adoption import adopt_row
 from stages.filter.candidate import Candidate
 from stages.filter.config import FilterConfig
@@ -34,6 +37,7 @@ from stages.multiview.frames import load_frame
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from tests.support.hostile_web import bodies, encode, sixteen_bits
 from tests.support.picture_files import scene
+from tests.support.picture_table import picture_table
 
 SIDE = 48
 _NO_LIMITS = FilterConfig(
@@ -173,7 +177,6 @@ def test_no_way_in_opens_a_webp_with_too_many_pixels(tmp_path: Path, monkeypatch
     opened: list[Any] = []
     monkeypatch.setattr(Image, "open", lambda *arguments, **_: opened.append(arguments))
     assert not any(way(file) for way in WAYS_IN)
-    assert exif_orientation(file.read_bytes()) == 1
     assert not opened
 
 
@@ -190,3 +193,31 @@ def test_every_way_in_sees_the_same_pixels(kind: str, tmp_path: Path) -> None:
     assert load_picture_or_bmp(decodable(data, MAX_PIXELS)).tobytes() == expected.tobytes()
     assert row["picture"] == stored
     assert load_frame(file, 1000) == (stored, expected.size)
+
+
+TABLE = picture_table()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_way_in_sees_what_a_file_means(name: str, tmp_path: Path) -> None:
+    """What the datasets store shows the same to readers that know nothing of profiles, opacity and orientation."""
+    data, file = TABLE[name].data, tmp_path / "picture"
+    file.write_bytes(data)
+    expected = load_picture(file)
+    assert naively(decodable(data, MAX_PIXELS)).tobytes() == expected.tobytes()
+    stored = adopt_row(ForeignRow(origin="here", picture=data, fields={"caption": "a cup"}))["picture"]
+    assert load_frame(file, 1000) == (stored, expected.size)
+    assert naively(stored).tobytes() == naively(data if stored == data else encode_jpeg(expected)).tobytes()
+    if stored == data:
+        assert naively(data).tobytes() == expected.tobytes()
+    assert customize._square(file, SIDE).tobytes() == square_crop(expected, 0.5, 0.5, SIDE).tobytes()
+    assert resize_square(data, SIDE).tobytes() == expected.resize((SIDE, SIDE), Image.Resampling.LANCZOS).tobytes()
+    assert evaluation(file)
+    assert serving(file)
+
+
+def naively(data: bytes) -> Image.Image:
+    """As a decoder finds it that reads nothing but pixels."""
+    if data[:2] == b"BM":
+        return Image.open(io.BytesIO(data))
+    return Image.open(io.BytesIO(take_apart(data, picture_format(data) or "").pixels)).convert("RGB")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
+from model.pictures.decoding import load_picture
 from model.scoring.metrics import bootstrap_interval
 from stages.config import Config
 from stages.contract import StageError
-from stages.evaluate.cases import Subject, background_of, evaluation_id, load_subjects, make_cases
+from stages.evaluate.cases import Subject, background_of, evaluation_id, load_subjects, make_cases, unnamed_subjects
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
 from tests.support.contexts import make_context
+from tests.support.picture_table import picture_table
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
 ARMS = ("text_only", "adapter", "adapter_mask")
@@ -51,6 +55,34 @@ def test_without_a_listing_the_subfolder_is_the_class_word(tmp_path: Path) -> No
         ("cat", "cat"),
         ("rc_car", "rc car"),
     ]
+
+
+def test_hidden_and_empty_folders_are_no_subjects(tmp_path: Path) -> None:
+    folder = write_subjects(tmp_path / ".s", {"mug": "", ".ipynb_checkpoints": "", "__MACOSX": ""}, listing=False)
+    (folder / "mug" / "._00.png").write_bytes(b"\0\5\x16\7")
+    (folder / "mug" / ".ipynb_checkpoints").mkdir()
+    (folder / "mug" / "folder.png").mkdir()
+    (folder / "empty").mkdir()
+    (subject,) = load_subjects(folder, None)
+    assert (subject.name, len(subject.views)) == ("mug", 2)
+
+
+def test_a_class_word_must_be_text(tmp_path: Path) -> None:
+    unnamed = os.fsdecode(b"caf\xe9 cup")
+    folder = write_subjects(tmp_path / "s", {"mug": "", unnamed: ""}, listing=False)
+    assert [subject.name for subject in load_subjects(folder, None)] == ["mug"]
+    assert unnamed_subjects(folder) == [folder / unnamed]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_listing_is_read_by_its_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    folder = write_subjects(tmp_path / "s", {"a": "Teekännchen"})
+    listing = folder / "subjects.json"
+    listing.write_text(json.dumps(json.loads(listing.read_text()), ensure_ascii=False), encoding=encoding)
+    assert load_subjects(folder, None)[0].word == "Teekännchen"
+    listing.write_bytes("[]é".encode("cp1252"))
+    with pytest.raises(StageError, match=r"subjects\.json .*save it as UTF-8"):
+        load_subjects(folder, None)
 
 
 def test_the_error_names_an_unusable_subject(tmp_path: Path) -> None:
@@ -181,7 +213,10 @@ def test_findings_report_significant_changes_only() -> None:
 
 
 def test_only_large_pictures_are_reduced() -> None:
-    assert data_uri(png(0)).startswith("data:image/png;base64,")
+    assert data_uri(png(0)) == f"data:image/png;base64,{base64.b64encode(png(0)).decode()}"
+    case = picture_table()["adobe rgb rgba png"]
+    shown = load_picture(base64.b64decode(data_uri(case.data).partition(",")[2]))
+    assert shown.tobytes() == load_picture(case.data).tobytes()
     assert data_uri(png(0, (600, 800))).startswith("data:image/jpeg;base64,")
     assert len(data_uri(png(0, (1200, 1600)))) < 3 * SHOWN_SIDE**2
 

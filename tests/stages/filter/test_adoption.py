@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from stages.data.datasets import read_dataset
 from stages.data.schemas import REJECTED, SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from stages.filter.adoption import adopt_file
-from stages.filter.layouts import find_layout
+from stages.filter.layouts import CAPTION_NAMES, find_layout, read_tar
 from tests.support.contexts import make_context
 from tests.support.hostile_web import bodies
 from tests.support.picture_files import encode, png, scene
@@ -254,3 +255,48 @@ def test_the_stage_imports_a_folder_of_another_tool(tmp_path: Path, ray_cluster:
     assert result.metrics == {f"rejected_{reason}": count for reason, count in found.items()}
     with pytest.raises(StageError, match=r"filter.max_unsafe needs 'unsafe'"):
         filter_stage.run(make_context(tmp_path / "again", filter={"pictures_folder": str(source)}))
+
+
+@pytest.mark.parametrize(
+    "hidden", ["_temporary/0/b.parquet", "._a.parquet", ".cache/b.parquet", "_delta_log/1.parquet", "a/_x/b.parquet"]
+)
+def test_hidden_files_are_no_data(hidden: str, tmp_path: Path) -> None:
+    folder = tmp_path / "_downloads"
+    for name in ("a.parquet", hidden):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    assert find_layout(folder).files == [folder / "a.parquet"]
+
+
+def tar_of(file: Path, members: dict[bytes, bytes]) -> None:
+    with tarfile.open(file, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(os.fsdecode(name))
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_hidden_members_of_an_archive_are_no_data(tmp_path: Path) -> None:
+    picture = {b"0.txt": b"a red cup", b"0.jpg": GOOD}
+    hidden = {b"._0.txt": b"Mac OS X", b"._0.jpg": b"Mac OS X", b"__MACOSX/1.jpg": GOOD, b"a/.b/2.txt": b"a cup"}
+    tar_of(tmp_path / "0.tar", hidden | picture)
+    assert [row.origin for row in read_tar(tmp_path / "0.tar", "0.tar")] == ["0.tar#0"]
+
+
+def test_members_whose_names_are_not_text_stay_apart(tmp_path: Path) -> None:
+    members = {b"caf\xe9.jpg": GOOD, b"caf\xe9.txt": b"one", b"caf\xe8.jpg": GOOD, b"caf\xe8.txt": b"two"}
+    tar_of(tmp_path / "0.tar", members)
+    rows = list(read_tar(tmp_path / "0.tar", "0.tar"))
+    assert [row.origin for row in rows] == [r"0.tar#caf\xe9", r"0.tar#caf\xe8"]
+    assert [row.fields[CAPTION_NAMES[0]] for row in rows] == ["one", "two"]
+
+
+def test_files_whose_names_are_not_text_stay_apart(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in (b"caf\xe8.tar", b"caf\xe9.tar"):
+        tar_of(source / os.fsdecode(name), {b"0.jpg": GOOD, b"0.txt": b"a red cup"})
+    layout = find_layout(source)
+    for number in range(2):
+        adopt_file(layout, number, source, tmp_path / "out")
+    assert len(set(read_dataset(tmp_path / "out" / "samples", SAMPLES)["sample_id"].to_pylist())) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 import tracemalloc
 from collections import Counter
@@ -285,6 +286,49 @@ def test_missing_empty_and_unreadable_metadata_is_one_sentence(tmp_path: Path) -
     pq.write_table(pa.table({"URL": pa.array([], pa.string()), "TEXT": pa.array([], pa.string())}), empty)
     with pytest.raises(StageError, match="holds no rows"):
         read(empty)
+
+
+HIDDEN = (
+    "_delta_log/0.checkpoint.parquet",
+    "_temporary/0/a.parquet",
+    ".cache/a.parquet",
+    "._0.parquet",
+    "a/_b/c.parquet",
+)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_hidden_files_are_no_metadata(hidden: str, tmp_path: Path) -> None:
+    folder = tmp_path / "_metadata"
+    for name in ("a/0.parquet", hidden):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    expected = [str(folder / "a" / "0.parquet")]
+    assert metadata_files(str(folder)).paths == expected
+    assert metadata_files(folder.as_uri()).paths == expected
+
+
+def test_hidden_files_of_other_file_systems_are_no_metadata() -> None:
+    memory = fsspec.filesystem("memory")
+    for name in (*HIDDEN, "a/0.parquet"):
+        memory.pipe(f"/_hidden/names/{name}", b"")
+    try:
+        found = metadata_files("memory://_hidden/names/").paths
+    finally:
+        memory.rm("/_hidden", recursive=True)
+    assert [path.rpartition("names/")[2] for path in found] == ["a/0.parquet"]
+
+
+def test_metadata_whose_name_is_not_text_is_read(tmp_path: Path) -> None:
+    for number, name in enumerate((b"caf\xe9/0.parquet", b"\xff.parquet", b"1.parquet")):
+        file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        file.parent.mkdir(exist_ok=True)
+        with file.open("wb") as sink:
+            pq.write_table(pa.table({"URL": [f"http://h/{number}.jpg"], "TEXT": ["a red cup"]}), sink)
+    assert read(tmp_path).rows.num_rows == 3
+    (tmp_path / os.fsdecode(b"\xfe.parquet")).touch()
+    with pytest.raises(StageError, match=r"\\xfe\.parquet is not a Parquet file"):
+        read(tmp_path)
 
 
 def test_a_reason_is_a_rejection_or_a_failure_not_both() -> None:
