@@ -84,7 +84,7 @@ def evaluation(file: Path) -> bool:
 def serving(file: Path) -> bool:
     """The registered model with a pipeline that paints nothing."""
     model: Any = RealwordModel()
-    model.settings = {"painting": {}}
+    model.title, model.settings = None, {"painting": {}, "adapter": "fingerprint"}
     model.pipeline = BlankPipeline()
     request = PaintRequest(prompt="a cup", word="cup", subject=base64.b64encode(file.read_bytes()).decode())
     return without_error(lambda: model.predict(None, [request]))

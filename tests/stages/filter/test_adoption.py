@@ -202,17 +202,6 @@ def test_odd_numbers_and_damaged_fields_are_handled(tmp_path: Path) -> None:
     assert (rejected["url"], rejected["reason"]) == ("0.tar#2", "no_caption")
 
 
-def test_members_with_names_in_another_encoding_are_different_samples(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "0.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
-        for name in ("caf\xe9", "caf\xe8"):
-            for suffix, data in {"jpg": GOOD, "txt": b"a cup"}.items():
-                member = tarfile.TarInfo(f"{name}.{suffix}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    samples, _ = adopt_all(tmp_path, tmp_path / "adopted")
-    assert [row["url"] for row in samples] == [r"0.tar#caf\udce9", r"0.tar#caf\udce8"]
-
-
 def test_an_unsuitable_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"there is no folder .*/missing"):
         find_layout(tmp_path / "missing")
