@@ -170,6 +170,20 @@ def picture_files(folder: Path) -> list[Path]:
     ]
 
 
+def left_out_pictures(folder: Path) -> str | None:
+    """A sentence on the pictures that `picture_files` leaves out for their names; None if there are none.
+
+    Cameras name pictures in Adobe RGB so: `_MG_0001.JPG`.
+    """
+    names = sorted(
+        name for name in os.listdir(folder) if name.startswith("_") and name.lower().endswith(PICTURE_SUFFIXES)
+    )
+    if not names:
+        return None
+    first = printable_name(names[0])
+    return f"{len(names)} of the pictures in {printable_name(folder)} are left out, such as {first}: rename them without '_'"
+
+
 def _read(file: Path, name: str) -> bytes:
     try:
         return file.read_bytes()

@@ -29,7 +29,7 @@ from model.concepts.textual_inversion import (
 )
 from model.files import printable_name
 from model.pictures.crops import square_crop
-from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, load_picture, picture_files
+from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, left_out_pictures, load_picture, picture_files
 from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
@@ -57,6 +57,8 @@ def run(context: StageContext) -> StageResult:
     """Learn the concept, and generate pictures with and without it."""
     config = context.config.customize
     subject = find_subject(config, context.inputs)
+    if config.subject is not None and (left_out := left_out_pictures(Path(config.subject))):
+        context.report.warning(left_out)
     concept = context.output / "concept"
     job = _learning_job(subject, context)
     state, curves = _learn_on_ray(job, context)

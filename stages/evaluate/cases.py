@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model.files import TextError, is_utf8, printable_name, read_text, visible_entries
 from model.microworld.captions import BACKGROUND_PHRASES
-from model.pictures.decoding import PictureError, load_picture, picture_files
+from model.pictures.decoding import PictureError, left_out_pictures, load_picture, picture_files
 from prompts.dreambench import dreambench_prompts
 from stages.contract import StageError
 from stages.evaluate.config import EvaluateConfig
@@ -58,10 +58,16 @@ def load_subjects(folder: Path, count: int | None) -> list[Subject]:
     return [read_subject(name, word, paths) for name, word, paths in entries[:count]]
 
 
-def unnamed_subjects(folder: Path) -> list[Path]:
-    """The subfolders that are no subjects because their names are not UTF-8; none if there is a `subjects.json`."""
-    is_listed = (folder / "subjects.json").is_file()
-    return [] if is_listed else [path for path in _picture_folders(folder) if not is_utf8(path.name)]
+def left_out(folder: Path) -> list[str]:
+    """Sentences on subjects and pictures that are left out for their names; none if there is a `subjects.json`."""
+    if (folder / "subjects.json").is_file():
+        return []
+    folders = _picture_folders(folder)
+    unnamed = (path for path in folders if not is_utf8(path.name))
+    return [
+        *(f"left out the subject {printable_name(path)}: its name is not UTF-8; rename it" for path in unnamed),
+        *filter(None, map(left_out_pictures, folders)),
+    ]
 
 
 def _read_listing(folder: Path) -> list[tuple[str, str, list[Path]]]:

@@ -17,12 +17,11 @@ import pyarrow as pa
 
 from model.checksums import folder_checksums
 from model.errors import ModelError
-from model.files import printable_name
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import MASKS, MULTI_SUBJECT, SCENE_MASKS, SCORES
-from stages.evaluate.cases import Case, evaluation_id, load_subjects, make_cases, unnamed_subjects
+from stages.evaluate.cases import Case, evaluation_id, left_out, load_subjects, make_cases
 from stages.evaluate.concept import Concept, concept_cases, read_concept
 from stages.evaluate.experiments import Experiments
 from stages.evaluate.mask_quality import RECIPES, mask_table
@@ -45,8 +44,8 @@ def run(context: StageContext) -> StageResult:
     config: Config = context.config
     folder = _subjects_folder(context)
     subjects = load_subjects(folder, config.evaluate.subjects)
-    for unnamed in unnamed_subjects(folder):
-        context.report.warning(f"left out the subject {printable_name(unnamed)}: its name is not UTF-8; rename it")
+    for text in left_out(folder):
+        context.report.warning(text)
     cases = make_cases(subjects, config.evaluate, config.run.seed)
     concept = read_concept(context.inputs, config)
     pairs = make_pair_cases(load_pairs(folder, config.evaluate.pairs), config.evaluate, config.run.seed)

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.files import TextError, printable_name
+from model.pictures.decoding import left_out_pictures
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.data.schemas import FRAMES, PAIRS
@@ -47,11 +48,11 @@ def run(context: StageContext) -> StageResult:
     instances, damaged = find_all(roots or [(context.inputs["microworld"] / "mvimgnet").resolve()])
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
-    lost_frames = 0
+    lost_frames: list[str] = []
     for batch in _read(instances, settings):
         problems = batch.filter(batch["frame_id"].is_null()).to_pylist()
         damaged += [row["problem"] for row in problems if row["is_instance"]]
-        lost_frames += sum(not row["is_instance"] for row in problems)
+        lost_frames += [row["problem"] for row in problems if not row["is_instance"]]
         readable = batch.filter(batch["frame_id"].is_valid())
         frames.add(readable)
         pairs.add(readable)
@@ -59,14 +60,23 @@ def run(context: StageContext) -> StageResult:
     frames.close()
     for text in damaged[:_WARNINGS]:
         context.report.warning(f"left out {text}")
+    for text in _notes(instances, lost_frames)[:_WARNINGS]:
+        context.report.warning(text)
     if not frames.rows:
         raise StageError(f"multiview.folders: none of {len(instances)} instances is readable; first: {damaged[0]}")
     found = balance(pairs.close(), settings.pairs_per_category)
     if not found.num_rows:
         raise StageError(_no_pairs(frames.rows, settings))
     write_dataset(context.output / "pairs", found, PAIRS)
-    metrics = _metrics(found, len(damaged), lost_frames)
+    metrics = _metrics(found, len(damaged), len(lost_frames))
     return StageResult(rows={"frames": frames.rows, "pairs": found.num_rows}, metrics=metrics)
+
+
+def _notes(instances: list[Instance], lost_frames: list[str]) -> list[str]:
+    """What the user should know of frames that are left out of instances that are used."""
+    hidden = (left_out_pictures(instance.folder) for instance in instances if not instance.has_cameras)
+    lost = [f"{len(lost_frames)} frames are left out; first: {lost_frames[0]}"] if lost_frames else []
+    return [*lost, *filter(None, hidden)]
 
 
 def _no_pairs(frames: int, settings: MultiviewConfig) -> str:

@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from model.files import printable_name
 from model.pictures.decoding import load_picture
 from model.scoring.metrics import bootstrap_interval
 from stages.config import Config
 from stages.contract import StageError
-from stages.evaluate.cases import Subject, background_of, evaluation_id, load_subjects, make_cases, unnamed_subjects
+from stages.evaluate.cases import Subject, background_of, evaluation_id, left_out, load_subjects, make_cases
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
@@ -71,7 +72,11 @@ def test_a_class_word_must_be_text(tmp_path: Path) -> None:
     unnamed = os.fsdecode(b"caf\xe9 cup")
     folder = write_subjects(tmp_path / "s", {"mug": "", unnamed: ""}, listing=False)
     assert [subject.name for subject in load_subjects(folder, None)] == ["mug"]
-    assert unnamed_subjects(folder) == [folder / unnamed]
+    (folder / "mug" / "_MG_0001.JPG").write_bytes(b"")
+    subject, pictures = left_out(folder)
+    assert subject == f"left out the subject {printable_name(folder / unnamed)}: its name is not UTF-8; rename it"
+    assert pictures.startswith("1 of the pictures in ")
+    assert "_MG_0001.JPG" in pictures
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
