@@ -175,13 +175,12 @@ def left_out_pictures(folder: Path) -> str | None:
 
     Cameras name pictures in Adobe RGB so: `_MG_0001.JPG`.
     """
-    names = sorted(
-        name for name in os.listdir(folder) if name.startswith("_") and name.lower().endswith(PICTURE_SUFFIXES)
-    )
+    pictures = (name for name in os.listdir(folder) if name.lower().endswith(PICTURE_SUFFIXES))
+    names = sorted(name for name in pictures if name.startswith("_"))
     if not names:
         return None
-    first = printable_name(names[0])
-    return f"{len(names)} of the pictures in {printable_name(folder)} are left out, such as {first}: rename them without '_'"
+    some = f"{len(names)} of the pictures in {printable_name(folder)}"
+    return f"left out {some}, such as {printable_name(names[0])}: rename those whose names start with '_'"
 
 
 def _read(file: Path, name: str) -> bytes:

@@ -75,7 +75,7 @@ def test_a_class_word_must_be_text(tmp_path: Path) -> None:
     (folder / "mug" / "_MG_0001.JPG").write_bytes(b"")
     subject, pictures = left_out(folder)
     assert subject == f"left out the subject {printable_name(folder / unnamed)}: its name is not UTF-8; rename it"
-    assert pictures.startswith("1 of the pictures in ")
+    assert pictures.startswith("left out 1 of the pictures in ")
     assert "_MG_0001.JPG" in pictures
 
 
