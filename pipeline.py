@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,9 @@ from pipelines.cli.arguments import parse_arguments
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names on disk need not be UTF-8
     arguments = parse_arguments(words)
     from pipelines.cli.commands import COMMANDS
     from pipelines.errors import PipelineError

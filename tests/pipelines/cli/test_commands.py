@@ -138,6 +138,14 @@ def test_a_backbone_that_is_no_folder_is_found_before_anything_runs(
     assert not (tmp_path / "run" / "stages").exists()
 
 
+@pytest.mark.parametrize("setting", [b"run.folder=%s/caf\xe9", b"multiview.folders=[%s/caf\xe9]"])
+def test_a_path_that_is_not_utf_8_is_no_traceback(setting: bytes, tmp_path: Path) -> None:
+    words = [b"--set", setting % bytes(tmp_path)]
+    found = subprocess.run([sys.executable, "pipeline.py", "plan", *words], capture_output=True, text=True)
+    assert "Traceback" not in found.stderr
+    assert (found.returncode, "caf" in found.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("command", ["status", "report", "serve"])
 def test_before_the_first_run(command: str, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, said = error_of(capsys, command, "--set", folder)
