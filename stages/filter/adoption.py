@@ -129,9 +129,10 @@ def _sound(text: str | None) -> str | None:
 
 def _number(row: ForeignRow, names: Iterable[str]) -> float | None:
     """The first column that holds a number, as a number or as text."""
-    for name in names:
+    values: list[Any] = [row.fields.get(name) for name in names]
+    for value in values:
         try:
-            number = float(row.fields.get(name))  # type: ignore[arg-type]  # any value of another tool
+            number = float(value)
         except (TypeError, ValueError, OverflowError):
             continue
         if abs(number) <= _LARGEST_SCORE:

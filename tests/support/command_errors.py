@@ -1,0 +1,16 @@
+"""What a failing command prints."""
+
+from __future__ import annotations
+
+import pytest
+
+import pipeline
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """The exit code of a failing command, and its error, which is one sentence."""
+    code = pipeline.main(words)
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    return code, printed[len("error: ") :].strip()
