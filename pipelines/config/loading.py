@@ -29,6 +29,7 @@ from stages.train_adapter.config import METHOD_DEFAULTS
 
 PROFILES = Path(__file__).parent / "profiles"
 _METHOD = "train_adapter.method"
+_STEPS, _MASK_STEPS = "inference.steps", "inference.mask_steps"
 
 
 def profile_names() -> list[str]:
@@ -42,8 +43,9 @@ def load_config(profile: str, settings: Sequence[str] = ()) -> Config:
     Raises:
         UsageError: An unknown profile or key, a wrong value; says which, and what would be right.
     """
-    values = with_method_defaults(profile_values(profile), parse_settings(settings))
-    return _build(with_absolute_paths(flat_values(Config()) | values))
+    chosen = parse_settings(settings)
+    values = flat_values(Config()) | with_method_defaults(profile_values(profile), chosen)
+    return _build(with_absolute_paths(values | _fitting_mask_steps(values, chosen)))
 
 
 def profile_values(profile: str) -> dict[str, Any]:
@@ -59,8 +61,9 @@ def profile_values(profile: str) -> dict[str, Any]:
 
 def config_from_dict(values: Mapping[str, Any], settings: Sequence[str] = ()) -> Config:
     """The configuration that `config_to_dict` took apart, with `settings` over it."""
-    stored = flat_values(Config()) | _flatten(values, "")
-    return _build(with_method_defaults(stored, with_absolute_paths(parse_settings(settings))))
+    stored, chosen = flat_values(Config()) | _flatten(values, ""), with_absolute_paths(parse_settings(settings))
+    found = with_method_defaults(stored, chosen)
+    return _build(found | _fitting_mask_steps(found, chosen))
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -84,6 +87,13 @@ def with_method_defaults(profile: Mapping[str, Any], settings: Mapping[str, Any]
     if method == before:
         return {**METHOD_DEFAULTS[method], **profile, **settings}
     return {**profile, **METHOD_DEFAULTS[method], **settings}
+
+
+def _fitting_mask_steps(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fewer steps bring `mask_steps` down with them; a `mask_steps` of the settings themselves must fit."""
+    if _STEPS not in settings or _MASK_STEPS in settings or values[_MASK_STEPS] is None:
+        return {}
+    return {_MASK_STEPS: min(values[_MASK_STEPS], settings[_STEPS])}
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(setting: str, w
         (["curriculum.min_crop_ratio=4"], ["curriculum", "min_crop_ratio", "4", "max_crop_ratio"]),
         (["multiview.min_angle_degrees=130"], ["multiview", "min_angle_degrees", "130", "max_angle_degrees"]),
         (["filter.scoring.aesthetic_head=head.pth"], ["filter.scoring", "aesthetic_head", "aesthetic_clip"]),
-        (["inference.steps=5"], ["inference", "mask_steps", "12", "5 steps", "null"]),
+        (["inference.steps=5", "inference.mask_steps=12"], ["inference", "mask_steps", "12", "5 steps", "null"]),
         (["train_adapter.trainer.precision=fp16"], ["train_adapter.trainer", "fp16", "use_gpu"]),
         (
             ["contextualizer.trainer.zero_stage=3", "contextualizer.trainer.ema_decay=.9"],
@@ -209,6 +209,8 @@ def test_what_does_not_fit_together_is_named(settings: list[str], words: list[st
         ["train_adapter.drop_text=.5", "train_adapter.drop_image=.4", "train_adapter.drop_both=.1"],
         ["train_adapter.trainer.zero_stage=3", "train_adapter.sample_every=null"],
         ["inference.steps=5", "inference.mask_steps=null"],
+        ["inference.steps=5"],
+        ["inference.steps=5", "train_adapter.method=realcustom"],
         ["base.recipe.judge_pool.categories=[bear]"],
         ["customize.word=mug"],
         ["customize.word=dog", "customize.subject=dog"],
@@ -327,6 +329,13 @@ def test_an_explicit_setting_is_stronger_than_the_methods_default() -> None:
     for order in (1, -1):
         settings = ["train_adapter.method=realcustom", "inference.mask_steps=3"][::order]
         assert chosen(load_config("micro", settings)) == {**REALCUSTOM, "inference.mask_steps": 3}
+
+
+def test_fewer_steps_bring_the_mask_steps_down() -> None:
+    for config in (load_config("micro", ["inference.steps=5"]), config_from_dict({}, ["inference.steps=5"])):
+        assert (config.inference.steps, config.inference.mask_steps) == (5, 5)
+    assert load_config("micro", ["inference.steps=50"]).inference.mask_steps == 12
+    assert load_config("micro", ["inference.steps=5", "inference.mask_steps=2"]).inference.mask_steps == 2
 
 
 def test_a_profile_that_chooses_the_method_is_stronger_than_the_methods_default() -> None:
