@@ -247,13 +247,28 @@ def bootstrap_interval(
     Raises:
         ValueError: `values` is empty.
     """
-    numbers = np.asarray(values, dtype=np.float64)
-    if not len(numbers):
-        raise ValueError("bootstrap_interval: no values to average")
+    return bootstrap_ratio(values, np.ones(len(clusters)), clusters, resamples, confidence, seed)
+
+
+def bootstrap_ratio(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    clusters: Sequence[str],
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The sum of `numerators` over that of `denominators`, with an interval as in `bootstrap_interval`.
+
+    Raises:
+        ValueError: There are no values.
+    """
+    above, below = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
+    if not len(above):
+        raise ValueError("bootstrap: no values to average")
     members = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    sums = np.bincount(members, weights=numbers)
-    counts = np.bincount(members)
+    sums, counts = (np.bincount(members, weights=values) for values in (above, below))
     draws = np.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
-    means = sums[draws].sum(1) / counts[draws].sum(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean=float(numbers.mean()), low=float(low), high=float(high))
+    ratios = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean=float(above.sum() / below.sum()), low=float(low), high=float(high))

@@ -135,6 +135,11 @@ SCORES = pa.schema(
         pa.field("similarity", pa.float32(), nullable=False),
         pa.field("controllability", pa.float32(), nullable=False),
         pa.field("clip_t", pa.float32(), nullable=False),  # cosine(prompt, picture)
+        # Similarity to the reference minus that to the other views.
+        pa.field("copying", pa.float32(), nullable=False),
+        # Similarities of the subject's views to each other, and to another subject with the same word; null: none.
+        pa.field("real_views", pa.float32()),
+        pa.field("another_subject", pa.float32()),
         # Outside the subject, to the text-only picture; null: not measured.
         pa.field("background_change", pa.float32()),
         pa.field("picture", pa.binary(), nullable=False),

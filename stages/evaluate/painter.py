@@ -13,7 +13,7 @@ from model.pictures.tensors import mask_picture, to_tensor
 from model.pipeline import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import SCORES
-from stages.evaluate.cases import Case
+from stages.evaluate.cases import Case, Subject
 from stages.evaluate.models import Models
 
 #: The input: one row for each case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
@@ -27,6 +27,7 @@ CASES = pa.schema(
         pa.field("background", pa.string()),
         pa.field("reference", pa.binary()),
         pa.field("views", pa.list_(pa.binary())),
+        pa.field("another_subject", pa.binary()),  # a picture of one with the same word; null: there is none
         pa.field("arms", pa.list_(pa.string())),  # the same in all rows of a batch
     ]
 )
@@ -38,6 +39,7 @@ MASK_SIDE = 64  # pixels of a mask's picture, at least
 
 def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequence[str] | None = None) -> pa.Table:
     """Cases as a table for the workers, to be painted in `arms`."""
+    others = _other_subjects([case.subject for case in cases])
     rows = [
         {
             "subject": case.subject.name,
@@ -48,11 +50,26 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
             "background": case.background,
             "reference": case.subject.reference,
             "views": list(case.subject.views),
+            "another_subject": others[case.subject.name],
             "arms": list(arms),
         }
         for case, painted in zip(cases, painted_prompts or [case.prompt for case in cases], strict=True)
     ]
     return pa.Table.from_pylist(rows, CASES)
+
+
+def _other_subjects(subjects: Sequence[Subject]) -> dict[str, bytes | None]:
+    """For each subject's name the reference of the next one with the same word, None if there is none."""
+    by_word: dict[str, dict[str, Subject]] = {}
+    for subject in subjects:
+        by_word.setdefault(subject.word, {})[subject.name] = subject
+    found: dict[str, bytes | None] = {}
+    for same in map(list, (named.values() for named in by_word.values())):
+        following = [*same[1:], same[0]]
+        found |= {
+            one.name: other.reference if other is not one else None for one, other in zip(same, following, strict=True)
+        }
+    return found
 
 
 class Painter:

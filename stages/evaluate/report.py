@@ -25,7 +25,7 @@ from stages.evaluate.report_multi_subject import (
     write_grids,
 )
 from stages.evaluate.report_training import describe_funnel, describe_plots, describe_prompts, describe_settings
-from stages.evaluate.summary import ARM_NAMES, ARMS, METRICS, Row, Summary, findings
+from stages.evaluate.summary import ARM_NAMES, ARMS, METRICS, REFERENCE_NAMES, Row, Summary, findings
 
 _SHOWN_SUBJECTS = 8
 _HERO_SUBJECTS = 8
@@ -91,6 +91,9 @@ def _describe_arms(evaluation: Evaluation) -> dict[str, Any]:
         "findings": findings(summary),
         "metrics": [describe_metric(metric, evaluation.config.evaluate.similarity) for metric in metrics],
         "arms": [describe_arm(arm, summary, metrics) for arm in ARMS if arm in summary.arms],
+        "references": [
+            {"name": REFERENCE_NAMES[name], "interval": interval} for name, interval in summary.references.items()
+        ],
         "arm_columns": [*(arm for arm in ARMS[:3] if arm in summary.arms), "mask"],
         "subjects": [describe_subject(subject, evaluation.rows) for subject in evaluation.subjects],
         "shown": _SHOWN_SUBJECTS,

@@ -33,6 +33,8 @@ _FIDELITY_TEXTS = {
 }
 _METRIC_TEXTS = {
     "clip_t": "is the cosine similarity of CLIP's embeddings of the picture and of its prompt.",
+    "copying": "is how much more similar the picture is to the given reference than to the subject's other views. High "
+    "values mean that the reference is copied, not the subject painted.",
     "background_change": "is the mean absolute difference to the text-only picture from the same noise, outside the "
     "subject, as a fraction of the value range. The mask is meant to keep it low.",
 }
@@ -45,7 +47,7 @@ def describe_metric(metric: str, similarity: str) -> dict[str, str]:
         "similarity": _SIMILARITY_TEXTS[similarity],
         "controllability": _FIDELITY_TEXTS[similarity],
     }
-    arrow = "↓" if metric == "background_change" else "↑"
+    arrow = "↓" if metric in ("copying", "background_change") else "↑"
     return {"name": METRIC_NAMES[metric], "arrow": arrow, "text": texts[metric]}
 
 
@@ -62,6 +64,7 @@ def describe_arm(arm: str, summary: Summary, metrics: Sequence[str]) -> dict[str
         "text": _ARM_TEXTS[arm],
         "pictures": summary.pictures[arm],
         "cells": cells,
+        "gap_closed": summary.gap_closed.get(arm),
         "seconds": summary.seconds[arm],
     }
 

@@ -40,18 +40,34 @@ class Scorer:
             self.subjects = DinoScorer.from_pretrained(config.dino).to(device)
         self._views: dict[str, Tensor] = {}
 
-    def score(self, pictures: Tensor, cases: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-        """Subject similarity, prompt fidelity (`controllability`) and CLIP-T of pictures (B, 3, H, W) in [0, 1]."""
+    def score(self, pictures: Tensor, cases: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[float | None]]:
+        """Similarity, copying, prompt fidelity (`controllability`) and CLIP-T of pictures (B, 3, H, W) in [0, 1].
+
+        What the similarity can be compared with does not depend on the pictures: `real_views`, `another_subject`.
+        """
         views = [self._embed_views(case["subject"], case["views"]) for case in cases]
         clip_t = self.clip.text_alignment(pictures, [case["prompt"] for case in cases])
         controllability = clip_t
         if self.judge is not None:
             controllability = self.judge.background_probability(pictures, [case["background"] for case in cases])
+        embedded = self.subjects.embed_subjects(pictures)
+        references = [self._embed_views(f"{case['subject']}, reference", [case["reference"]]) for case in cases]
+        similarity = subject_similarity(embedded, views)
         return {
-            "similarity": subject_similarity(self.subjects.embed_subjects(pictures), views).tolist(),
+            "similarity": similarity.tolist(),
+            "copying": (subject_similarity(embedded, references) - similarity).tolist(),
             "controllability": controllability.tolist(),
             "clip_t": clip_t.tolist(),
+            "real_views": [_similarity_of_views(own) for own in views],
+            "another_subject": [self._similarity_of_another(case) for case in cases],
         }
+
+    def _similarity_of_another(self, case: Mapping[str, Any]) -> float | None:
+        """The similarity of another subject with the same word, None if there is none."""
+        if case["another_subject"] is None:
+            return None
+        other = self._embed_views(f"other than {case['subject']}", [case["another_subject"]])
+        return float(subject_similarity(other, [self._embed_views(case["subject"], case["views"])]))
 
     def background_change(self, pictures: Tensor, plain: Tensor) -> list[float | None]:
         """The difference to the text-only pictures outside the subject, which the judge finds; None without a judge."""
@@ -80,6 +96,12 @@ class Scorer:
             views = [_as_square(picture) for picture in pictures]
             self._views[subject] = torch.cat([self.subjects.embed_subjects(to_tensor([view])) for view in views])
         return self._views[subject]
+
+
+def _similarity_of_views(views: Tensor) -> float | None:
+    """The mean cosine of two different views (V, D); None if there is only one."""
+    count = len(views)
+    return float((views @ views.T).sum() - count) / (count * (count - 1)) if count > 1 else None
 
 
 def _as_square(picture: bytes) -> Image.Image:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from model.scoring.metrics import Interval, bootstrap_interval
-from stages.evaluate.formatting import difference, is_significant, mean
+from model.scoring.metrics import Interval, bootstrap_interval, bootstrap_ratio
+from stages.evaluate.formatting import difference, is_significant, mean, percent
 
 ARM_NAMES = {
     "text_only": "Text only",
@@ -20,11 +20,15 @@ METRIC_NAMES = {
     "similarity": "Subject similarity",
     "controllability": "Prompt fidelity",
     "clip_t": "CLIP-T",
+    "copying": "Copying",
     "background_change": "Background change",
 }
 METRICS = tuple(METRIC_NAMES)
 #: Pairs of arms that share subjects, prompts and seeds: the first minus the second.
 DIFFERENCES = (("adapter", "text_only"), ("adapter_mask", "text_only"), ("adapter_mask", "adapter"))
+
+#: What the subject similarity of an arm can be compared with: a ceiling and a floor, by their columns.
+REFERENCE_NAMES = {"real_views": "Real views of the subject", "another_subject": "Another subject, same word"}
 
 Row = Mapping[str, Any]
 ByArm = dict[str, dict[str, Interval]]
@@ -37,6 +41,8 @@ class Summary:
     Attributes:
         arms: arm -> metric -> mean and 95 % interval.
         differences: "first - second" -> metric -> mean and 95 % interval of the paired difference.
+        references: Similarities of real pictures, by the names of `REFERENCE_NAMES`.
+        gap_closed: arm -> (arm - text only) / (real views - text only), of the similarity.
         pictures: arm -> number of pictures.
         subjects: Number of held-out subjects.
         seconds: arm -> mean seconds for a picture.
@@ -44,6 +50,8 @@ class Summary:
 
     arms: ByArm
     differences: ByArm
+    references: dict[str, Interval]
+    gap_closed: dict[str, Interval]
     pictures: dict[str, int]
     subjects: int
     seconds: dict[str, float]
@@ -54,7 +62,9 @@ class Summary:
 
     def flat(self) -> dict[str, float]:
         """The means by the tracker's names, such as "adapter_mask/similarity"."""
-        return {f"{arm}/{metric}": self.arms[arm][metric].mean for arm in self.arms for metric in self.arms[arm]}
+        means = {f"{arm}/{metric}": self.arms[arm][metric].mean for arm in self.arms for metric in self.arms[arm]}
+        means |= {f"{name}/similarity": interval.mean for name, interval in self.references.items()}
+        return means | {f"{arm}/gap_closed": interval.mean for arm, interval in self.gap_closed.items()}
 
 
 def summarize(rows: Sequence[Row]) -> Summary:
@@ -67,6 +77,12 @@ def summarize(rows: Sequence[Row]) -> Summary:
             f"{first} - {second}": _differences(by_arm[first], by_arm[second])
             for first, second in DIFFERENCES
             if first in present and second in present
+        },
+        references=_references([row for arm, found in present.items() if arm != "concept" for row in found]),
+        gap_closed={
+            arm: interval
+            for arm in ("adapter", "adapter_mask")
+            if (interval := _gap_closed(by_arm[arm], by_arm["text_only"])) is not None
         },
         pictures={arm: len(found) for arm, found in present.items()},
         subjects=len({row["subject"] for arm, found in present.items() if arm != "concept" for row in found}),
@@ -83,6 +99,29 @@ def _intervals(rows: Sequence[Row]) -> dict[str, Interval]:
                 [row[metric] for row in measured], clusters([row["subject"] for row in measured])
             )
     return intervals
+
+
+def _references(rows: Sequence[Row]) -> dict[str, Interval]:
+    """One value for each subject, so that subjects with more prompts do not count more."""
+    found = {}
+    for name in REFERENCE_NAMES:
+        values = {row["subject"]: row[name] for row in rows if row[name] is not None}
+        if values:
+            found[name] = bootstrap_interval(list(values.values()), list(values))
+    return found
+
+
+def _gap_closed(arm: Sequence[Row], text_only: Sequence[Row]) -> Interval | None:
+    """The share of the gap between text only and real views that an arm closes; None without paired rows."""
+    plain = {_case(row): row["similarity"] for row in text_only}
+    rows = [row for row in arm if _case(row) in plain and row["real_views"] is not None]
+    if not rows:
+        return None
+    return bootstrap_ratio(
+        [row["similarity"] - plain[_case(row)] for row in rows],
+        [row["real_views"] - plain[_case(row)] for row in rows],
+        clusters([row["subject"] for row in rows]),
+    )
 
 
 def clusters(subjects: Sequence[str]) -> list[str]:
@@ -109,8 +148,8 @@ def _minus(first: float | None, second: float | None) -> float | None:
 
 
 def findings(summary: Summary) -> list[str]:
-    """The evaluation in at most four sentences; each compares two arms."""
-    return [
+    """The evaluation in at most five sentences; all but the second compare two arms."""
+    sentences = [
         _finding(summary, pair, metric)
         for pair, metric in (
             (("adapter_mask", "text_only"), "similarity"),
@@ -120,6 +159,12 @@ def findings(summary: Summary) -> list[str]:
         )
         if metric in summary.differences.get(" - ".join(pair), {})
     ]
+    closed = summary.gap_closed.get("adapter_mask")
+    if closed is not None:
+        low, share, high = (percent(100 * value) for value in (closed.low, closed.mean, closed.high))
+        interval = f"95 % interval {low} to {high}"
+        sentences.insert(1, f"That closes {share} of the gap to real views of the subject, {interval}.")
+    return sentences
 
 
 def _finding(summary: Summary, pair: tuple[str, str], metric: str) -> str:

@@ -20,6 +20,7 @@ from model.scoring.metrics import (
     PictureInput,
     background_change,
     bootstrap_interval,
+    bootstrap_ratio,
     largest_iou,
     mask_iou,
     subject_similarity,
@@ -199,6 +200,16 @@ def test_the_bootstrap_agrees_with_drawing_subjects_one_by_one() -> None:
         means.append(sum(pool) / len(pool))
     found = bootstrap_interval(values, clusters, resamples=500, seed=3)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])))
+
+
+def test_a_ratio_is_that_of_the_sums_of_the_drawn_subjects() -> None:
+    above, below, clusters = [1.0, 2.0, 3.0], [2.0, 2.0, 8.0], ["a", "b", "b"]
+    draws = np.random.default_rng(3).integers(2, size=(500, 2))
+    sums = np.array([[1.0, 2.0], [5.0, 10.0]])  # of a and of b
+    ratios = [sums[draw, 0].sum() / sums[draw, 1].sum() for draw in draws]
+    found = bootstrap_ratio(above, below, clusters, resamples=500, seed=3)
+    assert found.mean == pytest.approx(6 / 12)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
 
 
 def test_95_of_100_intervals_hold_the_true_mean() -> None:

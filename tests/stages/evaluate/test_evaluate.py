@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from stages.contract import StageError
 from stages.evaluate.cases import Subject, background_of, evaluation_id, left_out, load_subjects, make_cases
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
+from stages.evaluate.painter import case_table
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
 from tests.support.contexts import make_context
 from tests.support.picture_table import picture_table
@@ -173,6 +175,9 @@ def a_row(
         "similarity": similarity,
         "controllability": 0.9,
         "clip_t": 0.3,
+        "copying": 0.0,
+        "real_views": 0.9,
+        "another_subject": 0.1 if subject == "mug-0" else None,
         "background_change": background_change,
         "picture": png(seed),
         "mask": png(seed) if arm == "adapter_mask" else None,
@@ -207,9 +212,33 @@ def test_means_and_differences_are_those_of_the_rows() -> None:
     assert summary.flat()["adapter/similarity"] == summary.arms["adapter"]["similarity"].mean
 
 
+def test_the_gap_between_text_only_and_real_views() -> None:
+    text = [a_row("text_only", "mug-0", 0, 0.1), a_row("text_only", "mug-1", 1, 0.3)]
+    mask = [a_row("adapter_mask", "mug-0", 0, 0.5), a_row("adapter_mask", "mug-1", 1, 0.5)]
+    summary = summarize([*text, *mask])
+    closed = summary.gap_closed["adapter_mask"]
+    assert closed.mean == pytest.approx((0.4 + 0.2) / (0.8 + 0.6))
+    assert (closed.low, closed.high) == pytest.approx((0.2 / 0.6, 0.4 / 0.8))  # of one subject drawn twice
+    assert "adapter" not in summary.gap_closed
+    assert summary.references["real_views"].mean == pytest.approx(0.9)
+    assert summary.references["another_subject"].mean == pytest.approx(0.1)
+    assert summary.flat()["adapter_mask/gap_closed"] == closed.mean
+
+
+def test_another_subject_is_the_next_one_with_the_same_word() -> None:
+    subjects = [
+        replace(a_subject(word=word), name=name, reference=name.encode())
+        for name, word in (("a", "mug"), ("b", "toy"), ("c", "mug"), ("d", "mug"))
+    ]
+    table = case_table(make_cases(subjects, EvaluateConfig(prompts_per_subject=2), seed=0), ["text_only"])
+    others = dict(zip(table["subject"].to_pylist(), table["another_subject"].to_pylist(), strict=True))
+    assert others == {"a": b"c", "b": None, "c": b"d", "d": b"a"}
+
+
 def test_findings_report_significant_changes_only() -> None:
-    similarity, fidelity, background, _ = findings(summarize(some_rows()))
+    similarity, closed, fidelity, background, _ = findings(summarize(some_rows()))
     assert similarity.startswith("Subject similarity rises from 0.0")
+    assert re.match(r"That closes 6\d\.\d % of the gap to real views", closed)
     assert fidelity.startswith("Prompt fidelity shows no measurable difference between 0.900 (text only)")
     assert background.startswith("Background change falls from 0.100 (adapter) to 0.050 (adapter + mask): -0.050")
 
