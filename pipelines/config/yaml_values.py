@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from model.settings import STRICT
 from pipelines.config.keys import members
 
 BLANK = " \t\r\n"  # to YAML; a no-break space is text
@@ -29,7 +31,8 @@ _ITEM = re.compile(
 def value_of(text: str, kind: Any) -> Any:
     """What a text on the command line means for a setting of this type; text that does not fit stays text.
 
-    In a list of texts in brackets only commas and quotes have a meaning: [a {word} on the beach, "a {word}, wet"].
+    In a list of texts in brackets only commas and quotes have a meaning: [a {word} on the beach, "a {word}, wet"]. What
+    follows a comma and cannot be an item, as it lacks {word}, belongs to the item before it.
 
     Raises:
         yaml.YAMLError: It must be YAML, and is not.
@@ -39,7 +42,7 @@ def value_of(text: str, kind: Any) -> Any:
     if str in members(kind):
         return text
     if is_list_of_texts(kind) and text.startswith("[") and text.endswith("]"):
-        return _items(text[1:-1])
+        return _items(text[1:-1], TypeAdapter(_item_kind(kind), config=STRICT))
     return value_of_node(yaml.compose(text, yaml.SafeLoader), kind)
 
 
@@ -92,18 +95,33 @@ def _item_kind(kind: Any) -> Any:
     return next((typing.get_args(part)[0] for part in lists), None)
 
 
-def _items(text: str) -> list[str]:
-    items = []
-    position = 0
+def _items(text: str, adapter: TypeAdapter[Any]) -> list[str]:
+    items: list[str] = []
+    position, is_open = 0, False  # whether a comma may be part of the last item
     while text[position:].strip(BLANK):
         match = _ITEM.match(text, position)
         assert match is not None  # a plain item may be anything
         position = match.end()
         if match["plain"] is None:
             items.append(str(yaml.load(match["quoted"], yaml.BaseLoader)))
-        else:  # a line break is a space, as where YAML folds long lines
-            items.append(re.sub(r"[ \t\r]*\n[ \t\r\n]*", " ", match["plain"].strip(BLANK)))
+            is_open = False
+            continue
+        # A line break is a space, as where YAML folds long lines.
+        item = re.sub(r"[ \t\r]*\n[ \t\r\n]*", " ", match["plain"].strip(BLANK))
+        if is_open and item and not _is_valid(item, adapter):
+            items[-1] += f", {item}"
+        else:
+            items.append(item)
+            is_open = True
     return items
+
+
+def _is_valid(item: str, adapter: TypeAdapter[Any]) -> bool:
+    try:
+        adapter.validate_python(item)
+    except ValidationError:
+        return False
+    return True
 
 
 def _value_of_scalar(text: str, kinds: list[Any]) -> Any:

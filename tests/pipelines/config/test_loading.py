@@ -124,7 +124,7 @@ def refused(*settings: str, profile: str = "micro") -> str:
         ("prompts.concepts={mug: 1}", ["prompts.concepts", "a list [..]", "'{mug: 1}'"]),
         ("prompts.concepts=[mug, , toy]", ["prompts.concepts", "not empty", "''"]),
         (
-            "evaluate.prompts=[a {word}, wet]",
+            "evaluate.prompts=[wet, a {word}]",
             ["evaluate.prompts", "'wet'", "quotes keep an item with a comma together"],
         ),
         ("filter.min_side=-1", ["filter.min_side", "from 0", "-1"]),

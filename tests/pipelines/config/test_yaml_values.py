@@ -44,6 +44,12 @@ def test_a_list_of_texts_holds_texts(text: str, items: list[str] | None) -> None
     assert parse_settings([f"prompts.concepts={text}"]) == {"prompts.concepts": expected}
 
 
+def test_a_comma_may_be_part_of_a_sentence_that_must_hold_a_word() -> None:
+    text = "[a {word} in the snow, at night, alone, one {word} at sea,'{word}', \"{word}, wet\"]"
+    expected = ["a {word} in the snow, at night, alone", "one {word} at sea", "{word}", "{word}, wet"]
+    assert parse_settings([f"evaluate.prompts={text}"]) == {"evaluate.prompts": expected}
+
+
 words = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=30).filter(str.strip)
 
 
