@@ -28,11 +28,12 @@ This page is generated from the types in `stages/*/config.py`, `stages/shared_co
 with `python -m pipelines.config.documentation`.
 
 Every setting has a key, `section.key`, and is set on the command line with `--set key=value`, as often as needed. The
-value is YAML, read by the setting's type: text stays text, also in lists (`[en, no]`), where a comma separates items
-unless quotes or brackets are around it (`["a {word}, wet", a {word} at sea]`); `null` switches off what can be switched
-off. From the weakest to the strongest: the defaults below, the profile (`--profile`, `pipelines/config/profiles/`),
-what `train_adapter.method` brings with it, `--set`. A setting that is unknown, of the wrong type or out of range, or
-that does not fit the others, ends the command with exit code 2 before anything runs.
+value is YAML, read by the setting's type: text stays text, also in lists (`[en, no]`). A comma separates items unless
+quotes or brackets are around it (`["a mug, wet", a [v], toy]`), or what follows could be no item (`[a {word}, wet]`).
+`null` switches off what can be switched off. From the weakest to the strongest: the defaults below, the profile
+(`--profile`, `pipelines/config/profiles/`), what `train_adapter.method` brings with it, `--set`. A setting that is
+unknown, of the wrong type or out of range, or that does not fit the others, ends the command with exit code 2 before
+anything runs.
 
 **What it changes.** A setting of the *result* changes what a stage makes: the stage and all that read it run again. A
 setting of the *operation* changes only how the result is made (to rounding): nothing runs again, and a stopped training
