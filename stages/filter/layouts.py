@@ -195,7 +195,7 @@ def _tar_row(origin: str, parts: Mapping[str, bytes]) -> ForeignRow:
         if text_damage(text):
             fields[CAPTION_NAMES[0]] = text  # in Shift-JIS a quote or a backslash may be half a letter
     if "txt" in parts:
-        fields[CAPTION_NAMES[0]] = decode_with_losses(parts["txt"]).strip()  # replaces a caption in the JSON
+        fields[CAPTION_NAMES[0]] = decode_with_losses(parts["txt"]).rstrip("\r\n")  # replaces a caption in the JSON
     picture = next((parts[suffix] for suffix in PICTURE_NAMES if suffix in parts), None)
     return ForeignRow(origin=origin, picture=picture, fields=fields)
 
