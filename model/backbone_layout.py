@@ -33,7 +33,8 @@ def check_backbone_files(location: str | Path) -> None:
     """
     place = Path(location)
     if place.is_file():
-        raise BackboneError(f"backbone {place}: this is {describe_file(place)}; {_advice(place)}.")
+        kind = describe_file(place)
+        raise BackboneError(f"backbone {place}: this is {kind}; {_advice(place, kind)}.")
     if place.is_dir():
         _check_folder(place)
 
@@ -103,12 +104,13 @@ def _other_folder(folder: Path) -> str:
     if (folder / "config.json").is_file():
         return f"this is one part of a model; give the folder above it, {folder.parent}"
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.ckpt")]):
-        return f"this folder holds {file.name}, {describe_file(file)}; {_advice(file)}"
+        kind = describe_file(file)
+        return f"this folder holds {file.name}, {kind}; {_advice(file, kind)}"
     return "this folder is not in diffusers' layout: there is no unet/; give the folder that model_index.json is in"
 
 
-def _advice(file: Path) -> str:
-    pipeline = CONVERTIBLE.get(describe_file(file))
+def _advice(file: Path, kind: str) -> str:
+    pipeline = CONVERTIBLE.get(kind)
     if pipeline is None:
         return "a folder in diffusers' layout is needed, with unet/, vae/ and the other parts"
     return (

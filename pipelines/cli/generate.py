@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from model.checksums import file_checksum
 from model.errors import ModelError
-from model.guidance.settings import InferenceSettings
-from model.pictures.decoding import load_picture
+from model.files import printable_name
+from model.pictures.decoding import open_picture
 from model.pictures.provenance import Provenance, png_with_provenance
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
@@ -59,8 +61,10 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
     """
     adapter, config, backbone = trained_adapter(config, store)
     try:
-        subjects = [load_picture(path) for path in request.subjects]
-        _make_folder(folder)
+        files = [_read(path) for path in request.subjects]
+        subjects = [_decode(file, path) for file, path in zip(files, request.subjects, strict=True)]
+        with _folder_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         pipeline = RealCustomPipeline.from_pretrained(
             backbone,
             adapter.folder / "adapter",
@@ -73,7 +77,20 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
         painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
     except ModelError as error:
         raise PipelineError(str(error)) from error
-    return _write(painted, words, request, settings, adapter.fingerprint, folder)
+    made = [
+        Provenance(
+            prompt=request.prompt,
+            word=word,
+            seed=request.seed + number,
+            subject_sha256=hashlib.sha256(file).hexdigest(),
+            model=None,
+            adapter=adapter.fingerprint,
+            settings=settings,
+        )
+        for number, (word, file) in enumerate(zip(words, files, strict=True))
+    ]
+    with _folder_errors(folder):
+        return _write(painted, made, folder)
 
 
 def trained_adapter(config: Config, store: Store) -> tuple[Output, Config, str]:
@@ -94,39 +111,37 @@ def trained_adapter(config: Config, store: Store) -> tuple[Output, Config, str]:
     return adapter, config, backbone_location(config.backbone, {"base": base.folder} if base else {})
 
 
-def _make_folder(folder: Path) -> None:
+def _read(path: Path) -> bytes:
+    """The file of a subject. It is read once, because it may be a pipe."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return path.read_bytes()
+    except OSError as error:
+        raise PipelineError(f"the picture {printable_name(path)} cannot be read: {error.strerror}.") from error
+
+
+def _decode(file: bytes, path: Path) -> Image.Image:
+    with open_picture(file, name=f"the picture {printable_name(path)}") as opened:
+        return opened.upright_rgb()
+
+
+@contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise PipelineError(
             f"The pictures cannot be written into {folder}: {error.strerror}; choose another folder with --out."
         ) from error
 
 
-def _write(
-    painted: RealCustomOutput,
-    words: Sequence[str],
-    request: Request,
-    settings: InferenceSettings,
-    adapter: str,
-    folder: Path,
-) -> list[Path]:
+def _write(painted: RealCustomOutput, made: Sequence[Provenance], folder: Path) -> list[Path]:
     """Write the pictures and masks; each file says how it was made."""
-    title, files = file_title(request.prompt), list[Path]()
-    for number, (picture, masks) in enumerate(zip(painted.images, painted.masks, strict=True)):
-        provenance = Provenance(
-            prompt=request.prompt,
-            word=words[number],
-            seed=request.seed + number,
-            subject_sha256=file_checksum(request.subjects[number]),
-            model=None,
-            adapter=adapter,
-            settings=settings,
-        )
-        contents = {"": png_with_provenance(picture, provenance)}
+    files: list[Path] = []
+    for picture, masks, one in zip(painted.images, painted.masks, made, strict=True):
+        contents = {"": png_with_provenance(picture, one)}
         if masks:
-            contents["-mask"] = png_with_provenance(mask_picture(masks[-1], min(picture.size)), provenance)
-        files += write_new(folder, f"{title}-{provenance.seed}", contents)
+            contents["-mask"] = png_with_provenance(mask_picture(masks[-1], min(picture.size)), one)
+        files += write_new(folder, f"{file_title(one.prompt)}-{one.seed}", contents)
     return files
 
 

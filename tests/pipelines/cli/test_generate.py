@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def test_a_picture_says_how_it_was_made(trained: Output, subject: Path, capsys: 
             "model": None,
             "adapter": trained.fingerprint,
         }
+
+
+def test_a_subject_may_come_through_a_pipe(
+    trained: Output, subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(subject.read_bytes()), daemon=True)
+    writer.start()
+    assert pipeline.main([*request(trained, pipe), "--steps", "1"]) == 0
+    writer.join(timeout=60)
+    with Image.open(capsys.readouterr().out.splitlines()[0]) as picture:
+        made = json.loads(picture.info["realword"])
+    assert made["subject_sha256"] == hashlib.sha256(subject.read_bytes()).hexdigest()
 
 
 TITLES = {
