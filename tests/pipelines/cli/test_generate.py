@@ -74,7 +74,7 @@ def test_a_subject_may_come_through_a_pipe(
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(subject.read_bytes()), daemon=True)
     writer.start()
-    assert pipeline.main([*request(trained, pipe), "--steps", "1"]) == 0
+    assert pipeline.main([*request(trained, pipe), "--steps", "1", "--out", str(tmp_path / "out")]) == 0
     writer.join(timeout=60)
     with Image.open(capsys.readouterr().out.splitlines()[0]) as picture:
         made = json.loads(picture.info["realword"])
