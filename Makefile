@@ -1,34 +1,36 @@
-# Two commands for a fresh machine: `make run` and `make test`. The rest is for those who work on the code.
+# For a fresh machine: `make install`, `make run` and `make test`. The rest is for those who work on the code.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # Two test processes share out whole files, in the order of tests/conftest.py.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-fast test-all check format configuration clean
+.PHONY: install run test test-fast test-all check format configuration clean
 
-run: $(INSTALLED)
+install: $(INSTALLED)
+
+run: install
 	$(BIN)/python pipeline.py run --stage all
 
-test: $(INSTALLED)
+test: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "not nightly"
 
-test-fast: $(INSTALLED)
+test-fast: install
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not nightly"
 
-test-all: $(INSTALLED)
+test-all: install
 	$(BIN)/python -m pytest $(PARALLEL)
 
-check: $(INSTALLED)
+check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-configuration: $(INSTALLED)
+configuration: install
 	$(BIN)/python -m pipelines.config.documentation
 
 clean:

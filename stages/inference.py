@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ModelError
-from stages.ray_tools.errors import worker_errors_as_stage_errors
 from stages.shared_config import BackboneConfig
 
 
@@ -33,4 +32,6 @@ def loading_options(config: BackboneConfig) -> dict[str, Any]:
 
 def model_errors_as_stage_errors() -> AbstractContextManager[None]:
     """Turn errors of `model/` that a user can fix into StageErrors, also if a Ray worker has raised them."""
+    from stages.ray_tools.errors import worker_errors_as_stage_errors  # imports Ray, which `generate` does not need
+
     return worker_errors_as_stage_errors(ModelError)

@@ -16,38 +16,20 @@ from typing import TypeVar
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, Dinov2Model, PreTrainedTokenizerFast
 
-from model.checksums import file_checksum
-from model.errors import ModelError
 from model.micro_sd.architectures import build_scheduler, build_tokenizer, text_encoder_of
+from model.micro_sd.fingerprint import (
+    CARD,
+    FINGERPRINT,
+    OutdatedWeightsError,
+    verify_fingerprint,
+    write_fingerprint,
+)
 from model.micro_sd.judge import Judge
 from model.micro_sd.recipe import Recipe
-from model.microworld.version import WORLD_VERSION
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"  # what ships with the code
-FINGERPRINT = "fingerprint.json"
-CARD = "README.md"
-_FORMAT = "micro-stable-diffusion/1"
+WEIGHTS_FORMAT = "micro-stable-diffusion/1"
 _Model = TypeVar("_Model", AutoencoderKL, UNet2DConditionModel, CLIPTextModel, CLIPModel, Dinov2Model, Judge)
-
-
-class WeightsError(ModelError):
-    """A weights folder cannot be used; the message says why."""
-
-
-class ForeignWeightsError(WeightsError):
-    """The folder is not a weights folder."""
-
-
-class PartialWeightsError(WeightsError):
-    """A file is missing."""
-
-
-class DamagedWeightsError(WeightsError):
-    """A file differs from the one that was written."""
-
-
-class OutdatedWeightsError(WeightsError):
-    """The weights belong to another world or recipe."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +61,7 @@ class MicroStableDiffusion:
         return pipeline
 
 
-def _model_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FINGERPRINT, CARD))
-
-
-def _clean_config(config: Path) -> None:
+def clean_config(config: Path) -> None:
     """Remove the source path and declare float32: transformers would otherwise load in half precision."""
     values = json.loads(config.read_text())
     values.pop("_name_or_path", None)
@@ -117,42 +95,14 @@ def save_backbone(
     dino.save_pretrained(folder / "dino")
     judge.save_pretrained(folder / "judge")
     for config in folder.glob("*/config.json"):
-        _clean_config(config)
+        clean_config(config)
     (folder / CARD).write_text(card)
-    files = {path.relative_to(folder).as_posix(): file_checksum(path) for path in _model_files(folder)}
-    fingerprint = {"format": _FORMAT, "world_version": WORLD_VERSION, "recipe": recipe.digest(), "files": files}
-    (folder / FINGERPRINT).write_text(json.dumps(fingerprint, indent=2) + "\n")
-
-
-def _read_fingerprint(folder: Path) -> dict[str, object]:
-    path = folder / FINGERPRINT
-    if not path.is_file():
-        raise ForeignWeightsError(f"{folder} is not a weights folder of the micro Stable Diffusion: no {FINGERPRINT}")
-    try:
-        fingerprint = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedWeightsError(f"{path} is damaged: it is not JSON ({error})") from error
-    if not isinstance(fingerprint, dict) or fingerprint.get("format") != _FORMAT:
-        raise ForeignWeightsError(f"{path} is not a fingerprint of the micro Stable Diffusion")
-    return fingerprint
+    write_fingerprint(folder, WEIGHTS_FORMAT, recipe.digest())
 
 
 def verify_weights(folder: Path, recipe: Recipe | None = None) -> None:
     """Raise a `WeightsError` unless all files are complete and belong to this world and, if given, to this recipe."""
-    fingerprint = _read_fingerprint(folder)
-    files = fingerprint.get("files")
-    if not isinstance(files, dict) or not files:
-        raise DamagedWeightsError(f"{folder / FINGERPRINT} is damaged: it lists no files")
-    for name, digest in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise PartialWeightsError(f"{folder} is incomplete: {name} is missing")
-        if file_checksum(path) != digest:
-            raise DamagedWeightsError(f"{path} is damaged: its checksum is not the one recorded in {FINGERPRINT}")
-    if fingerprint.get("world_version") != WORLD_VERSION:
-        raise OutdatedWeightsError(
-            f"{folder} was trained on world version {fingerprint.get('world_version')}, the code has {WORLD_VERSION}"
-        )
+    fingerprint = verify_fingerprint(folder, WEIGHTS_FORMAT)
     if recipe is not None and fingerprint.get("recipe") != recipe.digest():
         raise OutdatedWeightsError(f"{folder} was trained by another recipe than the one configured")
 

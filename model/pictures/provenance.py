@@ -24,8 +24,8 @@ class Provenance:
         word: The word of the prompt that the subject stands for.
         seed: Of the initial noise.
         subject_sha256: Of the subject's picture file.
-        model: The registered model and its version; None for an adapter that is not registered.
-        adapter: Fingerprint of the output of the stage `train_adapter`.
+        model: The registered model and its version, or the shipped one; None for an adapter that is not registered.
+        adapter: Fingerprint of the output of the stage `train_adapter`, or of the shipped adapter.
         settings: Of the inference.
     """
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import FrameType
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
+from pipelines.cli.shipped import shipped_model_answers, stands_for_shipped_model
 from pipelines.cli.storage import storage
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config, with_values
 from pipelines.errors import PipelineError, UsageError
@@ -74,9 +76,10 @@ def report(arguments: argparse.Namespace) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Generate pictures of the subjects from a prompt, with their masks; print their paths."""
-    config, store = last_run(arguments)
+    config, store, shipped = _painting_run(arguments, "train_adapter")
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
+    from pipelines.cli.painting_model import model_of_run, shipped_model
 
     request = Request(
         subjects=arguments.subject,
@@ -86,18 +89,23 @@ def generate(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
     )
     with store.writable():
-        files = generate_picture(config, store, request, arguments.out or store.folder / "generated")
+        model = shipped_model(store) if shipped else model_of_run(config, store)
+        files = generate_picture(model, config, request, arguments.out or store.folder / "generated")
+    print(f"Painted with {model.description}.", file=sys.stderr)  # not among the paths, which other programs read
     for file in files:
         print(file)
 
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
-    config, store = last_run(arguments)
+    config, store, shipped = _painting_run(arguments, "register")
     set_environment(config.profile)
     with temporary_folder(store.folder) as temporary, _stage_errors_as_pipeline_errors():
         from stages.serve.server import run_server
 
+        if shipped:
+            run_server(config, None, store.folder, shipped=True)
+            return
         with _database_errors(store):
             registry = copy_for_reading(store, temporary)
         run_server(config, registry, store.folder)
@@ -124,6 +132,20 @@ def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
         raise PipelineError(f"{store.latest_file} is of another version ({error}); run the pipeline again.") from error
     config = config_from_dict(stored, arguments.settings)
     return with_values(config, {"run.folder": str(store.folder)}), store  # it may have been moved since
+
+
+def _painting_run(arguments: argparse.Namespace, stage: str) -> tuple[Config, Store, bool]:
+    """The configuration to paint with, the run folder, and whether the shipped model answers in place of the run's.
+
+    Args:
+        arguments: Of the command line.
+        stage: The one that makes the model.
+    """
+    config = load_config(arguments.profile, arguments.settings)
+    store = Store(Path(config.run.folder))
+    if store.latest_file.exists() or not stands_for_shipped_model(config, arguments.settings):
+        config, store = last_run(arguments)
+    return config, store, shipped_model_answers(config, store, arguments.settings, stage)
 
 
 def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) -> dict[str, Output]:

@@ -1,4 +1,4 @@
-"""Paint with the adapter of the last run: the command `generate`."""
+"""Paint subjects from a sentence: the command `generate`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ from model.pictures.decoding import open_picture
 from model.pictures.provenance import Provenance, png_with_provenance
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
-from pipelines.config.keys import configuration_keys
-from pipelines.config.loading import with_values
+from pipelines.cli.painting_model import PaintingModel
 from pipelines.errors import PipelineError
-from pipelines.store.store import Output, Store
 from stages.config import Config
-from stages.inference import backbone_location, loading_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,29 +45,26 @@ class Request:
 
 _MAX_TITLE_CHARACTERS = 80
 _MAX_TITLE_BYTES = 160  # file systems allow names of 255 bytes
-#: What an adapter depends on; another version's manifest may have more.
-_BACKBONE_KEYS = [key for key in configuration_keys() if key.startswith("backbone.")]
 
 
-def generate_picture(config: Config, store: Store, request: Request, folder: Path) -> list[Path]:
+def generate_picture(model: PaintingModel, config: Config, request: Request, folder: Path) -> list[Path]:
     """Paint the request; the files written into `folder`: a picture and its mask for each subject.
 
     Raises:
-        PipelineError: No adapter is trained yet, a file is damaged or no picture, a word is not in the prompt, the
-            folder cannot be written to.
+        PipelineError: A file is no picture or part of no model, a word is not in the prompt, the folder cannot be
+            written to.
     """
-    adapter, config, backbone = trained_adapter(config, store)
     try:
         files = [_read(path) for path in request.subjects]
         subjects = [_decode(file, path) for file, path in zip(files, request.subjects, strict=True)]
         with _folder_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         pipeline = RealCustomPipeline.from_pretrained(
-            backbone,
-            adapter.folder / "adapter",
+            model.backbone,
+            model.adapter,
             dtype=getattr(torch, config.backbone.dtype),
             device="cuda" if torch.cuda.is_available() else "cpu",
-            **loading_options(config.backbone),
+            **model.loading,
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)
         settings = config.inference if request.steps is None else config.inference.with_steps(request.steps)
@@ -83,32 +77,14 @@ def generate_picture(config: Config, store: Store, request: Request, folder: Pat
             word=word,
             seed=request.seed + number,
             subject_sha256=hashlib.sha256(file).hexdigest(),
-            model=None,
-            adapter=adapter.fingerprint,
+            model=model.title,
+            adapter=model.fingerprint,
             settings=settings,
         )
         for number, (word, file) in enumerate(zip(words, files, strict=True))
     ]
     with _folder_errors(folder):
         return _write(painted, made, folder)
-
-
-def trained_adapter(config: Config, store: Store) -> tuple[Output, Config, str]:
-    """The latest adapter, the configuration with the backbone that it was trained on, and where that backbone lies."""
-    adapter = store.latest_outputs().get("train_adapter")
-    if adapter is None:
-        raise PipelineError(
-            f"There is no trained adapter in {store.folder} yet; train it with "
-            f"python pipeline.py run --stage train_adapter --profile {config.profile} --set run.folder={store.folder}."
-        )
-    manifest = adapter.manifest
-    backbone = {key: manifest.config[key] for key in _BACKBONE_KEYS if key in manifest.config}
-    config = with_values(config, backbone)
-    base = store.output("base", manifest.inputs["base"]) if "base" in manifest.inputs else None
-    for output in (adapter, base):
-        if output is not None and (damage := output.damage(thorough=True)):
-            raise PipelineError(damage)
-    return adapter, config, backbone_location(config.backbone, {"base": base.folder} if base else {})
 
 
 def _read(path: Path) -> bytes:

@@ -17,17 +17,12 @@ from transformers import CLIPModel, Dinov2Model
 
 from model.micro_sd.clip import ClipTask
 from model.micro_sd.dino import DinoTask
+from model.micro_sd.fingerprint import OutdatedWeightsError, WeightsError
 from model.micro_sd.judge import Judge, JudgeTask
 from model.micro_sd.recipe import PartRecipe, Recipe
 from model.micro_sd.unet import UNetTask, encode_pool
 from model.micro_sd.vae import VaeTask
-from model.micro_sd.weights import (
-    WEIGHTS_FOLDER,
-    OutdatedWeightsError,
-    WeightsError,
-    save_backbone,
-    verify_weights,
-)
+from model.micro_sd.weights import WEIGHTS_FOLDER, save_backbone, verify_weights
 from model.microworld.pool import build_pool
 from model.training.task import TrainingTask
 from stages.base.config import BaseConfig

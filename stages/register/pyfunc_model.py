@@ -16,29 +16,22 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
 from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
-from model.pictures.decoding import load_picture
-from model.pictures.provenance import Provenance, png_with_provenance
-from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomPipeline
+from model.request_painter import PreparedRequest, RequestPainter
 
-_MASK_SIDE = 256
 # As in `stages.registered_model`, which is not registered with this file.
 _VERIFY_CHECKSUMS = "verify_checksums"
 _TITLE = "title"
@@ -65,14 +58,6 @@ class Painting(BaseModel):
     mask: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedRequest:
-    """A valid request: its picture is decoded, and its word is in its prompt."""
-
-    subject: Image.Image
-    provenance: Provenance
-
-
 class RealwordModel(PythonModel):
     """RealCustom or RealCustom++ (the adapter says which) behind MLflow's interface."""
 
@@ -82,19 +67,23 @@ class RealwordModel(PythonModel):
         Raises:
             DamagedArtifactError: A file is missing or damaged.
         """
-        self.settings = json.loads(Path(context.artifacts["inference"]).read_text())
+        settings = json.loads(Path(context.artifacts["inference"]).read_text())
         config = context.model_config or {}
-        self.title = config.get(_TITLE)
         if config.get(_VERIFY_CHECKSUMS, True):
-            for name, checksums in self.settings["checksums"].items():
+            for name, checksums in settings["checksums"].items():
                 verify_checksums(Path(context.artifacts[name]), checksums)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = RealCustomPipeline.from_pretrained(
-            context.artifacts.get("backbone", self.settings["backbone"]),
+        pipeline = RealCustomPipeline.from_pretrained(
+            context.artifacts.get("backbone", settings["backbone"]),
             context.artifacts["adapter"],
-            dtype=getattr(torch, self.settings["dtype"]),
-            device=device,
-            **self.settings["loading"],
+            dtype=getattr(torch, settings["dtype"]),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            **settings["loading"],
+        )
+        self.painter = RequestPainter(
+            pipeline=pipeline,
+            settings=InferenceSettings(**settings["painting"]),
+            title=config.get(_TITLE),
+            adapter=settings["adapter"],
         )
 
     def predict(self, context: PythonModelContext, model_input: list[PaintRequest]) -> list[Painting]:
@@ -110,59 +99,12 @@ class RealwordModel(PythonModel):
         return [Painting(picture=_encode(picture), mask=_encode(mask)) for picture, mask in self.paint(prepared)]
 
     def prepare(self, subject: bytes, word: str, prompt: str, seed: int = 0, **options: Any) -> PreparedRequest:
-        """Validate a request, so that `paint` does not fail because of it.
-
-        Args:
-            subject: An encoded picture.
-            word: A word or phrase of the prompt, which the subject stands for.
-            prompt: What to paint.
-            seed: Of the initial noise.
-            **options: Replace the settings that the evaluation used.
-
-        Raises:
-            ValueError: The word is not in the prompt (lists its words), or the subject cannot be read as a picture.
-        """
-        self.pipeline.backbone.token_positions(prompt, word)
-        return PreparedRequest(
-            subject=load_picture(subject),
-            provenance=Provenance(
-                prompt=prompt,
-                word=word,
-                seed=seed,
-                subject_sha256=hashlib.sha256(subject).hexdigest(),
-                model=self.title,
-                adapter=self.settings["adapter"],
-                settings=self._inference_settings(**options),
-            ),
-        )
-
-    def _inference_settings(self, steps: int | None = None, **options: Any) -> InferenceSettings:
-        settings = InferenceSettings(**self.settings["painting"])
-        return replace(settings if steps is None else settings.with_steps(steps), **options)
+        """See `RequestPainter.prepare`; the default settings are those that the evaluation used."""
+        return self.painter.prepare(subject, word, prompt, seed, **options)
 
     def paint(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
-        """The picture and the mask of each request, as PNG; requests with the same settings are painted together."""
-        groups: dict[str, list[int]] = defaultdict(list)
-        for number, request in enumerate(requests):
-            groups[repr(request.provenance.settings)].append(number)
-        painted: dict[int, tuple[bytes, bytes]] = {}
-        for numbers in groups.values():
-            painted |= zip(numbers, self._paint_group([requests[number] for number in numbers]), strict=True)
-        return [painted[number] for number in range(len(requests))]
-
-    def _paint_group(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
-        made = [request.provenance for request in requests]
-        output = self.pipeline(
-            [one.prompt for one in made],
-            [request.subject for request in requests],
-            [one.word for one in made],
-            seeds=[one.seed for one in made],
-            settings=made[0].settings,
-        )
-        return [
-            (png_with_provenance(image, one), png_with_provenance(mask_picture(masks[-1], _MASK_SIDE), one))
-            for image, masks, one in zip(output.images, output.masks, made, strict=True)
-        ]
+        """See `RequestPainter.paint`."""
+        return self.painter.paint(requests)
 
 
 def _decode(subject: str) -> bytes:

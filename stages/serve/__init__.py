@@ -1,1 +1,1 @@
-"""The command `serve`: the registry's champion behind HTTP, on Ray Serve."""
+"""The command `serve`: the registry's champion, or the shipped model, behind HTTP, on Ray Serve."""

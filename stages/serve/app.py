@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from stages.serve.config import ServeConfig
 from stages.serve.form import RequestError, read_form
 from stages.serve.painter import Answer, Painter
-from stages.serve.registry import Champion
+from stages.serve.served_model import ServedModel
 
 _RETRY_AFTER_SECONDS = 2
 _HEALTH_SECONDS = 5
@@ -99,11 +99,11 @@ class Front:
         return await getattr(self.painters, method).remote(*arguments)
 
 
-def build_app(champion: Champion, settings: ServeConfig) -> serve.Application:
+def build_app(model: ServedModel, settings: ServeConfig) -> serve.Application:
     """The front with its painters.
 
     Args:
-        champion: The model to serve.
+        model: The model to serve.
         settings: Of the endpoint.
     """
     # Type checkers see the classes, not what @serve.deployment makes of them.
@@ -113,6 +113,6 @@ def build_app(champion: Champion, settings: ServeConfig) -> serve.Application:
         max_queued_requests=settings.max_queued_requests,
         graceful_shutdown_timeout_s=_GRACE_SECONDS,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if settings.use_gpu else 0},
-    ).bind(str(champion.folder), champion.title, settings.replicas, settings.max_batch_size)
+    ).bind(model.load, settings.replicas, settings.max_batch_size)
     front = Front.options(max_ongoing_requests=_MAX_CONNECTIONS)  # type: ignore[attr-defined]
-    return front.bind(painters, champion.title, settings)
+    return front.bind(painters, model.title, settings)

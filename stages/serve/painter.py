@@ -1,19 +1,17 @@
-"""The replica that holds the registered model and paints in batches.
+"""The replica that holds the model and paints in batches.
 
-This module imports nothing of `model`: MLflow puts the registered copy of that package on the import path when it
-loads the model, and a copy that is imported already would be used instead.
+This module imports nothing of `model`, as `stages.serve.served_model` explains.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
-
-from stages.registered_model import TITLE, VERIFY_CHECKSUMS
 
 _BATCH_WAIT_SECONDS = 0.02
 
@@ -29,22 +27,19 @@ class Answer:
 
 @serve.deployment
 class Painter:
-    """Holds one copy of the registered model. Requests that wait at the same time are painted together.
+    """Holds one copy of the model. Requests that wait at the same time are painted together.
 
     Args:
-        folder: Of the model, whose files have been verified.
-        title: Its name and version.
+        load: Returns the model.
         replicas: How many painters share this machine's cores.
         max_batch_size: Pictures that are painted together at most.
     """
 
-    def __init__(self, folder: str, title: str, replicas: int, max_batch_size: int) -> None:
-        import mlflow
+    def __init__(self, load: Callable[[], Any], replicas: int, max_batch_size: int) -> None:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
-        loaded = mlflow.pyfunc.load_model(folder, model_config={VERIFY_CHECKSUMS: False, TITLE: title})
-        self.model = loaded.unwrap_python_model()
+        self.model = load()
         self.paint_batch.set_max_batch_size(max_batch_size)
 
     async def paint(self, fields: dict[str, Any]) -> Answer:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from model.checksums import DamagedArtifactError, verify_checksums
 from stages.contract import StageError
 from stages.registered_model import CHAMPION, INTERFACE
+from stages.serve.served_model import ServedModel, load_registered_model
 
 
-@dataclass(frozen=True, kw_only=True)
-class Champion:
-    """A version of a registered model, and its files on this machine, which are verified."""
-
-    title: str  # how messages and answers call it
-    folder: Path
-
-
-def load_champion(name: str, tracking_uri: str | None, run_folder: Path, profile: str) -> Champion:
+def find_champion(name: str, tracking_uri: str | None, run_folder: Path, profile: str) -> ServedModel:
     """Fetch and verify the version that the alias `champion` names now.
 
     This is done once, before the server starts: all replicas, also those that are restarted, load the same files and
@@ -48,7 +41,7 @@ def load_champion(name: str, tracking_uri: str | None, run_folder: Path, profile
         raise StageError(f"The registered model {title} is damaged: {reason}; {again}") from error
     if not can_serve:
         raise StageError(f"The registered model {title} is of another version of Realword; {again}")
-    return Champion(title=title, folder=folder)
+    return ServedModel(title=title, load=functools.partial(load_registered_model, str(folder), title))
 
 
 def _champion_version(name: str, tracking_uri: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The command `serve`: the registry's champion behind HTTP, on Ray Serve.
+"""The command `serve`: the registry's champion, or the shipped model, behind HTTP, on Ray Serve.
 
     curl -F subject=@mug.png -F word=mug -F prompt="a photo of a mug in the snow" localhost:8000/generate -o painted.png
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -26,26 +27,35 @@ from stages.config import Config
 from stages.contract import StageError
 from stages.ray_tools.cluster import local_cluster
 from stages.serve.config import ServeConfig
-from stages.serve.registry import load_champion
+from stages.serve.registry import find_champion
 
 _APP = "realword"
 _START_SECONDS = 60
+_EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "subject.png"
+_EXAMPLE_WORD = "mug"
 
 
-def run_server(config: Config, tracking_uri: str | None, run_folder: Path) -> None:
-    """Serve the champion of `register.model_name` until SIGINT or SIGTERM.
+def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, shipped: bool = False) -> None:
+    """Serve the champion of `register.model_name`, or the model that ships with the code, until SIGINT or SIGTERM.
 
     Args:
-        config: Sections `register` (the name) and `serve`.
+        config: Sections `register` (the name) and `serve`; for the shipped model also `inference`.
         tracking_uri: Where the registry is; None when there is none yet.
         run_folder: Of the run: for errors, and for the picture of the example.
+        shipped: Serve the shipped model.
 
     Raises:
         StageError: The port is taken, there is no champion, or its files are damaged; nothing was started.
     """
     settings = config.serve
     check_address(settings)
-    champion = load_champion(config.register.model_name, tracking_uri, run_folder, config.profile)
+    if shipped:
+        from stages.serve.shipped import shipped_model
+
+        model = shipped_model(config)
+        print(f"There is no registered model in {run_folder} yet: the base and adapter that ship with Realword answer.")
+    else:
+        model = find_champion(config.register.model_name, tracking_uri, run_folder, config.profile)
     with local_cluster(dashboard=False), _stopped_by_signals():
         from ray import serve
 
@@ -57,9 +67,9 @@ def run_server(config: Config, tracking_uri: str | None, run_folder: Path) -> No
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None}, logging_config=quiet
         )
         try:
-            serve.run(build_app(champion, settings), name=_APP, logging_config=quiet)
+            serve.run(build_app(model, settings), name=_APP, logging_config=quiet)
             address = _wait_until_ready(settings)
-            print(f"Serving {champion.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
+            print(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
             print(f"  {example(address, run_folder)}", flush=True)
             signal.pause()
         finally:
@@ -86,8 +96,8 @@ def check_address(settings: ServeConfig) -> None:
 
 
 def example(address: str, run_folder: Path) -> str:
-    """A curl command for a request; its picture exists when the run has a microworld."""
-    subject, word = "picture.png", "toy"
+    """A curl command for a request, with a picture of the run's microworld when there is one."""
+    subject, word = os.path.relpath(_EXAMPLE), _EXAMPLE_WORD
     listings = list(run_folder.glob("stages/microworld/*/subjects/subjects.json"))
     if listings:
         latest = max(listings, key=lambda path: path.stat().st_mtime)

@@ -152,7 +152,7 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     context = PythonModelContext({name: str(path) for name, path in files.items()}, {})
     model = RealwordModel()
     model.load_context(context)
-    assert type(model.pipeline.adapter) is method
+    assert type(model.painter.pipeline.adapter) is method
     request = PaintRequest(subject=picture(), word="mug", prompt="a photo of a mug in the snow")
     (painting,) = model.predict(context, [request])
     assert Image.open(io.BytesIO(base64.b64decode(painting.picture))).size == (64, 64)

@@ -8,15 +8,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from model.micro_sd.recipe import PartRecipe, Recipe
-from model.micro_sd.weights import (
-    WEIGHTS_FOLDER,
+from model.micro_sd.fingerprint import (
     DamagedWeightsError,
     ForeignWeightsError,
     OutdatedWeightsError,
     PartialWeightsError,
-    verify_weights,
 )
+from model.micro_sd.recipe import PartRecipe, Recipe
+from model.micro_sd.weights import WEIGHTS_FOLDER, verify_weights
 from tests.support.random_backbone import write_random_backbone
 
 

@@ -1,0 +1,111 @@
+"""The model that the command `generate` paints with: a run's adapter on its base, or the ones that ship with the code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.micro_sd.fingerprint import WeightsError
+from model.micro_sd.shipped_adapter import find_shipped_model
+from pipelines.config.keys import configuration_keys
+from pipelines.config.loading import with_values
+from pipelines.errors import PipelineError
+from pipelines.store.store import Output, Store
+from stages.config import Config
+from stages.inference import backbone_location, loading_options
+
+#: What an adapter depends on; another version's manifest may have more.
+_BACKBONE_KEYS = [key for key in configuration_keys() if key.startswith("backbone.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintingModel:
+    """An adapter with its backbone, whose files have been verified.
+
+    Attributes:
+        description: For the user: which model this is, and of which run.
+        title: Its name and version; None for an adapter that is not registered.
+        fingerprint: Of the adapter.
+        adapter: Its folder.
+        backbone: A folder or hub id.
+        loading: Arguments of `RealCustomPipeline.from_pretrained` for the image encoders.
+    """
+
+    description: str
+    title: str | None
+    fingerprint: str
+    adapter: Path
+    backbone: str
+    loading: dict[str, Any]
+
+
+def model_of_run(config: Config, store: Store) -> PaintingModel:
+    """The latest adapter of a run folder, with the backbone and image encoders that it was trained on.
+
+    Raises:
+        PipelineError: There is none yet, or a file is damaged.
+    """
+    adapter = store.latest_outputs().get("train_adapter")
+    if adapter is None:
+        raise PipelineError(
+            f"There is no trained adapter in {store.folder} yet; train it with "
+            f"python pipeline.py run --stage train_adapter --profile {config.profile} --set run.folder={store.folder}."
+        )
+    inputs = adapter.manifest.inputs
+    base = store.output("base", inputs["base"]) if "base" in inputs else None
+    for output in (adapter, base):
+        _check(output, thorough=True)
+    backbone = trained_on(config, adapter).backbone
+    title = _registered_title(store, adapter)
+    return PaintingModel(
+        description=f"{title or 'an adapter that is not registered'} (adapter {adapter.fingerprint}) of {store.folder}",
+        title=title,
+        fingerprint=adapter.fingerprint,
+        adapter=adapter.folder / "adapter",
+        backbone=backbone_location(backbone, {"base": base.folder} if base else {}),
+        loading=loading_options(backbone),
+    )
+
+
+def trained_on(config: Config, adapter: Output) -> Config:
+    """The configuration with the section `backbone` that an adapter was trained with."""
+    recorded = adapter.manifest.config
+    return with_values(config, {key: recorded[key] for key in _BACKBONE_KEYS if key in recorded})
+
+
+def shipped_model(store: Store) -> PaintingModel:
+    """The base and adapter that ship with the code.
+
+    Raises:
+        PipelineError: A file is missing or damaged.
+    """
+    try:
+        shipped = find_shipped_model()
+    except WeightsError as error:
+        raise PipelineError(str(error)) from error
+    return PaintingModel(
+        description=f"{shipped.title} (adapter {shipped.fingerprint}), the base and adapter that ship with Realword: "
+        f"there is no trained adapter in {store.folder} yet",
+        title=shipped.title,
+        fingerprint=shipped.fingerprint,
+        adapter=shipped.adapter,
+        backbone=str(shipped.base),
+        loading=dict(shipped.loading),
+    )
+
+
+def _registered_title(store: Store, adapter: Output) -> str | None:
+    """The name and version under which an adapter was registered last; None when it was not."""
+    registered = store.latest_outputs().get("register")
+    if registered is None or registered.manifest.inputs.get("train_adapter") != adapter.fingerprint:
+        return None
+    _check(registered, thorough=False)
+    entry = json.loads((registered.folder / "registered.json").read_text())
+    return f"{entry['name']} version {entry['version']}"
+
+
+def _check(output: Output | None, *, thorough: bool) -> None:
+    if output is not None and (damage := output.damage(thorough=thorough)):
+        raise PipelineError(damage)

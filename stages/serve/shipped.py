@@ -1,0 +1,38 @@
+"""The base and adapter that ship with the code, for the command `serve`: no registry and no MLflow is needed."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from model.errors import ModelError
+from model.guidance.settings import InferenceSettings
+from model.micro_sd.shipped_adapter import ShippedModel, find_shipped_model
+from model.request_painter import RequestPainter
+from stages.config import Config
+from stages.contract import StageError
+from stages.serve.served_model import ServedModel
+
+
+def shipped_model(config: Config) -> ServedModel:
+    """Verify the shipped weights, once for all replicas.
+
+    Args:
+        config: The section `inference`, and the weights' dtype.
+
+    Raises:
+        StageError: A file is missing or damaged.
+    """
+    try:
+        shipped = find_shipped_model()
+    except ModelError as error:
+        raise StageError(str(error)) from error
+    load = functools.partial(_load, shipped, config.inference, config.backbone.dtype)
+    return ServedModel(title=shipped.title, load=load)
+
+
+def _load(shipped: ShippedModel, settings: InferenceSettings, dtype: str) -> RequestPainter:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = shipped.load(getattr(torch, dtype), device)
+    return RequestPainter(pipeline=pipeline, settings=settings, title=shipped.title, adapter=shipped.fingerprint)
