@@ -68,8 +68,8 @@ def training_section(config: Config, manifest: Manifest) -> str:
     head = [
         "## As shipped",
         "",
-        "The weights are in half precision; load them in float32. `fingerprint.json` has the checksums, and the digest of",
-        "the base weights that the adapter belongs to (`model/micro_sd/weights`). Trained by Realword's own stages:",
+        "In half precision, to be loaded in float32. `fingerprint.json` has checksums, and the digest of the base",
+        "weights that the adapter belongs to (`model/micro_sd/weights`). Trained by Realword's own stages:",
         "",
         f"    {training_command(config)}",
         "    python -m pipelines.ship_adapter RUN_FOLDER",

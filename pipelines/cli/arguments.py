@@ -39,8 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_selection(_add(commands, "plan", "say what would run, and why"))
     _add(commands, "status", "each stage's state, rows, time and output of the last run")
-    _add_generate(_add(commands, "generate", "paint a subject from a sentence with the trained adapter"))
-    _add(commands, "serve", "answer requests over HTTP with the registered champion")
+    _add_generate(_add(commands, "generate", "paint a subject from a sentence"))
+    _add(commands, "serve", "answer requests to paint over HTTP")
     storage = _add(commands, "storage", "list what the run folder holds, and free its space")
     storage.add_argument(
         "--remove",

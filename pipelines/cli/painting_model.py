@@ -1,4 +1,4 @@
-"""The model that the command `generate` paints with: a run's adapter on its base, or the ones that ship with the code."""
+"""What the command `generate` paints with: the adapter of a run on its base, or those that ship with the code."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _MODEL_KEYS = frozenset(
 
 
 def stands_for_shipped_model(config: Config, settings: Sequence[str]) -> bool:
-    """Whether a configuration, with these settings of the command line, asks for no other model than the shipped one."""
+    """Whether a configuration, made with these settings of the command line, asks for no model but the shipped one."""
     if config.profile != _PROFILE or "run.folder" in parse_settings(settings):
         return False
     values, default = flat_values(config), flat_values(load_config(_PROFILE))

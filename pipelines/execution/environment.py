@@ -30,7 +30,8 @@ _QUIET = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for it: 1.85 s a call by default
-    # OpenMP's threads sleep while they wait: when they spin on busy cores, a picture of the micro model takes 7 s for 1 s.
+    # OpenMP's threads sleep while they wait. On busy cores they would spin: 7 s instead of 1.5 s for a picture of the
+    # micro model.
     "OMP_WAIT_POLICY": "PASSIVE",
     # A stage reports through its Reporter; libraries write to the stage's log, without progress bars.
     "DIFFUSERS_VERBOSITY": "error",

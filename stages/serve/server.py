@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import signal
 import socket
@@ -53,7 +52,8 @@ def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, sh
         from stages.serve.shipped import shipped_model
 
         model = shipped_model(config)
-        print(f"There is no registered model in {run_folder} yet: the base and adapter that ship with Realword answer.")
+        reason = f"There is no registered model in {run_folder} yet"
+        print(f"{reason}: the base and adapter that ship with Realword answer.", flush=True)
     else:
         model = find_champion(config.register.model_name, tracking_uri, run_folder, config.profile)
     with local_cluster(dashboard=False), _stopped_by_signals():
@@ -97,7 +97,9 @@ def check_address(settings: ServeConfig) -> None:
 
 def example(address: str, run_folder: Path) -> str:
     """A curl command for a request, with a picture of the run's microworld when there is one."""
-    subject, word = os.path.relpath(_EXAMPLE), _EXAMPLE_WORD
+    here = Path.cwd()
+    subject = str(_EXAMPLE.relative_to(here) if _EXAMPLE.is_relative_to(here) else _EXAMPLE)
+    word = _EXAMPLE_WORD
     listings = list(run_folder.glob("stages/microworld/*/subjects/subjects.json"))
     if listings:
         latest = max(listings, key=lambda path: path.stat().st_mtime)

@@ -22,8 +22,8 @@ from torch import Tensor
 from model.micro_sd.architectures import PATCH_SIZE
 from model.micro_sd.clip import class_captions, image_features, text_features, tokenize
 from model.micro_sd.contrastive import object_features
-from model.micro_sd.judge import Judge
 from model.micro_sd.fingerprint import WeightsError
+from model.micro_sd.judge import Judge
 from model.micro_sd.weights import WEIGHTS_FOLDER, MicroStableDiffusion, load_micro_sd
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import CaptionShares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -25,6 +26,7 @@ import pytest
 import requests
 from PIL import Image
 
+from model.micro_sd.shipped_adapter import find_shipped_model
 from stages.config import Config
 from stages.contract import StageError
 from stages.serve.server import check_address, example, run_server
@@ -37,7 +39,8 @@ from pathlib import Path
 from pipelines.config.loading import config_from_dict
 from stages.serve.server import run_server
 given = json.loads(sys.argv[1])
-run_server(config_from_dict(given["config"], []), given["uri"], Path(given["folder"]))
+shipped = given["uri"] is None
+run_server(config_from_dict(given["config"], []), given["uri"], Path(given["folder"]), shipped=shipped)
 """
 
 
@@ -83,8 +86,9 @@ def test_the_error_without_a_champion_names_the_command_that_makes_one(tmp_path:
         run_server(a_config(tmp_path), None, tmp_path)
 
 
-def test_the_example_names_a_picture_of_the_run(tmp_path: Path) -> None:
-    assert "subject=@picture.png" in example("http://localhost:8000", tmp_path)
+def test_the_example_names_a_picture_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert "-F subject=@docs/subject.png -F word=mug " in example("http://localhost:8000", tmp_path)
     subjects = tmp_path / "stages" / "microworld" / "abc" / "subjects"
     subjects.mkdir(parents=True)
     (subjects / "subjects.json").write_text(json.dumps([{"word": "mug", "pictures": ["mug/1/00.png"]}]))
@@ -116,12 +120,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(registry: Registry, folder: Path, **serve: Any) -> Iterator[Server]:
+def started(registry: Registry | None, folder: Path, **serve: Any) -> Iterator[Server]:
     from pipelines.config.loading import config_to_dict
     from pipelines.execution.environment import temporary_folder
 
     config = a_config(folder, **serve)
-    given = {"config": config_to_dict(config), "uri": registry.uri, "folder": str(folder)}
+    uri = None if registry is None else registry.uri
+    given = {"config": config_to_dict(config), "uri": uri, "folder": str(folder)}
     # A short path: the suite's own temporary folder is long enough for Ray's sockets.
     with tempfile.TemporaryDirectory(dir="/tmp") as short, temporary_folder(Path(short)):
         process = subprocess.Popen(
@@ -266,6 +271,29 @@ def test_a_model_that_the_server_cannot_call_must_be_registered_again(registry: 
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "interface": 1}))
     with pytest.raises(StageError, match=r"old version 1 .*python pipeline\.py run --stage register --force register"):
         run_server(config, registry.uri, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_shipped_model_is_served_without_a_registry(tmp_path: Path) -> None:
+    shipped = find_shipped_model()
+    with started(None, tmp_path) as server:
+        assert server.printed[0].startswith(f"There is no registered model in {tmp_path} yet: ")
+        assert server.printed[1].startswith(f"Serving {shipped.title} at ")
+        health = requests.get(f"{server.address}/health", timeout=30).json()
+        assert health == {"status": "ready", "model": shipped.title}
+        answer = server.ask(steps=2, seed=7)
+    made = json.loads(Image.open(io.BytesIO(answer.content)).info["realword"])
+    assert (made["model"], made["adapter"], made["seed"]) == (shipped.title, shipped.fingerprint, 7)
+    assert not [path for path in tmp_path.rglob("*") if "mlflow" in str(path.relative_to(tmp_path))]
+
+
+def test_a_damaged_shipped_model_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = functools.partial(find_shipped_model, adapter=tmp_path / "adapter")
+    monkeypatch.setattr("stages.serve.shipped.find_shipped_model", find)
+    with pytest.raises(StageError, match=r"ships with Realword cannot be used: .*adapter.*; restore "):
+        run_server(a_config(tmp_path), None, tmp_path, shipped=True)
 
 
 def a_registered_model(registry: Registry, name: str, folder: Path) -> tuple[Config, Path]:

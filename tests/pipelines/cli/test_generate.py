@@ -17,8 +17,11 @@ from PIL import Image
 import pipeline
 from pipelines.cli.generate import file_title, write_new
 from pipelines.config.loading import config_to_dict, load_config
+from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Output, Store
+from stages.contract import StageResult
 from tests.support.command_errors import error_of
+from tests.support.toy_pipeline import commit_stage
 
 
 def request(trained: Output, subject: Path, prompt: str = "a cat in it", word: str = "cat") -> list[str]:
@@ -65,6 +68,30 @@ def test_a_picture_says_how_it_was_made(trained: Output, subject: Path, capsys: 
             "model": None,
             "adapter": trained.fingerprint,
         }
+
+
+def test_a_registered_adapter_is_named_with_its_version(
+    trained: Output, subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "run")
+    shutil.copytree(trained.folder.parents[2], store.folder)
+    words = [*request(trained, subject)[:2], f"run.folder={store.folder}", *request(trained, subject)[3:]]
+    for number, adapter in enumerate((trained.fingerprint, "another")):
+        mine = Ingredients(config={}, inputs={"train_adapter": adapter}, files={}, code=str(number))
+        output = store.begin("register", mine.fingerprint, restart=True) / "output"
+        (output / "registered.json").write_text(json.dumps({"name": "cats", "version": "4"}))
+        commit_stage(store, "register", StageResult(), mine, begun=True)
+        config, stages = store.read_latest()
+        store.write_latest(config, {**stages, "register": mine.fingerprint})
+        assert pipeline.main([*words, "--steps", "1"]) == 0
+        printed = capsys.readouterr()
+        title = "cats version 4" if number == 0 else None
+        assert printed.err == (
+            f"Painted with {title or 'an adapter that is not registered'} "
+            f"(adapter {trained.fingerprint}) of {store.folder}.\n"
+        )
+        with Image.open(printed.out.splitlines()[0]) as picture:
+            assert json.loads(picture.info["realword"])["model"] == title
 
 
 def test_a_subject_may_come_through_a_pipe(
