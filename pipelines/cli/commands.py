@@ -14,7 +14,7 @@ from types import FrameType
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
-from pipelines.cli.shipped import shipped_model_answers, stands_for_shipped_model
+from pipelines.cli.shipped import asks_for_default_model, shipped_model_answers
 from pipelines.cli.storage import storage
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config, with_values
 from pipelines.errors import PipelineError, UsageError
@@ -143,7 +143,7 @@ def _painting_run(arguments: argparse.Namespace, stage: str) -> tuple[Config, St
     """
     config = load_config(arguments.profile, arguments.settings)
     store = Store(Path(config.run.folder))
-    if store.latest_file.exists() or not stands_for_shipped_model(config, arguments.settings):
+    if store.latest_file.exists() or not asks_for_default_model(config, arguments.settings):
         config, store = last_run(arguments)
     return config, store, shipped_model_answers(config, store, arguments.settings, stage)
 

@@ -22,8 +22,8 @@ _MODEL_KEYS = frozenset(
 ) - {"backbone.dtype"}
 
 
-def stands_for_shipped_model(config: Config, settings: Sequence[str]) -> bool:
-    """Whether a configuration, made with these settings of the command line, asks for no model but the shipped one."""
+def asks_for_default_model(config: Config, settings: Sequence[str]) -> bool:
+    """Whether a configuration, made with these settings of the command line, asks for the model that ships."""
     if config.profile != _PROFILE or "run.folder" in parse_settings(settings):
         return False
     values, default = flat_values(config), flat_values(load_config(_PROFILE))
@@ -35,4 +35,4 @@ def shipped_model_answers(config: Config, store: Store, settings: Sequence[str],
 
     An output that a run has noted but that is not there is an error, not a reason to answer with another model.
     """
-    return stands_for_shipped_model(config, settings) and stage not in store.latest_fingerprints()
+    return asks_for_default_model(config, settings) and stage not in store.latest_fingerprints()
