@@ -45,6 +45,16 @@ class VisualCondition:
     regions: dict[int, Region] | None = None  # layer's downscale -> M_hat on its grid; None: the whole picture
     scale: float | Tensor = 1.0  # strength: a number, or (B, 1, 1)
 
+    def repeat_interleave(self, times: int) -> "VisualCondition":
+        """Each reference for `times` rows in a row: the condition of B * times rows. For whole pictures at scale 1."""
+        if times == 1:
+            return self
+        repeated = {
+            layer: (key.repeat_interleave(times, dim=0), value.repeat_interleave(times, dim=0))
+            for layer, (key, value) in self.keys_values.items()
+        }
+        return VisualCondition(repeated)
+
 
 class AttentionRecorder(Protocol):
     """Receives the queries and keys of attention layers, before their softmax."""

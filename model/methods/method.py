@@ -63,9 +63,10 @@ class Method(ABC, Generic[AdapterT]):
         Args:
             adapter: in training.
             encoders: frozen.
-            batch: of `AdapterTask`; the image condition is dropped in the rows without `keep_image`.
-            noisy: z_t (B, 4, h, w).
-            alpha_bar: of each row's timestep (B,).
+            batch: of `AdapterTask`, with B references and M rows for each; the image condition is dropped for those
+                without `keep_image`.
+            noisy: z_t (B * M, 4, h, w).
+            alpha_bar: of each row's timestep (B * M,).
         """
 
     @abstractmethod

@@ -90,8 +90,9 @@ class RealCustom(Method[RealCustomAdapter]):
         alpha_bar: Tensor,
     ) -> VisualCondition:
         """The condition of the scored image tokens, or of those of a black picture where it is dropped (Sec. 3.2)."""
-        keep = batch["keep_image"][:, None, None]
-        tokens = encoders.tokens(batch["reference"]).where(keep, encoders.black(len(noisy)).deep)
+        keep = batch["keep_image"]
+        tokens = encoders.tokens(batch["reference"]).where(keep[:, None, None], encoders.black(len(keep)).deep)
+        tokens = tokens.repeat_interleave(len(noisy) // len(keep), dim=0)
         gamma_num = batch["gamma_num"].item()
         condition: VisualCondition = adapter(tokens, batch["hidden"], noisy, alpha_bar, gamma_num)
         return condition

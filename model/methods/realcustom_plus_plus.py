@@ -62,9 +62,10 @@ class RealCustomPlusPlus(Method[RealCustomPlusAdapter]):
         alpha_bar: Tensor,
     ) -> VisualCondition:
         """The condition of the references, or of a black picture where it is dropped (Sec. III-C)."""
-        features = encoders.features(batch["reference"])
-        condition: VisualCondition = adapter(features.where(batch["keep_image"], encoders.black(len(noisy))))
-        return condition
+        keep = batch["keep_image"]
+        features = encoders.features(batch["reference"]).where(keep, encoders.black(len(keep)))
+        condition: VisualCondition = adapter(features)
+        return condition.repeat_interleave(len(noisy) // len(keep))
 
     def generation_branch(
         self,

@@ -1,12 +1,12 @@
 """Captions of scenes, and the closed vocabulary of captions and prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from model.microworld.instances import COLOUR_NAMES
-from model.microworld.shapes import CATEGORIES
+from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
 
 GENERIC_NOUN = "toy"
 MAX_WORDS = 14  # model_max_length 16, less the begin and end tokens
@@ -37,10 +37,14 @@ _POSE_WORDS = ("leaning", "floating", "standing")
 _FILLERS = ("nice", "good", "cool", "new", "old", "clean", "bright", "sunny", "beautiful", "cute", "little", "shiny")
 _TEMPLATES = ("a photo of {}", "a picture of {}", "{}", "there is {}", "a close view of {}", "a rendering of {}")
 _TEMPLATE_SHARES = (0.74, 0.08, 0.08, 0.04, 0.03, 0.03)
+_WEB_KINDS = ("no background", "no neighbour", "noun only", "wrong word", "too long")
+_WEB_KIND_SHARES = (0.6, 0.1, 0.1, 0.1, 0.1)
 _OTHER_WORDS = (
     "an and with two the next to near left right side front back one my your this that its alone background "
     "day light dark lying sitting moving driving swimming running looking colorful object thing"
 )
+
+_LONG_TAIL = (*_FILLERS, *_OTHER_WORDS.split())
 
 
 def _vocabulary() -> tuple[str, ...]:
@@ -55,8 +59,9 @@ VOCABULARY: tuple[str, ...] = _vocabulary()
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionShares:
-    """How often a caption mentions each property."""
+    """How often a caption mentions each property, and how often captions are like those of the web."""
 
+    web_like: float = 0.0
     generic_noun: float = 0.12
     colour: float = 0.3
     pattern: float = 0.1
@@ -115,6 +120,40 @@ def without_background(caption: str) -> str:
 
 def write_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:
     """Draw one of the ways to describe a scene."""
+    if shares.web_like and rng.random() < shares.web_like:
+        return _write_web_caption(facts, rng, shares)
+    return _write_good_caption(facts, rng, shares)
+
+
+def _write_web_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:
+    """A caption that leaves something out, is wrong in one word, or is longer than the text encoder reads."""
+    match str(rng.choice(_WEB_KINDS, p=_WEB_KIND_SHARES)):
+        case "no background":
+            caption = _write_good_caption(facts, rng, shares)
+            return replace(caption, text=without_background(caption.text))
+        case "no neighbour":
+            return _write_good_caption(replace(facts, neighbour=None), rng, shares)
+        case "noun only":
+            return Caption(text=article(facts.category), noun=facts.category, names_colour=False)
+        case "wrong word":
+            return replace(_write_good_caption(_with_a_wrong_fact(facts, rng), rng, shares), names_colour=False)
+        case _:
+            caption = _write_good_caption(facts, rng, shares)
+            return replace(caption, text=" ".join([caption.text, *rng.choice(_LONG_TAIL, MAX_WORDS)]))
+
+
+def _with_a_wrong_fact(facts: CaptionFacts, rng: np.random.Generator) -> CaptionFacts:
+    """Another background, colour or category than the scene has."""
+    choices: dict[str, Sequence[str]] = {
+        "background": tuple(BACKGROUND_PHRASES),
+        "colour": COLOUR_NAMES,
+        "category": TRAINED_CATEGORIES,
+    }
+    fact = str(rng.choice(list(choices)))
+    return replace(facts, **{fact: str(rng.choice([name for name in choices[fact] if name != getattr(facts, fact)]))})
+
+
+def _write_good_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:
     generic, colour, pattern, size, pose, filler, usual = rng.random(7)
     noun = GENERIC_NOUN if generic < shares.generic_noun else facts.category
     names_colour = bool(colour < shares.colour)

@@ -74,6 +74,7 @@ class AdapterTask:
         cross_scale: How f_high' joins.
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
         min_snr_gamma: Of the loss weights; see `AdapterModule`.
+        noises_per_example: M, timesteps and noises drawn for each example, which share the encoded reference.
         half: Dtype of the weights of the UNet's linear and convolution layers, which autocast would otherwise cast in
             every pass; None: unchanged.
         gradient_checkpointing: Whether the UNet's activations are computed again in the backward pass: less memory,
@@ -100,6 +101,7 @@ class AdapterTask:
     cross_scale: Combination | None = "add"
     score_fusion: ScoreFusion | None = "scheduled"
     min_snr_gamma: float | None = None
+    noises_per_example: int = 1
     half: torch.dtype | None = None
     gradient_checkpointing: bool = field(default=False, compare=False)
     cache: EncodingCache | None = field(default=None, compare=False)
@@ -167,25 +169,25 @@ class AdapterTask:
         """Encode what `feed` has prepared with the frozen models.
 
         Returns:
-            latents, noise (B, 4, h, w); timesteps (B,); hidden (B, n_t, c_t), for SDXL text_embeds and time_ids;
-            reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; multiview (B,) bool; crop_ratio (B,); measure_gain
-            (1,) bool; gamma_num (1,) of Eq. 10, the same for all ranks.
+            latents, noise (B * M, 4, h, w); timesteps (B * M,); hidden (B * M, n_t, c_t), for SDXL text_embeds and
+            time_ids; multiview (B * M,) bool; reference (B, 3, S, S) in [0, 1]; keep_image (B,) bool; crop_ratio (B,);
+            measure_gain (1,) bool; gamma_num (1,) of Eq. 10, the same for all ranks.
         """
         rows = share_of(self.rows(step), rank, world)
         generators = [generator_of(self.seed, step, row.slot) for row in rows]
         uniform = torch.stack([torch.rand((), generator=generator) for generator in generators])
         keep_text, keep_image = self._keep(uniform)
         captions = [row.caption if keep else "" for row, keep in zip(rows, keep_text.tolist(), strict=True)]
-        latents = self._latents(rows, prepared)
-        steps = self.load().backbone.scheduler.config.num_train_timesteps
+        latents, count = self._latents(rows, prepared), self.noises_per_example
+        shape = (count, *latents.shape[1:])
+        multiview = torch.tensor([row.source == "multiview" for row in rows])
+        targets = {"latents": latents, **self._texts(captions), "multiview": multiview}
         return {
-            "latents": latents,
-            "noise": torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators]),
-            "timesteps": torch.cat([torch.randint(steps, (1,), generator=generator) for generator in generators]),
-            **self._texts(captions),
+            **{name: tensor.repeat_interleave(count, dim=0) for name, tensor in targets.items()},
+            "noise": torch.cat([torch.randn(shape, generator=generator) for generator in generators]),
+            "timesteps": torch.cat([self._timesteps(generator) for generator in generators]),
             "reference": _unit_tensor(prepared["reference"]),
             "keep_image": keep_image,
-            "multiview": torch.tensor([row.source == "multiview" for row in rows]),
             "crop_ratio": torch.tensor([row.crop_ratio for row in rows]),
             "measure_gain": torch.tensor([step % GAIN_EVERY == 0]),
             "gamma_num": torch.tensor([sample_gamma_num(self.seed, step)]),
@@ -214,6 +216,12 @@ class AdapterTask:
             warnings.warn(f"no preview pictures of step {step}: {error}", stacklevel=2)
             return
         column(pictures).save(folder / f"{step:07d}.png")
+
+    def _timesteps(self, generator: torch.Generator) -> Tensor:
+        """The timesteps (M,) of an example: each uniform, evenly spread over the schedule (systematic sampling)."""
+        steps = self.load().backbone.scheduler.config.num_train_timesteps
+        first = torch.randint(steps, (1,), generator=generator)
+        return (first + torch.arange(self.noises_per_example) * steps // self.noises_per_example) % steps
 
     def _keep(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each example keeps its text and its image condition, by a uniform draw in [0, 1) for each."""

@@ -27,8 +27,8 @@ class CurriculumConfig:
     """null: grows from 0 to 1 (Eq. 10); RealCustom needs 0."""
     min_crop_ratio: CropRatio = 1.0
     """r_min."""
-    max_crop_ratio: CropRatio = 3.1622776601683795
-    """r_max = sqrt(10): at least 10 % of the area; 1: no crops."""
+    max_crop_ratio: CropRatio = 1.5
+    """r_max: at least 1 / r_max^2 of the area; the paper's is sqrt(10), too small a part of 64 pixels; 1: no crops."""
     crops: Literal["curriculum", "random"] = "curriculum"
     """Up to r_cur of Eq. 11, or always up to r_max."""
 

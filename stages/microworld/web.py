@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from model.microworld.scenes import SceneSpec, draw_specs, render_scenes
+from model.microworld.captions import CaptionShares
+from model.microworld.scenes import SceneShares, SceneSpec, draw_specs, render_scenes
 from stages.contract import Reporter, StageError
 from stages.data.loopback import HOST
 from stages.data.schemas import content_id
@@ -143,7 +144,8 @@ def draw_rows(settings: MicroworldConfig, seed: int) -> list[WebRow]:
     """Draw all rows, each with a scene of its own, also the duplicates, which later get another row's picture."""
     rng = np.random.default_rng([seed, 1])
     kinds = draw_kinds(settings, rng)
-    specs = draw_specs("adapter", len(kinds), seed)
+    shares = SceneShares(captions=CaptionShares(web_like=settings.web_like_captions))
+    specs = draw_specs("adapter", len(kinds), seed, shares=shares)
     return [
         WebRow(
             kind=kind,

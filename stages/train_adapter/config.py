@@ -58,6 +58,8 @@ class TrainAdapterConfig:
     """The UNet's activations are computed twice: less memory, more time."""
     min_snr_gamma: PositiveFloat | None = None
     """Weighs the loss by min(SNR, gamma); 5 is usual; null: all timesteps alike."""
+    noises_per_example: PositiveInt = 4
+    """Timesteps and noises drawn for each example, which share its encoded reference."""
     drop_text: Share = 0.05
     """Share of the examples without text."""
     drop_image: Share = 0.05

@@ -93,6 +93,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         cross_scale=config.cross_scale,
         score_fusion=config.score_fusion,
         min_snr_gamma=config.min_snr_gamma,
+        noises_per_example=config.noises_per_example,
         half=HALVES.get(config.trainer.precision),
         gradient_checkpointing=config.gradient_checkpointing,
         cache=StoredEncodings.of(inputs["cache_latents"]) if "cache_latents" in inputs else None,
