@@ -61,7 +61,7 @@ VOCABULARY: tuple[str, ...] = _vocabulary()
 class CaptionShares:
     """How often a caption mentions each property, and how often captions are like those of the web."""
 
-    web_like: float = 0.0
+    web_like: float = 0.0  # of all captions; the other shares are of the good ones
     generic_noun: float = 0.12
     colour: float = 0.3
     pattern: float = 0.1
@@ -134,7 +134,8 @@ def _write_web_caption(facts: CaptionFacts, rng: np.random.Generator, shares: Ca
         case "no neighbour":
             return _write_good_caption(replace(facts, neighbour=None), rng, shares)
         case "noun only":
-            return Caption(text=article(facts.category), noun=facts.category, names_colour=False)
+            text = _TEMPLATES[0].format(article(facts.category))
+            return Caption(text=text, noun=facts.category, names_colour=False)
         case "wrong word":
             return replace(_write_good_caption(_with_a_wrong_fact(facts, rng), rng, shares), names_colour=False)
         case _:
@@ -154,6 +155,7 @@ def _with_a_wrong_fact(facts: CaptionFacts, rng: np.random.Generator) -> Caption
 
 
 def _write_good_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:
+    """A caption that is true, names the background and the second object, and fits the text encoder."""
     generic, colour, pattern, size, pose, filler, usual = rng.random(7)
     noun = GENERIC_NOUN if generic < shares.generic_noun else facts.category
     names_colour = bool(colour < shares.colour)

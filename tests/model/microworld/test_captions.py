@@ -6,6 +6,7 @@ from model.microworld.captions import (
     GENERIC_NOUN,
     MAX_WORDS,
     VOCABULARY,
+    CaptionShares,
     plain_caption,
     without_background,
 )
@@ -68,3 +69,19 @@ def test_without_background_keeps_the_rest_of_the_caption() -> None:
     for spec in draw_specs("train", 200, seed=3):
         text = without_background(spec.caption.text)
         assert spec.caption.text.removeprefix(f"{text} ") in BACKGROUND_PHRASES[spec.background.name]
+
+
+def test_captions_of_the_web_lack_something_are_wrong_or_too_long() -> None:
+    """Of a world whose captions are all like those of the web, most have no background."""
+    specs = draw_specs("train", 1500, seed=4, shares=SceneShares(captions=CaptionShares(web_like=1.0)))
+    counts: Counter[str] = Counter()
+    for spec in specs:
+        text, facts = spec.caption.text, BACKGROUND_PHRASES[spec.background.name]
+        counts["too long"] += len(text.split()) > MAX_WORDS
+        counts["no background"] += without_background(text) == text and len(text.split()) <= MAX_WORDS
+        counts["another background"] += without_background(text) != text and not text.endswith(facts)
+        assert set(text.split()) <= set(VOCABULARY)
+    assert 0.07 < counts["too long"] / len(specs) < 0.13
+    assert 0.65 < counts["no background"] / len(specs) < 0.75  # those with the noun alone are among them
+    assert 0.02 < counts["another background"] / len(specs) < 0.05
+    assert all(spec.caption.noun in spec.caption.text.split() for spec in specs)

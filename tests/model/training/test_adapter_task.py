@@ -44,6 +44,31 @@ def test_a_batch_does_not_depend_on_the_number_of_workers(sd_folder: Path) -> No
         task.batch(0, 0, 3)
 
 
+@methods
+def test_the_noises_of_an_example_share_its_reference_and_cover_the_schedule(
+    sd_folder: Path, method: MethodName
+) -> None:
+    """The loss of M noises is the mean of the losses of M batches, each with one of them."""
+    changes = {"drop_text": 0.0, "drop_image": 0.3, "drop_both": 0.0}
+    task = make_task(sd_folder, method=method, noises_per_example=3, **changes)
+    module, batch = task.module(), task.batch(1, 0, 1)
+    with torch.no_grad():
+        randomize_values(module)
+    assert batch["timesteps"].shape == (BATCH * 3,)
+    assert batch["reference"].shape[0] == BATCH
+    for timesteps in batch["timesteps"].view(BATCH, 3):
+        gaps = timesteps.sort().values.diff()
+        assert all(gap in (333, 334) for gap in gaps.tolist())
+    losses = []
+    for number in range(3):
+        single = {name: tensor[number::3] if len(tensor) == BATCH * 3 else tensor for name, tensor in batch.items()}
+        assert single["latents"].shape == single["noise"].shape
+        with torch.no_grad():
+            losses.append(module(single)["loss"])
+    with torch.no_grad():
+        torch.testing.assert_close(module(batch)["loss"], torch.stack(losses).mean())
+
+
 def test_references_and_targets_are_cut_as_the_plan_says(sd_folder: Path) -> None:
     task = make_task(sd_folder)
     batch, backbone = task.batch(2, 0, 1), task.load().backbone
