@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.curriculum_recipes --run-folder runs/micro --output runs/recipes
 
 Hardware and time: one core for each process; 21 runs of about 8 minutes. It needs a finished run of the default
-profile.
+profile, with --set microworld.web_like_captions=0 for the published table.
 
 All recipes use the samples, view pairs, backbone and held-out subjects of the finished run. Each run makes a plan
 (`stages/curriculum/stage.py`), trains (`stages/training/loop.py`, one worker without Ray), generates the same cases and
@@ -239,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     budget = {
         "curriculum.steps": options.steps,
         "curriculum.batch_size": options.batch_size,
+        "train_adapter.noises_per_example": 1,
         "evaluate.subjects": options.subjects,
         "inference.steps": options.painting_steps,
         "inference.mask_steps": options.painting_steps // 2,
