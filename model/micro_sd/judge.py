@@ -1,7 +1,8 @@
-"""The independent judge: finds the object in a picture and classifies its category, colour, background and identity.
+"""The independent judge: finds the object of a picture, and classifies it and the background.
 
-It is trained separately from the models that it judges and shares no weights with them. Its category head has the
-trained categories only; mask, presence and identity are trained on all categories, including the held-out ones.
+It answers for the object's category, pattern, main colour and second colour, and embeds its identity. It is trained
+separately from the models that it judges and shares no weights with them. Its category head has the trained categories
+only; all other heads are trained on all categories, including the held-out ones.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from model.micro_sd.contrastive import instance_loss
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
 from model.micro_sd.recipe import PartRecipe
+from model.microworld.appearance import PATTERN_NAMES, SECOND_COLOUR_NAMES
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
@@ -32,7 +34,9 @@ class Verdict:
 
     mask: Tensor  # (B, 1, 16, 16) logits of the object's cover
     category: Tensor  # (B, trained categories) logits
-    colour: Tensor  # (B, colours) logits
+    colour: Tensor  # (B, colours) logits of the main colour
+    second_colour: Tensor  # (B, colours and none) logits of the pattern's colour, else the accent's
+    pattern: Tensor  # (B, patterns) logits
     background: Tensor  # (B, backgrounds) logits
     identity: Tensor  # (B, 64) unit embedding of the object
     present: Tensor  # (B, all categories) logits of whether the scene has such an object; for scenes with two objects
@@ -72,6 +76,8 @@ class Judge(ModelMixin, ConfigMixin):
         crop_width = 128 * (crop_size // 8) ** 2
         self.category_head = nn.Linear(crop_width, len(TRAINED_CATEGORIES))
         self.colour_head = nn.Linear(crop_width, len(COLOUR_NAMES))
+        self.second_colour_head = nn.Linear(crop_width, len(SECOND_COLOUR_NAMES))
+        self.pattern_head = nn.Linear(crop_width, len(PATTERN_NAMES))
         self.identity_head = nn.Sequential(nn.Linear(2 * width, 128), nn.GELU(), nn.Linear(128, identity))
 
     def forward(self, image: Tensor, mask: Tensor | None = None, given: Tensor | None = None) -> Verdict:
@@ -96,6 +102,8 @@ class Judge(ModelMixin, ConfigMixin):
             mask=logits.float(),
             category=self.category_head(crop).float(),
             colour=self.colour_head(crop).float(),
+            second_colour=self.second_colour_head(crop).float(),
+            pattern=self.pattern_head(crop).float(),
             background=self.background_head(_pool(features, 1 - cover)).float(),
             identity=F.normalize(self.identity_head(described).float(), dim=-1),
             present=self.presence_head(features).float().flatten(2).logsumexp(2),
@@ -122,6 +130,8 @@ class JudgeModule(nn.Module):
             "present": 3 * F.binary_cross_entropy_with_logits(verdict.present, batch["present"]),
             "category": F.cross_entropy(verdict.category, batch["category"], ignore_index=_IGNORED),
             "colour": 0.5 * F.cross_entropy(verdict.colour, batch["colour"]),
+            "second_colour": 0.5 * F.cross_entropy(verdict.second_colour, batch["second_colour"]),
+            "pattern": F.cross_entropy(verdict.pattern, batch["pattern"]),
             "background": F.cross_entropy(verdict.background, batch["background"]),
             "identity": instance_loss(verdict.identity[::2], verdict.identity[1::2], batch["instance"]),
         }
@@ -169,6 +179,8 @@ class JudgeTask:
             "mask": masks_at(pool, index),
             "category": classes[torch.from_numpy(pool.category[index])],
             "colour": torch.from_numpy(pool.colour[index]),
+            "second_colour": torch.from_numpy(pool.second_colour[index]),
+            "pattern": torch.from_numpy(pool.pattern[index]),
             "background": torch.from_numpy(pool.background[index]),
             "instance": torch.from_numpy(first // 2),
             "present": _presence(pool.category[index], pool.neighbour[index]),
