@@ -1,4 +1,4 @@
-"""The pattern and the second colour of an object, as far as a view shows them."""
+"""The pattern and the two colours of an object, as far as a view shows them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,16 +22,23 @@ VISIBLE_SHARE = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Appearance:
-    """An object's pattern and second colour in one view.
+    """An object's pattern and colours in one view.
 
     Attributes:
         pattern: One of `PATTERN_NAMES`; plain if the view does not show the pattern.
+        colour: One of `COLOUR_NAMES`, the main colour.
         second_colour: One of `SECOND_COLOUR_NAMES`: the pattern's colour, without a pattern that of the accent part,
-            without either `NO_COLOUR`. It always differs from the main colour.
+            without either `NO_COLOUR`.
     """
 
     pattern: str
+    colour: str
     second_colour: str
+
+    @property
+    def colours(self) -> frozenset[str]:
+        """The two colours, in no order: on a checkered object either may cover more of a view."""
+        return frozenset((self.colour, self.second_colour))
 
 
 def visible_appearances(objects: Sequence[SceneObject]) -> list[Appearance]:
@@ -43,7 +50,9 @@ def visible_appearances(objects: Sequence[SceneObject]) -> list[Appearance]:
 
 
 def _appearance(instance: Instance, visible: Sequence[bool]) -> Appearance:
-    if visible[PATTERN]:
-        pattern = PATTERN_WORDS[PATTERNS[instance.pattern]]
-        return Appearance(pattern=pattern, second_colour=instance.pattern_colour)
-    return Appearance(pattern=PLAIN, second_colour=instance.accent_colour if visible[ACCENT] else NO_COLOUR)
+    accent_colour = instance.accent_colour if visible[ACCENT] else NO_COLOUR
+    return Appearance(
+        pattern=PATTERN_WORDS[PATTERNS[instance.pattern]] if visible[PATTERN] else PLAIN,
+        colour=instance.colour,
+        second_colour=instance.pattern_colour if visible[PATTERN] else accent_colour,
+    )

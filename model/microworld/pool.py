@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from model.microworld.appearance import PATTERN_NAMES, SECOND_COLOUR_NAMES, visible_appearances
 from model.microworld.backgrounds import BACKGROUNDS
-from model.microworld.instances import COLOUR_NAMES, make_instance
+from model.microworld.instances import COLOUR_NAMES
 from model.microworld.pool_config import PoolConfig
 from model.microworld.scenes import SceneShares, SceneSpec, draw_specs, render_scenes
 from model.microworld.shapes import CATEGORIES
@@ -129,7 +129,7 @@ def _labels(specs: Sequence[SceneSpec]) -> NDArray[np.int16]:
     rows = [
         (
             CATEGORIES.index(spec.subject.instance.category),
-            COLOUR_NAMES.index(make_instance(spec.subject.instance).colour),
+            COLOUR_NAMES.index(appearance.colour),
             SECOND_COLOUR_NAMES.index(appearance.second_colour),
             PATTERN_NAMES.index(appearance.pattern),
             BACKGROUNDS.index(spec.background.name),
