@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.microworld.appearance import NO_COLOUR, Appearance
+from model.pictures.decoding import load_picture
+from model.pictures.tensors import to_tensor
+from model.scoring.metrics import JudgeScorer
 from stages.evaluate.appearance import ANSWERS, agreement
+from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.report_arms import describe_appearance
+from stages.evaluate.scorer import Scorer
 from stages.evaluate.summary import findings, summarize
 from tests.support.score_rows import a_row
+from tests.support.subject_folder import png
 
 
 def an_appearance(pattern: str, colour: str, second: str = NO_COLOUR) -> Appearance:
@@ -47,6 +54,33 @@ def test_the_agreement_of_views_is_a_share() -> None:
     assert agreement(views, STRIPED) == {"pattern": 0.75, "colours": 0.75, "pattern_and_colours": 0.5}
     with pytest.raises(ValueError, match="no pictures"):
         agreement([], STRIPED)
+
+
+def a_case(views: list[bytes]) -> dict[str, Any]:
+    own = {"subject": "mug-0", "word": "mug", "prompt": "a mug in the snow", "background": "snow"}
+    return {**own, "reference": png(1), "views": views, "another_subject": None}
+
+
+def test_a_picture_is_compared_with_its_own_reference(weights: dict[str, Path]) -> None:
+    backbone = weights["base"] / "backbone"
+    scorer = Scorer(EvaluateConfig(), str(backbone), "cpu")
+    pictures = to_tensor([load_picture(png(seed)) for seed in (1, 2)])
+    case = a_case([png(1), png(3), png(4)])
+    found = scorer.score(pictures, [case, case])
+    judge = JudgeScorer.from_pretrained(backbone / "judge")
+    reference, other = judge.appearances(pictures)
+    assert found["reference_pattern"] == (reference.pattern,) * 2
+    assert [found[answer][0] for answer in ANSWERS] == [1, 1, 1]
+    assert {answer: found[answer][1] for answer in ANSWERS} == agreement([other], reference)
+    views = [judge.appearances(to_tensor([load_picture(view)]))[0] for view in case["views"]]
+    assert {answer: found[f"views_{answer}"][0] for answer in ANSWERS} == agreement(views, reference)
+
+
+def test_without_a_judge_there_are_no_answers(weights: dict[str, Path]) -> None:
+    scorer = Scorer(EvaluateConfig(similarity="clip"), str(weights["base"] / "backbone"), "cpu")
+    found = scorer.score(to_tensor([load_picture(png(1))]), [a_case([png(2)])])
+    for answer in ANSWERS:
+        assert found[answer] == found[f"views_{answer}"] == found["reference_pattern"] == [None]
 
 
 def judged(
