@@ -54,7 +54,8 @@ def _pool(features: Tensor, weight: Tensor) -> Tensor:
 
 def _statistics(features: Tensor, cover: Tensor) -> Tensor:
     """Mean, standard deviation and largest value (B, 3 C) of features (B, C, H, W) on the object."""
-    features, weight = features.float(), F.adaptive_avg_pool2d(cover, features.shape[-2:])
+    height, width = features.shape[-2:]
+    features, weight = features.float(), F.adaptive_avg_pool2d(cover, (height, width))
     mean = _pool(features, weight)
     variance = _pool((features - mean[:, :, None, None]).square(), weight)
     return torch.cat([mean, (variance + 1e-5).sqrt(), (features * (weight > 0.5)).amax((2, 3))], 1)
