@@ -1,7 +1,8 @@
-"""The independent judge: finds the object in a picture and classifies its category, colour, background and identity.
+"""The independent judge: finds the object of a picture, and classifies it and the background.
 
-It is trained separately from the models that it judges and shares no weights with them. Its category head has the
-trained categories only; mask, presence and identity are trained on all categories, including the held-out ones.
+It answers for the object's category, pattern, main colour and second colour, and embeds its identity. It is trained
+separately from the models that it judges and shares no weights with them. Its category head has the trained categories
+only; all other heads are trained on all categories, including the held-out ones.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from model.micro_sd.contrastive import instance_loss
 from model.micro_sd.data import crop_around, draw_indices, images_at, masks_at, open_pool, seeded_generator
 from model.micro_sd.recipe import PartRecipe
+from model.microworld.appearance import PATTERN_NAMES, SECOND_COLOUR_NAMES
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
@@ -32,7 +34,9 @@ class Verdict:
 
     mask: Tensor  # (B, 1, 16, 16) logits of the object's cover
     category: Tensor  # (B, trained categories) logits
-    colour: Tensor  # (B, colours) logits
+    colour: Tensor  # (B, colours) logits of the main colour
+    second_colour: Tensor  # (B, colours and none) logits of the pattern's colour, else the accent's
+    pattern: Tensor  # (B, patterns) logits
     background: Tensor  # (B, backgrounds) logits
     identity: Tensor  # (B, 64) unit embedding of the object
     present: Tensor  # (B, all categories) logits of whether the scene has such an object; for scenes with two objects
@@ -48,30 +52,35 @@ def _pool(features: Tensor, weight: Tensor) -> Tensor:
     return (features * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-3)
 
 
+def _statistics(features: Tensor, cover: Tensor) -> Tensor:
+    """Mean, standard deviation and largest value (B, 3 C) of features (B, C, H, W) on the object."""
+    height, width = features.shape[-2:]
+    features, weight = features.float(), F.adaptive_avg_pool2d(cover, (height, width))
+    mean = _pool(features, weight)
+    variance = _pool((features - mean[:, :, None, None]).square(), weight)
+    return torch.cat([mean, (variance + 1e-5).sqrt(), (features * (weight > 0.5)).amax((2, 3))], 1)
+
+
 class Judge(ModelMixin, ConfigMixin):
     """A convolutional network over the scene and a classifier of the object's crop."""
 
     @register_to_config
-    def __init__(self, width: int = 96, crop_size: int = 32, identity: int = 64) -> None:
+    def __init__(self, width: int = 96, crop_size: int = 48, identity: int = 64) -> None:
         super().__init__()
         self.stem = nn.Sequential(_convolution(3, 32, 2), _convolution(32, 64, 2), _convolution(64, width))
         self.context = nn.ModuleList([_convolution(width, width, dilation=d) for d in (1, 2, 4, 1)])
         self.mask_head = nn.Conv2d(width, 1, 1)
         self.presence_head = nn.Conv2d(width, len(CATEGORIES), 1)
         self.background_head = nn.Linear(width, len(BACKGROUNDS))
-        self.crop_features = nn.Sequential(
-            _convolution(3, 32),
-            _convolution(32, 64, 2),
-            _convolution(64, 64),
-            _convolution(64, 96, 2),
-            _convolution(96, 96),
-            _convolution(96, 128, 2),
-            nn.Flatten(),
-            nn.Dropout(0.2),
-        )
+        self.crop_fine = nn.Sequential(_convolution(3, 32), _convolution(32, 64, 2), _convolution(64, 64))
+        self.crop_middle = nn.Sequential(_convolution(64, 96, 2), _convolution(96, 96))
+        self.crop_coarse = nn.Sequential(_convolution(96, 128, 2), nn.Flatten(), nn.Dropout(0.2))
+        self.surface = nn.Sequential(nn.Linear(3 * (64 + 96), 128), nn.GELU(), nn.Linear(128, 128), nn.GELU())
         crop_width = 128 * (crop_size // 8) ** 2
         self.category_head = nn.Linear(crop_width, len(TRAINED_CATEGORIES))
-        self.colour_head = nn.Linear(crop_width, len(COLOUR_NAMES))
+        self.colour_head = nn.Linear(crop_width + 128, len(COLOUR_NAMES))
+        self.second_colour_head = nn.Linear(128, len(SECOND_COLOUR_NAMES))
+        self.pattern_head = nn.Linear(crop_width + 128, len(PATTERN_NAMES))
         self.identity_head = nn.Sequential(nn.Linear(2 * width, 128), nn.GELU(), nn.Linear(128, identity))
 
     def forward(self, image: Tensor, mask: Tensor | None = None, given: Tensor | None = None) -> Verdict:
@@ -90,16 +99,28 @@ class Judge(ModelMixin, ConfigMixin):
         cover = logits.sigmoid().detach()
         if mask is not None:
             cover = mask if given is None else torch.where(given[:, None, None, None], mask, cover.float())
-        crop = self.crop_features(crop_around(image, cover.float(), self.config["crop_size"]))
+        crop, surface = self._describe_crop(image, cover.float())
+        both = torch.cat([crop, surface], 1)
         described = torch.cat([_pool(features, cover), _pool(local, cover)], 1)
         return Verdict(
             mask=logits.float(),
             category=self.category_head(crop).float(),
-            colour=self.colour_head(crop).float(),
+            colour=self.colour_head(both).float(),
+            second_colour=self.second_colour_head(surface).float(),
+            pattern=self.pattern_head(both).float(),
             background=self.background_head(_pool(features, 1 - cover)).float(),
             identity=F.normalize(self.identity_head(described).float(), dim=-1),
             present=self.presence_head(features).float().flatten(2).logsumexp(2),
         )
+
+    def _describe_crop(self, image: Tensor, cover: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the object's crop with their places (B, C), and of its surface wherever they are (B, 128)."""
+        size = self.config["crop_size"]
+        fine = self.crop_fine(crop_around(image, cover, size))
+        middle = self.crop_middle(fine)
+        inside = crop_around(cover, cover, size)
+        surface = self.surface(torch.cat([_statistics(fine, inside), _statistics(middle, inside)], 1))
+        return self.crop_coarse(middle), surface
 
 
 class JudgeModule(nn.Module):
@@ -122,6 +143,8 @@ class JudgeModule(nn.Module):
             "present": 3 * F.binary_cross_entropy_with_logits(verdict.present, batch["present"]),
             "category": F.cross_entropy(verdict.category, batch["category"], ignore_index=_IGNORED),
             "colour": 0.5 * F.cross_entropy(verdict.colour, batch["colour"]),
+            "second_colour": 0.5 * F.cross_entropy(verdict.second_colour, batch["second_colour"]),
+            "pattern": F.cross_entropy(verdict.pattern, batch["pattern"]),
             "background": F.cross_entropy(verdict.background, batch["background"]),
             "identity": instance_loss(verdict.identity[::2], verdict.identity[1::2], batch["instance"]),
         }
@@ -169,6 +192,8 @@ class JudgeTask:
             "mask": masks_at(pool, index),
             "category": classes[torch.from_numpy(pool.category[index])],
             "colour": torch.from_numpy(pool.colour[index]),
+            "second_colour": torch.from_numpy(pool.second_colour[index]),
+            "pattern": torch.from_numpy(pool.pattern[index]),
             "background": torch.from_numpy(pool.background[index]),
             "instance": torch.from_numpy(first // 2),
             "present": _presence(pool.category[index], pool.neighbour[index]),

@@ -58,7 +58,7 @@ class Recipe:
 
     pool: PoolConfig = field(default_factory=lambda: PoolConfig(two_objects=0.35))
     judge_pool: PoolConfig = field(
-        default_factory=lambda: PoolConfig(split="judge", count=24_576, seed=3, two_objects=0.3)
+        default_factory=lambda: PoolConfig(split="judge", count=49_152, seed=3, two_objects=0.3)
     )
     vae: PartRecipe = field(
         default_factory=lambda: PartRecipe(steps=6000, batch=12, lr=2e-3, warmup=50, weight_decay=1e-4, seed=101)
@@ -75,7 +75,7 @@ class Recipe:
         )
     )
     judge: PartRecipe = field(
-        default_factory=lambda: PartRecipe(steps=1300, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
+        default_factory=lambda: PartRecipe(steps=2600, batch=48, lr=2e-3, warmup=50, weight_decay=0.02, seed=103)
     )
     unet: PartRecipe = field(
         default_factory=lambda: PartRecipe(steps=9600, batch=32, lr=1.2e-3, warmup=150, weight_decay=0.01, seed=104)

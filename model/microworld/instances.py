@@ -61,7 +61,9 @@ class Instance:
     id: InstanceId
     shape: NDArray[np.float32]  # (4,) shape numbers in [0, 1)
     palette: NDArray[np.float32]  # (4, 3) RGB of main, accent, dark and pattern material
-    colour: str  # name of the main colour
+    colour: str  # names of the colours of the palette's main, accent and pattern material
+    accent_colour: str
+    pattern_colour: str
     pattern: int  # index into PATTERNS
     frequency: float  # of the pattern, per world unit
     phase: float  # of the pattern, in [0, 1)
@@ -87,6 +89,8 @@ def make_instance(instance_id: InstanceId) -> Instance:
         shape=shape,
         palette=np.array([palette[0], palette[1], dark, palette[2]], dtype=np.float32),
         colour=COLOUR_NAMES[main],
+        accent_colour=COLOUR_NAMES[accent],
+        pattern_colour=COLOUR_NAMES[pattern],
         pattern=int(rng.choice(len(PATTERNS), p=PATTERN_SHARES)),
         frequency=float(rng.uniform(2.0, 3.4)),
         phase=float(rng.random()),

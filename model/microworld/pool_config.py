@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 from model.microworld.version import WORLD_VERSION
 from model.settings import STRICT, Pixels, PositiveInt, Seed, Share, Text
 
+_FORMAT = 2  # of a pool's files
 Split = Literal["train", "adapter", "test", "judge"]
 
 
@@ -31,4 +32,4 @@ class PoolConfig:
 
     def stamp(self) -> str:
         """What must agree for a pool on disk to be reused."""
-        return json.dumps({"world": WORLD_VERSION, **asdict(self)}, sort_keys=True)
+        return json.dumps({"world": WORLD_VERSION, "format": _FORMAT, **asdict(self)}, sort_keys=True)

@@ -5,7 +5,7 @@ batch. Silhouettes are anti-aliased from the closest approach of a ray, in pixel
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from model.microworld.camera import view_rotation
 from model.microworld.instances import PATTERNS, Instance
 from model.microworld.sdf import Points
-from model.microworld.shapes import BOUND, MAIN, PATTERN, SHAPES, Shape, ShapeFunction
+from model.microworld.shapes import BOUND, MAIN, MATERIALS, PATTERN, SHAPES, Shape, ShapeFunction
 
 HALF_EXTENT = 1.08  # of the orthographic window, in world units
 MARCH_STEPS = 24
@@ -108,20 +108,22 @@ def _patterned(p: Points, pattern: Tensor, frequency: Tensor, phase: Tensor) -> 
     return torch.stack([fields[name] for name in PATTERNS]).gather(0, pattern[None])[0] > 0
 
 
-def _shade(
-    surface: ShapeFunction, p: Points, rays: _Rays, view: Tensor, appearance: "_Appearance", rotation: Tensor
-) -> Tensor:
-    """RGB (R, 3) of surface points by Blinn-Phong shading under one light fixed to the camera."""
-    parts = surface(p, _numbers(rays.shape))
+def _materials(surface: ShapeFunction, seen: "_SeenPoints", appearance: "_Appearance") -> Tensor:
+    """Material (R,) of surface points."""
+    parts = surface(seen.points, _numbers(seen.rays.shape))
     nearest = torch.stack([distance for distance, _ in parts]).argmin(0)
     material = torch.tensor([material for _, material in parts])[nearest]
-    pattern = _patterned(p, appearance.pattern[view], appearance.frequency[view], appearance.phase[view])
-    material = torch.where((material == MAIN) & pattern, PATTERN, material)
-    albedo = appearance.palette[view, material]
+    pattern = (values[seen.view] for values in (appearance.pattern, appearance.frequency, appearance.phase))
+    return torch.where((material == MAIN) & _patterned(seen.points, *pattern), PATTERN, material)
+
+
+def _shade(surface: ShapeFunction, seen: "_SeenPoints", appearance: "_Appearance", rotation: Tensor) -> Tensor:
+    """RGB (R, 3) of surface points by Blinn-Phong shading under one light fixed to the camera."""
+    albedo = appearance.palette[seen.view, _materials(surface, seen, appearance)]
     to_light = F.normalize(torch.tensor(_LIGHT), dim=0)
-    light = torch.einsum("nij,i->jn", rotation, to_light)[:, view]
-    half = _unit(light - rays.direction)
-    normal = _normals(surface, p, rays.shape)
+    light = torch.einsum("nij,i->jn", rotation, to_light)[:, seen.view]
+    half = _unit(light - seen.rays.direction)
+    normal = _normals(surface, seen.points, seen.rays.shape)
     diffuse = (normal * light).sum(0).clamp(min=0)
     specular = (normal * half).sum(0).clamp(min=0) ** 24
     return (albedo * (0.42 + 0.62 * diffuse[:, None]) + 0.18 * specular[:, None]).clamp(0, 1)
@@ -161,8 +163,19 @@ def _rows(vectors: Tensor) -> Tensor:
     return vectors.reshape(-1, vectors.shape[-1]).T.contiguous()
 
 
-def _render_category(surface: ShapeFunction, appearance: _Appearance, rotation: Tensor, size: int) -> Tensor:
-    """Sprites (N, 4, size, size) of N views of one category; rotation (N, 3, 3) has the camera axes as rows."""
+@dataclass(frozen=True)
+class _SeenPoints:
+    """The R surface points that N views of size x size pixels show."""
+
+    points: Points
+    rays: _Rays
+    view: Tensor  # (R,) of N
+    pixel: Tensor  # (R,) raster index over all views
+    coverage: Tensor  # (R,) share of the pixel that the object covers
+
+
+def _see(surface: ShapeFunction, appearance: _Appearance, rotation: Tensor, size: int) -> _SeenPoints:
+    """Trace N views of one category; rotation (N, 3, 3) has the camera axes as rows."""
     count = len(rotation)
     right, up, pixel = _pixel_grid(size)
     view = torch.arange(count).repeat_interleave(len(pixel))
@@ -175,25 +188,49 @@ def _render_category(surface: ShapeFunction, appearance: _Appearance, rotation: 
     footprint = 2 * HALF_EXTENT / size
     coverage = ((footprint - closest) / (footprint - _CONVERGED)).clamp(0, 1)
     seen = coverage.nonzero()[:, 0]
-    rays, view, coverage = rays[seen], view[seen], coverage[seen, None]
-    rgb = _shade(surface, rays.at(depth[seen]), rays, view, appearance, rotation)
-    sprites = torch.zeros(count * size * size, 4)
-    sprites[view * size * size + pixel.repeat(count)[seen]] = torch.cat([rgb * coverage, coverage], 1)
-    return sprites.view(count, size, size, 4).permute(0, 3, 1, 2)
+    rays, view = rays[seen], view[seen]
+    raster = view * size * size + pixel.repeat(count)[seen]
+    return _SeenPoints(rays.at(depth[seen]), rays, view, raster, coverage[seen])
+
+
+def _render_category(surface: ShapeFunction, appearance: _Appearance, rotation: Tensor, size: int) -> Tensor:
+    """Sprites (N, 4, size, size) of N views of one category."""
+    seen = _see(surface, appearance, rotation, size)
+    rgb, coverage = _shade(surface, seen, appearance, rotation), seen.coverage[:, None]
+    sprites = torch.zeros(len(rotation) * size * size, 4)
+    sprites[seen.pixel] = torch.cat([rgb * coverage, coverage], 1)
+    return sprites.view(-1, size, size, 4).permute(0, 3, 1, 2)
+
+
+def _batches(instances: Sequence[Instance], size: int) -> Iterator[tuple[ShapeFunction, list[int], _Appearance]]:
+    """Positions of instances of the same category, few enough to be rendered at once, with shape and appearance."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for position, instance in enumerate(instances):
+        groups[instance.id.category].append(position)
+    views_at_once = max(1, _VIEWS_AT_ONCE * 48 * 48 // (size * size))
+    for category, members in groups.items():
+        for start in range(0, len(members), views_at_once):
+            chunk = members[start : start + views_at_once]
+            yield SHAPES[category], chunk, _Appearance.stack([instances[position] for position in chunk])
 
 
 @torch.no_grad()
 def render_sprites(instances: Sequence[Instance], yaw: Tensor, pitch: Tensor, size: int = 48) -> Tensor:
     """Render a view of each instance as premultiplied RGBA (N, 4, size, size) in [0, 1]; yaw, pitch (N,) in radians."""
     rotation = view_rotation(yaw, pitch)
-    groups: dict[str, list[int]] = defaultdict(list)
-    for position, instance in enumerate(instances):
-        groups[instance.id.category].append(position)
     sprites = torch.empty(len(instances), 4, size, size)
-    views_at_once = max(1, _VIEWS_AT_ONCE * 48 * 48 // (size * size))
-    for category, members in groups.items():
-        for start in range(0, len(members), views_at_once):
-            chunk = members[start : start + views_at_once]
-            appearance = _Appearance.stack([instances[position] for position in chunk])
-            sprites[chunk] = _render_category(SHAPES[category], appearance, rotation[chunk], size)
+    for surface, chunk, appearance in _batches(instances, size):
+        sprites[chunk] = _render_category(surface, appearance, rotation[chunk], size)
     return sprites
+
+
+@torch.no_grad()
+def material_shares(instances: Sequence[Instance], yaw: Tensor, pitch: Tensor, size: int = 24) -> Tensor:
+    """The share (N, materials) of each material in a view of each instance, at size x size pixels."""
+    rotation = view_rotation(yaw, pitch)
+    shares = torch.zeros(len(instances), MATERIALS)
+    for surface, chunk, appearance in _batches(instances, size):
+        seen = _see(surface, appearance, rotation[chunk], size)
+        rows = torch.tensor(chunk)[seen.view]
+        shares.index_put_((rows, _materials(surface, seen, appearance)), seen.coverage, accumulate=True)
+    return shares / shares.sum(1, keepdim=True)

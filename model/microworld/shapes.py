@@ -12,7 +12,8 @@ from torch import Tensor
 from model.microworld.sdf import Points, box, cylinder, ellipsoid, frustum, norm, sphere, star_prism, torus
 
 BOUND = 1.15  # every category fits into the sphere of this radius
-MAIN, ACCENT, DARK, PATTERN = range(4)  # materials: rows of an instance's palette
+MATERIALS = 4  # rows of an instance's palette
+MAIN, ACCENT, DARK, PATTERN = range(MATERIALS)
 
 Parts = list[tuple[Tensor, int]]
 Shape = tuple[Tensor, Tensor, Tensor, Tensor]

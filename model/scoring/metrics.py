@@ -25,7 +25,9 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel, PreTrainedTokenize
 from model.adapters.image_encoder import normalization
 from model.micro_sd.architectures import IMAGE_SIZE
 from model.micro_sd.judge import Judge, Verdict
+from model.microworld.appearance import PATTERN_NAMES, SECOND_COLOUR_NAMES, Appearance
 from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.instances import COLOUR_NAMES
 
 _SUBJECT_THRESHOLD = 0.2  # of the judge's cover: low, so that soft edges count as subject, not as changed background
 
@@ -151,6 +153,17 @@ class JudgeScorer(nn.Module):
             pictures = F.interpolate(pictures, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True)
         device = next(self.parameters()).device
         return self.judge(pictures.clamp(0, 1).to(device) * 2 - 1, cover)
+
+    def appearances(self, pictures: Tensor) -> list[Appearance]:
+        """Pattern and colours of the objects of pictures (B, 3, H, W)."""
+        verdict = self.assess(pictures)
+        answers = (verdict.pattern, verdict.colour, verdict.second_colour)
+        return [
+            Appearance(
+                pattern=PATTERN_NAMES[pattern], colour=COLOUR_NAMES[colour], second_colour=SECOND_COLOUR_NAMES[second]
+            )
+            for pattern, colour, second in torch.stack([logits.argmax(-1) for logits in answers], 1).tolist()
+        ]
 
     def embed_subjects(self, pictures: Tensor) -> Tensor:
         """Unit identity embeddings (B, D) of the objects."""

@@ -140,6 +140,15 @@ SCORES = pa.schema(
         # Similarities of the subject's views to each other, and to another subject with the same word; null: none.
         pa.field("real_views", pa.float32()),
         pa.field("another_subject", pa.float32()),
+        # The reference's pattern; whether the picture has this pattern and the reference's two colours, 1 or 0; and the
+        # share of the subject's other views that have them. By the judge; null: there is none.
+        pa.field("reference_pattern", pa.string()),
+        pa.field("pattern", pa.float32()),
+        pa.field("colours", pa.float32()),
+        pa.field("pattern_and_colours", pa.float32()),
+        pa.field("views_pattern", pa.float32()),
+        pa.field("views_colours", pa.float32()),
+        pa.field("views_pattern_and_colours", pa.float32()),
         # Outside the subject, to the text-only picture; null: not measured.
         pa.field("background_change", pa.float32()),
         pa.field("picture", pa.binary(), nullable=False),

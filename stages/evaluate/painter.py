@@ -87,7 +87,7 @@ class Painter:
         for arm in cases[0]["arms"]:
             output = self._paint(arm, cases)
             pictures = to_tensor(output.images)
-            scores: dict[str, Sequence[float | None]] = {**self.models.scorer.score(pictures, cases)}
+            scores: dict[str, Sequence[float | str | None]] = {**self.models.scorer.score(pictures, cases)}
             if plain is None:
                 plain, scores["background_change"] = pictures, [None] * len(cases)
             else:
@@ -112,7 +112,7 @@ def _row(
     case: Mapping[str, Any],
     output: RealCustomOutput,
     number: int,
-    scores: Mapping[str, Sequence[float | None]],
+    scores: Mapping[str, Sequence[float | str | None]],
 ) -> dict[str, Any]:
     masks = output.masks[number] if arm == "adapter_mask" else []
     return {

@@ -17,7 +17,13 @@ from stages.evaluate.concept import Concept
 from stages.evaluate.experiments import Experiments
 from stages.evaluate.formatting import FILTERS
 from stages.evaluate.grids import picture_grid
-from stages.evaluate.report_arms import describe_arm, describe_concept, describe_metric, describe_subject
+from stages.evaluate.report_arms import (
+    describe_appearance,
+    describe_arm,
+    describe_concept,
+    describe_metric,
+    describe_subject,
+)
 from stages.evaluate.report_multi_subject import (
     describe_masks,
     describe_multi_subject,
@@ -94,6 +100,7 @@ def _describe_arms(evaluation: Evaluation) -> dict[str, Any]:
         "references": [
             {"name": REFERENCE_NAMES[name], "interval": interval} for name, interval in summary.references.items()
         ],
+        "appearance": describe_appearance(summary),
         "arm_columns": [*(arm for arm in ARMS[:3] if arm in summary.arms), "mask"],
         "subjects": [describe_subject(subject, evaluation.rows) for subject in evaluation.subjects],
         "shown": _SHOWN_SUBJECTS,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.scoring.metrics import Interval
+from stages.evaluate.appearance import ANSWER_NAMES, ANSWERS
 from stages.evaluate.cases import Subject
 from stages.evaluate.concept import Concept
 from stages.evaluate.grids import data_uri
@@ -67,6 +68,25 @@ def describe_arm(arm: str, summary: Summary, metrics: Sequence[str]) -> dict[str
         "gap_closed": summary.gap_closed.get(arm),
         "seconds": summary.seconds[arm],
     }
+
+
+def describe_appearance(summary: Summary) -> dict[str, Any] | None:
+    """The table of pattern and colours; None if they were not judged."""
+    groups = summary.appearance
+    if not groups:
+        return None
+    arms = [arm for arm in ARMS if any(arm in own.arms for own in groups.values())]
+    rows = [_appearance_row(arm, ARM_NAMES[arm], [own.arms.get(arm, {}) for own in groups.values()]) for arm in arms]
+    rows.append(_appearance_row(None, "Other real views", [own.real_views for own in groups.values()]))
+    return {
+        "groups": [{"kind": kind, "subjects": own.subjects} for kind, own in groups.items()],
+        "answers": list(ANSWER_NAMES.values()),
+        "rows": rows,
+    }
+
+
+def _appearance_row(arm: str | None, name: str, shares: Sequence[Mapping[str, Interval]]) -> dict[str, Any]:
+    return {"key": arm, "name": name, "cells": [own.get(answer) for own in shares for answer in ANSWERS]}
 
 
 def _bar(interval: Interval, all_arms: Sequence[Interval]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The metrics of painted pictures: subject similarity, prompt fidelity, CLIP-T and the change of the background."""
+"""The metrics of painted pictures: subject similarity, pattern, colours, prompt fidelity, CLIP-T, background change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model.microworld.appearance import Appearance
 from model.pictures.crops import square_crop
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import to_tensor
@@ -21,6 +22,7 @@ from model.scoring.metrics import (
     background_change,
     subject_similarity,
 )
+from stages.evaluate.appearance import ANSWERS, agreement
 from stages.evaluate.config import EvaluateConfig
 
 
@@ -39,11 +41,13 @@ class Scorer:
         if config.similarity == "dino":
             self.subjects = DinoScorer.from_pretrained(config.dino).to(device)
         self._views: dict[str, Tensor] = {}
+        self._appearances: dict[str, list[Appearance]] = {}
 
-    def score(self, pictures: Tensor, cases: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[float | None]]:
-        """Similarity, copying, prompt fidelity (`controllability`) and CLIP-T of pictures (B, 3, H, W) in [0, 1].
+    def score(self, pictures: Tensor, cases: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[float | str | None]]:
+        """Similarity, copying, prompt fidelity (`controllability`), CLIP-T, and agreement with the reference's pattern
+        and colours, of pictures (B, 3, H, W) in [0, 1].
 
-        What the similarity can be compared with does not depend on the pictures: `real_views`, `another_subject`.
+        What these can be compared with does not depend on the pictures: `real_views`, `another_subject`, `views_...`.
         """
         views = [self._embed_views(case["subject"], case["views"]) for case in cases]
         clip_t = self.clip.text_alignment(pictures, [case["prompt"] for case in cases])
@@ -60,7 +64,33 @@ class Scorer:
             "clip_t": clip_t.tolist(),
             "real_views": [_similarity_of_views(own) for own in views],
             "another_subject": [self._similarity_of_another(case) for case in cases],
+            **self._agreement(pictures, cases),
         }
+
+    def _agreement(
+        self, pictures: Tensor, cases: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Sequence[float | str | None]]:
+        """The judge's pattern of each reference, and whether picture and other views have its pattern and colours."""
+        columns = ("reference_pattern", *ANSWERS, *(f"views_{answer}" for answer in ANSWERS))
+        if self.judge is None:
+            return {column: [None] * len(cases) for column in columns}
+        rows = []
+        for case, picture in zip(cases, self.judge.appearances(pictures), strict=True):
+            reference, *views = self._appearances_of(case)
+            own, real = agreement([picture], reference), agreement(views, reference)
+            rows.append((reference.pattern, *own.values(), *real.values()))
+        return dict(zip(columns, zip(*rows, strict=True), strict=True))
+
+    def _appearances_of(self, case: Mapping[str, Any]) -> list[Appearance]:
+        """The reference's appearance, and those of the subject's other views."""
+        subject = case["subject"]
+        if subject not in self._appearances:
+            assert self.judge is not None
+            squares = [_as_square(picture) for picture in (case["reference"], *case["views"])]
+            self._appearances[subject] = [
+                own for square in squares for own in self.judge.appearances(to_tensor([square]))
+            ]
+        return self._appearances[subject]
 
     def _similarity_of_another(self, case: Mapping[str, Any]) -> float | None:
         """The similarity of another subject with the same word, None if there is none."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from model.microworld.appearance import PLAIN
 from model.scoring.metrics import Interval, bootstrap_interval, bootstrap_ratio
+from stages.evaluate.appearance import ANSWERS
 from stages.evaluate.formatting import difference, is_significant, mean, percent
 
 ARM_NAMES = {
@@ -35,6 +37,21 @@ ByArm = dict[str, dict[str, Interval]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class AppearanceSummary:
+    """How often the judge's answers on a picture are those on its reference.
+
+    Attributes:
+        arms: arm -> one of `ANSWERS` -> share of the pictures and 95 % interval.
+        real_views: The same of the subjects' other real views.
+        subjects: Number of subjects of the arms but the learned concept.
+    """
+
+    arms: ByArm
+    real_views: dict[str, Interval]
+    subjects: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """The numbers of an evaluation.
 
@@ -43,6 +60,8 @@ class Summary:
         differences: "first - second" -> metric -> mean and 95 % interval of the paired difference.
         references: Similarities of real pictures, by the names of `REFERENCE_NAMES`.
         gap_closed: arm -> (arm - text only) / (real views - text only), of the similarity.
+        appearance: Pattern and colours of subjects with a "patterned" and with a "plain" reference, as the judge sees
+            it; without a judge empty.
         pictures: arm -> number of pictures.
         subjects: Number of held-out subjects.
         seconds: arm -> mean seconds for a picture.
@@ -52,6 +71,7 @@ class Summary:
     differences: ByArm
     references: dict[str, Interval]
     gap_closed: dict[str, Interval]
+    appearance: dict[str, AppearanceSummary]
     pictures: dict[str, int]
     subjects: int
     seconds: dict[str, float]
@@ -64,7 +84,11 @@ class Summary:
         """The means by the tracker's names, such as "adapter_mask/similarity"."""
         means = {f"{arm}/{metric}": self.arms[arm][metric].mean for arm in self.arms for metric in self.arms[arm]}
         means |= {f"{name}/similarity": interval.mean for name, interval in self.references.items()}
-        return means | {f"{arm}/gap_closed": interval.mean for arm, interval in self.gap_closed.items()}
+        means |= {f"{arm}/gap_closed": interval.mean for arm, interval in self.gap_closed.items()}
+        if patterned := self.appearance.get("patterned"):  # a plain subject painted plain says little
+            shares = {**patterned.arms, "real_views": patterned.real_views}
+            means |= {f"{arm}/{answer}": own[answer].mean for arm, own in shares.items() for answer in own}
+        return means
 
 
 def summarize(rows: Sequence[Row]) -> Summary:
@@ -78,21 +102,27 @@ def summarize(rows: Sequence[Row]) -> Summary:
             for first, second in DIFFERENCES
             if first in present and second in present
         },
-        references=_references([row for arm, found in present.items() if arm != "concept" for row in found]),
+        references=_of_subjects(_without_concept(present), REFERENCE_NAMES),
         gap_closed={
             arm: interval
             for arm in ("adapter", "adapter_mask")
             if (interval := _gap_closed(by_arm[arm], by_arm["text_only"])) is not None
         },
+        appearance=_appearance(present),
         pictures={arm: len(found) for arm, found in present.items()},
-        subjects=len({row["subject"] for arm, found in present.items() if arm != "concept" for row in found}),
+        subjects=len({row["subject"] for row in _without_concept(present)}),
         seconds={arm: sum(row["seconds"] for row in found) / len(found) for arm, found in present.items()},
     )
 
 
-def _intervals(rows: Sequence[Row]) -> dict[str, Interval]:
+def _without_concept(by_arm: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """The rows of the arms that share subjects."""
+    return [row for arm, found in by_arm.items() if arm != "concept" for row in found]
+
+
+def _intervals(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> dict[str, Interval]:
     intervals = {}
-    for metric in METRICS:
+    for metric in metrics:
         measured = [row for row in rows if row[metric] is not None]
         if measured:
             intervals[metric] = bootstrap_interval(
@@ -101,14 +131,39 @@ def _intervals(rows: Sequence[Row]) -> dict[str, Interval]:
     return intervals
 
 
-def _references(rows: Sequence[Row]) -> dict[str, Interval]:
-    """One value for each subject, so that subjects with more prompts do not count more."""
+def _of_subjects(rows: Sequence[Row], columns: Iterable[str]) -> dict[str, Interval]:
+    """Means of columns that have one value for each subject: subjects with more prompts do not count more."""
     found = {}
-    for name in REFERENCE_NAMES:
+    for name in columns:
         values = {row["subject"]: row[name] for row in rows if row[name] is not None}
         if values:
             found[name] = bootstrap_interval(list(values.values()), list(values))
     return found
+
+
+def _appearance(by_arm: Mapping[str, Sequence[Row]]) -> dict[str, AppearanceSummary]:
+    """Patterned and plain references apart: most pictures of a plain subject are plain without any reference."""
+    groups = {
+        name: {arm: [row for row in rows if _reference_kind(row) == name] for arm, rows in by_arm.items()}
+        for name in ("patterned", "plain")
+    }
+    return {name: _appearance_of(rows) for name, rows in groups.items() if any(rows.values())}
+
+
+def _reference_kind(row: Row) -> str | None:
+    if row["reference_pattern"] is None:
+        return None
+    return "plain" if row["reference_pattern"] == PLAIN else "patterned"
+
+
+def _appearance_of(by_arm: Mapping[str, Sequence[Row]]) -> AppearanceSummary:
+    rows = _without_concept(by_arm)
+    views = _of_subjects(rows, [f"views_{answer}" for answer in ANSWERS])
+    return AppearanceSummary(
+        arms={arm: _intervals(found, ANSWERS) for arm, found in by_arm.items() if found},
+        real_views={name.removeprefix("views_"): interval for name, interval in views.items()},
+        subjects=len({row["subject"] for row in rows}),
+    )
 
 
 def _gap_closed(arm: Sequence[Row], text_only: Sequence[Row]) -> Interval | None:
@@ -148,7 +203,7 @@ def _minus(first: float | None, second: float | None) -> float | None:
 
 
 def findings(summary: Summary) -> list[str]:
-    """The evaluation in at most five sentences; all but the second compare two arms."""
+    """The evaluation in at most six sentences."""
     sentences = [
         _finding(summary, pair, metric)
         for pair, metric in (
@@ -164,7 +219,25 @@ def findings(summary: Summary) -> list[str]:
         low, share, high = (percent(100 * value) for value in (closed.low, closed.mean, closed.high))
         interval = f"95 % interval {low} to {high}"
         sentences.insert(1, f"That closes {share} of the gap to real views of the subject, {interval}.")
+    patterned = summary.appearance.get("patterned")
+    if patterned is not None and "adapter_mask" in patterned.arms:
+        sentences.append(_appearance_finding(patterned))
     return sentences
+
+
+def _appearance_finding(patterned: AppearanceSummary) -> str:
+    """How many pictures of patterned subjects have the reference's pattern and colours."""
+    arms = {**patterned.arms, "real_views": patterned.real_views}
+    shares = {
+        arm: " and ".join(percent(100 * own[answer].mean) for answer in ("pattern", "colours"))
+        for arm, own in arms.items()
+    }
+    others = {"text_only": "text only", "real_views": "other real views"}
+    compared = ", ".join(f"{name} {shares[arm]}" for arm, name in others.items() if arm in shares)
+    return (
+        "Of patterned subjects, the pictures by adapter + mask have the reference's pattern and its two colours in "
+        f"{shares['adapter_mask']} ({compared})."
+    )
 
 
 def _finding(summary: Summary, pair: tuple[str, str], metric: str) -> str:

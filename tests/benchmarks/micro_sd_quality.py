@@ -25,11 +25,13 @@ from model.micro_sd.contrastive import object_features
 from model.micro_sd.fingerprint import WeightsError
 from model.micro_sd.judge import Judge
 from model.micro_sd.weights import WEIGHTS_FOLDER, MicroStableDiffusion, load_micro_sd
+from model.microworld.appearance import PLAIN, visible_appearances
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import CaptionShares
 from model.microworld.instances import COLOUR_NAMES, make_instance
 from model.microworld.scenes import SceneBatch, SceneShares, draw_specs, render_scenes
 from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
+from model.scoring.metrics import JudgeScorer
 from tests.benchmarks.support.attention_maps import record_attention, use_default_attention
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.micro_sd_pictures import STEPS, PromptSet, paint, paint_grid, two_object_prompts
@@ -204,9 +206,24 @@ def encoder_quality(models: MicroStableDiffusion, count: int, seed: int = 5) -> 
         "dino_whole_retrieval": _retrieval(F.normalize(seen_by_dino.pooler_output, dim=-1)),
         "judge_category": _share(verdict.category.argmax(1) == category),
         "judge_colour": _share(verdict.colour.argmax(1) == colour),
+        **_appearance_quality(models.judge, scenes),
         "judge_background": _share(verdict.background.argmax(1) == background),
         "judge_mask_iou": float(overlap.mean()),
         "judge_retrieval": _retrieval(verdict.identity),
+    }
+
+
+def _appearance_quality(judge: Judge, scenes: SceneBatch) -> dict[str, float]:
+    """Shares of scenes whose pattern and whose two colours the judge names, of patterned and of plain subjects."""
+    truth = visible_appearances([spec.subject for spec in scenes.specs])
+    found = JudgeScorer(judge).appearances(_images(scenes) / 2 + 0.5)
+    same_pattern = torch.tensor([own.pattern == seen.pattern for own, seen in zip(truth, found, strict=True)])
+    same_colours = torch.tensor([own.colours == seen.colours for own, seen in zip(truth, found, strict=True)])
+    plain = torch.tensor([own.pattern == PLAIN for own in truth])
+    return {
+        f"judge_{answer}_{kind}": _share(same[rows])
+        for kind, rows in (("patterned", ~plain), ("plain", plain))
+        for answer, same in (("pattern", same_pattern), ("colours", same_colours))
     }
 
 

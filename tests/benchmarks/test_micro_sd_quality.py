@@ -68,6 +68,8 @@ def test_encoders_and_judge_generalise_to_unseen_instances(models: MicroStableDi
     assert encoders["judge_background"] > 0.9
     assert encoders["judge_category"] > 0.8
     assert encoders["judge_mask_iou"] > 0.7
+    assert encoders["judge_pattern_patterned"] > 0.4
+    assert encoders["judge_colours_patterned"] > 0.4
     assert encoders["dino_retrieval"] > 0.8
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.micro_sd.data import crop_around, draw_indices
+from model.microworld.appearance import PATTERN_NAMES, SECOND_COLOUR_NAMES, visible_appearances
 from model.microworld.instances import make_instance
 from model.microworld.pool import ScenePool, build_pool
 from model.microworld.pool_config import PoolConfig
@@ -52,6 +53,9 @@ def test_a_pool_holds_the_scenes_of_its_configuration(pool: tuple[Path, PoolConf
     index = np.arange(20)
     assert (scenes.category[scenes.partner(index)] == scenes.category).all()
     assert make_instance(specs[0].subject.instance).id == specs[1].subject.instance
+    seen = visible_appearances([spec.subject for spec in specs])
+    assert [PATTERN_NAMES[label] for label in scenes.pattern] == [own.pattern for own in seen]
+    assert [SECOND_COLOUR_NAMES[label] for label in scenes.second_colour] == [own.second_colour for own in seen]
 
 
 def test_a_pool_is_built_once_and_again_when_its_configuration_changes(

@@ -129,6 +129,8 @@ def test_the_judge_s_outputs(tasks: dict[str, Task]) -> None:
     assert verdict.mask.shape == (8, 1, 16, 16)
     assert verdict.category.shape == (8, 12)
     assert verdict.present.shape == (8, 14)
+    assert verdict.second_colour.shape == (8, 10)
+    assert verdict.pattern.shape == (8, 5)
     assert torch.allclose(verdict.identity.norm(dim=1), torch.ones(8), atol=1e-5)
 
 

@@ -126,6 +126,22 @@ def test_background_probability_is_that_of_each_picture_s_own_background(judge: 
         assert judge.background_probability(pictures, backgrounds)[row].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_appearances_are_the_judge_s_likeliest_answers(judge: JudgeScorer) -> None:
+    pictures = random_pictures(4, 96, 96)
+    verdict, found = judge.assess(pictures), judge.appearances(pictures)
+    colours = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "none"]
+    patterns = ["plain", "striped", "spotted", "checkered", "dipped"]
+    for row, appearance in enumerate(found):
+        for names, logits, answer in (
+            (patterns, verdict.pattern, appearance.pattern),
+            (colours[:-1], verdict.colour, appearance.colour),
+            (colours, verdict.second_colour, appearance.second_colour),
+        ):
+            assert logits.shape == (4, len(names))
+            assert answer == names[max(range(len(names)), key=logits[row].tolist().__getitem__)]
+        assert appearance.colours == {appearance.colour, appearance.second_colour}
+
+
 def test_the_judge_takes_pictures_of_any_size(judge: JudgeScorer) -> None:
     pictures = random_pictures(2, 128, 96)
     assert judge.subject_region(pictures).shape == (2, 128, 96)

@@ -270,6 +270,7 @@ def test_the_stage_paints_every_case_in_every_arm(
     assert "Training of the adapter" in page
     assert page.count("<img") > 3 * 5
     assert "Multi-subject and multi-round generation" in page
+    assert "Pattern and colours" in page
     for name in ("hero.png", "multi_subject.png", "rounds.png"):
         assert Image.open(context.output / "report" / name).height > 600
 

@@ -14,6 +14,7 @@ from stages.evaluate.cases import Subject, make_cases
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.painter import case_table
 from stages.evaluate.summary import DIFFERENCES, findings, summarize
+from tests.support.score_rows import a_row
 from tests.support.subject_folder import png
 
 ARMS = ("text_only", "adapter", "adapter_mask")
@@ -21,28 +22,6 @@ ARMS = ("text_only", "adapter", "adapter_mask")
 
 def a_subject(name: str = "red_mug", word: str = "mug") -> Subject:
     return Subject(name=name, word=word, reference=png(1), views=(png(2),))
-
-
-def a_row(
-    arm: str, subject: str, seed: int, similarity: float, background_change: float | None = None
-) -> dict[str, Any]:
-    return {
-        "arm": arm,
-        "subject": subject,
-        "word": "mug",
-        "prompt": f"a mug {seed}",
-        "seed": seed,
-        "similarity": similarity,
-        "controllability": 0.9,
-        "clip_t": 0.3,
-        "copying": 0.0,
-        "real_views": 0.9,
-        "another_subject": 0.1 if subject == "mug-0" else None,
-        "background_change": background_change,
-        "picture": png(seed),
-        "mask": png(seed) if arm == "adapter_mask" else None,
-        "seconds": 0.5,
-    }
 
 
 def some_rows() -> list[dict[str, Any]]:
