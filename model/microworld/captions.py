@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -151,7 +152,8 @@ def _with_a_wrong_fact(facts: CaptionFacts, rng: np.random.Generator) -> Caption
         "category": TRAINED_CATEGORIES,
     }
     fact = str(rng.choice(list(choices)))
-    return replace(facts, **{fact: str(rng.choice([name for name in choices[fact] if name != getattr(facts, fact)]))})
+    wrong: dict[str, Any] = {fact: str(rng.choice([name for name in choices[fact] if name != getattr(facts, fact)]))}
+    return replace(facts, **wrong)
 
 
 def _write_good_caption(facts: CaptionFacts, rng: np.random.Generator, shares: CaptionShares) -> Caption:

@@ -43,7 +43,7 @@ class TrainAdapterConfig:
     """RealCustom++: how the high-resolution features join the deep ones (Eq. 9; Table IX); null: not at all."""
     score_fusion: Literal["scheduled", "textual", "visual", "mean"] | None = "scheduled"
     """RealCustom: how the scores of the image tokens become one (Eq. 8; Table 3); null: no scores, all tokens."""
-    sample_every: Operation[PositiveInt | None] = 175
+    sample_every: Operation[PositiveInt | None] = 90
     """Steps between two sets of sample pictures; null: none."""
     sample_prompts: Operation[Annotated[list[Template], MinLen(1)]] = field(
         default_factory=lambda: [
