@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Gt, Lt
 from pydantic import StringConstraints
@@ -20,6 +20,9 @@ class CustomizeConfig:
 
     subject: LocalPath | None = None
     """Folder of pictures of one subject; null: a held-out subject of the microworld."""
+    pictures: Literal["views", "album"] = "views"
+    """Of a subject of the microworld: views in different places, or an album with one background, one neighbour and
+    almost one pose, to which a method can overfit."""
     word: Text = "toy"
     """The class word."""
     placeholder: Token = "[v]"

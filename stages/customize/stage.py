@@ -112,9 +112,8 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
     listed = json.loads((folder / "subjects.json").read_text())
     for entry in listed:
         if entry["word"] == config.word:
-            return Subject(
-                name=entry["subject"], word=config.word, pictures=[folder / name for name in entry["pictures"]]
-            )
+            names = entry["pictures"] if config.pictures == "views" else entry["album"]
+            return Subject(name=entry["subject"], word=config.word, pictures=[folder / name for name in names])
     words = ", ".join(sorted({entry["word"] for entry in listed}))
     raise StageError(f"the microworld has no held-out {config.word!r}: set customize.word to one of {words}.")
 

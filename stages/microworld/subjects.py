@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ from PIL import Image
 from model.microworld.captions import GENERIC_NOUN
 from model.microworld.instances import InstanceId
 from model.microworld.scenes import SceneShares, SceneSpec, categories_of, draw_spec, draw_specs, render_scenes
-from model.microworld.shapes import HELD_OUT_CATEGORIES
+from model.microworld.shapes import CATEGORIES, HELD_OUT_CATEGORIES, TRAINED_CATEGORIES
 
 SUBJECTS_PER_CATEGORY = 5
 PICTURES_PER_SUBJECT = 5
+ALBUM_PICTURES = 4
+_ALBUM_JITTER = 0.05  # radians
 
 
 def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
-    """Write `word/instance/NN.png`, `NN_mask.png`, `subjects.json` and pairs; returns the number of subjects.
+    """Write `word/instance/NN.png`, `NN_mask.png`, `album_NN.png`, `subjects.json` and pairs; returns their number.
+
+    The pictures of a subject have nothing in common but the subject. Its album has what a customization method can
+    overfit to: one background, one neighbour, almost one pose.
 
     The class word is the category; objects of a category that the base model has never seen are called "toy". The
     categories alternate in `subjects.json`, so that its first entries already differ. Its paths are relative to
@@ -42,6 +48,7 @@ def write_subjects(folder: Path, picture_size: int, seed: int) -> int:
             listing.append(_write_subject(folder, category, specs, picture_size))
             instances[listing[-1]["subject"]] = specs[0].subject.instance
     (folder / "subjects.json").write_text(json.dumps(listing, indent=2) + "\n")
+    _write_albums(folder, listing, instances, picture_size)
     _write_pairs(folder, listing, instances, picture_size, seed)
     return len(listing)
 
@@ -57,7 +64,28 @@ def _write_subject(folder: Path, category: str, specs: Sequence[SceneSpec], pict
         Image.fromarray(scene.image).save(subject_folder / f"{number:02d}.png")
         Image.fromarray(scene.mask).save(subject_folder / f"{number:02d}_mask.png")
     pictures = [f"{word}/{subject}/{number:02d}.png" for number in range(len(scenes))]
-    return {"subject": subject, "word": word, "category": category, "pictures": pictures}
+    album = [f"{word}/{subject}/album_{number:02d}.png" for number in range(ALBUM_PICTURES)]
+    return {"subject": subject, "word": word, "category": category, "pictures": pictures, "album": album}
+
+
+def _write_albums(
+    folder: Path, listing: Sequence[dict[str, Any]], instances: dict[str, InstanceId], picture_size: int
+) -> None:
+    """Write the album of every subject, all rendered together."""
+    specs = [spec for entry in listing for spec in _album_specs(instances[entry["subject"]])]
+    names = [name for entry in listing for name in entry["album"]]
+    for name, picture in zip(names, render_scenes(specs, picture_size).image, strict=True):
+        Image.fromarray(picture).save(folder / name)
+
+
+def _album_specs(instance: InstanceId) -> list[SceneSpec]:
+    """Scenes of a subject beside one object of another category, seen from almost the same direction."""
+    rng = np.random.default_rng([instance.index, CATEGORIES.index(instance.category)])
+    others = [name for name in TRAINED_CATEGORIES if name != instance.category]
+    neighbour = InstanceId(split="test", category=str(rng.choice(others)), index=instance.index)
+    scene = draw_spec(rng, instance, SceneShares(), neighbour=neighbour)
+    turns = rng.uniform(-_ALBUM_JITTER, _ALBUM_JITTER, ALBUM_PICTURES)
+    return [replace(scene, subject=replace(scene.subject, yaw=scene.subject.yaw + float(turn))) for turn in turns]
 
 
 def _write_pairs(

@@ -50,7 +50,8 @@ def write_subjects(folder: Path) -> Path:
         pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(place / f"{number:02d}.png")
     pictures = [f"toy/test-1/{number:02d}.png" for number in range(4)]
-    listing = [{"subject": "test-1", "word": "toy", "category": "bear", "pictures": pictures}]
+    album = ["toy/test-1/album.png"]
+    listing = [{"subject": "test-1", "word": "toy", "category": "bear", "pictures": pictures, "album": album}]
     (folder / "subjects" / "subjects.json").write_text(json.dumps(listing))
     return folder
 
@@ -116,6 +117,7 @@ def test_subject_errors(inputs: dict[str, Path], tmp_path: Path) -> None:
         return customize.find_subject(CustomizeConfig(**settings), inputs)
 
     assert find(word="toy").name == "test-1"
+    assert [path.name for path in find(word="toy", pictures="album").pictures] == ["album.png"]
     with pytest.raises(StageError, match=r"'mug': set customize.word to one of toy"):
         find(word="mug")
     with pytest.raises(StageError, match="is not a folder"):

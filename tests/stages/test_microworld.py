@@ -23,7 +23,7 @@ from stages.data.loopback import serve_folder
 from stages.filter.config import FilterConfig
 from stages.microworld import stage as microworld
 from stages.microworld.config import MicroworldConfig
-from stages.microworld.subjects import disjoint_pairs
+from stages.microworld.subjects import ALBUM_PICTURES, disjoint_pairs
 from stages.microworld.turntables import write_instance
 from stages.microworld.web import GROUPS, METADATA, draw_kinds, draw_scores
 from stages.multiview.colmap import read_images
@@ -144,6 +144,16 @@ def test_subjects_are_held_out_listed_and_masked(world: Path) -> None:
                 assert mask.mode == "L"
                 assert picture.size == mask.size == (48, 48)
                 assert np.asarray(mask).max() == 255
+
+
+def test_the_pictures_of_an_album_differ_less_than_the_views_of_a_subject(world: Path) -> None:
+    def pixels(names: list[str]) -> np.ndarray:
+        return np.stack([np.asarray(Image.open(world / "subjects" / name), dtype=float) for name in names])
+
+    for entry in json.loads((world / "subjects" / "subjects.json").read_text()):
+        album, views = pixels(entry["album"]), pixels(entry["pictures"])
+        assert len(np.unique(album, axis=0)) == len(album) == ALBUM_PICTURES
+        assert album.std(axis=0).mean() < 5 < views.std(axis=0).mean()
 
 
 def test_subjects_are_paired_once_each_and_shown_together(world: Path) -> None:
