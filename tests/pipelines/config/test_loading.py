@@ -166,7 +166,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(setting: str, w
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["train_adapter.trainer.workers=3"], ["curriculum.batch_size", "32", "workers", "3"]),
+        (["train_adapter.trainer.workers=3"], ["curriculum.batch_size", "16", "workers", "3"]),
         (["train_adapter.trainer.accumulation=32"], ["curriculum.batch_size", "accumulation", "2 x 32"]),
         (["contextualizer.trainer.workers=5"], ["contextualizer", "batch_size", "64", "5"]),
         (["base.workers=7"], ["base", "recipe.vae.batch", "12", "7"]),
