@@ -205,7 +205,7 @@ def test_what_does_not_fit_together_is_named(settings: list[str], words: list[st
 @pytest.mark.parametrize(
     "settings",
     [
-        ["train_adapter.trainer.workers=4", "train_adapter.trainer.accumulation=8"],
+        ["train_adapter.trainer.workers=4", "train_adapter.trainer.accumulation=4"],
         ["train_adapter.drop_text=.5", "train_adapter.drop_image=.4", "train_adapter.drop_both=.1"],
         ["train_adapter.trainer.zero_stage=3", "train_adapter.sample_every=null"],
         ["inference.steps=5", "inference.mask_steps=null"],
