@@ -6,7 +6,7 @@ It is loaded from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `toke
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -213,7 +213,7 @@ def load_backbone(
     vae = load_part(AutoencoderKL, location, "vae", torch_dtype=dtype)
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
-    family: Family = "sdxl" if unet.config.addition_embed_type == "text_time" else "sd"
+    family = _family_of(unet.config)
     parts = _TEXT_PARTS[family]
     encoders = [load_part(kind, location, f"text_encoder{suffix}", dtype=dtype) for suffix, kind in parts.items()]
     for module in (unet, vae, *encoders):
@@ -232,6 +232,19 @@ def load_backbone(
         family=family,
         zero_empty_prompt=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def read_family(folder_or_hub_id: str | Path) -> Family:
+    """The family of a backbone, from its UNet's configuration alone.
+
+    Raises:
+        BackboneError: it is not in diffusers' layout.
+    """
+    return _family_of(_read_config(UNet2DConditionModel, folder_or_hub_id, subfolder="unet"))
+
+
+def _family_of(unet_config: Mapping[str, Any]) -> Family:
+    return "sdxl" if unet_config.get("addition_embed_type") == "text_time" else "sd"
 
 
 def _load_unet(location: str | Path, dtype: torch.dtype, *, with_weights: bool) -> UNet2DConditionModel:

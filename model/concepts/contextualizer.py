@@ -21,7 +21,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedModel
 
-from model.backbone import load_part, load_tokenizer
+from model.backbone import Family, load_part, load_tokenizer, read_family
 from model.backbone_layout import check_backbone_files
 from model.errors import ModelError
 from model.seeding import generator_of
@@ -103,16 +103,15 @@ def embeddings_replaced(text_encoder: PreTrainedModel, replace: Callable[[Tensor
         hook.remove()
 
 
-def mlm_logits(contextualizer: Contextualizer, text_encoder: Any, ids: Tensor, masked: Tensor, end: int) -> Tensor:
+def mlm_logits(contextualizer: Contextualizer, text: FrozenText, ids: Tensor, masked: Tensor) -> Tensor:
     """psi(Gamma(P_masked)) (B, n, V) for prompts `ids` (B, n) whose `masked` (B, n) tokens are hidden."""
 
     def hide(_: Tensor, embeddings: Tensor) -> Tensor:
         return torch.where(masked[..., None], contextualizer.mask_embedding.to(embeddings.dtype), embeddings)
 
-    with embeddings_replaced(text_encoder, hide):
-        context = text_encoder(input_ids=ids).last_hidden_state
-    table = text_encoder.get_input_embeddings().weight
-    return contextualizer(context, padding_of(ids, end), table)
+    with embeddings_replaced(text.encoder, hide):
+        context = text.states(ids)
+    return contextualizer(context, padding_of(ids, text.end), text.encoder.get_input_embeddings().weight)
 
 
 def mlm_loss(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
@@ -130,10 +129,17 @@ def mlm_loss(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:
 
 @dataclass
 class FrozenText:
-    """A frozen text encoder with its tokenizer."""
+    """A frozen text encoder with its tokenizer.
+
+    Attributes:
+        tokenizer: of transformers.
+        encoder: a CLIP text model.
+        family: of the backbone: its UNet reads the encoder's last states, SDXL's the penultimate ones.
+    """
 
     tokenizer: Any
     encoder: Any
+    family: Family
 
     @classmethod
     def load(cls, backbone: str, device: str = "cpu") -> FrozenText:
@@ -145,13 +151,19 @@ class FrozenText:
         check_backbone_files(backbone)
         tokenizer = load_tokenizer(backbone)
         encoder = load_part(CLIPTextModel, backbone, "text_encoder", dtype=torch.float32)
-        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))
+        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device), read_family(backbone))
 
     def ids(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, n), padded to the encoder's length."""
         length = self.tokenizer.model_max_length
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
         return self.tokenizer(list(prompts), **options).input_ids
+
+    def states(self, ids: Tensor) -> Tensor:
+        """Gamma: the states (B, n, c) of token ids (B, n) that the UNet reads."""
+        if self.family == "sd":
+            return self.encoder(input_ids=ids).last_hidden_state
+        return self.encoder(input_ids=ids, output_hidden_states=True).hidden_states[-2]
 
     @property
     def special(self) -> list[int]:
@@ -175,7 +187,7 @@ class ContextualizerModule(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss, and the accuracy at the masked positions; `batch`: ids (B, n), masked (B, n) bool."""
         ids, masked = batch["ids"], batch["masked"]
-        logits = mlm_logits(self.contextualizer, self.text.encoder, ids, masked, self.text.end)
+        logits = mlm_logits(self.contextualizer, self.text, ids, masked)
         right = ((logits.detach().argmax(-1) == ids) & masked).sum() / masked.sum().clamp(min=1)
         return {"loss": mlm_loss(logits, ids, masked), "accuracy": right}
 
@@ -208,13 +220,13 @@ class ContextualizerTask:
         return self._text
 
     def module(self) -> ContextualizerModule:
-        """A new contextualizer; p_mask starts at the mean of all token embeddings."""
+        """A new contextualizer; psi and p_mask start at random, p_mask at the scale of the token embeddings."""
         text = self.text()
         table: Tensor = text.encoder.get_input_embeddings().weight
         heads: int = text.encoder.config.num_attention_heads
         contextualizer = Contextualizer(table.shape[1], table.shape[0], self.layers, heads)
         with torch.no_grad():
-            contextualizer.mask_embedding.copy_(table.float().mean(0))
+            contextualizer.mask_embedding.normal_(std=table.float().std().item())
         return ContextualizerModule(contextualizer, text)
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
@@ -245,6 +257,7 @@ class MaskedAccuracy:
 
     contextualizer: float
     majority: float  # of a baseline that always predicts the training prompts' most frequent word
+    unigram: float  # expected of one that draws each word by its frequency in the training prompts
     positions: int
 
 
@@ -252,16 +265,22 @@ class MaskedAccuracy:
 def masked_accuracy(
     contextualizer: Contextualizer, text: FrozenText, train: Sequence[str], held_out: Sequence[str], rate: float
 ) -> MaskedAccuracy:
-    """Accuracy at the masked positions of `held_out`, and that of predicting the most frequent word of `train`."""
-    special = torch.tensor(text.special)
+    """Accuracy at the masked positions of `held_out`, beside two baselines that know the words of `train` only."""
     known = text.ids(train)
-    majority = known[~torch.isin(known, special)].mode().values
-    right = common = positions = 0
+    known = known[~torch.isin(known, torch.tensor(text.special))]
+    frequencies = known.bincount(minlength=len(text.tokenizer)) / max(len(known), 1)
+    right, hidden = 0, [torch.zeros(0, dtype=torch.long)]
     for number, prompt in enumerate(held_out):
         ids = text.ids([prompt])
         masked = draw_masked(ids, text.special, rate, [generator_of("held out", number)])
-        guess = mlm_logits(contextualizer, text.encoder, ids, masked, text.end).argmax(-1)
+        guess = mlm_logits(contextualizer, text, ids, masked).argmax(-1)
         right += int(((guess == ids) & masked).sum())
-        common += int(((ids == majority) & masked).sum())
-        positions += int(masked.sum())
-    return MaskedAccuracy(right / max(positions, 1), common / max(positions, 1), positions)
+        hidden.append(ids[masked])
+    words = torch.cat(hidden)
+    count = max(len(words), 1)
+    return MaskedAccuracy(
+        contextualizer=right / count,
+        majority=int((words == frequencies.argmax()).sum()) / count,
+        unigram=float(frequencies[words].sum()) / count,
+        positions=len(words),
+    )

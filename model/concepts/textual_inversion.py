@@ -122,7 +122,9 @@ class TextualInversion(nn.Module):
     ) -> None:
         super().__init__()
         self.frozen = (backbone, contextualizer.eval().requires_grad_(False))  # a tuple: no submodules
-        self.texts = [FrozenText(*pair) for pair in zip(backbone.tokenizers, backbone.text_encoders, strict=True)]
+        self.texts = [
+            FrozenText(*pair, backbone.family) for pair in zip(backbone.tokenizers, backbone.text_encoders, strict=True)
+        ]
         self.concepts = [add_token(text, settings.placeholder, settings.word) for text in self.texts]
         rows = [
             text.encoder.get_input_embeddings().weight[i] for text, i in zip(self.texts, self.concepts, strict=True)
@@ -173,14 +175,9 @@ class TextualInversion(nn.Module):
     def _encode(self, prompts: list[str]) -> PromptEmbedding:
         """`Backbone.encode_prompt` with gradients."""
         backbone, _ = self.frozen
-        if backbone.family == "sd":
-            text = self.texts[0]
-            return PromptEmbedding(text.encoder(input_ids=text.ids(prompts).to(self.device)).last_hidden_state)
-        outputs = [
-            text.encoder(input_ids=text.ids(prompts).to(self.device), output_hidden_states=True) for text in self.texts
-        ]
-        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return PromptEmbedding(hidden, backbone.encode_prompt(prompts).added_conditions)
+        hidden = torch.cat([text.states(text.ids(prompts).to(self.device)) for text in self.texts], dim=-1)
+        added = {} if backbone.family == "sd" else backbone.encode_prompt(prompts).added_conditions
+        return PromptEmbedding(hidden, added)
 
     def _mlm_loss(self, generator: torch.Generator) -> Tensor:
         _, contextualizer = self.frozen
@@ -189,7 +186,7 @@ class TextualInversion(nn.Module):
         never = [*text.special, self.concepts[0]]
         masked = draw_masked(ids, never, settings.mask_rate, [generator] * len(ids)).to(self.device)
         ids = ids.to(self.device)
-        return mlm_loss(mlm_logits(contextualizer, text.encoder, ids, masked, text.end), ids, masked)
+        return mlm_loss(mlm_logits(contextualizer, text, ids, masked), ids, masked)
 
 
 def learn(inversion: TextualInversion) -> Iterator[InversionStep]:
@@ -231,7 +228,7 @@ def load_concept(backbone: Backbone, folder: Path) -> str:
         width = encoder.get_input_embeddings().weight.shape[1]
         if key not in state or state[key].shape[-1] != width:
             raise ConceptError(f"the concept {folder} was learned on another text encoder than this backbone's.")
-        concept = add_token(FrozenText(tokenizer, encoder), placeholder, word)
+        concept = add_token(FrozenText(tokenizer, encoder, backbone.family), placeholder, word)
         with torch.no_grad():
             encoder.get_input_embeddings().weight[concept] = state[key]
     return placeholder

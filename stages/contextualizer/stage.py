@@ -5,6 +5,7 @@ Writes `contextualizer/`: the weights, and `prompts.json` with the context-rich 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from stages.training.trainer import fit, plot_curves
 
 #: Stands for the concept in the prompt sets.
 PLACEHOLDER = "[v]"
-#: One of this many prompts is held out, for the accuracy.
+#: One of this many sentence templates is held out, for the accuracy.
 _HELD_OUT = 10
 
 
@@ -33,9 +34,8 @@ def run(context: StageContext) -> StageResult:
     """Train psi and p_mask."""
     config, seed = context.config.contextualizer, context.config.run.seed
     backbone = backbone_location(context.config.backbone, context.inputs)
-    table = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["prompt_id", "concept", "prompt"])
-    rows = table.to_pylist()
-    train, held_out = split_prompts([(row["prompt_id"], row["prompt"]) for row in rows])
+    rows = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["concept", "prompt"]).to_pylist()
+    train, held_out = split_prompts([(row["concept"], row["prompt"]) for row in rows])
     if not train:
         raise StageError("the prompt sets are empty: set prompts.concepts and prompts.prompts_per_concept to more.")
     task = ContextualizerTask(
@@ -67,17 +67,23 @@ def run(context: StageContext) -> StageResult:
         metrics={
             "held_out_accuracy": found.contextualizer,
             "majority_accuracy": found.majority,
+            "unigram_accuracy": found.unigram,
             "held_out_positions": float(found.positions),
         }
     )
 
 
 def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """Split prompts (id, text) by their ids into training and held-out prompts, without their placeholder."""
+    """Split prompts (concept, text) into training and held-out prompts, without their placeholder.
+
+    Prompts with the same sentence around their concepts are on the same side: a held-out sentence is new.
+    """
     train: list[str] = []
     held_out: list[str] = []
-    for prompt_id, prompt in prompts:
-        chosen = held_out if int(prompt_id, 16) % _HELD_OUT == 0 else train
+    for concept, prompt in prompts:
+        template = " ".join(prompt.replace(f"{PLACEHOLDER} {concept}", "{}").lower().split())
+        digest = hashlib.sha256(template.encode()).digest()
+        chosen = held_out if int.from_bytes(digest[:8]) % _HELD_OUT == 0 else train
         chosen.append(" ".join(prompt.replace(PLACEHOLDER, " ").split()))
     return train, held_out
 

@@ -67,11 +67,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_prompts_lose_their_placeholder_and_are_split_by_id() -> None:
-    prompts = [(content_id("toy", str(number)), f"a [v] toy {number}") for number in range(300)]
+def test_prompts_lose_their_placeholder_and_are_split_by_their_sentences() -> None:
+    """The sentence around the concept decides, so that a held-out sentence is new whatever it is about."""
+    concepts = ("toy", "coffee mug", "duck")
+    prompts = [(concept, f"a [v] {concept} {number}") for number in range(300) for concept in concepts]
     train, held_out = contextualizer.split_prompts(prompts)
-    assert sorted(train + held_out) == sorted(f"a toy {number}" for number in range(300))
-    assert 10 <= len(held_out) <= 60
+    assert sorted(train + held_out) == sorted(f"a {concept} {number}" for number in range(300) for concept in concepts)
+    assert 30 <= len(held_out) <= 180
+    numbers = [prompt.split()[-1] for prompt in held_out]
+    assert all(numbers.count(number) == len(concepts) for number in numbers)
     assert contextualizer.split_prompts(prompts[::-1])[1] == held_out[::-1]
 
 
@@ -81,7 +85,7 @@ def test_contextualizer_then_customize(ray_cluster: str, inputs: dict[str, Path]
         tmp_path / "contextualizer", inputs, contextualizer={"steps": 10, "batch_size": 8, "trainer": TRAINER}
     )
     result = contextualizer.run(context)
-    assert {"held_out_accuracy", "majority_accuracy", "held_out_positions"} <= result.metrics.keys()
+    assert {"held_out_accuracy", "majority_accuracy", "unigram_accuracy", "held_out_positions"} <= result.metrics.keys()
     folder = context.output / "contextualizer"
     assert Contextualizer.from_pretrained(folder).config["num_layers"] == 4
     assert len(json.loads((folder / "prompts.json").read_text())) == 24
