@@ -77,9 +77,7 @@ class AdapterModule(nn.Module):
         if with_adapter:
             alpha_bar = backbone.scheduler.alphas_cumprod.to(noisy.device)[timesteps]
             method = method_of(self.adapter)
-            condition["visual"] = method.training_condition(
-                self.adapter, self.frozen.encoders, batch, noisy, alpha_bar
-            )
+            condition["visual"] = method.training_condition(self.adapter, self.frozen.encoders, batch, noisy, alpha_bar)
         predicted = backbone.predict(noisy, timesteps, PromptEmbedding(batch["hidden"], added), **condition)
         target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], timesteps)
         return F.mse_loss(predicted.float(), target, reduction="none")

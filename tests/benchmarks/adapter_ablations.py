@@ -140,11 +140,15 @@ class Evaluation:
         listing = json.loads((folder / "subjects.json").read_text())
         self.held_out = {entry["subject"] for entry in listing if entry["category"] in HELD_OUT_CATEGORIES}
 
-    def rows(self, adapter: Path, arm: str, visual_scale: str) -> list[dict[str, Any]]:
+    def models(self, adapter: Path) -> Models:
+        """The models that paint and score."""
+        paths = ModelPaths(backbone=str(WEIGHTS_FOLDER), adapter=adapter, concept=adapter)  # no arm paints a concept
+        return Models(self.config, paths)
+
+    def rows(self, models: Models, arm: str, visual_scale: str) -> list[dict[str, Any]]:
         """The stage's rows of one arm without pictures, each with "held_out": of a category never trained on."""
         config = with_values(self.config, {"inference.visual_scale": float(visual_scale)})
-        paths = ModelPaths(backbone=str(WEIGHTS_FOLDER), adapter=adapter, concept=adapter)  # no arm paints a concept
-        painter, cases = Painter(config, Models(config, paths)), case_table(self.cases, [arm])
+        painter, cases = Painter(config, models), case_table(self.cases, [arm])
         size = config.evaluate.batch_size
         batches = [cases.slice(start, size) for start in range(0, cases.num_rows, size)]
         return [
@@ -166,9 +170,10 @@ def run_missing(output: Path, variants: Sequence[Variant], config: Config, examp
             print(f"{variant.name}: {variant.change}", flush=True)
             adapter, recipe = Path(scratch) / variant.name, variant.recipe(examples_scale)
             train(variant, config, examples_scale).adapter.save_pretrained(adapter)
+            models = evaluation.models(adapter)
             if not (plain := output / f"{TEXT_ONLY}.json").exists():
-                _write_whole(plain, evaluation.rows(adapter, TEXT_ONLY, VISUAL_SCALES[0]))
-            rows = {scale: evaluation.rows(adapter, ARM, scale) for scale in VISUAL_SCALES}
+                _write_whole(plain, evaluation.rows(models, TEXT_ONLY, VISUAL_SCALES[0]))
+            rows = {scale: evaluation.rows(models, ARM, scale) for scale in VISUAL_SCALES}
             result = {"variant": variant.name, "examples": recipe.steps * recipe.batch_size, "rows": rows}
             _write_whole(output / f"{variant.name}.json", result)
 
@@ -207,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     budget = Budget(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Budget)})
     set_environment("micro")
     disable_progress_bar()
-    torch.set_float32_matmul_precision("high")  # TF32
+    if options.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     claim(options.output, budget)
     config = budget.config(options.device)
     run_missing(options.output, [VARIANTS[name] for name in options.variants], config, budget.examples_scale)

@@ -71,7 +71,8 @@ class Variant:
         Returns:
             The batch with other timesteps, and weights (B * M, 1, h, w).
         """
-        weights = subject_weights(masks, tuple(batch["latents"].shape[-2:]), self.outside_weight)
+        height, width = batch["latents"].shape[-2:]
+        weights = subject_weights(masks, (height, width), self.outside_weight)
         return batch | {
             "timesteps": biased_timesteps(batch["timesteps"], self.timestep_power, length),
             "weights": weights.repeat_interleave(self.noises, dim=0),
@@ -84,7 +85,7 @@ def biased_timesteps(timesteps: Tensor, power: float, length: int) -> Tensor:
     return (length * quantile ** (1 / power)).long().clamp(max=length - 1)
 
 
-def subject_weights(masks: Tensor, grid: tuple[int, ...], outside: float) -> Tensor:
+def subject_weights(masks: Tensor, grid: tuple[int, int], outside: float) -> Tensor:
     """Masks (B, H, W) -> weights (B, 1, h, w), in the ratio of 1 on the subject to `outside`, with a mean of 1 each."""
     cover = F.adaptive_avg_pool2d(masks[:, None], grid)
     weights = outside + (1 - outside) * cover

@@ -45,11 +45,14 @@ class GraphedStep:
         return self._output
 
     def _step(self) -> Tensor:
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._clear_gradients()
         loss = self._loss(self._inputs)
         loss.backward()
         return loss.detach()
+
+    def _clear_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _capture(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Capture a step, after some on another stream, as PyTorch asks."""
@@ -60,6 +63,7 @@ class GraphedStep:
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # the gradients are None at its start, so that its own memory holds them
+        self._clear_gradients()  # so that the graph's own memory holds them
+        with torch.cuda.graph(graph):
             loss = self._step()
         return graph, loss
