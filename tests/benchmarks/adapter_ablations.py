@@ -4,8 +4,8 @@
     python -m tests.benchmarks.adapter_ablations --output runs/small --examples-scale 0.1
 
 Hardware and time: a GPU. An earlier form took half a minute a variant on an H200, and 2.5 minutes for ten times the
-examples. This form has run on CPUs only, in small; a quarter of an hour for a variant of full size is an estimate for two
-cores. It needs no finished run.
+examples. This form has run on CPUs only, in small; an estimate for a variant of full size is a quarter of an hour on
+two cores. It needs no finished run.
 
 Each variant (`support/ablation_variants.py`) trains an adapter on the shipped micro Stable Diffusion with the product's
 examples and loss, but without Ray and DeepSpeed; on CUDA a step is captured in a graph. Scenes and turntables are
