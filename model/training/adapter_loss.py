@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.adapters.adapter import VisualAdapter
 from model.adapters.image_encoder import ImageEncoders
+from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone, PromptEmbedding
 from model.methods.registry import method_of
 from model.training.diffusion_loss import diffusion_target, group_means, min_snr_weights, timestep_bands
@@ -58,22 +59,28 @@ class AdapterModule(nn.Module):
             ("loss/t_750_1000", ...) in the batch; multiview_share; crop_ratio, the mean; in steps with `measure_gain`
             also "gain": the loss of the base model without the adapter minus the loss.
         """
-        backbone, timesteps = self.frozen.backbone, batch["timesteps"]
-        noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], timesteps)
-        added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
-        prompt = PromptEmbedding(batch["hidden"], added)
-        target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], timesteps)
-        alpha_bar = backbone.scheduler.alphas_cumprod.to(noisy.device)[timesteps]
-        method = method_of(self.adapter)
-        condition = method.training_condition(self.adapter, self.frozen.encoders, batch, noisy, alpha_bar)
-        predicted = backbone.predict(noisy, timesteps, prompt, visual=condition)
-        errors = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))  # (B,)
+        timesteps = batch["timesteps"]
+        errors = self.squared_errors(batch).mean((1, 2, 3))  # (B,)
         scalars = {"loss": self._weighted(errors, timesteps), **self._curves(errors.detach(), batch)}
         if batch["measure_gain"].any():
             with torch.no_grad():
-                base = F.mse_loss(backbone.predict(noisy, timesteps, prompt).float(), target)
+                base = self.squared_errors(batch, with_adapter=False).mean()
             scalars["gain"] = base - errors.detach().mean()
         return scalars
+
+    def squared_errors(self, batch: dict[str, Tensor], *, with_adapter: bool = True) -> Tensor:
+        """The squared errors (B, 4, h, w) of the prediction, or of the base model's prediction."""
+        backbone, timesteps = self.frozen.backbone, batch["timesteps"]
+        noisy = backbone.scheduler.add_noise(batch["latents"], batch["noise"], timesteps)
+        added: dict[str, Tensor] = {name: batch[name] for name in ("text_embeds", "time_ids") if name in batch}
+        condition: dict[str, VisualCondition] = {}
+        if with_adapter:
+            alpha_bar = backbone.scheduler.alphas_cumprod.to(noisy.device)[timesteps]
+            method = method_of(self.adapter)
+            condition["visual"] = method.training_condition(self.adapter, self.frozen.encoders, batch, noisy, alpha_bar)
+        predicted = backbone.predict(noisy, timesteps, PromptEmbedding(batch["hidden"], added), **condition)
+        target = diffusion_target(backbone.scheduler, batch["latents"], batch["noise"], timesteps)
+        return F.mse_loss(predicted.float(), target, reduction="none")
 
     def _weighted(self, errors: Tensor, timesteps: Tensor) -> Tensor:
         """The weighted mean () of the errors (B,)."""

@@ -11,7 +11,7 @@ from PIL import Image
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.camera import CameraPose, PinholeIntrinsics
 from model.microworld.instances import InstanceId
-from model.microworld.scenes import Background, SceneShares, categories_of, render_views
+from model.microworld.scenes import Background, SceneShares, ViewBatch, categories_of, render_views
 from stages.contract import Reporter
 from stages.microworld.config import MicroworldConfig
 
@@ -24,25 +24,29 @@ _IMAGES_HEADER = (
 
 def write_turntables(folder: Path, settings: MicroworldConfig, seed: int, report: Reporter) -> int:
     """Write `multiview_instances` objects with `views` frames each; return the number of frames."""
-    shares, categories = SceneShares(), categories_of("adapter")
     folder.mkdir()
     for number in range(settings.multiview_instances):
-        rng = np.random.default_rng([seed, 3, number])
-        # The index lies beyond the instances of the web's scenes, so that the web shows none of these objects.
-        identity = InstanceId(
-            split="adapter", category=categories[number % len(categories)], index=shares.instances + number
-        )
-        spread = np.linspace(-shares.yaw, shares.yaw, settings.views)
-        yaws = spread + rng.uniform(-0.4, 0.4, settings.views) * shares.yaw / settings.views
-        pitches = rng.uniform(*shares.pitch) + rng.uniform(-0.05, 0.05, settings.views)
-        background = Background(name=str(rng.choice(BACKGROUNDS)), seed=int(rng.integers(2**31)))
-        views = render_views(
-            identity, yaws.tolist(), pitches.tolist(), background=background, size=settings.picture_size
-        )
+        views = render_turntable(number, settings.views, settings.picture_size, seed)
+        identity = views.instance
         write_instance(folder / identity.category / str(identity), list(views.image), views.poses, views.intrinsics)
         if number % 20 == 0:
             report.progress(number, settings.multiview_instances, "rendering turntable sequences")
     return settings.multiview_instances * settings.views
+
+
+def render_turntable(number: int, views: int, picture_size: int, seed: int) -> ViewBatch:
+    """Render the frames of one object: a function of its number and the seed."""
+    shares, categories = SceneShares(), categories_of("adapter")
+    rng = np.random.default_rng([seed, 3, number])
+    # The index lies beyond the instances of the web's scenes, so that the web shows none of these objects.
+    identity = InstanceId(
+        split="adapter", category=categories[number % len(categories)], index=shares.instances + number
+    )
+    spread = np.linspace(-shares.yaw, shares.yaw, views)
+    yaws = spread + rng.uniform(-0.4, 0.4, views) * shares.yaw / views
+    pitches = rng.uniform(*shares.pitch) + rng.uniform(-0.05, 0.05, views)
+    background = Background(name=str(rng.choice(BACKGROUNDS)), seed=int(rng.integers(2**31)))
+    return render_views(identity, yaws.tolist(), pitches.tolist(), background=background, size=picture_size)
 
 
 def write_instance(
