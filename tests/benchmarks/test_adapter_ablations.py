@@ -16,14 +16,13 @@ from PIL import Image
 from tests.benchmarks.adapter_ablations import Budget, claim, main, train, weighted_loss
 from tests.benchmarks.support.ablation_table import markdown, plot
 from tests.benchmarks.support.ablation_variants import STANDARD
+from tests.support.score_rows import a_row
 
 
 def scores(arm: str, similarity: Sequence[float]) -> list[dict[str, Any]]:
     """One picture each of three subjects, the last of a held-out category; real views have a similarity of 0.9."""
-    common = {"arm": arm, "prompt": "p", "seed": 0, "seconds": 1.0, "another_subject": None, "real_views": 0.9}
-    metrics = {"controllability": 1.0, "clip_t": 0.0, "copying": None, "background_change": None}
     return [
-        {**common, **metrics, "subject": subject, "similarity": value, "held_out": subject == "c"}
+        {**a_row(arm, subject, 0, value), "controllability": 1.0, "held_out": subject == "c"}
         for subject, value in zip("abc", similarity, strict=True)
     ]
 
