@@ -112,8 +112,7 @@ def by_the_equations(query: Tensor, key: Tensor, value: Tensor, strength: float)
     maps = probabilities(query, key)
     out = maps[2] @ value[2]
     for head in range(2):
-        map_c = torch.stack([sum(maps[2, head, p, 1 + t] for t in (1, 2)) for p in range(4)])  # type: ignore[arg-type]
-        map_a = torch.stack([sum(maps[1, head, p, 1 + t] for t in (0, 2, 3)) for p in range(4)])  # type: ignore[arg-type]
+        map_c, map_a = maps[2, head][:, [2, 3]].sum(1), maps[1, head][:, [1, 3, 4]].sum(1)
         spatial_c, spatial_a = map_c.exp() / map_c.exp().sum(), map_a.exp() / map_a.exp().sum()
         for p in range(4):
             e_c, e_a = spatial_c[p].exp(), (strength * spatial_a[p]).exp()
