@@ -57,7 +57,7 @@ def test_the_rows_of_equation_2(kind: str, request: pytest.FixtureRequest) -> No
             )
             assert (len(first), len(second), len(named)) == (before, after, nouns)
             start, end, pad = text.tokenizer.bos_token_id, text.tokenizer.eos_token_id, text.tokenizer.pad_token_id
-            expected: list[Tensor] = [token[start] + place[0]]
+            expected: list[Any] = [token[start] + place[0]]
             expected += [token[i] + place[1 + m] + 2 for m, i in enumerate(first)]
             expected += [module.concept[s] + place[1 + s] for s in range(scheme.concept_tokens)]
             expected += [token[i] + place[len(expected) + e] for e, i in enumerate(named)]
