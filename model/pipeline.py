@@ -192,21 +192,18 @@ class RealCustomPipeline:
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
         self._check(prompts, size, settings.steps)
         self.scheduler.set_timesteps(settings.steps, device=self.backbone.device)
-        branches = None
+        noise, generators = self._noise(len(prompts), size, seeds, latents)
+        auxiliary, guidance = None, None
         if dci is not None and dci.auxiliary_share:
             branches = BranchPrompts.of(self.backbone, prompts, dci)
+            processors = self._dci_processors(with_subjects=subjects is not None)
+            parts = self.backbone, processors, self.scheduler
+            auxiliary = AuxiliaryBranch.of(*parts, branches, dci, size, noise, generators)
             prompts = branches.concept
-        guidance = None
         if subjects is not None:
             named = subjects_of(prompts, subjects, words, settings.mask_scope, settings.visual_scale)
             steps = subject_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
             guidance = self._subject_guidance(prompts, named, steps, size, settings, use_mask=use_mask)
-        noise, generators = self._noise(len(prompts), size, seeds, latents)
-        auxiliary = None
-        if dci is not None and branches is not None:
-            processors = self._dci_processors(with_subjects=guidance is not None)
-            parts = self.backbone, processors, self.scheduler
-            auxiliary = AuxiliaryBranch.of(*parts, branches, dci, size, noise, generators)
         generation = Generation(
             text=self.backbone.encode_prompt(prompts, size),
             empty=self.backbone.encode_negative_prompt(negative_prompt, len(prompts), size),

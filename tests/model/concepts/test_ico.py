@@ -47,7 +47,7 @@ def test_the_rows_of_equation_2(kind: str, request: pytest.FixtureRequest) -> No
         for scheme, noun, (before, after, nouns) in SCHEMES:
             module = contexts(text, scheme, noun)
             with torch.no_grad():
-                module.contexts += torch.arange(3.0)[:, None, None]
+                module.contexts.add_(torch.arange(3.0)[:, None, None])
                 rows = module(torch.tensor([2, 0]))
             tables = embeddings_module(text.encoder)
             token, place = tables.token_embedding.weight, tables.position_embedding.weight
