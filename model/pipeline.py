@@ -3,10 +3,9 @@
 The adapter decides the method (`model.methods`).
 """
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,20 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from model.adapters.adapter import AdapterError, VisualAdapter
+from model.adapters.adapter import AdapterError, VisualAdapter, attach_processors
 from model.adapters.image_encoder import ImageEncoders
-from model.adapters.visual_attention import attached_processors
+from model.adapters.visual_attention import VisualAttentionProcessor, attached_processors
 from model.backbone import Backbone, load_backbone
+from model.dci.auxiliary_branch import AuxiliaryBranch
+from model.dci.prompts import BranchPrompts
+from model.dci.settings import DCISettings
 from model.errors import GenerationError
 from model.guidance.denoising import Generation, SubjectGuidance, predict_text_to_image
 from model.guidance.generation_branch import DenoisingStep
 from model.guidance.guidance_branch import GuidanceLayers
 from model.guidance.mask_recipe import MaskRecipe
 from model.guidance.masks import Grid
+from model.guidance.sampling import scheduler_step
 from model.guidance.schedule import MaskSchedule, subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
@@ -43,6 +46,8 @@ class RealCustomOutput(BaseOutput):
     images: list[Image.Image]  # B pictures
     masks: list[list[Tensor]]  # for each picture M_hat (S, G, G') of each step with new masks; empty without masks
     timings: dict[str, float]  # seconds: encode, guidance, generation, decode, total
+    # With DCI, for each picture M_hat_a: downscale of a scale's grid -> (steps, G, G'), the mean over heads and layers.
+    aggregation_masks: list[dict[int, Tensor]] = field(default_factory=list)
 
 
 class RealCustomPipeline:
@@ -144,6 +149,7 @@ class RealCustomPipeline:
         words: str | Sequence[str] | None = None,
         *,
         settings: InferenceSettings | None = None,
+        dci: DCISettings | None = None,
         negative_prompt: str | None = None,
         use_mask: bool = True,
         visual_guidance_start: float = 0.0,
@@ -163,6 +169,8 @@ class RealCustomPipeline:
             words: for each picture the word or phrase of the prompt that it stands for, or one for all; needed for the
                 mask. A `Subject` has its own.
             settings: the defaults of `InferenceSettings` if None; `dataclasses.replace` changes a single value.
+            dci: the learned concept that the prompts contain, and how DCI generates its context in a second branch;
+                None generates in one branch.
             negative_prompt: for the unconditional rows.
             use_mask: False lets the subjects act on the whole picture.
             visual_guidance_start: share of the steps before the subjects start to act.
@@ -184,18 +192,25 @@ class RealCustomPipeline:
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
         self._check(prompts, size, settings.steps)
         self.scheduler.set_timesteps(settings.steps, device=self.backbone.device)
-        guidance = None
+        noise, generators = self._noise(len(prompts), size, seeds, latents)
+        auxiliary, guidance = None, None
+        if dci is not None and dci.auxiliary_share:
+            branches = BranchPrompts.of(self.backbone, prompts, dci)
+            processors = self._dci_processors(with_subjects=subjects is not None)
+            parts = self.backbone, processors, self.scheduler
+            auxiliary = AuxiliaryBranch.of(*parts, branches, dci, size, noise, generators)
+            prompts = branches.concept
         if subjects is not None:
             named = subjects_of(prompts, subjects, words, settings.mask_scope, settings.visual_scale)
             steps = subject_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
             guidance = self._subject_guidance(prompts, named, steps, size, settings, use_mask=use_mask)
-        noise, generators = self._noise(len(prompts), size, seeds, latents)
         generation = Generation(
             text=self.backbone.encode_prompt(prompts, size),
             empty=self.backbone.encode_negative_prompt(negative_prompt, len(prompts), size),
             guidance_scale=settings.guidance_scale,
             image_guidance_scale=settings.image_guidance_scale,
             guidance=guidance,
+            auxiliary=auxiliary,
             latents=noise * self.scheduler.init_noise_sigma,
         )
         generation.clock("encode", start)
@@ -226,9 +241,7 @@ class RealCustomPipeline:
         """The subjects of a request before the first step."""
         if self.adapter is None or self.image_encoders is None:
             raise GenerationError("the request has a subject, but this pipeline has no adapter.")
-        processors = attached_processors(self.backbone.unet)
-        if not processors:
-            raise GenerationError("the adapter was detached from the base model; attach it or build a new pipeline.")
+        processors = self._attached_processors()
         schedule, recipe = MaskSchedule(), None
         if use_mask:
             schedule = MaskSchedule.of(steps, settings.mask_steps, settings.mask_every)
@@ -237,6 +250,23 @@ class RealCustomPipeline:
         branch = method_of(self.adapter).generation_branch(self.adapter, self.image_encoders, subjects, settings)
         latent = (size[0] // self.backbone.latent_scale, size[1] // self.backbone.latent_scale)
         return SubjectGuidance.of(branch, steps, schedule, recipe, latent)
+
+    def _attached_processors(self) -> list[VisualAttentionProcessor]:
+        processors = attached_processors(self.backbone.unet)
+        if not processors:
+            raise GenerationError("the adapter was detached from the base model; attach it or build a new pipeline.")
+        return processors
+
+    def _dci_processors(self, *, with_subjects: bool) -> list[VisualAttentionProcessor]:
+        """The attention processors, in which DCI's branches meet; without an adapter they are attached here."""
+        if self.adapter is None and not attached_processors(self.backbone.unet):
+            attach_processors(self.backbone.unet)
+        if self.adapter is not None and with_subjects and not method_of(self.adapter).takes_auxiliary_branch:
+            raise GenerationError(
+                f"DCI cannot run beside subjects of {self.adapter.method_name}, whose prompt has two branches already; "
+                "generate without subjects, or with an adapter of RealCustom++."
+            )
+        return self._attached_processors()
 
     def _noise(
         self, batch: int, size: Grid, seeds: int | Sequence[int], latents: Tensor | None
@@ -260,15 +290,13 @@ class RealCustomPipeline:
         self, generation: Generation, generators: list[torch.Generator], callback: StepCallback | None
     ) -> None:
         """Run all steps on `generation.latents`."""
-        accepted = inspect.signature(self.scheduler.step).parameters
-        options = {"generator": generators} if "generator" in accepted else {}
         timesteps = self.scheduler.timesteps
         alpha_bars = self.scheduler.alphas_cumprod[timesteps.long().cpu()].to(timesteps.device)
         for number, (timestep, alpha_bar) in enumerate(zip(timesteps, alpha_bars, strict=True)):
             scaled = self.scheduler.scale_model_input(generation.latents, timestep)
             step = DenoisingStep(number, timestep, scaled, alpha_bar.expand(len(scaled)), generation.text.hidden)
             prediction = self._predict(generation, step)
-            generation.latents = self.scheduler.step(prediction, timestep, generation.latents, **options).prev_sample
+            generation.latents = scheduler_step(self.scheduler, prediction, timestep, generation.latents, generators)
             if callback is not None:
                 self._call_back(callback, generation, step)
         if not generation.latents.isfinite().all():
@@ -296,4 +324,5 @@ class RealCustomPipeline:
         generation.timings["total"] = generation.clock("decode", now) - start
         guidance, count = generation.guidance, len(pictures)
         masks = [[] for _ in range(count)] if guidance is None else guidance.masks_of_pictures(count)
-        return RealCustomOutput(images=pictures, masks=masks, timings=generation.timings)
+        aggregation = [] if generation.auxiliary is None else generation.auxiliary.masks_of_pictures(count)
+        return RealCustomOutput(images=pictures, masks=masks, timings=generation.timings, aggregation_masks=aggregation)

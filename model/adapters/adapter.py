@@ -95,13 +95,7 @@ class VisualAdapter(ModelMixin, ConfigMixin):
             AdapterError: the UNet's cross-attention has other layers or widths than the adapter.
         """
         self.check_fits(unet)
-        levels = len(unet.config.block_out_channels)
-        processors = unet.attn_processors
-        for name, original in processors.items():
-            if not isinstance(original, VisualAttentionProcessor):
-                layer = name.removesuffix(".processor")
-                processors[name] = VisualAttentionProcessor(layer, layer_downscale(layer, levels), original)
-        unet.set_attn_processor(processors)
+        attach_processors(unet)
 
     def detach(self, unet: UNet2DConditionModel) -> None:
         """Restore the processors that `attach` replaced."""
@@ -129,6 +123,22 @@ class VisualAdapter(ModelMixin, ConfigMixin):
                 "the adapter does not fit this base model: the adapter needs text states of width "
                 f"{self.config['token_width']}, the base has width {unet.config.cross_attention_dim}."
             )
+
+
+def attach_processors(unet: UNet2DConditionModel) -> None:
+    """Put visual attention processors into a UNet; the UNet still computes the base model until it is passed more.
+
+    Raises:
+        AdapterError: the UNet has a kind of attention that Stable Diffusion 1.5 and XL do not have.
+    """
+    cross_attention_widths(unet)
+    levels = len(unet.config.block_out_channels)
+    processors = unet.attn_processors
+    for name, original in processors.items():
+        if not isinstance(original, VisualAttentionProcessor):
+            layer = name.removesuffix(".processor")
+            processors[name] = VisualAttentionProcessor(layer, layer_downscale(layer, levels), original)
+    unet.set_attn_processor(processors)
 
 
 def cross_attention_widths(unet: UNet2DConditionModel) -> dict[str, int]:

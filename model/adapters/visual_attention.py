@@ -7,8 +7,9 @@ callers:
     unet(latents, t, text)                                                  the base model, bit for bit
     unet(latents, t, text, cross_attention_kwargs={"visual": condition})    generation branch; also a list of conditions
     unet(latents, t, text, cross_attention_kwargs={"recorder": recorder})   guidance branch
+    unet(latents, t, text, cross_attention_kwargs={"integration": module})  DCI's two branches (`model.dci`)
 
-`torch.compile` compiles each of the three to one graph.
+`torch.compile` compiles each of them to one graph.
 
 Legend of shapes: B batch, H heads, d head width, N positions of the layer's grid, k of them with a subject, n keys,
 C = H * d.
@@ -66,6 +67,19 @@ class AttentionRecorder(Protocol):
         """`query` (B, H, N, d) and `key` (B, H, n, d). An exception ends the UNet's pass."""
 
 
+class TextIntegration(Protocol):
+    """Combines the text attention of several rows of the UNet's batch."""
+
+    def wants(self, layer: str) -> bool:
+        """Whether to change the cross-attention layer of this name."""
+
+    def integrate(self, layer: str, query: Tensor, key: Tensor, mask: Tensor | None, attended: Tensor) -> Tensor:
+        """`attended` = Softmax(Q K^T / sqrt(d) + mask) V (B, H, N, d) -> what takes its place, of the same shape.
+
+        `query` is (B, H, N, d), `key` (B, H, n, d), `mask` None or broadcasts to (B, H, N, n).
+        """
+
+
 class VisualAttentionProcessor:
     """Text attention + sum of scale * M_hat * visual attention, with the text's queries (RealCustom++ Eqs. 14, 17).
 
@@ -74,7 +88,7 @@ class VisualAttentionProcessor:
     Args:
         layer: name of the attention layer in the UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn2`.
         downscale: the latent's size divided by the size of the layer's grid.
-        original: the layer's own processor; it computes all calls without `visual` and `recorder`.
+        original: the layer's own processor; it computes all calls without `visual`, `recorder` and `integration`.
     """
 
     def __init__(self, layer: str, downscale: int, original: Any) -> None:
@@ -91,13 +105,16 @@ class VisualAttentionProcessor:
         temb: Tensor | None = None,
         visual: VisualCondition | Sequence[VisualCondition] | None = None,
         recorder: AttentionRecorder | None = None,
+        integration: TextIntegration | None = None,
     ) -> Tensor:
-        """The call of diffusers' processors; `visual` and `recorder` come through `cross_attention_kwargs`."""
+        """The call of diffusers' processors; the last three come through `cross_attention_kwargs`."""
         if recorder is not None and not recorder.wants(self.layer):
             recorder = None
+        if integration is not None and not integration.wants(self.layer):
+            integration = None
         if encoder_hidden_states is None:
-            visual = None
-        if visual is None and recorder is None:
+            visual = integration = None
+        if visual is None and recorder is None and integration is None:
             rest = {"attention_mask": attention_mask, "temb": temb}
             return self.original(attn, hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -106,7 +123,10 @@ class VisualAttentionProcessor:
         if recorder is not None:
             recorder.record(self.layer, query, key)
         value, mask = _split_heads(attn.to_v(context), attn.heads), _attention_mask(attn, attention_mask, context)
-        out = _merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        if integration is not None:
+            attended = integration.integrate(self.layer, query, key, mask, attended)
+        out = _merge_heads(attended)
         for condition in [visual] if isinstance(visual, VisualCondition) else visual or ():
             out = self._add_visual(out, queries, condition, attn.heads)
         return attn.to_out[1](attn.to_out[0](out))

@@ -15,6 +15,7 @@ from torch import Tensor, cat
 
 from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone, PromptEmbedding
+from model.dci.auxiliary_branch import AuxiliaryBranch
 from model.guidance.generation_branch import DenoisingStep, GenerationBranch, SubjectMasks
 from model.guidance.guidance_branch import GuidanceRecorder
 from model.guidance.mask_recipe import MaskRecipe
@@ -103,7 +104,8 @@ class Generation:
     empty: PromptEmbedding  # B unconditional rows
     guidance_scale: float  # omega of RealCustom++ Eq. 15, omega_t of RealCustom Eq. 13
     image_guidance_scale: float  # omega_i of RealCustom Eq. 13
-    guidance: SubjectGuidance | None  # None: text alone
+    guidance: SubjectGuidance | None  # None: no subjects
+    auxiliary: AuxiliaryBranch | None  # None: without DCI
     latents: Tensor  # (B, 4, h, w)
     timings: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("encode", "guidance", "generation", "decode"), 0.0)
@@ -119,9 +121,33 @@ class Generation:
 def predict_text_to_image(backbone: Backbone, generation: Generation, step: DenoisingStep) -> Tensor:
     """The base model's guided prediction (B, 4, h, w), without subjects."""
     now = time.perf_counter()
-    unconditional, text = predict_rows(backbone, step, generation.empty, generation.text)
+    unconditional, text = predict_guided_rows(backbone, generation, step)
     generation.clock("generation", now)
     return guide(unconditional, text, generation.guidance_scale)
+
+
+def predict_guided_rows(
+    backbone: Backbone, generation: Generation, step: DenoisingStep, **attention: Any
+) -> tuple[Tensor, Tensor]:
+    """The UNet's outputs (B, 4, h, w) for the unconditional rows and the prompt's, in one batch.
+
+    In DCI's first steps the batch also has the auxiliary branch, which takes its own step here. `visual` of `attention`
+    applies to the prompt's rows alone.
+    """
+    auxiliary = generation.auxiliary
+    if auxiliary is None or step.number not in auxiliary.steps:
+        unconditional, text = predict_rows(backbone, step, generation.empty, generation.text, **attention)
+        return unconditional, text
+    integration = auxiliary.new_integration()
+    unconditional, other, text = backbone.predict(
+        cat([step.latents, auxiliary.scaled_latents(step.timestep), step.latents]),
+        step.timestep,
+        PromptEmbedding.cat([generation.empty, auxiliary.text, generation.text]),
+        integration=integration,
+        **attention,
+    ).chunk(3)
+    auxiliary.advance(guide(unconditional, other, generation.guidance_scale), step.timestep, integration)
+    return unconditional, text
 
 
 def predict_rows(

@@ -32,12 +32,15 @@ class Method(ABC, Generic[AdapterT]):
         adapter_options: Arguments of `new_adapter` that a configuration sets.
         reference_is_target: Whether a training example's reference is cut from the target's own square, instead of the
             reference picture of the plan.
+        takes_auxiliary_branch: Whether DCI can run beside it: the prompt has one branch, and `predict` uses
+            `predict_guided_rows`.
     """
 
     name: ClassVar[str]
     adapter_class: ClassVar[type[VisualAdapter]]
     adapter_options: ClassVar[tuple[str, ...]] = ()
     reference_is_target: ClassVar[bool] = False
+    takes_auxiliary_branch: ClassVar[bool] = False
 
     @abstractmethod
     def new_adapter(self, unet: UNet2DConditionModel, image_width: int, **options: Any) -> AdapterT:

@@ -17,7 +17,7 @@ from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone
-from model.guidance.denoising import Generation, SubjectGuidance, guide, predict_rows
+from model.guidance.denoising import Generation, SubjectGuidance, guide, predict_guided_rows
 from model.guidance.generation_branch import (
     DenoisingStep,
     GenerationBranch,
@@ -46,6 +46,7 @@ class RealCustomPlusPlus(Method[RealCustomPlusAdapter]):
     """The method of RealCustom++."""
 
     name = "realcustom++"
+    takes_auxiliary_branch = True  # the generation branch is DCI's concept branch
     adapter_class = RealCustomPlusAdapter
     adapter_options = ("cross_layer", "cross_scale")
 
@@ -99,6 +100,6 @@ class RealCustomPlusPlus(Method[RealCustomPlusAdapter]):
             guidance.find_masks(recorder)
         now = generation.clock("guidance", now)
         visual = guidance.conditions(step)
-        unconditional, conditional = predict_rows(backbone, step, generation.empty, generation.text, visual=visual)
+        unconditional, conditional = predict_guided_rows(backbone, generation, step, visual=visual)
         generation.clock("generation", now)
         return guide(unconditional, conditional, generation.guidance_scale)

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import VisualCondition
+from model.dci.integration import MASK_SCALES, BranchTokens, DualBranchIntegration
 from model.guidance.guidance_branch import GuidanceLayers, GuidanceRecorder, PassEnded
 from model.guidance.masks import layer_regions, token_indicator
 
@@ -57,11 +58,21 @@ def recorder(unet: UNet2DConditionModel, *, ends_pass: bool) -> GuidanceRecorder
     return GuidanceRecorder(layers, token_indicator(rows, 5), LATENT, ends_pass=ends_pass)
 
 
+def integration() -> DualBranchIntegration:
+    """The auxiliary branch in the first of two rows, the concept branch in the second one."""
+    own = torch.tensor([[False, True, True, True, False]])
+    one, others = torch.tensor([[2], [1]]) == torch.arange(5)
+    layers = {"down_blocks.0.attentions.0.transformer_blocks.0.attn2": 1}
+    scales = MASK_SCALES["authors"]
+    return DualBranchIntegration(BranchTokens(own, one[None]), BranchTokens(own, others[None]), layers, 1.0, scales)
+
+
 KINDS: dict[str, Callable[[UNet2DConditionModel], dict[str, Any]]] = {
     "the base model": lambda unet: {},
     "generation branch": lambda unet: {"visual": conditions(unet)},
     "T2I branch of RealCustom": lambda unet: {"recorder": recorder(unet, ends_pass=False)},
     "guidance branch": lambda unet: {"recorder": recorder(unet, ends_pass=True)},
+    "DCI's branches": lambda unet: {"integration": integration()},
 }
 
 
@@ -81,3 +92,5 @@ def test_one_graph_with_the_same_result(kind: str, unet: UNet2DConditionModel) -
         assert torch.equal(got, unet(*inputs, cross_attention_kwargs=again).sample)
     if "recorder" in attention:
         assert torch.equal(attention["recorder"].maps(), again["recorder"].maps())
+    if "integration" in attention:
+        assert torch.equal(attention["integration"].masks[1][0], again["integration"].masks[1][0])
