@@ -29,8 +29,8 @@ class DCISettings:
     """lambda of Eq. 4, usually in [-2, 2]: a small one keeps the concept, a large one follows the prompt."""
     auxiliary_share: Share = 0.15
     """T_a / T: share of the denoising, from its beginning, in which there are two branches."""
-    scales: Scales = "paper"
-    """paper: Eqs. 3-4 as printed, whose masks are nearly flat; authors: with the scales of the authors' code."""
+    scales: Scales = "authors"
+    """authors: with the scales of the authors' code; paper: Eqs. 3-4 as printed, whose masks are nearly flat."""
     auxiliary_noise: Literal["same", "own"] = "same"
     """same: both branches start from one noise; own: each has its own, as in the authors' code."""
     ablation: Ablation | None = None
