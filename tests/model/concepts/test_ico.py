@@ -33,7 +33,8 @@ IDS = [f"M{counts[0]}-L{counts[1]}-S{scheme.concept_tokens}" for scheme, _, coun
 
 
 def texts(backbone: Backbone) -> list[FrozenText]:
-    return [FrozenText(*pair) for pair in zip(backbone.tokenizers, backbone.text_encoders, strict=True)]
+    pairs = zip(backbone.tokenizers, backbone.text_encoders, strict=True)
+    return [FrozenText(tokenizer, encoder, backbone.family) for tokenizer, encoder in pairs]
 
 
 def contexts(text: FrozenText, scheme: PromptScheme, noun: str, pictures: int = 3) -> ImageSpecificContexts:
