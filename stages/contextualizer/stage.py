@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from model.concepts.contextualizer import (
@@ -17,14 +17,14 @@ from model.concepts.contextualizer import (
     MaskedAccuracy,
     masked_accuracy,
 )
+from prompts.english.nouns import without_placeholder
+from prompts.evaluation_prompts import evaluation_prompt_in
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
-from stages.data.schemas import PROMPTS
+from stages.data.schemas import CAPTIONS, PROMPTS
 from stages.inference import backbone_location
 from stages.training.trainer import fit, plot_curves
 
-#: Stands for the concept in the prompt sets.
-PLACEHOLDER = "[v]"
 #: One of this many prompts is held out, for the accuracy.
 _HELD_OUT = 10
 
@@ -35,7 +35,9 @@ def run(context: StageContext) -> StageResult:
     backbone = backbone_location(context.config.backbone, context.inputs)
     table = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["prompt_id", "concept", "prompt"])
     rows = table.to_pylist()
-    train, held_out = split_prompts([(row["prompt_id"], row["prompt"]) for row in rows])
+    texts = [(row["prompt_id"], row["prompt"]) for row in rows] + _captions(context.inputs["prompts"])
+    _refuse_evaluation_prompts(texts, {row["concept"] for row in rows}, context.inputs["prompts"])
+    train, held_out = split_prompts(texts)
     if not train:
         raise StageError("the prompt sets are empty: set prompts.concepts and prompts.prompts_per_concept to more.")
     task = ContextualizerTask(
@@ -78,8 +80,26 @@ def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[s
     held_out: list[str] = []
     for prompt_id, prompt in prompts:
         chosen = held_out if int(prompt_id, 16) % _HELD_OUT == 0 else train
-        chosen.append(" ".join(prompt.replace(PLACEHOLDER, " ").split()))
+        chosen.append(without_placeholder(prompt))
     return train, held_out
+
+
+def _captions(prompts: Path) -> list[tuple[str, str]]:
+    """The captions (id, text) beside the prompt sets, if `prompts.captions` wants some."""
+    if not (prompts / "captions").is_dir():
+        return []
+    rows = read_dataset(prompts / "captions", CAPTIONS).to_pylist()
+    return [(row["caption_id"], row["caption"]) for row in rows]
+
+
+def _refuse_evaluation_prompts(texts: Sequence[tuple[str, str]], concepts: Collection[str], prompts: Path) -> None:
+    found = evaluation_prompt_in([text for _, text in texts], concepts)
+    if found is not None:
+        prompt, benchmark = found
+        raise StageError(
+            f"the prompt {prompt!r} in {prompts} is one of {benchmark}'s, which serve evaluation only: make the set "
+            "again without it (--force prompts)."
+        )
 
 
 def _accuracy(
