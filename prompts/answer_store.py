@@ -44,10 +44,17 @@ class Question:
     turn: int = 0
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """It in JSON's types; the URL in one of its spellings."""
+        server, slashes, rest = self.endpoint.partition("://")
+        host, slash, path = rest.partition("/")
+        endpoint = f"{server.lower()}{slashes}{host.lower()}{slash}{path}".rstrip("/")
+        return asdict(self) | {"endpoint": endpoint, "messages": list(self.messages)}
+
+    @property
     def key(self) -> str:
         """Its digest."""
-        asked = asdict(self) | {"endpoint": self.endpoint.rstrip("/")}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return _digest(self.asked)
 
 
 @dataclass
@@ -96,7 +103,7 @@ class Entry:
             text = self.path.read_bytes()
             stored = json.loads(text)
             content = stored["entry"]
-            if stored["sha256"] != _digest(content) or content["question"] != _plain(self.question):
+            if stored["sha256"] != _digest(content) or content["question"] != self.question.asked:
                 return True
         except FileNotFoundError:
             return False
@@ -108,7 +115,7 @@ class Entry:
 
     def _write(self) -> None:
         content = {
-            "question": _plain(self.question),
+            "question": self.question.asked,
             "unanswered_tokens": self.unanswered_tokens,
             "answer_tokens": self.answer_tokens,
             "completion": self.completion,
@@ -117,7 +124,8 @@ class Entry:
         with partial.open("w") as file:
             json.dump({"sha256": _digest(content), "entry": content}, file)
             file.flush()
-            os.fsync(file.fileno())
+            if self.completion is not None:  # it has cost money: also a power cut must not lose it
+                os.fsync(file.fileno())
         partial.replace(self.path)
 
     def _without_secret(self, completion: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +149,12 @@ class AnswerStore:
     secret: str | None = field(default=None, repr=False)
     damaged: list[str] = field(default_factory=list, init=False)
 
+    def read(self, question: Question) -> Entry:
+        """The entry of a question as it is now."""
+        entry = Entry(question, self.folder / f"{question.key}.json", self.secret)
+        entry.read()
+        return entry
+
     @contextmanager
     def entry(self, question: Question, stopped: threading.Event) -> Iterator[Entry]:
         """The entry of a question; who asks for the same waits for it.
@@ -149,8 +163,8 @@ class AnswerStore:
             StoppedError: `stopped` was set meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        entry = Entry(question, self.folder / f"{question.key}.json", self.secret)
-        if not entry.read() and entry.completion is not None:
+        entry = self.read(question)
+        if entry.completion is not None:
             yield entry
             return
         with _locked(self.folder / f"{question.key}.lock", stopped):
@@ -189,10 +203,6 @@ def _is_current(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def _plain(question: Question) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(question)))
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -7,111 +7,25 @@ answer is in the store before anything else is done with it.
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
-import json
 import re
-import ssl
 import threading
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any
 
 import openai
 
 from prompts.answer_store import AnswerStore, Entry, Question
-from prompts.errors import (
-    PromptError,
-    StoppedError,
-    cause_of,
-    error_in,
-    key_problem,
-    one_line,
-    status_of,
-    words_of,
-)
+from prompts.connection import connect, json_of
+from prompts.endpoint import Endpoint, RequestForm
+from prompts.errors import PromptError, StoppedError, cause_of, one_line, words_of
 from prompts.rate_limits import RateLimits
 from prompts.retries import LONGEST_WAIT_SECONDS, asked_wait, growing_wait, is_temporary, may_have_cost
-from prompts.schema import RichPrompts
 from prompts.templates import SYSTEM
 from prompts.tokens import TokenBudget, most_tokens
 
-_RESPONSE_FORMAT: dict[str, Any] = {
-    "type": "json_schema",
-    "json_schema": {"name": "rich_prompts", "strict": True, "schema": RichPrompts.model_json_schema()},
-}
 _TEMPORARY = {408, 409, 429}  # statuses that say nothing about the form of a request
 _MIN_SECRET_LENGTH = 8  # a shorter key, such as "none", may be a word of the message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """A language model, and the settings of the requests.
-
-    Attributes:
-        base_url: In the form of the `openai` client, with the version: "https://.../v1".
-        model: The model's name at the endpoint.
-        api_key: None if the endpoint needs none.
-        temperature: Sampling temperature; left out where the model takes none.
-        answer_tokens: Tokens of one answer at most, with the model's reasoning.
-        timeout_seconds: Time limit of one attempt.
-        retries: Retries of one request.
-
-    Raises:
-        PromptError: The key cannot be sent.
-    """
-
-    base_url: str
-    model: str
-    api_key: str | None = field(default=None, repr=False)
-    temperature: float = 1.0
-    answer_tokens: int = 4096
-    timeout_seconds: float = 60.0
-    retries: int = 3
-
-    def __post_init__(self) -> None:
-        if self.api_key and (problem := key_problem(self.api_key)):
-            raise PromptError(f"OPENAI_API_KEY {problem}; set it to the key alone.")
-
-
-@dataclass(frozen=True)
-class RequestForm:
-    """What a request uses that some endpoints or models do not support."""
-
-    structured: bool = True
-    temperature: bool = True
-    system_role: bool = True
-    limit: Literal["max_tokens", "max_completion_tokens"] | None = "max_tokens"
-
-    def request(self, endpoint: Endpoint, message: str) -> dict[str, Any]:
-        """The arguments of the `openai` client for a message of the user."""
-        system = {"role": "system", "content": SYSTEM}
-        user = {"role": "user", "content": message if self.system_role else f"{SYSTEM}\n\n{message}"}
-        request: dict[str, Any] = {"model": endpoint.model, "messages": [system, user] if self.system_role else [user]}
-        if self.temperature:
-            request["temperature"] = endpoint.temperature
-        if self.limit is not None:
-            request[self.limit] = endpoint.answer_tokens
-        if self.structured:
-            request["response_format"] = _RESPONSE_FORMAT
-        return request
-
-    def simpler(self, words: str) -> RequestForm | None:
-        """The form to try after an error with these words; None if there is none."""
-        if self.temperature and re.search(r"temperature.*(support|deprecat)|support.*temperature", words, re.I | re.S):
-            return replace(self, temperature=False)
-        if self.system_role and re.search(
-            r"(system|developer).?(role|prompt|message|instr)|must alternate", words, re.I
-        ):
-            return replace(self, system_role=False)
-        if self.limit is not None and re.search(
-            rf"{self.limit}\b.*(not support|unsupported|unrecogni|unknown|not permitted|extra)|"
-            rf"(unsupported|unrecogni|unknown|extra).*{self.limit}\b",
-            words,
-            re.I | re.S,
-        ):
-            return replace(self, limit="max_completion_tokens" if self.limit == "max_tokens" else None)
-        return replace(self, structured=False) if self.structured else None
 
 
 @dataclass
@@ -148,19 +62,19 @@ class ChatClient:
         """
         if self.stopped.is_set():
             raise StoppedError
-        question = Question(
-            endpoint=self.endpoint.base_url,
-            model=self.endpoint.model,
-            messages=({"role": "system", "content": SYSTEM}, {"role": "user", "content": message}),
-            temperature=self.endpoint.temperature,
-            answer_tokens=self.endpoint.answer_tokens,
-            turn=turn,
-        )
+        question = self._question(message, turn)
         with self.store.entry(question, self.stopped) as entry:
-            self.budget.count_kept(entry.cost)
+            self.budget.count_kept(question.key, entry.cost)
             if entry.completion is not None:
                 return entry.completion, False
             return self._complete(message, entry), True
+
+    def kept_answer(self, message: str, turn: int) -> dict[str, Any] | None:
+        """What `ask` would take from the store; None if it would send a request. Its cost counts in the budget."""
+        question = self._question(message, turn)
+        entry = self.store.read(question)
+        self.budget.count_kept(question.key, entry.cost)
+        return entry.completion
 
     def avoid_structured_output(self) -> None:
         """Do without it from now on: some servers garble it without an error."""
@@ -171,6 +85,16 @@ class ChatClient:
         key = self.endpoint.api_key or ""
         return one_line(words.replace(key, "***") if len(key) >= _MIN_SECRET_LENGTH else words)
 
+    def _question(self, message: str, turn: int) -> Question:
+        return Question(
+            endpoint=self.endpoint.base_url,
+            model=self.endpoint.model,
+            messages=({"role": "system", "content": SYSTEM}, {"role": "user", "content": message}),
+            temperature=self.endpoint.temperature,
+            answer_tokens=self.endpoint.answer_tokens,
+            turn=turn,
+        )
+
     def _complete(self, message: str, entry: Entry) -> dict[str, Any]:
         """The completion of a message. What the endpoint does not support is left out, from then on as well."""
         form = lasting = self._form
@@ -180,8 +104,11 @@ class ChatClient:
                 completion = self._send(form, message, retries, entry)
             except openai.APIStatusError as error:
                 simpler = form.simpler(words_of(error.response.text))
-                if simpler is None or (simpler.limit is None and self.budget.limit is not None):
+                if simpler is None:
                     raise PromptError(self._status_sentence(error)) from error
+                if simpler.limit is None and self.budget.limit is not None:
+                    hint = "; prompts.token_budget needs answers that are limited: set prompts.answer_tokens to fewer"
+                    raise PromptError(f"{self._status_sentence(error)}{hint}") from error
                 temporary = error.status_code in _TEMPORARY
                 retries = 0 if temporary or error.status_code >= 500 else retries  # these have been waited out
                 form, lasting = simpler, lasting if temporary else simpler
@@ -227,7 +154,7 @@ class ChatClient:
                 cost = most  # unless it says less
                 completion = self._completion_of(response)
                 cost = entry.answer(completion, most)
-                return completion
+                return entry.completion or completion
             except (openai.APIStatusError, openai.APIConnectionError) as error:
                 cost = most if may_have_cost(error) else 0
                 raise
@@ -239,7 +166,7 @@ class ChatClient:
             self.budget.settle(most, cost)
 
     def _completion_of(self, response: Any) -> dict[str, Any]:
-        completion = _json_of(response)
+        completion = json_of(response)
         if isinstance(completion, dict) and "choices" in completion:
             return completion
         raise PromptError(
@@ -268,63 +195,6 @@ class ChatClient:
             f"the endpoint {self.endpoint.base_url} answers {answers} for the model {self.endpoint.model!r} "
             f"(prompts.endpoint, prompts.model, OPENAI_API_KEY): {words}{unset}{_redirect(response)}{hint}"
         )
-
-
-def connect(endpoint: Endpoint) -> openai.OpenAI:
-    """The client of an endpoint.
-
-    Raises:
-        PromptError: The environment names a proxy that cannot be used.
-    """
-    base_url, _, query = endpoint.base_url.partition("?")  # the client would append its path to the query
-    return openai.OpenAI(
-        base_url=base_url,
-        default_query=dict(parse_qsl(query)),
-        api_key=endpoint.api_key or "none",
-        timeout=endpoint.timeout_seconds,
-        max_retries=0,  # each try is counted, and paid for, by itself
-        http_client=_http_client(base_url),
-    )
-
-
-def _http_client(base_url: str) -> Any:
-    hooks = {"response": [_give_error_its_status]}
-    if _is_loopback(urlsplit(base_url).hostname or ""):
-        # No proxy can reach this machine, and an unusable one must not be in the way. Without the environment HTTPX
-        # would not read SSL_CERT_FILE either, as this context does.
-        return openai.DefaultHttpxClient(event_hooks=hooks, trust_env=False, verify=ssl.create_default_context())
-    try:
-        return openai.DefaultHttpxClient(event_hooks=hooks)
-    except Exception as error:  # of several kinds and packages, such as ImportError for a SOCKS proxy
-        raise PromptError(
-            f"the proxy settings of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) cannot be used for "
-            f"prompts.endpoint: {one_line(str(error))}"
-        ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _give_error_its_status(response: Any) -> None:
-    """Set the status of an answer that says 200 and holds an error, so that the `openai` client waits and retries."""
-    if response.is_success:
-        response.read()
-        error = error_in(_json_of(response)) if response.content.strip() else "the answer is empty"
-        if error is not None:
-            response.extensions["sent_status"] = response.status_code
-            response.status_code = status_of(error)
-
-
-def _json_of(response: Any) -> Any:
-    """The body of an HTTP answer; None if it is not JSON."""
-    try:
-        return json.loads(response.content)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _redirect(response: Any) -> str:

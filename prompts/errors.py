@@ -18,6 +18,10 @@ class StoppedError(PromptError):
     """Nothing more is requested, because another request has failed for good."""
 
 
+class AnswerTimeoutError(Exception):
+    """An answer has begun and does not end."""
+
+
 def one_line(text: str, length: int = 200) -> str:
     """Join and shorten a text for an error message."""
     return " ".join(text.split())[:length]
@@ -210,8 +214,8 @@ def _cause_by_name(name: str, text: str, within: str) -> str | None:
     match name:
         case "ConnectTimeout" | "PoolTimeout":
             return f"no connection {within}"
-        case "ReadTimeout" | "WriteTimeout":
-            return f"no answer {within}"
+        case "ReadTimeout" | "WriteTimeout" | "AnswerTimeoutError":
+            return f"no whole answer {within}" if name == "AnswerTimeoutError" else f"no answer {within}"
         case "RemoteProtocolError" | "ReadError" | "WriteError" | "EndOfStream":
             return f"the server does not speak HTTP, or only with TLS (https://): {one_line(text)}"
         case "ProxyError":

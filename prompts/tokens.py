@@ -53,6 +53,7 @@ class TokenBudget:
     limit: int | None = None
     spent: int = field(default=0, init=False)
     paid: int = field(default=0, init=False)
+    _kept: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _reserved: int = field(default=0, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
@@ -81,7 +82,8 @@ class TokenBudget:
             self.paid += cost
             self._changed.notify_all()
 
-    def count_kept(self, cost: int) -> None:
-        """Count an answer of an earlier run: it is paid for, and part of what this set costs."""
+    def count_kept(self, key: str, cost: int) -> None:
+        """Count what a question has cost before, once: it is paid for, and part of what the sets cost."""
         with self._changed:
-            self.spent += cost
+            self.spent += cost - self._kept.get(key, 0)
+            self._kept[key] = cost

@@ -1,8 +1,8 @@
 """Prompt sets from a language model: every prompt is checked, near-duplicates are dropped, missing ones are requested.
 
-The prompts of one variation come from a chain of requests. What a request says depends on the answers before it and on
-nothing that is decided about them later, so that other quotas or limits of similarity find the same answers in the
-store again.
+The prompts of one variation come from a chain of requests. What a request says depends on the answers before it, and on
+nothing that is decided about them later. So a run with other quotas or limits of similarity finds the answers of
+earlier runs in the store, and uses them before it asks for more.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from prompts.templates import user_message
 
 MAX_USELESS_ANSWERS = 5  # in a row, without a new prompt; then the writer fails
 SHOWN_PROMPTS = 20  # existing prompts in a request, so that the model does not repeat them
+MAX_KEPT_NUMBER = 100  # answers with so many prompts are looked for in the store
 NEAR_DUPLICATE = "too similar to another prompt"
 
 
@@ -46,11 +47,36 @@ class Chain:
     _read: dict[str, str] = field(default_factory=dict, init=False)  # all prompts of the answers so far
     _turns: Counter[str] = field(default_factory=Counter, init=False)  # of each message
 
+    def read_kept(self) -> list[str]:
+        """The usable prompts of all answers that the store has."""
+        usable: list[str] = []
+        while (kept := self._kept_answer()) is not None:
+            usable += self._read_answer(*kept)
+        return usable
+
     def advance(self) -> tuple[list[str], bool]:
         """Ask once more; returns the usable prompts of the answer that are new, and whether it was requested now."""
+        message, is_live = self._message(self.prompts_per_request), False
+        kept = self._kept_answer()
+        if kept is None:
+            completion, is_live = self.client.ask(message, self._turns[message])
+            kept = message, completion
+        return self._read_answer(*kept), is_live
+
+    def _kept_answer(self) -> tuple[str, dict[str, Any]] | None:
+        """A message that the store has an answer to: with this chain's number of prompts, or else with another one."""
+        for number in (self.prompts_per_request, *range(1, MAX_KEPT_NUMBER + 1)):
+            message = self._message(number)
+            completion = self.client.kept_answer(message, self._turns[message])
+            if completion is not None:
+                return message, completion
+        return None
+
+    def _message(self, number: int) -> str:
         shown = list(self._read.values())[-SHOWN_PROMPTS:]
-        message = user_message(self.concept, self.variation, self.prompts_per_request, shown)
-        completion, is_live = self.client.ask(message, self._turns[message])
+        return user_message(self.concept, self.variation, number, shown)
+
+    def _read_answer(self, message: str, completion: Mapping[str, Any]) -> list[str]:
         self._turns[message] += 1
         self.requests += 1
         text = text_of(completion)
@@ -58,14 +84,14 @@ class Chain:
         if not prompts:
             self.faults[self.client.redacted(why_empty(completion, text))] += 1
             self.client.avoid_structured_output()
-        return self._usable(prompts), is_live
+        return self._usable(prompts)
 
     def _usable(self, prompts: list[RichPrompt]) -> list[str]:
         usable = []
         for prompt in (normalize(item.prompt) for item in prompts):
             known = prompt.casefold() in self._read
             self._read.setdefault(prompt.casefold(), prompt)
-            fault = "repeated" if known else self._fault_of(prompt)
+            fault = self._fault_of(prompt) or ("repeated" if known else None)
             if fault is None:
                 usable.append(prompt)
             else:
@@ -101,6 +127,10 @@ class VariationWriter:
     progress: Callable[[int], None]
     near_duplicates: int = field(default=0, init=False)
     _usable: list[str] = field(default_factory=list, init=False)
+
+    def read_kept(self) -> None:
+        """Read the answers that the store has."""
+        self._usable += self.chain.read_kept()
 
     def fill(self, distinct: DistinctPrompts) -> list[str]:
         """`count` prompts that `distinct` takes, the first ones of the answers.
@@ -167,14 +197,18 @@ class PromptWriter:
     def write(self, sets: Sequence[SetRequest]) -> list[list[RichPrompt]]:
         """The prompts of each set.
 
-        First every variation is written for itself, many at once. Then the variations of a set are put together, and
-        what was too similar to a prompt of another one is replaced.
+        First all answers of earlier runs are read, so that the budget knows what they have cost. Then every variation
+        is written for itself, many at once. Then the variations of a set are put together, and what was too similar to
+        a prompt of another one is replaced.
 
         Raises:
             PromptError: The endpoint fails, or does not write enough usable prompts, or the budget is spent. Answers
                 that have come are in the client's store.
         """
         plans = [(asked.concept, self._writers(asked)) for asked in sets]
+        for _, writers in plans:
+            for writer in writers:
+                writer.read_kept()
         pool = ThreadPoolExecutor(max_workers=self.concurrency)
         try:
             alone = [

@@ -33,9 +33,9 @@ def run(context: StageContext) -> StageResult:
     """Train psi and p_mask."""
     config, seed = context.config.contextualizer, context.config.run.seed
     backbone = backbone_location(context.config.backbone, context.inputs)
-    table = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["prompt_id", "concept", "prompt"])
+    table = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["concept", "prompt"])
     rows = table.to_pylist()
-    texts = [(row["prompt_id"], row["prompt"]) for row in rows] + _captions(context.inputs["prompts"])
+    texts = training_texts(context.inputs["prompts"])
     _refuse_evaluation_prompts(texts, {row["concept"] for row in rows}, context.inputs["prompts"])
     train, held_out = split_prompts(texts)
     if not train:
@@ -84,12 +84,14 @@ def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[s
     return train, held_out
 
 
-def _captions(prompts: Path) -> list[tuple[str, str]]:
-    """The captions (id, text) beside the prompt sets, if `prompts.captions` wants some."""
-    if not (prompts / "captions").is_dir():
-        return []
-    rows = read_dataset(prompts / "captions", CAPTIONS).to_pylist()
-    return [(row["caption_id"], row["caption"]) for row in rows]
+def training_texts(folder: Path) -> list[tuple[str, str]]:
+    """The prompts (id, text) of an output of the stage `prompts`, and its captions if there are some."""
+    rows = read_dataset(folder / "prompts", PROMPTS, ["prompt_id", "prompt"]).to_pylist()
+    texts = [(row["prompt_id"], row["prompt"]) for row in rows]
+    if (folder / "captions").is_dir():
+        captions = read_dataset(folder / "captions", CAPTIONS).to_pylist()
+        texts += [(row["caption_id"], row["caption"]) for row in captions]
+    return texts
 
 
 def _refuse_evaluation_prompts(texts: Sequence[tuple[str, str]], concepts: Collection[str], prompts: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from prompts.answer_store import AnswerStore
-from prompts.client import ChatClient, Endpoint
+from prompts.client import ChatClient
+from prompts.endpoint import Endpoint
 from prompts.errors import PromptError
 from prompts.grammars import WRITERS, grammar_prompts
 from prompts.rate_limits import RateLimits

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prompts.client import Endpoint
+from prompts.endpoint import Endpoint
 from prompts.errors import PromptError
 from prompts.templates import SYSTEM
 from prompts.writer import MAX_USELESS_ANSWERS

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from prompts.answer_store import AnswerStore
-from prompts.client import ChatClient, Endpoint
+from prompts.client import ChatClient
+from prompts.endpoint import Endpoint
 from prompts.rate_limits import RateLimits
 from prompts.schema import RichPrompt, Variation
 from prompts.tokens import TokenBudget
