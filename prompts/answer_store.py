@@ -85,9 +85,12 @@ class Entry:
         self._write()
 
     def fail(self, reserved: int, cost: int) -> None:
-        """Note what a request without an answer may have cost."""
+        """Note what a request without an answer may have cost; an entry without costs goes."""
         self.unanswered_tokens += cost - reserved
-        self._write()
+        if self.unanswered_tokens:
+            self._write()
+        else:
+            self.path.unlink(missing_ok=True)
 
     def answer(self, completion: dict[str, Any], reserved: int) -> int:
         """Keep an answer; returns what it has cost, which is all that was reserved if it does not say."""
@@ -143,16 +146,20 @@ class AnswerStore:
         folder: Made when the first entry is written.
         secret: A text that is not written.
         damaged: Names of entries that could not be read; their questions are asked again.
+        answered: Keys of the questions of this process that have an answer.
     """
 
     folder: Path
     secret: str | None = field(default=None, repr=False)
     damaged: list[str] = field(default_factory=list, init=False)
+    answered: set[str] = field(default_factory=set, init=False)
 
     def read(self, question: Question) -> Entry:
         """The entry of a question as it is now."""
         entry = Entry(question, self.folder / f"{question.key}.json", self.secret)
         entry.read()
+        if entry.completion is not None:
+            self.answered.add(question.key)
         return entry
 
     @contextmanager
@@ -171,6 +178,8 @@ class AnswerStore:
             if entry.read():
                 self.damaged.append(entry.path.name)
             yield entry
+            if entry.completion is not None:
+                self.answered.add(question.key)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class ChatClient:
 
     def _complete(self, message: str, entry: Entry) -> dict[str, Any]:
         """The completion of a message. What the endpoint does not support is left out, from then on as well."""
-        form = lasting = self._form
+        form = lasting = before = self._form
         retries = self.endpoint.retries
         while True:
             try:
@@ -113,7 +113,8 @@ class ChatClient:
                 retries = 0 if temporary or error.status_code >= 500 else retries  # these have been waited out
                 form, lasting = simpler, lasting if temporary else simpler
             else:
-                self._form = lasting
+                if lasting != before:  # another thread may have changed it meanwhile
+                    self._form = lasting
                 return completion
 
     def _send(self, form: RequestForm, message: str, retries: int, entry: Entry) -> dict[str, Any]:

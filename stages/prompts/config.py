@@ -12,7 +12,7 @@ from pydantic import AfterValidator, model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Share, Text, Words
-from prompts.schema import VARIATIONS, Variation
+from stages.prompts.quotas import counts_of
 from stages.settings import LocalPath, Operation
 
 
@@ -63,23 +63,6 @@ class QuotasConfig:
     style: NonNegativeInt | None = None
     property: NonNegativeInt | None = None
 
-    def counts(self, total: int) -> dict[Variation, int]:
-        """Prompts of each kind in a set of `total`.
-
-        Raises:
-            ValueError: The quotas do not add up to it.
-        """
-        given = {kind: getattr(self, kind) for kind in VARIATIONS}
-        rest = total - sum(count for count in given.values() if count is not None)
-        free = [kind for kind, count in given.items() if count is None]
-        if rest < 0 or (rest and not free):
-            raise ValueError(
-                f"quotas add up to {total - rest}, which does not fit prompts_per_concept={total}; set that to their "
-                "sum, or leave a quota null"
-            )
-        shares = {kind: rest // len(free) + (number < rest % len(free)) for number, kind in enumerate(free)}
-        return {kind: shares[kind] if count is None else count for kind, count in given.items()}
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PromptsConfig:
@@ -126,5 +109,5 @@ class PromptsConfig:
 
     @model_validator(mode="after")
     def _quotas_add_up(self) -> PromptsConfig:
-        self.quotas.counts(self.prompts_per_concept)
+        counts_of(self.quotas, self.prompts_per_concept)
         return self

@@ -29,6 +29,7 @@ from stages.data.datasets import write_dataset
 from stages.data.schemas import CAPTIONS, PROMPTS, content_id
 from stages.prompts.captions import choose_captions
 from stages.prompts.config import PromptsConfig
+from stages.prompts.quotas import counts_of
 
 
 def run(context: StageContext) -> StageResult:
@@ -52,7 +53,7 @@ def run(context: StageContext) -> StageResult:
 
 def requested_sets(settings: PromptsConfig) -> list[SetRequest]:
     """The rich set of every concept, then the tailored sets."""
-    rich = settings.quotas.counts(settings.prompts_per_concept)
+    rich = counts_of(settings.quotas, settings.prompts_per_concept)
     tailored = {TAILORED: settings.tailored_prompts}
     return [
         *(SetRequest(concept=concept, counts=rich) for concept in _different(settings.concepts)),
@@ -95,7 +96,7 @@ def _by_model(
         )
         written = writer.write(sets)
     except PromptError as error:
-        kept = f"; the answers so far are kept in {store.folder}" if any(store.folder.glob("*.json")) else ""
+        kept = f"; the answers so far are kept in {store.folder}" if store.answered else ""
         raise StageError(f"{str(error).rstrip('.')}{kept}.") from error
     finally:
         if store.damaged:

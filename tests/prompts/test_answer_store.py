@@ -73,6 +73,13 @@ def test_a_request_that_was_cut_off_leaves_what_it_may_have_cost(tmp_path: Path)
     assert kept(tmp_path) == (COMPLETION, 107)
 
 
+def test_a_request_that_cost_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with AnswerStore(tmp_path).entry(QUESTION, NEVER) as entry:
+        entry.begin(50)
+        entry.fail(reserved=50, cost=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_answer_that_does_not_say_what_it_cost_counts_with_all_that_was_reserved(tmp_path: Path) -> None:
     with AnswerStore(tmp_path).entry(QUESTION, NEVER) as entry:
         entry.begin(50)

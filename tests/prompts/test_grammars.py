@@ -46,9 +46,10 @@ def test_english_has_thousands_of_different_prompts_for_a_word(concept: str) -> 
 
 def test_seeds_differ() -> None:
     counts: dict[Variation, int] = {"background": 20}
-    for grammar in ("micro", "english"):
-        first = grammar_prompts(grammar, "mug", counts, 0, LIMIT)  # type: ignore[arg-type]
-        assert first != grammar_prompts(grammar, "mug", counts, 1, LIMIT)  # type: ignore[arg-type]
+    grammars: tuple[GrammarName, ...] = ("micro", "english")
+    for grammar in grammars:
+        first = grammar_prompts(grammar, "mug", counts, 0, LIMIT)
+        assert first != grammar_prompts(grammar, "mug", counts, 1, LIMIT)
 
 
 def test_more_prompts_than_sentences_are_refused() -> None:

@@ -32,8 +32,8 @@ def prompts_of(request: dict[str, Any]) -> list[str]:
     """Prompts as asked for, of the right concept; different from those that the request shows."""
     message = request["messages"][-1]["content"]
     count, concept = re.search(r'Write (\d+) prompts with "\[v\] ([^"]+)"', message).groups()  # type: ignore[union-attr]
-    variation = re.search(r'Set "variation" to "(\w+)"', message)[1]  # type: ignore[index]
-    start = 20 * [*VARIATIONS, "tailored"].index(variation) + message.count("\n- ")
+    variation = str(re.search(r'Set "variation" to "(\w+)"', message)[1])  # type: ignore[index]
+    start = 20 * [*map(str, VARIATIONS), "tailored"].index(variation) + message.count("\n- ")
     pairs = itertools.islice(itertools.cycle(PAIRS), start, start + int(count))
     return [f"a [v] {concept} beside a {thing} in a {place} {variation}" for place, thing in pairs]
 
@@ -293,7 +293,7 @@ def test_two_processes_that_ask_the_same_pay_once(tmp_path: Path) -> None:
     with language_model(lambda _, request: answered(request)) as model:
         writers = [SmallWriter(model.url, tmp_path) for _ in range(4)]
         written: list[Any] = []
-        threads = [threading.Thread(target=lambda w=w: written.append(w.write("mug", 6))) for w in writers]  # type: ignore[misc]
+        threads = [threading.Thread(target=lambda w=w: written.append(w.write("mug", 6))) for w in writers]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.config.loading import load_config
 from pipelines.errors import UsageError
+from stages.prompts.quotas import counts_of
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_quotas_and_equal_shares_of_the_rest(quotas: list[str], counts: list[int
     settings = load_config(
         "micro", ["prompts.prompts_per_concept=11", *(f"prompts.quotas.{q}" for q in quotas)]
     ).prompts
-    assert list(settings.quotas.counts(11).values()) == counts
+    assert list(counts_of(settings.quotas, 11).values()) == counts
 
 
 @pytest.mark.parametrize(

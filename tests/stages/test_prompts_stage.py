@@ -133,6 +133,7 @@ def test_an_endpoint_that_fails_is_an_error_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(StageError, match=r"answers 401 .*OPENAI_API_KEY") as caught:
             prompts_stage.run(make_context(tmp_path, prompts=changes))
     assert "\n" not in str(caught.value)
+    assert "kept" not in str(caught.value)  # there is nothing
 
 
 def write_samples(folder: Path, captions: list[str]) -> Path:
