@@ -80,7 +80,7 @@ class Entry:
         return self.unanswered_tokens + self.answer_tokens
 
     def begin(self, tokens: int) -> None:
-        """Note that a request is sent which may cost so many tokens."""
+        """Note that a request is sent, and what it may cost."""
         self.unanswered_tokens += tokens
         self._write()
 

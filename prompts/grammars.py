@@ -22,7 +22,7 @@ WRITERS: dict[GrammarName, str] = {"micro": "grammar", "english": "english gramm
 def grammar_prompts(
     grammar: GrammarName, concept: str, counts: Mapping[Variation, int], seed: int, max_similarity: float
 ) -> list[RichPrompt]:
-    """So many prompts of each variation for `concept`; no two are equal, none serves evaluation.
+    """Prompts for `concept`, `counts` of each variation; no two are equal, none serves evaluation.
 
     The micro world's vocabulary is too small for a limit of similarity; its sentences are different, no more.
 

@@ -15,7 +15,7 @@ _TEMPLATE_TOKENS = 512
 
 
 def most_tokens(request: Mapping[str, Any], answer_tokens: int) -> int:
-    """The most that a request with an answer of so many tokens may cost.
+    """The most that a request may cost, with an answer of at most `answer_tokens`.
 
     A token is at least a byte long in every tokenizer of bytes, so the bytes of the request are a limit without one.
     """

@@ -24,7 +24,7 @@ from prompts.templates import user_message
 
 MAX_USELESS_ANSWERS = 5  # in a row, without a new prompt; then the writer fails
 SHOWN_PROMPTS = 20  # existing prompts in a request, so that the model does not repeat them
-MAX_KEPT_NUMBER = 100  # answers with so many prompts are looked for in the store
+MAX_KEPT_NUMBER = 100  # answers with up to this many prompts are looked for in the store
 NEAR_DUPLICATE = "too similar to another prompt"
 
 

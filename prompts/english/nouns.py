@@ -58,7 +58,7 @@ def article(phrase: str) -> str:
 
 
 def number_of(noun: str) -> Number:
-    """Whether a class word, of any number of words, is one thing, a pair, several things or a mass."""
+    """Whether a class word, of any number of words, is one thing, a pair, many or a mass."""
     head = _head(noun)
     if head in _PAIRS:
         return "pair"

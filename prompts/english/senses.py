@@ -131,7 +131,7 @@ ACTIONS: dict[Sense, tuple[str, ...]] = {
         {x} half buried in sand
         {x} rolling down a slope
         {x} spinning in the air
-        {x} sinking to the ground
+        {x} sinking in a pond
         {x} wrapped in a ribbon
         {x} reflected in a mirror
         {x} seen through a keyhole

@@ -79,7 +79,7 @@ class PromptsConfig:
     tailored_prompts: PositiveInt = 50
     """In each tailored set."""
     captions: NonNegativeInt = 0
-    """Captions that `filter` has kept, at most so many, for the Contextualizer to learn from as well."""
+    """The most captions of `filter` that the Contextualizer learns from as well; 0: none."""
     max_similarity: Share = 0.65
     """Prompts of a set that share more of their word uni- and bigrams (Jaccard) are near-duplicates: one goes."""
     grammar: Literal["micro", "english"] = "micro"

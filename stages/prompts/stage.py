@@ -128,15 +128,16 @@ class _Progress:
 
     def __init__(self, client: ChatClient, total: int, model: str, report: Reporter) -> None:
         self._client, self._total, self._model, self._report = client, total, model, report
-        self._done = 0
+        self._done = self._step = 0
         self._lock = threading.Lock()
 
     def __call__(self, added: int) -> None:
         with self._lock:
             self._done = min(self._done + added, self._total)
-            spent, sent = self._client.budget.spent, self._client.limits.sent
+            self._step += 1
+            spent = self._client.budget.spent
             self._report.progress(self._done, self._total, f"writing prompts ({self._model}, {spent} tokens)")
-            self._report.metric("tokens", spent, sent)
+            self._report.metric("tokens", spent, self._step)
 
 
 def _write_sets(
