@@ -10,6 +10,7 @@ from typing import Any
 from prompts.errors import one_line
 
 _NO_ANSWER = re.compile("think|reason|image|audio|video|tool|refusal|redact", re.IGNORECASE)
+_CUT_OFF = ("length", "max_tokens")
 _TEXT_FIELDS = ("text", "content", "value", "output_text", "json")
 
 
@@ -43,9 +44,9 @@ def why_empty(completion: Mapping[str, Any], text: str) -> str:
     reason = choice.get("finish_reason")
     if refusal and not text:
         return f"the model refuses: {one_line(str(refusal))}"
-    ending = (
-        f", which ended with finish_reason {reason!r}" if reason in ("length", "max_tokens", "content_filter") else ""
-    )
+    ending = f", which ended with finish_reason {reason!r}" if reason in (*_CUT_OFF, "content_filter") else ""
+    if reason in _CUT_OFF:
+        ending += " (prompts.answer_tokens)"
     shown = one_line(text, 80)
     return f"no prompts in the answer {shown!r}{ending}" if shown else f"the answer is empty{ending}"
 

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+CLASS_WORDS = (
+    "backpack", "stuffed animal", "bowl", "can", "candle", "cat", "clock", "sneaker", "dog", "toy", "boot", "glasses",
+    "cartoon", "teapot", "vase",
+)  # fmt: skip
 LIVE_WORDS = frozenset({"cat", "dog"})  # the live classes of DreamBench
 
 _BACKGROUNDS = (

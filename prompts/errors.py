@@ -14,6 +14,14 @@ class PromptError(Exception):
     """The endpoint fails, or its prompts are not usable. The message is one sentence for the user."""
 
 
+class StoppedError(PromptError):
+    """Nothing more is requested, because another request has failed for good."""
+
+
+class AnswerTimeoutError(Exception):
+    """An answer has begun and does not end."""
+
+
 def one_line(text: str, length: int = 200) -> str:
     """Join and shorten a text for an error message."""
     return " ".join(text.split())[:length]
@@ -58,6 +66,9 @@ _STATUS_OF_WORDS = {
     400: r"invalid|bad.?request|unsupported|not supported|context length",
 }
 _UNKNOWN_STATUS = 500
+
+#: Exceptions of HTTPX that come before a request is sent.
+_BEFORE_SENDING = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 
 
 def error_in(body: object) -> Any:
@@ -109,6 +120,11 @@ def cause_of(error: BaseException, timeout_seconds: float) -> str:
             return cause
     last = chain[-1]
     return one_line(f"{type(last).__name__}: {last}" if str(last) else type(last).__name__)
+
+
+def was_never_sent(error: BaseException) -> bool:
+    """Whether a request has failed before the server could get it."""
+    return any(type(link).__name__ in _BEFORE_SENDING or isinstance(link, socket.gaierror) for link in _chain(error))
 
 
 def key_problem(key: str) -> str | None:
@@ -198,8 +214,8 @@ def _cause_by_name(name: str, text: str, within: str) -> str | None:
     match name:
         case "ConnectTimeout" | "PoolTimeout":
             return f"no connection {within}"
-        case "ReadTimeout" | "WriteTimeout":
-            return f"no answer {within}"
+        case "ReadTimeout" | "WriteTimeout" | "AnswerTimeoutError":
+            return f"no whole answer {within}" if name == "AnswerTimeoutError" else f"no answer {within}"
         case "RemoteProtocolError" | "ReadError" | "WriteError" | "EndOfStream":
             return f"the server does not speak HTTP, or only with TLS (https://): {one_line(text)}"
         case "ProxyError":

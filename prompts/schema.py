@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Variation = Literal["background", "subject", "action", "style", "property"]
+Variation = Literal["background", "subject", "action", "style", "property", "tailored"]
 
-#: The ways in which prompts of one concept vary (Contextualizer, Sec. 3.3).
-VARIATIONS: tuple[Variation, ...] = get_args(Variation)
+#: The ways in which the prompts of a set vary (Contextualizer, Sec. 4.1). The prompts of a tailored set have contexts
+#: that suit only their concept (Sec. 5.3).
+VARIATIONS: tuple[Variation, ...] = ("background", "subject", "action", "style", "property")
+TAILORED: Variation = "tailored"
 
 PLACEHOLDER = "[v]"
 MAX_PROMPT_WORDS = 40  # CLIP reads 77 tokens

@@ -18,6 +18,8 @@ _INSTRUCTIONS: dict[Variation, str] = {
     "subject": "Let another object, animal or person stand by it, and say how the two are placed.",
     "action": "Let it do something or let something happen to it.",
     "style": "Vary the medium or the style: painting, sketch, sculpture, film, material, light.",
+    "tailored": "Choose contexts that suit this kind of thing and hardly any other: what people do with it, what it "
+    'does, where it belongs, as in "a man petting a [v] dog".',
     "property": "Change one of its properties: colour, material, size, age, weather on it, something it wears.",
 }
 

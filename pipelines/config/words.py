@@ -41,6 +41,7 @@ def show(value: Any) -> str:
     except ValueError:  # a number of more digits than Python prints
         return "a very large number"
     text = re.sub(r"(?<=//)[^/@\s]+@", "***@", text)  # a password in a URL
+    text = re.sub(r"(?i)([?&][^=&\s]*(?:key|token|secret|password|sig|auth)[^=&\s]*=)[^&\s'\"]+", r"\1***", text)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

@@ -4,6 +4,7 @@
       latest.json                              the last run's configuration, and the latest output of each stage
       stages/<stage>/<fingerprint>/            a committed output: what the stage wrote, and manifest.json
       stages/<stage>/<fingerprint>.partial/    a stage at work, or one that was interrupted: output/ and scratch/
+      answers/                                 language models' answers: paid for, so kept for every configuration
       logs/<stage>.log                         what the stage and its engines printed
       mlflow/                                  the tracker's records and the model registry
 

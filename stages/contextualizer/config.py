@@ -17,7 +17,7 @@ from stages.training.config import TrainerConfig
 class ContextualizerConfig:
     """Masked language modelling on the prompt sets: psi and the mask embedding (Contextualizer, Algorithm 1)."""
 
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(zero_stage=2))
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(workers=1, zero_stage=2))
     steps: PositiveInt = 300
     batch_size: PositiveInt = 64
     """Prompts of a step, over all workers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from model.concepts.contextualizer import (
@@ -18,14 +18,15 @@ from model.concepts.contextualizer import (
     MaskedAccuracy,
     masked_accuracy,
 )
+from prompts.english.nouns import without_placeholder
+from prompts.evaluation_prompts import evaluation_prompt_in
+from prompts.schema import PLACEHOLDER
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
-from stages.data.schemas import PROMPTS
+from stages.data.schemas import CAPTIONS, PROMPTS
 from stages.inference import backbone_location
 from stages.training.trainer import fit, plot_curves
 
-#: Stands for the concept in the prompt sets.
-PLACEHOLDER = "[v]"
 #: One of this many sentence templates is held out, for the accuracy.
 _HELD_OUT = 10
 
@@ -35,7 +36,9 @@ def run(context: StageContext) -> StageResult:
     config, seed = context.config.contextualizer, context.config.run.seed
     backbone = backbone_location(context.config.backbone, context.inputs)
     rows = read_dataset(context.inputs["prompts"] / "prompts", PROMPTS, ["concept", "prompt"]).to_pylist()
-    train, held_out = split_prompts([(row["concept"], row["prompt"]) for row in rows])
+    texts = training_texts(context.inputs["prompts"])
+    _refuse_evaluation_prompts(texts, {row["concept"] for row in rows}, context.inputs["prompts"])
+    train, held_out = split_prompts(texts)
     if not train:
         raise StageError("the prompt sets are empty: set prompts.concepts and prompts.prompts_per_concept to more.")
     task = ContextualizerTask(
@@ -84,8 +87,27 @@ def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[s
         template = " ".join(prompt.replace(f"{PLACEHOLDER} {concept}", "{}").lower().split())
         digest = hashlib.sha256(template.encode()).digest()
         chosen = held_out if int.from_bytes(digest[:8]) % _HELD_OUT == 0 else train
-        chosen.append(" ".join(prompt.replace(PLACEHOLDER, " ").split()))
+        chosen.append(without_placeholder(prompt))
     return train, held_out
+
+
+def training_texts(folder: Path) -> list[tuple[str, str]]:
+    """The prompts (concept, text) of an output of the stage `prompts`; if there are captions, these with no concept."""
+    rows = read_dataset(folder / "prompts", PROMPTS, ["concept", "prompt"]).to_pylist()
+    texts = [(row["concept"], row["prompt"]) for row in rows]
+    if (folder / "captions").is_dir():
+        texts += [("", caption) for caption in read_dataset(folder / "captions", CAPTIONS)["caption"].to_pylist()]
+    return texts
+
+
+def _refuse_evaluation_prompts(texts: Sequence[tuple[str, str]], concepts: Collection[str], prompts: Path) -> None:
+    found = evaluation_prompt_in([text for _, text in texts], concepts)
+    if found is not None:
+        prompt, benchmark = found
+        raise StageError(
+            f"the prompt {prompt!r} in {prompts} is one of {benchmark}'s, which serve evaluation only: make the set "
+            "again without it (--force prompts)."
+        )
 
 
 def _accuracy(

@@ -113,14 +113,22 @@ ENCODINGS = pa.schema(
     ]
 )
 
-#: `prompts/prompts`: context-rich prompts with the concept's placeholder.
+#: `prompts/prompts` and `prompts/tailored`: context-rich prompts with the concept's placeholder.
 PROMPTS = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("concept", pa.string(), nullable=False),  # the class word
         pa.field("prompt", pa.string(), nullable=False),  # contains "[v] <concept>"
-        pa.field("variation", pa.string(), nullable=False),  # background, subject, action, style or property
-        pa.field("writer", pa.string(), nullable=False),  # "grammar" or the language model's name
+        pa.field("variation", pa.string(), nullable=False),  # background, subject, action, style, property or tailored
+        pa.field("writer", pa.string(), nullable=False),  # the grammar's or the language model's name
+    ]
+)
+
+#: `prompts/captions`: captions of pictures, without a placeholder.
+CAPTIONS = pa.schema(
+    [
+        pa.field("caption_id", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
     ]
 )
 

@@ -26,7 +26,7 @@ class MicroworldConfig:
     tiny_share: Share = 0.02
     poor_share: Share = 0.10
     """Share of the rows whose scores lie below the thresholds of `filter`."""
-    web_like_captions: Share = 0.3
+    web_like_captions: Share = 0.1
     """Share of the captions that are like those of the web: without background, without second object, with the noun
     alone, wrong in one word, or longer than the text encoder reads."""
     multiview_instances: PositiveInt = 240

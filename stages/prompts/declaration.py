@@ -5,6 +5,7 @@ from stages.declaration import Stage
 STAGE = Stage(
     name="prompts",
     module="stages.prompts.stage",
+    inputs=lambda config: ["filter"] if config.prompts.captions else [],
     settings=("prompts",),
     data=("prompts/**/*",),
 )

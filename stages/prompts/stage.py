@@ -1,46 +1,157 @@
-"""Stage `prompts`: context-rich prompts for each concept, by a language model or by the grammar.
+"""Stage `prompts`: prompt sets for each concept, by a language model or by a grammar, and captions beside them.
 
-With `prompts.endpoint`, Ray tasks send the requests, `prompts.concurrency` concepts at a time. `context.scratch` keeps
-the prompts of finished concepts, so that an interrupted stage does not pay for them again.
+Writes `prompts/`; `tailored/` if there are tailored concepts; `captions/` if captions are wanted. Requests wait for the
+network, not for a CPU, and share one budget: they are threads of this process, not Ray tasks. Answers are kept in the
+run folder, outside the stage's output, so that no configuration pays for them again.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from prompts.client import Endpoint, PromptWriter
+from prompts.answer_store import AnswerStore
+from prompts.client import ChatClient
+from prompts.endpoint import Endpoint
 from prompts.errors import PromptError
-from prompts.grammar import WRITER, grammar_prompts
-from prompts.schema import RichPrompt, RichPrompts
-from stages.contract import StageContext, StageError, StageResult
+from prompts.grammars import WRITERS, grammar_prompts
+from prompts.rate_limits import RateLimits
+from prompts.schema import TAILORED, RichPrompt
+from prompts.similarity import distinct_share, mean_distance
+from prompts.tokens import TokenBudget
+from prompts.writer import PromptWriter, SetRequest
+from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
-from stages.data.schemas import PROMPTS, content_id
+from stages.data.schemas import CAPTIONS, PROMPTS, content_id
+from stages.prompts.captions import choose_captions
 from stages.prompts.config import PromptsConfig
-from stages.ray_tools.mapping import Workers, map_on_workers, one_row_batches
+from stages.prompts.quotas import counts_of
 
 
 def run(context: StageContext) -> StageResult:
-    """Write the dataset `prompts/`."""
+    """Write the datasets."""
     settings = context.config.prompts
-    concepts = list(dict.fromkeys(concept.strip() for concept in settings.concepts))
+    sets = requested_sets(settings)
     if settings.endpoint is None:
-        writer, written = WRITER, _by_grammar(concepts, settings, context.config.run.seed)
+        writer, costs = WRITERS[settings.grammar], dict[str, float]()
+        written = _by_grammar(sets, settings, context)
     else:
-        endpoint = _endpoint(settings.endpoint, settings)
-        writer, written = settings.model, _by_model(concepts, endpoint, settings, context.scratch)
-    rows = []
-    for done, (concept, prompts) in enumerate(written, start=1):
-        rows += [_row(concept, prompt, writer) for prompt in prompts]
-        context.report.progress(done, len(concepts), f"writing prompts ({writer})")
-    table = pa.Table.from_pylist(rows, schema=PROMPTS)
-    return StageResult(
-        rows={"prompts": write_dataset(context.output / "prompts", table, PROMPTS)}, notes={"writer": writer}
+        writer = settings.model
+        written, costs = _by_model(sets, settings, context)
+    rows = _write_sets(sets, written, writer, context.output)
+    metrics = _diversity(sets, written) | costs
+    if settings.captions:
+        captions = choose_captions(context.inputs["filter"] / "samples", settings, context.config.run.seed)
+        rows["captions"] = write_dataset(context.output / "captions", captions.table, CAPTIONS)
+        metrics |= captions.metrics
+    return StageResult(rows=rows, metrics=metrics, notes={"writer": writer})
+
+
+def requested_sets(settings: PromptsConfig) -> list[SetRequest]:
+    """The rich set of every concept, then the tailored sets."""
+    rich = counts_of(settings.quotas, settings.prompts_per_concept)
+    tailored = {TAILORED: settings.tailored_prompts}
+    return [
+        *(SetRequest(concept=concept, counts=rich) for concept in _different(settings.concepts)),
+        *(SetRequest(concept=concept, counts=tailored) for concept in _different(settings.tailored_concepts)),
+    ]
+
+
+def _different(concepts: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(" ".join(concept.split()) for concept in concepts))
+
+
+def _by_grammar(sets: Sequence[SetRequest], settings: PromptsConfig, context: StageContext) -> list[list[RichPrompt]]:
+    written = []
+    for done, asked in enumerate(sets, start=1):
+        try:
+            prompts = grammar_prompts(
+                settings.grammar, asked.concept, asked.counts, context.config.run.seed, settings.max_similarity
+            )
+        except ValueError as error:
+            raise StageError(f"{error}; lower prompts.prompts_per_concept or set prompts.endpoint.") from error
+        written.append(prompts)
+        context.report.progress(done, len(sets), f"writing prompts ({WRITERS[settings.grammar]})")
+    return written
+
+
+def _by_model(
+    sets: Sequence[SetRequest], settings: PromptsConfig, context: StageContext
+) -> tuple[list[list[RichPrompt]], dict[str, float]]:
+    """The prompts of every set, and what they have cost."""
+    store = AnswerStore(Path(settings.answers_folder or Path(context.config.run.folder) / "answers"))
+    try:
+        client = _client(settings, store)
+        total = sum(sum(asked.counts.values()) for asked in sets)
+        writer = PromptWriter(
+            client=client,
+            prompts_per_request=settings.prompts_per_request,
+            max_similarity=settings.max_similarity,
+            concurrency=settings.concurrency,
+            progress=_Progress(client, total, settings.model, context.report),
+        )
+        written = writer.write(sets)
+    except PromptError as error:
+        kept = f"; the answers so far are kept in {store.folder}" if store.answered else ""
+        raise StageError(f"{str(error).rstrip('.')}{kept}.") from error
+    finally:
+        if store.damaged:
+            context.report.warning(f"{len(store.damaged)} damaged answers in {store.folder} were requested again")
+    costs = {"requests": client.limits.sent, "tokens": client.budget.spent, "tokens_paid_now": client.budget.paid}
+    return written, {**costs, "near_duplicates": float(writer.near_duplicates)}
+
+
+def _client(settings: PromptsConfig, store: AnswerStore) -> ChatClient:
+    assert settings.endpoint is not None
+    return ChatClient(
+        endpoint=Endpoint(
+            base_url=settings.endpoint,
+            model=settings.model,
+            api_key=os.environ.get("OPENAI_API_KEY") or None,
+            temperature=settings.temperature,
+            answer_tokens=settings.answer_tokens,
+            timeout_seconds=settings.timeout_seconds,
+            retries=settings.retries,
+        ),
+        store=store,
+        budget=TokenBudget(settings.token_budget),
+        limits=RateLimits(settings.requests_per_minute, settings.tokens_per_minute),
     )
+
+
+class _Progress:
+    """Reports prompts and tokens; called from many threads."""
+
+    def __init__(self, client: ChatClient, total: int, model: str, report: Reporter) -> None:
+        self._client, self._total, self._model, self._report = client, total, model, report
+        self._done = self._step = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, added: int) -> None:
+        with self._lock:
+            self._done = min(self._done + added, self._total)
+            self._step += 1
+            spent = self._client.budget.spent
+            self._report.progress(self._done, self._total, f"writing prompts ({self._model}, {spent} tokens)")
+            self._report.metric("tokens", spent, self._step)
+
+
+def _write_sets(
+    sets: Sequence[SetRequest], written: Sequence[Sequence[RichPrompt]], writer: str, output: Path
+) -> dict[str, int]:
+    """Write `prompts/` and, if there are tailored sets, `tailored/`; returns their rows."""
+    rows: dict[str, list[dict[str, str]]] = {"prompts": []}
+    for asked, prompts in zip(sets, written, strict=True):
+        name = "tailored" if TAILORED in asked.counts else "prompts"
+        rows.setdefault(name, []).extend(_row(asked.concept, prompt, writer) for prompt in prompts)
+    return {
+        name: write_dataset(output / name, pa.Table.from_pylist(listed, schema=PROMPTS), PROMPTS)
+        for name, listed in rows.items()
+    }
 
 
 def _row(concept: str, prompt: RichPrompt, writer: str) -> dict[str, str]:
@@ -53,55 +164,13 @@ def _row(concept: str, prompt: RichPrompt, writer: str) -> dict[str, str]:
     }
 
 
-def _by_grammar(concepts: list[str], settings: PromptsConfig, seed: int) -> Iterator[tuple[str, list[RichPrompt]]]:
-    for concept in concepts:
-        try:
-            yield concept, grammar_prompts(concept, settings.prompts_per_concept, seed)
-        except ValueError as error:
-            raise StageError(f"{error}; lower prompts.prompts_per_concept or set prompts.endpoint.") from error
-
-
-def _endpoint(base_url: str, settings: PromptsConfig) -> Endpoint:
-    try:
-        return Endpoint(
-            base_url=base_url,
-            model=settings.model,
-            api_key=os.environ.get("OPENAI_API_KEY") or None,
-            temperature=settings.temperature,
-            prompts_per_request=settings.prompts_per_request,
-            timeout_seconds=settings.timeout_seconds,
-            retries=settings.retries,
-        )
-    except PromptError as error:
-        raise StageError(str(error)) from error
-
-
-def _by_model(
-    concepts: list[str], endpoint: Endpoint, settings: PromptsConfig, scratch: Path
-) -> Iterator[tuple[str, list[RichPrompt]]]:
-    """Each concept with its prompts, in the order of completion."""
-    written = map_on_workers(
-        write_prompts,
-        one_row_batches({"concept": concept} for concept in concepts),
-        arguments={"endpoint": endpoint, "count": settings.prompts_per_concept, "folder": scratch.resolve()},
-        workers=Workers(count=max(1, settings.concurrency)),
-        errors=(PromptError,),
-    )
-    for concept, table in zip(concepts, written, strict=True):
-        yield concept, [RichPrompt(**prompt) for prompt in table.to_pylist()]
-
-
-def write_prompts(batch: pa.Table, endpoint: Endpoint, count: int, folder: Path) -> pa.Table:
-    """The prompts of the concept in the batch's only row."""
-    (concept,) = batch["concept"].to_pylist()
-    return pa.Table.from_pylist(write_concept(endpoint, concept, count, folder / f"{content_id(concept)}.json"))
-
-
-def write_concept(endpoint: Endpoint, concept: str, count: int, kept: Path) -> list[dict[str, str]]:
-    """Read the prompts of a concept from the file `kept`; if it does not exist, request them and write it."""
-    if not kept.is_file():
-        prompts = RichPrompts(prompts=PromptWriter(endpoint).write(concept, count))
-        partial = kept.with_suffix(".part")
-        partial.write_text(prompts.model_dump_json())
-        partial.rename(kept)
-    return list(json.loads(kept.read_text())["prompts"])
+def _diversity(sets: Sequence[SetRequest], written: Sequence[Sequence[RichPrompt]]) -> dict[str, float]:
+    """distinct-1, distinct-2 and the mean distance of two prompts: means over the sets."""
+    texts = [
+        (asked.concept, [prompt.prompt for prompt in prompts]) for asked, prompts in zip(sets, written, strict=True)
+    ]
+    return {
+        "distinct_1": sum(distinct_share(prompts, 1) for _, prompts in texts) / len(texts),
+        "distinct_2": sum(distinct_share(prompts, 2) for _, prompts in texts) / len(texts),
+        "mean_distance": sum(mean_distance(prompts, concept) for concept, prompts in texts) / len(texts),
+    }

@@ -70,6 +70,10 @@ OPERATION = [
     "evaluate.workers=1",
     "evaluate.batch_size=1",
     "prompts.concurrency=1",
+    "prompts.token_budget=9",
+    "prompts.requests_per_minute=9",
+    "prompts.tokens_per_minute=9",
+    "prompts.answers_folder=answers",
     "run.cpus=1",
     "serve.port=1",
 ]

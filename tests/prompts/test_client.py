@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from prompts.client import MAX_USELESS_ANSWERS, Endpoint, PromptWriter
+from prompts.endpoint import Endpoint
 from prompts.errors import PromptError
 from prompts.templates import SYSTEM
+from prompts.writer import MAX_USELESS_ANSWERS
 from tests.support.llm_server import Reply, batch, completion, language_model
+from tests.support.prompt_writer import SmallWriter
 
-
-def writer(url: str, **changes: Any) -> PromptWriter:
-    settings: dict[str, Any] = {"model": "stub", "prompts_per_request": 3, "timeout_seconds": 5.0, "retries": 2}
-    return PromptWriter(Endpoint(base_url=url, **(settings | changes)))
+Writers = Callable[..., SmallWriter]
 
 
 def numbered(number: int, count: int = 3) -> str:
     return batch(*(f"a photo of a [v] mug at place {number}-{index}" for index in range(count)))
 
 
-def test_requests_ask_for_a_schema_and_alternate_between_the_variations() -> None:
+def test_requests_ask_for_a_schema_and_say_what_is_there_already(writer: Writers) -> None:
     with language_model(lambda number, _: numbered(number)) as model:
         prompts = writer(model.url).write("mug", 7)
     assert len({prompt.prompt for prompt in prompts}) == 7
     assert [request["response_format"]["type"] for request in model.requests] == ["json_schema"] * 3
     asked = [request["messages"][1]["content"] for request in model.requests]
     assert all('"[v] mug"' in text for text in asked)
-    assert [text.split('Set "variation" to "')[1].split('"')[0] for text in asked] == [
-        "background",
-        "subject",
-        "action",
-    ]
-    assert asked[2].startswith("Write 1 prompts")
+    assert all(text.startswith("Write 3 prompts") for text in asked)
     assert "- a photo of a [v] mug at place 0-0" in asked[1]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_temporary_errors_are_retried(status: int) -> None:
+def test_temporary_errors_are_retried(writer: Writers, status: int) -> None:
     with language_model(lambda number, _: status if number == 0 else numbered(number)) as model:
         assert len(writer(model.url).write("mug", 3)) == 3
     assert len(model.requests) == 2
 
 
-def test_unusable_prompts_are_dropped_and_requested_again() -> None:
+def test_unusable_prompts_are_dropped_and_requested_again(writer: Writers) -> None:
     answers = [
         batch("a photo of a mug", "a photo of a [v] dog outside", "A photo of a [V] mug on the moon."),
         batch("a photo of a [v] mug on  the Moon", "a [v] mug and a [v] mug on a table", "a [v] mug in a tree"),
@@ -63,13 +58,13 @@ def test_unusable_prompts_are_dropped_and_requested_again() -> None:
     ]
 
 
-def test_a_plain_list_of_strings_is_accepted() -> None:
+def test_a_plain_list_of_strings_is_accepted(writer: Writers) -> None:
     with language_model(lambda *_: json.dumps(["a [v] mug at sea", "a [v] mug in a tree"])) as model:
         prompts = writer(model.url).write("mug", 2)
     assert {prompt.variation for prompt in prompts} == {"background"}
 
 
-def test_a_model_that_repeats_itself_is_an_error_with_the_reason() -> None:
+def test_a_model_that_repeats_itself_is_an_error_with_the_reason(writer: Writers) -> None:
     with (
         language_model(lambda *_: batch("a [v] mug at sea", "a mug")) as model,
         pytest.raises(PromptError, match=r"only 1 of 9 usable prompts for 'mug'.*must occur once|repeated"),
@@ -79,7 +74,7 @@ def test_a_model_that_repeats_itself_is_an_error_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize(("status", "tries"), [(401, 2), (404, 2), (418, 2), (429, 4), (500, 4), (501, 4)])
-def test_a_permanent_error_names_the_status_and_the_settings(status: int, tries: int) -> None:
+def test_a_permanent_error_names_the_status_and_the_settings(writer: Writers, status: int, tries: int) -> None:
     with (
         language_model(lambda *_: status) as model,
         pytest.raises(
@@ -91,7 +86,9 @@ def test_a_permanent_error_names_the_status_and_the_settings(status: int, tries:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 415, 422, 500, 501, 502, 503])
-def test_an_endpoint_that_fails_on_response_format_gets_plain_requests_from_then_on(status: int) -> None:
+def test_an_endpoint_that_fails_on_response_format_gets_plain_requests_from_then_on(
+    writer: Writers, status: int
+) -> None:
     def answer(number: int, request: dict[str, Any]) -> str | Reply:
         failure = Reply({"error": {"message": "guided decoding failed", "code": status}}, status=status)
         return failure if "response_format" in request else f"Sure!\n```json\n{numbered(number)}\n```"
@@ -101,14 +98,14 @@ def test_an_endpoint_that_fails_on_response_format_gets_plain_requests_from_then
     assert ["response_format" in request for request in model.requests] == [True, False, False]
 
 
-def test_a_rate_limit_does_not_turn_structured_output_off() -> None:
+def test_a_rate_limit_does_not_turn_structured_output_off(writer: Writers) -> None:
     with language_model(lambda number, _: 429 if number in (0, 1) else numbered(number)) as model:
         assert len(writer(model.url, retries=1).write("mug", 6)) == 6
     assert ["response_format" in request for request in model.requests] == [True, True, False, True]
 
 
 @pytest.mark.parametrize("garbled", ["", "{}", '{"prompts": []}', "\n" * 50])
-def test_an_endpoint_that_garbles_structured_output_gets_plain_requests(garbled: str) -> None:
+def test_an_endpoint_that_garbles_structured_output_gets_plain_requests(writer: Writers, garbled: str) -> None:
     with language_model(lambda n, request: garbled if "response_format" in request else numbered(n)) as model:
         assert len(writer(model.url).write("mug", 3)) == 3
     assert ["response_format" in request for request in model.requests] == [True, False]
@@ -122,7 +119,7 @@ def test_an_endpoint_that_garbles_structured_output_gets_plain_requests(garbled:
         "`temperature` is deprecated for this model.",
     ],
 )
-def test_a_model_without_temperature_gets_none_and_keeps_structured_output(words: str) -> None:
+def test_a_model_without_temperature_gets_none_and_keeps_structured_output(writer: Writers, words: str) -> None:
     def answer(number: int, request: dict[str, Any]) -> str | Reply:
         return Reply({"error": {"message": words}}, status=400) if "temperature" in request else numbered(number)
 
@@ -140,7 +137,9 @@ def test_a_model_without_temperature_gets_none_and_keeps_structured_output(words
         (400, "Developer instruction is not enabled for models/gemma-3-27b-it"),
     ],
 )
-def test_a_model_without_a_system_role_gets_the_instructions_from_the_user(status: int, words: str) -> None:
+def test_a_model_without_a_system_role_gets_the_instructions_from_the_user(
+    writer: Writers, status: int, words: str
+) -> None:
     def answer(number: int, request: dict[str, Any]) -> str | Reply:
         with_system = request["messages"][0]["role"] == "system"
         return Reply({"error": {"message": words}}, status=status) if with_system else numbered(number)
@@ -151,7 +150,7 @@ def test_a_model_without_a_system_role_gets_the_instructions_from_the_user(statu
     assert model.requests[-1]["messages"][0]["content"].startswith(SYSTEM)
 
 
-def test_a_temperature_that_is_out_of_range_is_an_error() -> None:
+def test_a_temperature_that_is_out_of_range_is_an_error(writer: Writers) -> None:
     failure = Reply({"error": {"message": "temperature must be between 0 and 1"}}, status=400)
     with (
         language_model(lambda *_: failure) as model,
@@ -167,7 +166,7 @@ TOO_MANY = {
 }
 
 
-def test_an_error_in_an_answer_that_says_200_is_waited_out_like_its_status() -> None:
+def test_an_error_in_an_answer_that_says_200_is_waited_out_like_its_status(writer: Writers) -> None:
     with language_model(lambda number, _: Reply(TOO_MANY) if number < 2 else numbered(number)) as model:
         assert len(writer(model.url).write("mug", 3)) == 3
     assert len(model.requests) == 3
@@ -183,7 +182,9 @@ def test_an_error_in_an_answer_that_says_200_is_waited_out_like_its_status() -> 
         (b"", 3, "counts as 500, "),
     ],
 )
-def test_an_error_that_stays_in_answers_that_say_200_is_shown(body: Any, tries: int, words: str) -> None:
+def test_an_error_that_stays_in_answers_that_say_200_is_shown(
+    writer: Writers, body: Any, tries: int, words: str
+) -> None:
     with language_model(lambda *_: Reply(body)) as model, pytest.raises(PromptError, match=words):
         writer(model.url, retries=1).write("mug", 3)
     assert len(model.requests) == tries
@@ -201,7 +202,9 @@ def test_an_error_that_stays_in_answers_that_say_200_is_shown(body: Any, tries: 
         (b"\xff\xfe\x00", "application/octet-stream", ""),
     ],
 )
-def test_what_is_no_completion_is_shown_with_the_setting(body: bytes, content_type: str, words: str) -> None:
+def test_what_is_no_completion_is_shown_with_the_setting(
+    writer: Writers, body: bytes, content_type: str, words: str
+) -> None:
     with (
         language_model(lambda *_: Reply(body, headers={"Content-Type": content_type})) as model,
         pytest.raises(PromptError, match=rf"prompts.endpoint\) does not answer with a completion: {words}"),
@@ -210,12 +213,12 @@ def test_what_is_no_completion_is_shown_with_the_setting(body: bytes, content_ty
     assert len(model.requests) == 1
 
 
-def test_a_url_without_its_version_gets_a_hint() -> None:
+def test_a_url_without_its_version_gets_a_hint(writer: Writers) -> None:
     with language_model(lambda *_: "") as model, pytest.raises(PromptError, match=r"404 .*does the URL end in /v1\?"):
         writer(model.url.removesuffix("/v1")).write("mug", 3)
 
 
-def test_a_redirect_is_named() -> None:
+def test_a_redirect_is_named(writer: Writers) -> None:
     moved = Reply({}, status=301, headers={"Location": "/elsewhere"})
     with (
         language_model(lambda *_: moved) as model,
@@ -224,7 +227,7 @@ def test_a_redirect_is_named() -> None:
         writer(model.url, retries=0).write("mug", 3)
 
 
-def test_a_query_in_the_url_stays_behind_the_path() -> None:
+def test_a_query_in_the_url_stays_behind_the_path(writer: Writers) -> None:
     with language_model(lambda number, _: numbered(number)) as model:
         assert len(writer(f"{model.url}?api-version=2&x=1").write("mug", 3)) == 3
 
@@ -240,7 +243,7 @@ UNUSABLE_PROXIES = [
 
 @pytest.mark.parametrize("variables", UNUSABLE_PROXIES, ids=str)
 def test_an_endpoint_on_this_machine_is_asked_without_a_proxy(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    writer: Writers, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -249,13 +252,15 @@ def test_an_endpoint_on_this_machine_is_asked_without_a_proxy(
             assert len(writer(url, retries=0).write("mug", 3)) == 3
 
 
-def test_a_proxy_that_cannot_be_used_for_another_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_cannot_be_used_for_another_machine_is_named(
+    writer: Writers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks4://127.0.0.1:9")
     with pytest.raises(PromptError, match=r"proxy settings .*ALL_PROXY.*prompts\.endpoint: .*socks4"):
         writer("http://llm.example/v1")
 
 
-def test_chunks_of_an_answer_are_joined() -> None:
+def test_chunks_of_an_answer_are_joined(writer: Writers) -> None:
     chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": numbered(9)}]}]
     with language_model(
         lambda n, _: completion({"content": [*chunks, {"type": "text", "text": numbered(n)}]})
@@ -272,13 +277,13 @@ def test_chunks_of_an_answer_are_joined() -> None:
         (Reply({"choices": []}), "the answer is empty"),
     ],
 )
-def test_answers_without_prompts_are_an_error_with_the_reason(reply: Reply, words: str) -> None:
+def test_answers_without_prompts_are_an_error_with_the_reason(writer: Writers, reply: Reply, words: str) -> None:
     with language_model(lambda *_: reply) as model, pytest.raises(PromptError, match=words):
         writer(model.url).write("mug", 3)
     assert len(model.requests) == MAX_USELESS_ANSWERS
 
 
-def test_the_key_is_not_in_a_message_and_a_missing_one_is_named() -> None:
+def test_the_key_is_not_in_a_message_and_a_missing_one_is_named(writer: Writers) -> None:
     def answer(number: int, request: dict[str, Any]) -> Reply:
         return Reply({"error": {"message": "Incorrect API key sk-secret-key provided"}}, status=401)
 
@@ -290,6 +295,6 @@ def test_the_key_is_not_in_a_message_and_a_missing_one_is_named() -> None:
     assert "sk-secret-key" not in repr(Endpoint(base_url="", model="", api_key="sk-secret-key"))
 
 
-def test_a_key_that_cannot_be_sent_is_refused_at_once() -> None:
+def test_a_key_that_cannot_be_sent_is_refused_at_once(writer: Writers) -> None:
     with pytest.raises(PromptError, match=r"OPENAI_API_KEY begins or ends with a line break; set it"):
         writer("http://127.0.0.1:1/v1", api_key="sk-test\n")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import socketserver
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -18,13 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from prompts.client import Endpoint, PromptWriter
 from prompts.errors import PromptError
+from tests.support.prompt_writer import SmallWriter
 
-
-def writer(url: str, **changes: Any) -> PromptWriter:
-    settings: dict[str, Any] = {"model": "stub", "prompts_per_request": 3, "timeout_seconds": 5.0, "retries": 2}
-    return PromptWriter(Endpoint(base_url=url, **(settings | changes)))
+Writers = Callable[..., SmallWriter]
 
 
 @contextmanager
@@ -54,6 +50,33 @@ def byte_server(answer: bytes | None, context: ssl.SSLContext | None = None) -> 
             thread.join()
 
 
+def test_a_server_that_is_slow_is_named_with_the_setting(writer: Writers) -> None:
+    with byte_server(None) as port:
+        assert "no answer within 0.5 s (prompts.timeout_seconds)" in refused(writer, f"http://127.0.0.1:{port}/v1", 0.5)
+
+
+def test_an_answer_that_drips_without_end_is_given_up(writer: Writers) -> None:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65_536)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+            while not done.wait(0.05):
+                self.request.sendall(b" ")
+
+    done = threading.Event()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client breaks off: that is the test
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+            assert "no whole answer within 1 s" in refused(writer, url, 1.0)
+        finally:
+            done.set()
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def tls(tmp_path: Path) -> ssl.SSLContext:
     """TLS with a certificate that nobody has signed."""
@@ -69,22 +92,21 @@ def tls(tmp_path: Path) -> ssl.SSLContext:
     return context
 
 
-def refused(url: str) -> str:
+def refused(writer: Writers, url: str, timeout_seconds: float = 20.0) -> str:
     with pytest.raises(PromptError, match=r"\(prompts.endpoint\) does not answer after 1 tries: ") as caught:
-        writer(url, retries=0, timeout_seconds=0.5).write("mug", 1)
+        writer(url, retries=0, timeout_seconds=timeout_seconds).write("mug", 1)
     assert "Connection error" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_refused_connection_and_an_unknown_host_are_named() -> None:
-    assert "no server listens on that port" in refused("http://127.0.0.1:1/v1")
-    assert "cannot be resolved (DNS)" in refused("http://no-such-host.invalid/v1")
+def test_a_refused_connection_and_an_unknown_host_are_named(writer: Writers) -> None:
+    assert "no server listens on that port" in refused(writer, "http://127.0.0.1:1/v1")
+    assert "cannot be resolved (DNS)" in refused(writer, "http://no-such-host.invalid/v1")
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (None, "no answer within 0.5 s (prompts.timeout_seconds)"),
         (b"", "the server does not speak HTTP"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "the server does not speak HTTP"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "or only with TLS (https://)"),
@@ -96,14 +118,14 @@ def test_a_refused_connection_and_an_unknown_host_are_named() -> None:
         ),
     ],
 )
-def test_a_server_that_does_not_answer_is_named(answer: bytes | None, words: str) -> None:
+def test_a_server_that_does_not_answer_is_named(writer: Writers, answer: bytes, words: str) -> None:
     with byte_server(answer) as port:
-        assert words in refused(f"http://127.0.0.1:{port}/v1")
+        assert words in refused(writer, f"http://127.0.0.1:{port}/v1")
 
 
-def test_tls_where_there_is_none_and_none_where_there_is_tls_are_named(tls: ssl.SSLContext) -> None:
+def test_tls_where_there_is_none_and_none_where_there_is_tls_are_named(writer: Writers, tls: ssl.SSLContext) -> None:
     with byte_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
-        assert "its URL begins with http://, not https://" in refused(f"https://127.0.0.1:{port}/v1")
+        assert "its URL begins with http://, not https://" in refused(writer, f"https://127.0.0.1:{port}/v1")
     with byte_server(b"", tls) as port:
-        assert "certificate is not accepted: self" in refused(f"https://127.0.0.1:{port}/v1")
-        assert "TLS (https://)" in refused(f"http://127.0.0.1:{port}/v1")
+        assert "certificate is not accepted: self" in refused(writer, f"https://127.0.0.1:{port}/v1")
+        assert "TLS (https://)" in refused(writer, f"http://127.0.0.1:{port}/v1")

@@ -32,7 +32,7 @@ def write_prompts(folder: Path) -> Path:
         {
             "prompt_id": content_id(concept, background),
             "concept": concept,
-            "prompt": f"a [v] {concept} {background}",
+            "prompt": f"a photo of a [v] {concept} {background}",
             "variation": "background",
             "writer": "grammar",
         }

@@ -1,18 +1,12 @@
-"""Prompt sets without a language model: sentences of a small grammar, in a fixed random order.
-
-It uses only words of the micro world's tokenizer, and every sentence fits its text encoder. Used when no endpoint is
-configured; the dataset records the writer "grammar".
-"""
+"""The grammar of the micro world: only words of its tokenizer, and every sentence fits its text encoder."""
 
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterator
 
-from prompts.schema import PLACEHOLDER, VARIATIONS, RichPrompt, Variation
+from prompts.schema import PLACEHOLDER, Variation
 
-WRITER = "grammar"
 MAX_WORDS = 12
 
 BACKGROUNDS = (
@@ -29,35 +23,36 @@ RELATIONS = ("and a", "next to a", "near a", "with a")
 STYLES = ("a picture of", "a rendering of", "a close view of", "this is", "there is")
 
 
-def grammar_prompts(concept: str, count: int, seed: int) -> list[RichPrompt]:
-    """`count` different prompts for `concept`, alternating between the variations; the same for the same arguments.
-
-    Raises:
-        ValueError: The grammar has fewer sentences.
-    """
-    rng = random.Random(f"{seed}/{concept}")
-    queues: dict[Variation, list[str]] = {}
-    for variation in VARIATIONS:
-        queues[variation] = sorted(set(sentences(variation, concept)))
-        rng.shuffle(queues[variation])
-    written: list[RichPrompt] = []
-    for variation in itertools.cycle(VARIATIONS):
-        if len(written) == count:
-            return written
-        if not any(queues.values()):
-            raise ValueError(f"the grammar has only {len(written)} prompts for {concept!r}, not {count}")
-        if queues[variation]:
-            written.append(RichPrompt(prompt=queues[variation].pop(), variation=variation))
-    return written
+#: What the objects of the micro world do, and where they belong.
+HABITATS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "duck": (("swimming", "floating"), ("in the ocean", "in the water")),
+    "car": (("driving", "moving"), ("on a city street", "on the road")),
+    "rocket": (("floating", "moving"), ("under the night sky", "at night")),
+    "star": (("floating", "moving"), ("under the night sky", "at night")),
+    "mushroom": (("standing", "leaning"), ("in the forest", "among the trees")),
+    "bear": (("running", "sitting"), ("in the forest", "among the trees")),
+    "house": (("standing", "alone"), ("on a snowy field", "in a green meadow")),
+    "robot": (("looking", "standing"), ("on a city street", "by a brick wall")),
+}
+TABLE = (("standing", "lying"), ("on a wooden table", "on a wooden floor"))
 
 
 def sentences(variation: Variation, concept: str) -> Iterator[str]:
     """All sentences of one variation with at most `MAX_WORDS` words."""
     subject = f"{PLACEHOLDER} {concept}"
-    for background in BACKGROUNDS:
-        for sentence in _sentences(variation, subject, concept, background):
-            if len(sentence.split()) <= MAX_WORDS:
-                yield sentence
+    if variation == "tailored":
+        written = _tailored(subject, concept)
+    else:
+        written = (text for place in BACKGROUNDS for text in _sentences(variation, subject, concept, place))
+    yield from (sentence for sentence in written if len(sentence.split()) <= MAX_WORDS)
+
+
+def _tailored(subject: str, concept: str) -> Iterator[str]:
+    actions, places = HABITATS.get(concept, TABLE)
+    for action, place, colour, neighbour in itertools.product(actions, places, COLOURS, NEIGHBOURS):
+        if neighbour != concept:
+            article = "an" if colour == "orange" else "a"
+            yield f"a {subject} {action} {place} near {article} {colour} {neighbour}"
 
 
 def _sentences(variation: Variation, subject: str, concept: str, background: str) -> Iterator[str]:

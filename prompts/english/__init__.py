@@ -1,0 +1,1 @@
+"""English prompts for any class word, without a language model."""
