@@ -48,7 +48,7 @@ def test_damaged_weights_are_refused_with_the_file(shipped: Path, tmp_path: Path
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
-    with pytest.raises(StageError, match=r"is not a weights folder .*; restore .*--force base"):
+    with pytest.raises(StageError, match=r"is not a folder of the format .*; restore .*--force base"):
         run(make_context(tmp_path), tmp_path / "weights")
 
 

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import ModelError
+from model.guidance.settings import InferenceSettings
 from model.pictures.containers import take_apart
 from model.pictures.crops import square_crop
 from model.pictures.decoding import MAX_PIXELS, load_picture, picture_format
+from model.request_painter import RequestPainter
 from stages.contract import StageError
 from stages.customize import stage as customize
 from stages.data.jpeg import encode_jpeg
@@ -83,9 +85,9 @@ def evaluation(file: Path) -> bool:
 
 def serving(file: Path) -> bool:
     """The registered model with a pipeline that paints nothing."""
+    pipeline: Any = BlankPipeline()
     model: Any = RealwordModel()
-    model.title, model.settings = None, {"painting": {}, "adapter": "fingerprint"}
-    model.pipeline = BlankPipeline()
+    model.painter = RequestPainter(pipeline=pipeline, settings=InferenceSettings(), title=None, adapter="fingerprint")
     request = PaintRequest(prompt="a cup", word="cup", subject=base64.b64encode(file.read_bytes()).decode())
     return without_error(lambda: model.predict(None, [request]))
 
