@@ -12,8 +12,8 @@ the models' own parts back. Custom Diffusion's changes of the weights are added 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def load_concept(model: Any, *concepts: Concept | str | Path) -> list[str]:
     names = [f"the concept {c.placeholders[0]!r}" if isinstance(c, Concept) else f"the concept {c}" for c in concepts]
     new = [c if isinstance(c, Concept) else read_concept(Path(c)) for c in concepts]
     _check_names([*loaded.concepts, *new])
-    with _without(loaded, parts):
+    with _without_concepts(loaded, parts):
         for name, concept in zip(names, new, strict=True):
             check_concept(parts, concept, name)
         _LOADED[parts.unet] = loaded
@@ -79,7 +79,7 @@ def unload_concepts(model: Any, *placeholders: str) -> None:
     for placeholder in placeholders:
         if placeholder not in loaded_placeholders(model):
             raise ConceptError(f"no concept with the placeholder {placeholder!r} is loaded.")
-    with _without(loaded, parts):
+    with _without_concepts(loaded, parts):
         kept = [c for c in loaded.concepts if placeholders and not set(placeholders) & set(c.placeholders)]
         loaded.concepts = kept
 
@@ -90,21 +90,18 @@ def loaded_placeholders(model: Any) -> list[str]:
     return [placeholder for concept in loaded.concepts for placeholder in concept.placeholders]
 
 
-class _without:  # noqa: N801  a context manager, named as it reads
-    """The block sees the model without its concepts; after it, the concepts are put into the model again."""
-
-    def __init__(self, loaded: _Loaded, parts: ModelParts) -> None:
-        self.loaded, self.parts = loaded, parts
-
-    def __enter__(self) -> None:
-        self.loaded.undo.close()
-
-    def __exit__(self, *_: object) -> None:
+@contextmanager
+def _without_concepts(loaded: _Loaded, parts: ModelParts) -> Iterator[None]:
+    """The block sees the model without its concepts; after it, `loaded.concepts` are put into the model."""
+    loaded.undo.close()
+    try:
+        yield
+    finally:
         with ExitStack() as undo:
-            if self.loaded.concepts:
-                _put_in(self.parts, self.loaded.concepts, undo)
-            self.loaded.undo = undo.pop_all()
-        _forget_compiled(self.parts)
+            if loaded.concepts:
+                _put_in(parts, loaded.concepts, undo)
+            loaded.undo = undo.pop_all()
+        _forget_compiled(parts)
 
 
 def _check_names(concepts: Sequence[Concept]) -> None:

@@ -39,4 +39,4 @@ def fits(layer: nn.Module, lora: LoraLayer) -> bool:
         return False
     if isinstance(layer, nn.Conv2d):
         return (lora.up.shape[0], *lora.down.shape[1:]) == tuple(layer.weight.shape) and layer.groups == 1
-    return (lora.up.shape[0], lora.down.flatten(1).shape[1]) == tuple(layer.weight.shape)  # type: ignore[union-attr]
+    return isinstance(layer, nn.Linear) and (lora.up.shape[0], lora.down[0].numel()) == tuple(layer.weight.shape)

@@ -122,12 +122,12 @@ def _joined_names(parts: ModelParts) -> dict[str, str]:
     for layer in parts.layers():
         component, _, name = layer.partition(".")
         if component == "unet":
-            names, prefixes = [name, compvis_name(name, old)], ("unet", "lora_unet", "")
+            names, prefixes = [name, compvis_name(name, old)], ["unet", "lora_unet", ""]
         else:
             is_second = component.endswith("_2")
             names = [name, name.removeprefix("text_model."), name.replace("q_proj", "to_q").replace("k_proj", "to_k")]
             names[2] = names[2].replace("v_proj", "to_v").replace("out_proj", "to_out")  # diffusers before peft
-            prefixes = ("text_encoder_2", "lora_te2") if is_second else ("text_encoder", "lora_te", "lora_te1")
+            prefixes = ["text_encoder_2", "lora_te2"] if is_second else ["text_encoder", "lora_te", "lora_te1"]
         known |= {_joined(f"{prefix}.{one}".removeprefix(".")): layer for prefix in prefixes for one in names}
     return known
 

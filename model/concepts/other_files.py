@@ -80,7 +80,7 @@ def _concept(method: str, token: ConceptToken, **learned: Any) -> Concept:
     return Concept(method=method, backbone="", tokens=(token,), **learned)
 
 
-def _named(file: Path, placeholder: str | None, token: Mapping[str, str], **learned: Any) -> ConceptToken:
+def _named(file: Path, placeholder: str | None, token: Mapping[str, Any], **learned: Any) -> ConceptToken:
     if not placeholder:
         raise ConceptError(f"{file} does not say what its placeholder is: give one.")
     return ConceptToken(placeholder=placeholder, **token, **learned)
