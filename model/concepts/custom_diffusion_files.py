@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.concepts.concept import ConceptError
-
 CUSTOM_DIFFUSION_FILE = "pytorch_custom_diffusion_weights.safetensors"
 _PROCESSOR = ".processor"
 _KEY, _VALUE = ".to_k_custom_diffusion.weight", ".to_v_custom_diffusion.weight"
@@ -32,17 +30,15 @@ def cross_attention_of(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, T
     """The weights in a state that diffusers or `custom_diffusion_state` wrote, as `Concept.cross_attention`.
 
     Raises:
-        ConceptError: Queries or outputs were learned too, or a layer's weights are not a pair.
+        ValueError: Queries or outputs were learned too, or a layer's weights are not a pair.
     """
     others = [name for name in state if len(state[name]) and not name.endswith((_KEY, _VALUE))]
     if others:
-        raise ConceptError(
-            f"the weights hold {others[0]}: only learned keys and values can be used, not queries or outputs."
-        )
+        raise ValueError(f"the weights hold {others[0]}, and only keys and values can be used, not queries or outputs")
     layers = [name.removesuffix(_KEY).removesuffix(_VALUE) for name in state if len(state[name])]
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name in dict.fromkeys(layers):
         if f"{name}{_KEY}" not in state or f"{name}{_VALUE}" not in state:
-            raise ConceptError(f"the weights of {name} are not a pair of keys and values.")
+            raise ValueError(f"the weights of {name} are not a pair of keys and values")
         found[name.removesuffix(_PROCESSOR)] = state[f"{name}{_KEY}"], state[f"{name}{_VALUE}"]
     return found

@@ -144,9 +144,13 @@ def embeddings_of(state: Mapping[str, Tensor], placeholder: str) -> tuple[Tensor
 
 
 def as_vectors(tensor: Tensor) -> Tensor:
-    """(v, c) of an embedding that may be (c)."""
+    """(v, c) of an embedding that may be (c).
+
+    Raises:
+        ValueError: It has another shape, or holds integers.
+    """
     if tensor.dim() not in (1, 2) or not tensor.is_floating_point():
-        raise ConceptError(f"an embedding has the shape {tuple(tensor.shape)} instead of (vectors, width).")
+        raise ValueError(f"an embedding has the shape {tuple(tensor.shape)} instead of (vectors, width)")
     return tensor[None] if tensor.dim() == 1 else tensor
 
 

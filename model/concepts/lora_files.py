@@ -18,7 +18,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.concepts.concept import ConceptError, LoraLayer
+from model.concepts.concept import LoraLayer
 from model.concepts.model_parts import ModelParts, compvis_names
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -54,10 +54,11 @@ def lora_of_diffusers(state: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
 
     Raises:
         KeyError: A matrix is missing.
+        ValueError: There are other tensors.
     """
     names = [name.removesuffix(_DOWN) for name in state if name.endswith(_DOWN)]
     if 2 * len(names) != len(state):
-        raise ConceptError("the LoRA holds other tensors than pairs of lora_A and lora_B.")
+        raise ValueError("the LoRA holds other tensors than pairs of lora_A and lora_B")
     return {name: LoraLayer(state[f"{name}{_DOWN}"], state[f"{name}{_UP}"]) for name in names}
 
 
@@ -72,16 +73,16 @@ def lora_of(
         metadata: diffusers' `lora_adapter_metadata` of the file.
 
     Raises:
-        ConceptError: The state is no LoRA, or of another model; names a tensor.
+        ValueError: The state is no plain LoRA, or of another model; names a tensor.
     """
     known, found = _joined_names(parts), dict[str, dict[str, Tensor]]()
     for key, tensor in state.items():
         match = _ENDS.fullmatch(key)
         if match is None:  # DoRA, LoHa, LoKr, learned biases, ...
-            raise ConceptError(f"the file is no plain LoRA: it holds {key}.")
+            raise ValueError(f"the file is no plain LoRA: it holds {key}")
         layer = known.get(_joined(match["layer"]))
         if layer is None:
-            raise ConceptError(f"the LoRA was learned on another backbone than this one, which has no layer for {key}.")
+            raise ValueError(f"the LoRA was learned on another backbone than this one, which has no layer for {key}")
         side = "alpha" if match["alpha"] else "down" if (match["peft"] or match["side"]) in ("A", "down") else "up"
         found.setdefault(layer, {})[side] = tensor
     return {layer: _scaled(layer, tensors, metadata or {}) for layer, tensors in found.items()}
@@ -89,7 +90,7 @@ def lora_of(
 
 def _scaled(layer: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> LoraLayer:
     if "down" not in tensors or "up" not in tensors:
-        raise ConceptError(f"the LoRA has only one of the two matrices of {layer}.")
+        raise ValueError(f"the LoRA has only one of the two matrices of {layer}")
     down, up = tensors["down"], tensors["up"]
     rank = down.shape[0]
     alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(layer, rank, metadata)
@@ -101,7 +102,7 @@ def _alpha(layer: str, rank: int, metadata: Mapping[str, Any]) -> float:
     component, _, name = layer.partition(".")
     settings = {key.partition(".")[2]: value for key, value in metadata.items() if key.startswith(f"{component}.")}
     if settings.get("use_dora"):
-        raise ConceptError("the file is no plain LoRA: it is DoRA.")
+        raise ValueError("the file is no plain LoRA: it is DoRA")
     short = name.removeprefix("text_model.")
     pattern = settings.get("alpha_pattern") or {}
     default = settings.get("lora_alpha", rank)

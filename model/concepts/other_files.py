@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,74 +41,82 @@ from model.concepts.model_parts import ModelParts, compvis_names
 _A1111_KEY, _A1111_SAFE_KEY, _STAR = "string_to_param", "emb_params", "*"
 
 
-def read_other(file: Path, model: Any, *, placeholder: str | None = None, word: str, subject: str = "") -> Concept:
+def read_other(
+    files: Path | Sequence[Path], model: Any, *, placeholder: str | None = None, word: str, subject: str = ""
+) -> Concept:
     """Read a concept of another tool for a model.
 
     Args:
-        file: A safetensors file or a pickle (.pt, .bin, .ckpt, .pth).
+        files: A safetensors file or a pickle (.pt, .bin, .ckpt, .pth), or all files of one concept, such as the
+            weights and the embeddings of Custom Diffusion.
         model: As for `load_concept`; the concept must fit it.
         placeholder: By default the file's own, where the format has one: diffusers' and A1111's pickles.
         word: The class word.
-        subject: A name for people; by default the file's.
+        subject: A name for people; by default that of the (first) file.
 
     Raises:
-        ConceptError: The file cannot be read, is of no known format, has no placeholder, or is for another backbone.
+        ConceptError: A file cannot be read, is of no known format, or is for another backbone, or there is no
+            placeholder.
     """
-    parts = ModelParts.of(model)
-    state, metadata = read_state(file)
-    token = {"word": word, "subject": subject or file.stem}
-    layers = _kohya_layers(parts)
-    if any("custom_diffusion" in key for key in state):
-        concept = _concept(
-            "custom_diffusion", _named(file, placeholder, token), cross_attention=cross_attention_of(state)
-        )
-    elif layers and set(state) == set(layers):
-        by_layer = {layers[key]: (_vectors(state[key], file),) for key in layers}
-        concept = _concept("xti", _named(file, placeholder, token, layer_embeddings=by_layer))
-    elif (found := _embeddings(state, file)) is not None:
-        own, embeddings = found
-        concept = _concept("textual_inversion", _named(file, placeholder or own, token, embeddings=embeddings))
-    elif any("lora" in key for key in state):
-        concept = _concept("dreambooth", _named(file, placeholder, token), lora=lora_of(state, parts, metadata))
-    else:
-        raise ConceptError(f"{file} is no concept in a format that is known: it holds {', '.join(list(state)[:3])}.")
-    check_concept(parts, concept, f"the concept {file}")
+    listed = [files] if isinstance(files, Path) else list(files)
+    parts, learned, tokens = ModelParts.of(model), dict[str, Any](), list[ConceptToken]()
+    for file in listed:
+        found = _learned(file, parts)
+        stored = found.pop("placeholder", None)
+        learned |= {key: found.pop(key) for key in ("cross_attention", "lora") if key in found}
+        if "embeddings" in found or "layer_embeddings" in found:
+            tokens.append(_token(file, placeholder or stored, word, subject or listed[0].stem, found))
+    if not tokens:
+        tokens = [_token(listed[0], placeholder, word, subject or listed[0].stem, {})]
+    has_layers = any(token.layer_embeddings for token in tokens)
+    other = "xti" if has_layers else "textual_inversion"
+    method = "custom_diffusion" if "cross_attention" in learned else "dreambooth" if "lora" in learned else other
+    concept = Concept(method=method, backbone="", tokens=tuple(tokens), **learned)
+    check_concept(parts, concept, f"the concept {listed[0]}")
     return concept
 
 
-def _concept(method: str, token: ConceptToken, **learned: Any) -> Concept:
-    return Concept(method=method, backbone="", tokens=(token,), **learned)
-
-
-def _named(file: Path, placeholder: str | None, token: Mapping[str, Any], **learned: Any) -> ConceptToken:
+def _token(file: Path, placeholder: str | None, word: str, subject: str, learned: dict[str, Any]) -> ConceptToken:
     if not placeholder:
         raise ConceptError(f"{file} does not say what its placeholder is: give one.")
-    return ConceptToken(placeholder=placeholder, **token, **learned)
+    return ConceptToken(placeholder=placeholder, word=word, subject=subject, **learned)
 
 
-def _embeddings(state: Mapping[str, Any], file: Path) -> tuple[str | None, tuple[Tensor, ...]] | None:
-    """The placeholder, if the file has one, and the embeddings; None for other files."""
+def _learned(file: Path, parts: ModelParts) -> dict[str, Any]:
+    """What a file holds, by the names of `Concept` and `ConceptToken`; `placeholder` may be None."""
+    state, metadata = read_state(file)
+    try:
+        if any("custom_diffusion" in key for key in state):
+            return {"cross_attention": cross_attention_of(state)}
+        layers = _kohya_layers(parts)
+        if layers and set(state) == set(layers):
+            return {"layer_embeddings": {name: (as_vectors(state[key]),) for key, name in layers.items()}}
+        if (found := _embeddings(state)) is not None:
+            return found
+        if any("lora" in key for key in state):
+            return {"lora": lora_of(state, parts, metadata)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConceptError(f"{file} cannot be used: {error}.") from error
+    some = ", ".join(str(key) for key in list(state)[:3]) or "nothing"
+    raise ConceptError(f"{file} is no concept in a format that is known: it holds {some}.")
+
+
+def _embeddings(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The embeddings, and the placeholder if the file has one; None for other files."""
     if set(ENCODER_NAMES) == set(state):
-        return None, tuple(_vectors(state[name], file) for name in ENCODER_NAMES)
+        return {"embeddings": tuple(as_vectors(state[name]) for name in ENCODER_NAMES)}
     if _A1111_KEY in state:
         stars = state[_A1111_KEY]
-        stars = getattr(stars, "_parameters", None) or stars  # a ParameterDict in the oldest files
         if _STAR not in stars:
-            raise ConceptError(f"{file} is damaged: {_A1111_KEY} has no {_STAR!r}.")
-        return state.get("name"), (_vectors(stars[_STAR], file),)
+            raise ValueError(f"{_A1111_KEY} has no {_STAR!r}")
+        return {"placeholder": state.get("name"), "embeddings": (as_vectors(stars[_STAR].detach()),)}
     if _A1111_SAFE_KEY in state:
-        return None, (_vectors(state[_A1111_SAFE_KEY], file),)
+        return {"embeddings": (as_vectors(state[_A1111_SAFE_KEY]),)}
     if len(state) == 1:
         ((own, tensor),) = state.items()
-        if isinstance(tensor, Tensor) and tensor.dim() in (1, 2):
-            return own, (_vectors(tensor, file),)
+        if isinstance(tensor, Tensor) and tensor.dim() in (1, 2) and "lora" not in own:
+            return {"placeholder": own, "embeddings": (as_vectors(tensor.detach()),)}
     return None
-
-
-def _vectors(tensor: Any, file: Path) -> Tensor:
-    if not isinstance(tensor, Tensor):
-        raise ConceptError(f"{file} is damaged: it holds a {type(tensor).__name__} where an embedding should be.")
-    return as_vectors(tensor.detach().clone())
 
 
 def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,7 +143,8 @@ def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
         if isinstance(error, ConceptError):
             raise
-        raise ConceptError(f"{file} is damaged: {str(error).splitlines()[0]}.") from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConceptError(f"{file} is damaged: {reason}.") from error
     if isinstance(state, Tensor):
         return {"": state}, {}
     if not isinstance(state, Mapping):

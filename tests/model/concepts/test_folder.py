@@ -169,7 +169,7 @@ def test_damaged_folders_are_refused(
     damage(tmp_path)
     with pytest.raises(ConceptError, match=message) as raised:
         read_concept(tmp_path)
-    assert str(tmp_path) in str(raised.value) or "not" in message or "shape" in message or "instead" in message
+    assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value).strip()
 
 
