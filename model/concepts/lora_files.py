@@ -163,8 +163,10 @@ def compvis_name(name: str, blocks: Mapping[str, str]) -> str:
 def write_kohya_lora(file: Path, lora: Mapping[str, LoraLayer], parts: ModelParts) -> None:
     """Write LoRA with kohya's names, for A1111, ComfyUI and others: alpha = rank.
 
-    As kohya's scripts do, layers of SDXL's UNet have the original code's names, those of SD diffusers' names.
+    As kohya's scripts do, layers of SDXL's UNet have the original code's names, those of SD diffusers' names. All get
+    the largest rank, by rows of zeros: diffusers 0.42 scales attention layers wrongly if ranks differ.
     """
+    rank = max(change.rank for change in lora.values())
     old, is_xl = compvis_names(parts.unet), len(parts.text_encoders) > 1
     state: dict[str, Tensor] = {}
     for layer, change in lora.items():
@@ -174,7 +176,10 @@ def write_kohya_lora(file: Path, lora: Mapping[str, LoraLayer], parts: ModelPart
         else:
             joined = f"lora_te{'2' if component.endswith('_2') else '1' if is_xl else ''}_{name}"
         joined = joined.replace(".", "_")
-        state[f"{joined}.lora_down.weight"] = change.down.detach().cpu().contiguous()
-        state[f"{joined}.lora_up.weight"] = change.up.detach().cpu().contiguous()
-        state[f"{joined}.alpha"] = torch.tensor(float(change.rank))
+        for side, tensor, dim in (("down", change.down, 0), ("up", change.up, 1)):
+            shape = list(tensor.shape)
+            shape[dim] = rank - change.rank
+            padded = torch.cat([tensor.detach().cpu(), torch.zeros(shape, dtype=tensor.dtype)], dim)
+            state[f"{joined}.lora_{side}.weight"] = padded.contiguous()
+        state[f"{joined}.alpha"] = torch.tensor(float(rank))
     save_file(state, file, metadata={"format": "pt"})
