@@ -52,9 +52,7 @@ class Subject:
 def run(context: StageContext) -> StageResult:
     """Learn the concept, and generate pictures with and without it."""
     config = context.config.customize
-    subject = find_subject(config, context.inputs)
-    if config.subject is not None and (left_out := left_out_pictures(Path(config.subject))):
-        context.report.warning(left_out)
+    subject = find_subject(config, context.inputs, context.report)
     job = _learning_job(subject, context)
     concept, curves = _learn_on_ray(job, context)
     write_concept(context.output / "concept", concept)
@@ -88,8 +86,14 @@ def _learning_job(subject: Subject, context: StageContext) -> LearningJob:
     )
 
 
-def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject:
-    """The configured folder of pictures, or the microworld's first held-out subject with the configured word."""
+def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path], report: Reporter) -> Subject:
+    """The configured folder of pictures, or the microworld's first held-out subject with the configured word.
+
+    Names the pictures in the folder that are left out for their names.
+
+    Raises:
+        StageError: There is no such folder or subject, or no picture in it.
+    """
     if config.subject is not None:
         folder = Path(config.subject)
         if not os.path.isdir(folder):
@@ -98,9 +102,11 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
                 "subject."
             )
         pictures = picture_files(folder)
+        if left_out := left_out_pictures(folder):
+            report.warning(left_out)
         if not pictures:
             raise StageError(
-                f"{printable_name(folder)} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one "
+                f"{printable_name(folder)} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 3 to 6 pictures of one "
                 'subject there, with names that do not start with "." or "_".'
             )
         return Subject(name=printable_name(folder.name), word=config.word, pictures=pictures)

@@ -87,7 +87,7 @@ def test_other_prompts_keep_their_states(make: Make, sd: Backbone) -> None:
 # --- XTI against a naive loop ---------------------------------------------------------------------------------------
 
 
-def naive_states(backbone: Backbone, concept: Concept, prompt: str) -> list[Backbone | Any]:
+def naive_states(backbone: Backbone, concept: Concept, prompt: str) -> list[Tensor]:
     """The prompt's embedding for each cross-attention layer: Textual Inversion with that layer's embeddings."""
     token = concept.tokens[0]
     states = []

@@ -260,6 +260,11 @@ class Command:
         return os.system, ("touch /tmp/should-not-exist",)
 
 
+def save_cut(state: Any, file: Path) -> None:
+    torch.save(state, file)
+    file.write_bytes(file.read_bytes()[:9000])
+
+
 REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no file": (".pt", lambda f: None, "cannot be read: No such file"),
     "an empty file": (".pt", lambda f: f.write_bytes(b""), "damaged"),
@@ -270,7 +275,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a pickle of a class": (".bin", lambda f: torch.save(ConceptToken(placeholder="", word="", subject=""), f), "more"),
     "a pickle cut off": (
         ".pt",
-        lambda f: (torch.save({"<a>": torch.ones(9000)}, f), f.write_bytes(f.read_bytes()[:9000])),
+        lambda f: save_cut({"<a>": torch.ones(9000)}, f),
         "damaged|cannot be read",
     ),
     "a pickle of a list": (".pt", lambda f: torch.save([ONE], f), "holds a list"),
