@@ -116,15 +116,18 @@ def check_concept(parts: ModelParts, concept: Concept, name: str) -> None:
     """Check that a concept fits a model.
 
     Raises:
-        ConceptError: It was learned on another backbone, or a placeholder cannot be added.
+        ConceptError: It was learned on another backbone, a placeholder cannot be added, or the model's weights are not
+            there (on the device "meta").
     """
-    attentions, layers = parts.cross_attention(), parts.layers()
+    keys_values, layers = parts.keys_values(), parts.layers()
     for token in concept.tokens:
-        _check_token(parts, token, list(attentions), name)
-    for layer, (key, value) in concept.cross_attention.items():
-        found = attentions.get(layer)
-        if found is None or (key.shape, value.shape) != (found.to_k.weight.shape, found.to_v.weight.shape):
+        _check_token(parts, token, list(keys_values), name)
+    for layer, weights in concept.cross_attention.items():
+        shapes = [projection.weight.shape for projection in keys_values.get(layer, ())]
+        if [weight.shape for weight in weights] != shapes:
             raise _other(name, f"the UNet has no cross-attention layer {layer} of its shape")
+        if any(projection.weight.is_meta for projection in keys_values[layer]):
+            raise ConceptError(f"{name} cannot be loaded into offloaded weights: load it before the offloading.")
     for layer, lora in concept.lora.items():
         if layer not in layers or not fits(layers[layer], lora):
             raise _other(name, f"the model has no layer {layer} of its shape")
@@ -138,6 +141,8 @@ def _check_token(parts: ModelParts, token: ConceptToken, attentions: list[str], 
     if token.all_embeddings and widths != parts.widths:
         raise _other(name, f"its embeddings have the widths {widths}, the text encoders {parts.widths}")
     if widths:
+        if any(encoder.get_input_embeddings().weight.is_meta for encoder in parts.text_encoders):
+            raise ConceptError(f"{name} cannot be loaded into offloaded weights: load it before the offloading.")
         for tokenizer in parts.tokenizers:
             check_placeholder(tokenizer, token.placeholder)
 
@@ -150,10 +155,9 @@ def _put_in(parts: ModelParts, concepts: Sequence[Concept], undo: ExitStack) -> 
     tokens = [token for concept in concepts for token in concept.tokens if token.all_embeddings]
     if tokens:
         _put_in_tokens(parts, tokens, undo)
-    attentions = parts.cross_attention()
-    for layer, attention in attentions.items():
+    for layer, projections in parts.keys_values().items():
         pairs = [concept.cross_attention[layer] for concept in concepts if layer in concept.cross_attention]
-        for projection, weights in zip((attention.to_k, attention.to_v), zip(*pairs, strict=True), strict=False):
+        for projection, weights in zip(projections, zip(*pairs, strict=True), strict=False):
             _exchange_weight(projection, weights, undo)
     layers = parts.layers()
     for concept in concepts:
@@ -218,7 +222,7 @@ def _exchange_weight(projection: nn.Linear, weights: Sequence[Tensor], undo: Exi
     projection.weight = nn.Parameter(changed.detach().clone(), requires_grad=False)
 
     def restore() -> None:
-        original.data = original.data.to(projection.weight.device)  # the model may have moved
+        original.data = original.data.to(projection.weight)  # the model may have moved
         projection.weight = original
 
     undo.callback(restore)

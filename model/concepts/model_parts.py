@@ -56,9 +56,15 @@ class ModelParts:
         found = {name: module for name, module in self.unet.named_modules() if name.endswith(".attn2")}
         return dict(sorted(found.items(), key=lambda item: places.index(item[0].split(".")[0])))  # sorted() is stable
 
-    def layers(self) -> dict[str, nn.Module]:
-        """The linear and convolution layers by the names of `Concept.lora`."""
-        return {name: module for name, module in self._modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    def keys_values(self) -> dict[str, tuple[nn.Linear, nn.Linear]]:
+        """The projections to keys and values of each cross-attention layer."""
+        layers = self.layers()
+        return {name: (layers[f"unet.{name}.to_k"], layers[f"unet.{name}.to_v"]) for name in self.cross_attention()}
+
+    def layers(self) -> dict[str, Any]:
+        """The linear and convolution layers by the names of `Concept.lora`; those within peft's too."""
+        found = {name: module for name, module in self._modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+        return {name.replace(".base_layer", ""): module for name, module in found.items() if ".lora_" not in name}
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in self.unet.named_modules():

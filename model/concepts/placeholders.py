@@ -34,7 +34,7 @@ def check_placeholder(tokenizer: Any, placeholder: str) -> None:
             f"the {type(tokenizer).__name__} cannot get the placeholder {placeholder!r}: a fast one can."
         )
     ids = tokenizer(placeholder, add_special_tokens=False).input_ids
-    if len(ids) == 1 and ids != [tokenizer.unk_token_id]:
+    if len(ids) == 1 and tokenizer.decode(ids).strip().casefold() == placeholder.casefold():
         raise ConceptError(f"the placeholder {placeholder!r} is a token already; choose another.")
 
 
@@ -95,7 +95,7 @@ def set_embeddings(encoder: Any, rows: dict[int, Tensor], undo: ExitStack) -> No
     encoder.set_input_embeddings(extended)
 
     def restore() -> None:
-        table.to(extended.weight.device)  # the encoder may have moved
+        table.to(extended.weight.device, extended.weight.dtype)  # the encoder may have moved
         encoder.set_input_embeddings(table)
 
     undo.callback(restore)

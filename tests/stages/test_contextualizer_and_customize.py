@@ -199,7 +199,7 @@ def test_a_picture_is_upright_and_the_first_six_are_read(tmp_path: Path) -> None
     pictures, warnings = read_folder(tmp_path)
     assert len(pictures) == 6
     assert [("1.jpg" in warning) for warning in warnings] == [True]
-    red, _, blue = pictures[0].getpixel((16, 4))
+    red, _, blue = np.asarray(pictures[0])[4, 16]
     assert red > 200 > 50 > blue
 
 

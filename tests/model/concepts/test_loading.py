@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from model.concepts.concept import Concept, ConceptError, ConceptToken, LoraLaye
 from model.concepts.folder import write_concept
 from model.concepts.loading import load_concept, loaded_placeholders, unload_concepts
 from model.concepts.model_parts import ModelParts
+from model.concepts.placeholders import add_placeholders, check_placeholder
 from model.guidance.settings import InferenceSettings
+from model.micro_sd.architectures import build_tokenizer
 from model.pipeline import RealCustomPipeline
 from tests.support.concepts import (
     METHODS,
@@ -305,6 +308,24 @@ def test_positions_of_a_placeholder_are_those_of_all_its_vectors(sd: Backbone) -
     assert sd.token_positions("in [v] cat", "[v] cat") == [2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("placeholder", "prompt", "count"), [("[toy]", "a [toy] toy", 1), ("<x>", "x <x> <x>s", 1)])
+def test_a_tokenizer_that_drops_punctuation(placeholder: str, prompt: str, count: int) -> None:
+    """The micro world's."""
+    tokenizer = build_tokenizer()
+    plain = len(tokenizer)
+    check_placeholder(tokenizer, placeholder)
+    with ExitStack() as undo:
+        ids = add_placeholders(tokenizer, {placeholder: 2}, undo)[placeholder]
+        assert [index for index in tokenizer(prompt).input_ids if index >= plain] == ids * count
+        assert (
+            tokenizer(prompt.replace(placeholder, "")).input_ids
+            == build_tokenizer()(prompt.replace(placeholder, "")).input_ids
+        )
+    assert len(tokenizer) == plain
+    with pytest.raises(ConceptError, match="'toy' is a token already"):
+        check_placeholder(tokenizer, "toy")
+
+
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +394,29 @@ def test_what_has_no_text_encoder_is_refused(sd: Backbone) -> None:
     with pytest.raises(ConceptError, match="no concept with the placeholder"):
         unload_concepts(sd, "[v]")
     assert unload_concepts(sd) is None  # type: ignore[func-returns-value]  # nothing to do
+
+
+def test_weights_that_are_not_there_are_refused(sd: Backbone) -> None:
+    """`enable_sequential_cpu_offload` moves them to the device meta."""
+    concepts = [textual_inversion(sd), replaced_token(custom_diffusion(sd), embeddings=())]
+    sd.unet.to("meta")
+    sd.text_encoders[0].to("meta")
+    for concept in concepts:
+        with pytest.raises(ConceptError, match="load it before the offloading"):
+            load_concept(sd, concept)
+
+
+def test_concepts_beside_a_lora_of_peft(sd_folder: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pipeline = diffusers_pipeline(sd_folder)
+    concepts = [dreambooth(pipeline), custom_diffusion(pipeline)]
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    before = paint(pipeline)
+    for concept in concepts:
+        load_concept(pipeline, concept)
+        assert np.abs(paint(pipeline) - before).max() > 0.01
+        unload_concepts(pipeline)
+        assert np.array_equal(paint(pipeline), before)
 
 
 @pytest.mark.parametrize("kinds", [("sd", "sdxl"), ("sdxl", "sd")], ids="-".join)
