@@ -189,7 +189,7 @@ def test_names_of_kohya_are_read_again(kind: str, request: pytest.FixtureRequest
     parts = ModelParts.of(backbone)
     lora = {}
     for name, layer in parts.layers().items():
-        out, into, *kernel = layer.weight.shape  # type: ignore[misc]
+        out, into, *kernel = layer.weight.shape
         lora[name] = LoraLayer(torch.randn(2, into, *kernel), torch.randn(out, 2, *[1 for _ in kernel]))
     file = tmp_path / "a.safetensors"
     write_kohya_lora(file, lora, parts)
