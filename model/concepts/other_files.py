@@ -38,6 +38,7 @@ from model.concepts.loading import check_concept
 from model.concepts.lora_files import lora_of
 from model.concepts.model_parts import ModelParts, compvis_names
 
+_XTI_LAYERS = 16  # of SD 1.5
 _A1111_KEY, _A1111_SAFE_KEY, _STAR = "string_to_param", "emb_params", "*"
 
 
@@ -201,4 +202,4 @@ def _kohya_layers(parts: ModelParts) -> dict[str, str]:
         number = place.partition(".")[2]
         key = "MID" if side == "middle" else f"{'IN' if side == 'input' else 'OUT'}{int(number):02d}"
         found[key] = layer
-    return found if len(found) == len(parts.cross_attention()) and len(parts.text_encoders) == 1 else {}
+    return found if len(found) == len(parts.cross_attention()) == _XTI_LAYERS and len(parts.text_encoders) == 1 else {}

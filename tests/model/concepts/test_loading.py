@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.adapters.adapter import VisualAdapter
+from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import Backbone, load_backbone
 from model.concepts.concept import Concept, ConceptError, ConceptToken, LoraLayer
@@ -34,6 +36,7 @@ from tests.support.concepts import (
     textual_inversion,
     xti,
 )
+from tests.support.tiny_pipelines import as_arguments, build, subjects
 
 Make = Callable[[Any], Concept]
 
@@ -164,6 +167,23 @@ def test_processors_see_one_layers_states(sd: Backbone) -> None:
 
     torch.testing.assert_close(sd.predict(latents, timestep, prompt, recorder=Recorder()), expected)
     assert set(seen) == {sd.tokenizers[0].model_max_length}
+
+
+@pytest.mark.parametrize("method", [RealCustomAdapter, RealCustomPlusAdapter])
+@pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
+def test_a_concept_beside_a_subject(make: Make, method: type[VisualAdapter], folder: Path) -> None:
+    """Both methods of RealCustom paint with it, and as before without it."""
+    pipeline = build(folder, method=method)
+    arguments = as_arguments(steps=2, seeds=0)
+
+    def painted() -> np.ndarray[Any, Any]:
+        return np.asarray(pipeline([PROMPT], [subjects(1)[0]], ["cat"], **arguments).images[0])
+
+    before = painted()
+    load_concept(pipeline, make(pipeline))
+    assert not np.array_equal(painted(), before)
+    unload_concepts(pipeline)
+    assert np.array_equal(painted(), before)
 
 
 # --- several --------------------------------------------------------------------------------------------------------

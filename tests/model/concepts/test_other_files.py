@@ -176,9 +176,9 @@ def test_xti_of_kohya_has_16_keys_in_the_order_of_the_unet(vectors: int, sd15: S
 
 
 def test_xti_of_kohya_is_for_sd15_only(sd: Backbone, sdxl: Backbone, sd15: Shapes, tmp_path: Path) -> None:
-    for model in (sdxl, sd15):
+    for model, make in ((sdxl, xti), (sd, xti), (sd15, textual_inversion)):
         with pytest.raises(ConceptError, match="16 cross-attention layers"):
-            write_kohya_xti(tmp_path / "a.safetensors", textual_inversion(model).tokens[0], model)
+            write_kohya_xti(tmp_path / "a.safetensors", make(model).tokens[0], model)
     file = write(tmp_path / "a.safetensors", {key: ONE.clone() for key in KOHYA_KEYS})
     for model in (sdxl, sd):
         with pytest.raises(ConceptError, match="no concept in a format that is known"):
