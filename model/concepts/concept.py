@@ -38,8 +38,11 @@ class ConceptToken:
         word: The class word.
         subject: A name for people.
         embeddings: (v, c) for each text encoder; empty if the placeholder is an ordinary word of the tokenizer.
-        layer_embeddings: XTI: for each cross-attention layer of the UNet (`down_blocks.0. ... .attn2`), in the order of
-            the UNet, (v, c) for each text encoder.
+        layer_embeddings: XTI: for each cross-attention layer of the UNet (`down_blocks.0. ... .attn2`), (v, c) for each
+            text encoder.
+
+    Raises:
+        ValueError: The numbers of vectors, or the widths for an encoder, differ.
     """
 
     placeholder: str
@@ -47,6 +50,13 @@ class ConceptToken:
     subject: str
     embeddings: tuple[Tensor, ...] = ()
     layer_embeddings: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        every = [embeddings for embeddings in (self.embeddings, *self.layer_embeddings.values()) if embeddings]
+        if len({len(tensor) for embeddings in every for tensor in embeddings}) > 1:
+            raise ValueError(f"{self.placeholder!r} has different numbers of vectors for its encoders or layers")
+        if len({tuple(tensor.shape[-1] for tensor in embeddings) for embeddings in every}) > 1:
+            raise ValueError(f"{self.placeholder!r} has embeddings of different widths for its layers")
 
     @property
     def all_embeddings(self) -> tuple[Tensor, ...]:

@@ -80,7 +80,10 @@ def read_other(
 def _token(file: Path, placeholder: str | None, word: str, subject: str, learned: dict[str, Any]) -> ConceptToken:
     if not placeholder:
         raise ConceptError(f"{file} does not say what its placeholder is: give one.")
-    return ConceptToken(placeholder=placeholder, word=word, subject=subject, **learned)
+    try:
+        return ConceptToken(placeholder=placeholder, word=word, subject=subject, **learned)
+    except ValueError as error:
+        raise ConceptError(f"{file} cannot be used: {error}.") from error
 
 
 def _learned(file: Path, parts: ModelParts) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import unicodedata
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -64,7 +65,8 @@ def add_placeholders(tokenizer: Any, vectors: dict[str, int], undo: ExitStack) -
 
 
 def _replacement(placeholder: str, names: Sequence[str]) -> Any:
-    return normalizers.Replace(Regex(rf"(?i)(?<!\w){re.escape(placeholder)}(?!\w)"), "".join(names))
+    composed = unicodedata.normalize("NFC", placeholder)
+    return normalizers.Replace(Regex(rf"(?i)(?<!\w){re.escape(composed)}(?!\w)"), "".join(names))
 
 
 def _use_backend(tokenizer: Any, backend: Tokenizer) -> None:

@@ -138,6 +138,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: save_file({"[v]": torch.ones(1, 1, 16)}, f / EMBEDDINGS),
         r"shape \(1, 1, 16\)",
     ),
+    "different numbers of vectors": (
+        lambda f: save_file({"clip_l": torch.ones(2, 16), "clip_g": torch.ones(1, 16)}, f / EMBEDDINGS),
+        "different numbers of vectors",
+    ),
     "integers": (lambda f: save_file({"[v]": torch.ones(1, 16).long()}, f / EMBEDDINGS), "instead of"),
     "not a number": (
         lambda f: save_file({"[v]": torch.full((1, 16), torch.nan)}, f / EMBEDDINGS),

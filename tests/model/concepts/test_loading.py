@@ -297,6 +297,7 @@ FOUND = {
     "with a backslash": ("\\w", "\\w abc", 1),
     "not ASCII": ("café", "le café", 1),
     "decomposed": ("café", "le cafe\u0301", 1),
+    "a decomposed placeholder": ("cafe\u0301", "le café", 1),
     "an emoji": ("🐈", "a 🐈 in", 1),
     "digits": ("v1", "v1 v10 v11", 1),
     "underscores": ("my_cat", "my_cat my_cats", 1),

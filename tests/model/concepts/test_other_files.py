@@ -288,6 +288,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "integers": (".safetensors", lambda f: save_file({"<a>": ONE.long()}, f), "instead of"),
     "three dimensions": (".safetensors", lambda f: save_file({"emb_params": ONE[None, None]}, f), r"\(1, 1, 16\)"),
     "another width": (".safetensors", lambda f: save_file({"<a>": torch.ones(1, 768)}, f), "another backbone"),
+    "different numbers of vectors": (
+        ".safetensors",
+        lambda f: save_file({"clip_l": THREE, "clip_g": ONE}, f),
+        "different numbers of vectors",
+    ),
     "a token already": (".safetensors", lambda f: save_file({"cat": ONE}, f), "'cat' is a token already"),
     "numbers as keys": (".pt", lambda f: torch.save({1: ONE, 2: ONE}, f), "cannot be used|no concept"),
 }  # fmt: skip
