@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from model.adapters.adapter import VisualAdapter
 from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.backbone import Backbone, load_backbone
-from model.concepts.concept import Concept, ConceptError, ConceptToken, LoraLayer
+from model.concepts.concept import Concept, ConceptError, LoraLayer
 from model.concepts.folder import write_concept
 from model.concepts.loading import load_concept, loaded_placeholders, unload_concepts
 from model.concepts.model_parts import ModelParts
-from model.concepts.placeholders import add_placeholders, check_placeholder
 from model.guidance.settings import InferenceSettings
-from model.micro_sd.architectures import build_tokenizer
 from model.pipeline import RealCustomPipeline
 from tests.support.concepts import (
     METHODS,
@@ -88,85 +84,6 @@ def test_other_prompts_keep_their_states(make: Make, sd: Backbone) -> None:
     hidden = sd.encode_prompt(["a cat in a hat"]).hidden
     for states in hidden.split(before.shape[1], dim=1):
         torch.testing.assert_close(states, before)
-
-
-# --- XTI against a naive loop ---------------------------------------------------------------------------------------
-
-
-def naive_states(backbone: Backbone, concept: Concept, prompt: str) -> list[Tensor]:
-    """The prompt's embedding for each cross-attention layer: Textual Inversion with that layer's embeddings."""
-    token = concept.tokens[0]
-    states = []
-    for embeddings in token.layer_embeddings.values():
-        plain = ConceptToken(placeholder="[v]", word="cat", subject="", embeddings=embeddings)
-        load_concept(backbone, Concept(method="", backbone="", tokens=(plain,)))
-        states.append(backbone.encode_prompt([prompt]).hidden)
-        unload_concepts(backbone)
-    return states
-
-
-class NaiveProcessor:
-    """Attention to one layer's states, whatever the UNet passes."""
-
-    def __init__(self, states: Tensor) -> None:
-        self.states = states
-
-    def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key, value = (attn.head_to_batch_dim(project(self.states)) for project in (attn.to_k, attn.to_v))
-        scores = attn.get_attention_scores(query, key, None)
-        return attn.to_out[0](attn.batch_to_head_dim(scores @ value))
-
-
-@pytest.mark.parametrize("vectors", [1, 2])
-def test_each_layer_of_the_unet_reads_its_own_states(vectors: int, folder: Path) -> None:
-    naive, backbone = load_backbone(folder), load_backbone(folder)
-    concept = xti(backbone, vectors=vectors)
-    states = dict(zip(concept.tokens[0].layer_embeddings, naive_states(naive, concept, PROMPT), strict=True))
-    processors = naive.unet.attn_processors
-    naive.unet.set_attn_processor(
-        {
-            name: NaiveProcessor(states[name.removesuffix(".processor")]) if ".attn2." in name else processor
-            for name, processor in processors.items()
-        }
-    )
-    load_concept(backbone, concept)
-    prompt = backbone.encode_prompt([PROMPT])
-    latents, timestep = torch.randn(1, 4, 16, 16), torch.tensor([500])
-    expected = naive.predict(latents, timestep, dataclasses.replace(prompt, hidden=states[next(iter(states))]))
-    torch.testing.assert_close(backbone.predict(latents, timestep, prompt), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_long_negative_prompt_does_not_break_xti(folder: Path) -> None:
-    pipeline = diffusers_pipeline(folder)
-    load_concept(pipeline, xti(pipeline))
-    size = {"height": 32, "width": 32, "num_inference_steps": 1, "output_type": "np"}
-    pictures = [
-        pipeline(PROMPT, negative_prompt=text, generator=torch.Generator().manual_seed(0), **size).images
-        for text in ("a", "cat in " * 40, "cat in " * 60)
-    ]
-    assert not np.array_equal(pictures[0], pictures[1])
-    assert np.array_equal(pictures[1], pictures[2])
-
-
-def test_processors_see_one_layers_states(sd: Backbone) -> None:
-    """An adapter may be attached before or after the concept."""
-    adapter = RealCustomPlusAdapter.from_unet(sd.unet, 16)
-    load_concept(sd, xti(sd))
-    latents, timestep, prompt = torch.randn(1, 4, 16, 16), torch.tensor([500]), sd.encode_prompt([PROMPT])
-    expected = sd.predict(latents, timestep, prompt)
-    adapter.attach(sd.unet)
-    seen = []
-
-    class Recorder:
-        def wants(self, layer: str) -> bool:
-            return layer.endswith("attn2")
-
-        def record(self, layer: str, query: Tensor, key: Tensor) -> None:
-            seen.append(key.shape[2])
-
-    torch.testing.assert_close(sd.predict(latents, timestep, prompt, recorder=Recorder()), expected)
-    assert set(seen) == {sd.tokenizers[0].model_max_length}
 
 
 @pytest.mark.parametrize("method", [RealCustomAdapter, RealCustomPlusAdapter])
@@ -276,75 +193,6 @@ def test_the_pooled_embedding_is_that_of_the_end_token(sdxl_folder: Path) -> Non
     assert torch.equal(old.encode_prompt([PROMPT]).added_conditions["text_embeds"], expected)
     unload_concepts(old)
     assert old.text_encoders[1].text_model.eos_token_id == 2
-
-
-# --- placeholders ---------------------------------------------------------------------------------------------------
-
-FOUND = {
-    "alone": ("[v]", "[v]", 1),
-    "twice": ("[v]", "[v] in [v]", 2),
-    "side by side": ("[v]", "[v][v]", 2),
-    "upper case": ("[v]", "a [V] cat", 1),
-    "mixed case placeholder": ("<MyCat>", "a <mycat> and <MyCat>", 2),
-    "before punctuation": ("[v]", "[v], [v]. [v]! ([v])", 4),
-    "possessive": ("[v]", "[v]'s hat", 1),
-    "in a word": ("[v]", "x[v] [v]y [v]_1", 0),
-    "a word": ("sks", "a sks cat", 1),
-    "part of a word": ("sks", "risks asks sksa", 0),
-    "a word with a hyphen": ("my-cat", "my-cat and my cat", 1),
-    "several words": ("my cat", "my cat, mycat", 1),
-    "with signs of expressions": ("(a+b)*", "(a+b)* aab", 1),
-    "with a backslash": ("\\w", "\\w abc", 1),
-    "not ASCII": ("café", "le café", 1),
-    "decomposed": ("café", "le cafe\u0301", 1),
-    "a decomposed placeholder": ("cafe\u0301", "le café", 1),
-    "an emoji": ("🐈", "a 🐈 in", 1),
-    "digits": ("v1", "v1 v10 v11", 1),
-    "underscores": ("my_cat", "my_cat my_cats", 1),
-    "stars": ("***", "a *** cat", 1),
-    "no placeholder": ("[v]", "a v cat [ v ]", 0),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("placeholder", "prompt", "count"), FOUND.values(), ids=FOUND)
-@pytest.mark.parametrize("vectors", [1, 2])
-def test_a_placeholder_is_found_where_it_is_written(
-    placeholder: str, prompt: str, count: int, vectors: int, sd: Backbone
-) -> None:
-    tokenizer, plain = sd.tokenizers[0], len(sd.tokenizers[0])
-    load_concept(sd, textual_inversion(sd, placeholder, vectors))
-    new = [index for index in tokenizer(prompt).input_ids if index >= plain]
-    assert new == [plain + vector for vector in range(vectors)] * count
-
-
-def test_a_placeholder_within_another_is_not_mistaken_for_it(sd: Backbone) -> None:
-    first = len(sd.tokenizers[0])
-    load_concept(sd, textual_inversion(sd, "<a"), textual_inversion(sd, "<a>"))
-    assert [index for index in sd.tokenizers[0]("<a> <a").input_ids if index >= first] == [first + 1, first]
-
-
-def test_positions_of_a_placeholder_are_those_of_all_its_vectors(sd: Backbone) -> None:
-    load_concept(sd, textual_inversion(sd, "[v]", 3))
-    assert sd.token_positions("in [v] cat", "[v]") == [2, 3, 4]
-    assert sd.token_positions("in [v] cat", "[v] cat") == [2, 3, 4, 5]
-
-
-@pytest.mark.parametrize(("placeholder", "prompt", "count"), [("[toy]", "a [toy] toy", 1), ("<x>", "x <x> <x>s", 1)])
-def test_a_tokenizer_that_drops_punctuation(placeholder: str, prompt: str, count: int) -> None:
-    """The micro world's."""
-    tokenizer = build_tokenizer()
-    plain = len(tokenizer)
-    check_placeholder(tokenizer, placeholder)
-    with ExitStack() as undo:
-        ids = add_placeholders(tokenizer, {placeholder: 2}, undo)[placeholder]
-        assert [index for index in tokenizer(prompt).input_ids if index >= plain] == ids * count
-        assert (
-            tokenizer(prompt.replace(placeholder, "")).input_ids
-            == build_tokenizer()(prompt.replace(placeholder, "")).input_ids
-        )
-    assert len(tokenizer) == plain
-    with pytest.raises(ConceptError, match="'toy' is a token already"):
-        check_placeholder(tokenizer, "toy")
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
