@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 import torch
 
 from model.backbone import Backbone
-from model.concepts.concept import Concept, ConceptError
+from model.concepts.concept import ConceptError
 from model.concepts.loading import load_concept
 from model.concepts.placeholders import add_placeholders, check_placeholder
 from model.micro_sd.architectures import build_tokenizer
-from tests.support.concepts import (
-    textual_inversion,
-)
-
-Make = Callable[[Any], Concept]
+from tests.support.concepts import textual_inversion
 
 
 @pytest.fixture(autouse=True)
