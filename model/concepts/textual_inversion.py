@@ -12,20 +12,17 @@ Legend of shapes: B batch, n tokens of a padded prompt, c width of a text encode
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.backbone import Backbone, PromptEmbedding
+from model.concepts.concept import Concept, ConceptError, ConceptToken
 from model.concepts.contextualizer import (
     Contextualizer,
     FrozenText,
@@ -34,21 +31,12 @@ from model.concepts.contextualizer import (
     mlm_logits,
     mlm_loss,
 )
-from model.errors import ModelError
-from model.files import TextError, read_text
 from model.seeding import generator_of
 from model.training.diffusion_loss import diffusion_target
 from model.training.precision import mixed_precision
 
 #: Context-simple prompts; {} is the concept.
 SIMPLE_PROMPTS = ("a photo of a {}", "a picture of a {}", "a close photo of a {}", "a photo of the {}")
-
-_WEIGHTS, _DESCRIPTION = "learned_embeds.safetensors", "concept.json"  # the first is diffusers' name
-_SDXL_KEYS = ("clip_l", "clip_g")  # diffusers' names for the embeddings of SDXL's encoders
-
-
-class ConceptError(ModelError):
-    """The concept cannot be learned or loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +130,15 @@ class TextualInversion(nn.Module):
         with mixed_precision(self.device), self._concept_in_place():
             return self._diffusion_loss(generator), self._mlm_loss(generator)
 
-    def state(self) -> dict[str, Tensor]:
-        """The learned embeddings by diffusers' names."""
-        keys = _SDXL_KEYS if len(self.embeddings) > 1 else (self.settings.placeholder,)
-        return {key: embedding.detach().cpu().clone() for key, embedding in zip(keys, self.embeddings, strict=True)}
+    def concept(self, subject: str, backbone: str) -> Concept:
+        """What has been learned; `subject` and `backbone` are names for people."""
+        token = ConceptToken(
+            placeholder=self.settings.placeholder,
+            word=self.settings.word,
+            subject=subject,
+            embeddings=tuple(embedding.detach().cpu().clone()[None] for embedding in self.embeddings),
+        )
+        return Concept(method="textual_inversion", backbone=backbone, tokens=(token,))
 
     @contextmanager
     def _concept_in_place(self) -> Iterator[None]:
@@ -199,36 +192,3 @@ def learn(inversion: TextualInversion) -> Iterator[InversionStep]:
         (diffusion + settings.mlm_weight * mlm).backward()
         optimizer.step()
         yield InversionStep(step + 1, diffusion.item(), mlm.item())
-
-
-def save_concept(folder: Path, state: dict[str, Tensor], placeholder: str, word: str, subject: str) -> None:
-    """Write the embedding in the format of diffusers' `load_textual_inversion`, with a description of the concept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / _WEIGHTS)
-    description = {"placeholder": placeholder, "word": word, "subject": subject}
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-
-
-def load_concept(backbone: Backbone, folder: Path) -> str:
-    """Add a concept written by `save_concept` to a backbone; returns its placeholder.
-
-    Raises:
-        ConceptError: the folder has no concept, a damaged one, or one of another text encoder.
-    """
-    try:
-        description = json.loads(read_text(folder / _DESCRIPTION))
-        placeholder, word = str(description["placeholder"]), str(description["word"])
-        state = load_file(folder / _WEIGHTS)
-    except OSError as error:
-        raise ConceptError(f"{folder} has no concept: {error.strerror} ({error.filename}).") from error
-    except (json.JSONDecodeError, TextError, KeyError, TypeError, SafetensorError) as error:
-        raise ConceptError(f"the concept {folder} is damaged: {error}.") from error
-    keys = _SDXL_KEYS if backbone.family == "sdxl" else (placeholder,)
-    for key, tokenizer, encoder in zip(keys, backbone.tokenizers, backbone.text_encoders, strict=True):
-        width = encoder.get_input_embeddings().weight.shape[1]
-        if key not in state or state[key].shape[-1] != width:
-            raise ConceptError(f"the concept {folder} was learned on another text encoder than this backbone's.")
-        concept = add_token(FrozenText(tokenizer, encoder, backbone.family), placeholder, word)
-        with torch.no_grad():
-            encoder.get_input_embeddings().weight[concept] = state[key]
-    return placeholder

@@ -33,6 +33,8 @@ from model.pictures.layers import decode_layers, png_depth
 
 MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+#: Of pictures that are not read.
+_OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".bmp", ".tif", ".tiff", ".dng", ".cr2", ".nef", ".arw")
 SIGNATURE_BYTES = 16  # that `picture_format` needs at most
 #: The transpositions that make pictures upright, for each EXIF orientation but 1.
 _UPRIGHT = {
@@ -173,14 +175,18 @@ def picture_files(folder: Path) -> list[Path]:
 def left_out_pictures(folder: Path) -> str | None:
     """A sentence on the pictures that `picture_files` leaves out for their names; None if there are none.
 
-    Cameras name pictures in Adobe RGB so: `_MG_0001.JPG`.
+    Cameras name pictures in Adobe RGB so: `_MG_0001.JPG`; phones write HEIC.
     """
-    pictures = (name for name in os.listdir(folder) if name.lower().endswith(PICTURE_SUFFIXES))
-    names = sorted(name for name in pictures if name.startswith("_"))
-    if not names:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    hidden = [name for name in names if name.startswith("_") and name.lower().endswith(PICTURE_SUFFIXES)]
+    others = [name for name in names if name.lower().endswith(_OTHER_SUFFIXES)]
+    if not hidden and not others:
         return None
-    some = f"{len(names)} of the pictures in {printable_name(folder)}"
-    return f"left out {some}, such as {printable_name(names[0])}: rename those whose names start with '_'"
+    example = printable_name((hidden or others)[0])
+    some = f"{len(hidden + others)} of the pictures in {printable_name(folder)}, such as {example}"
+    advice = ["rename those whose names start with '_'"] if hidden else []
+    advice += ["convert those in other formats to JPEG or PNG"] if others else []
+    return f"left out {some}: {', '.join(advice)}"
 
 
 def _read(file: Path, name: str) -> bytes:

@@ -1,6 +1,6 @@
 """Stage `customize`: one concept from a few pictures, by Textual Inversion with the MLM loss (Contextualizer, Alg. 2).
 
-Writes `concept/` (the embedding in diffusers' format and `concept.json`), `samples.png` and `curves.png`. One Ray task
+Writes `concept/` (see `model.concepts.folder`), `samples.png` and `curves.png`. One Ray task
 on one CPU learns the concept and yields its steps. It takes half a minute, so it is repeated, not resumed.
 """
 
@@ -18,22 +18,18 @@ import torch
 from PIL import Image
 
 from model.backbone import load_backbone
+from model.concepts.concept import Concept
 from model.concepts.contextualizer import Contextualizer
-from model.concepts.textual_inversion import (
-    InversionSettings,
-    InversionStep,
-    TextualInversion,
-    learn,
-    load_concept,
-    save_concept,
-)
+from model.concepts.folder import write_concept
+from model.concepts.loading import load_concept
+from model.concepts.textual_inversion import InversionSettings, InversionStep, TextualInversion, learn
 from model.files import printable_name
 from model.pictures.crops import square_crop
 from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, left_out_pictures, load_picture, picture_files
 from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.training.precision import halve_products
-from stages.contract import StageContext, StageError, StageResult
+from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.customize.config import CustomizeConfig
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.training.trainer import Curves, plot_curves
@@ -56,18 +52,15 @@ class Subject:
 def run(context: StageContext) -> StageResult:
     """Learn the concept, and generate pictures with and without it."""
     config = context.config.customize
-    subject = find_subject(config, context.inputs)
-    if config.subject is not None and (left_out := left_out_pictures(Path(config.subject))):
-        context.report.warning(left_out)
-    concept = context.output / "concept"
+    subject = find_subject(config, context.inputs, context.report)
     job = _learning_job(subject, context)
-    state, curves = _learn_on_ray(job, context)
-    save_concept(concept, state, config.placeholder, subject.word, subject.name)
+    concept, curves = _learn_on_ray(job, context)
+    write_concept(context.output / "concept", concept)
     title = f"Learning {config.placeholder} {subject.word}"
     plot_curves(curves, ["diffusion", "mlm"], title, context.output / "curves.png")
     context.report.picture("curves", context.output / "curves.png")
     with model_errors_as_stage_errors():
-        _generate_samples(job, concept, context)
+        _generate_samples(job, context.output / "concept", context)
     metrics = {key: sum(v for _, v in points[-_LAST:]) / len(points[-_LAST:]) for key, points in curves.items()}
     return StageResult(metrics=metrics, notes={"subject": subject.name, "word": subject.word})
 
@@ -77,7 +70,8 @@ def _learning_job(subject: Subject, context: StageContext) -> LearningJob:
     return LearningJob(
         backbone=backbone_location(context.config.backbone, context.inputs),
         contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()),
-        pictures=[_square(path, context.config.backbone.resolution) for path in subject.pictures],
+        subject=subject.name,
+        pictures=read_pictures(subject, context.config.backbone.resolution, context.report),
         rich_prompts=rich_prompts(context.inputs["contextualizer"] / "contextualizer" / "prompts.json", config),
         settings=InversionSettings(
             placeholder=config.placeholder,
@@ -92,8 +86,14 @@ def _learning_job(subject: Subject, context: StageContext) -> LearningJob:
     )
 
 
-def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject:
-    """The configured folder of pictures, or the microworld's first held-out subject with the configured word."""
+def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path], report: Reporter) -> Subject:
+    """The configured folder of pictures, or the microworld's first held-out subject with the configured word.
+
+    Names the pictures in the folder that are left out for their names.
+
+    Raises:
+        StageError: There is no such folder or subject, or no picture in it.
+    """
     if config.subject is not None:
         folder = Path(config.subject)
         if not os.path.isdir(folder):
@@ -102,12 +102,14 @@ def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path]) -> Subject
                 "subject."
             )
         pictures = picture_files(folder)
+        if left_out := left_out_pictures(folder):
+            report.warning(left_out)
         if not pictures:
             raise StageError(
-                f"{printable_name(folder)} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 4 to 6 pictures of one "
+                f"{printable_name(folder)} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 3 to 6 pictures of one "
                 'subject there, with names that do not start with "." or "_".'
             )
-        return Subject(name=printable_name(folder.name), word=config.word, pictures=pictures[:_MAX_PICTURES])
+        return Subject(name=printable_name(folder.name), word=config.word, pictures=pictures)
     folder = inputs["microworld"] / "subjects"
     listed = json.loads((folder / "subjects.json").read_text())
     for entry in listed:
@@ -126,11 +128,30 @@ def rich_prompts(file: Path, config: CustomizeConfig) -> list[str]:
     return [prompt.replace("[v]", config.placeholder) for prompt in chosen]
 
 
-def _square(path: Path, size: int) -> Image.Image:
-    try:
-        return square_crop(load_picture(path), 0.5, 0.5, size)
-    except PictureError as error:
-        raise StageError(f"{error} Remove it from customize.subject.") from error
+def read_pictures(subject: Subject, size: int, report: Reporter) -> list[Image.Image]:
+    """The first pictures of a subject, square, upright, at most `_MAX_PICTURES`; broken ones are left out and named.
+
+    Raises:
+        StageError: None can be read.
+    """
+    pictures: list[Image.Image] = []
+    reasons: list[str] = []
+    for path in subject.pictures:
+        if len(pictures) == _MAX_PICTURES:
+            break
+        try:
+            pictures.append(square_crop(load_picture(path), 0.5, 0.5, size))
+        except PictureError as error:
+            reasons.append(str(error))
+            report.warning(f"left out of the subject {subject.name}: {error}")
+    if not pictures:
+        raise StageError(f"no picture of customize.subject can be read, for example: {reasons[0]}")
+    if len(pictures) == 1:
+        report.warning(
+            f"the subject {subject.name} has one picture: its background and pose are learned with it; 3 to 6 pictures "
+            "are better"
+        )
+    return pictures
 
 
 # --- learning, in a Ray task ---------------------------------------------------------------------------------------
@@ -142,13 +163,14 @@ class LearningJob:
 
     backbone: str
     contextualizer: str
+    subject: str
     pictures: Sequence[Image.Image]
     rich_prompts: Sequence[str]
     settings: InversionSettings
 
 
-def learn_concept(job: LearningJob) -> Iterator[InversionStep | dict[str, torch.Tensor]]:
-    """Yield every step, and at the end the learned embeddings."""
+def learn_concept(job: LearningJob) -> Iterator[InversionStep | Concept]:
+    """Yield every step, and at the end the learned concept."""
     device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
     backbone = load_backbone(job.backbone, device=device)
     latents = backbone.encode_pictures(to_tensor(list(job.pictures)) * 2 - 1).float()
@@ -157,11 +179,12 @@ def learn_concept(job: LearningJob) -> Iterator[InversionStep | dict[str, torch.
     contextualizer = Contextualizer.from_pretrained(job.contextualizer).to(device)
     inversion = TextualInversion(backbone, contextualizer, latents, job.rich_prompts, job.settings).to(device)
     yield from learn(inversion)
-    yield inversion.state()
+    is_folder = Path(job.backbone).is_dir()  # its path is this machine's matter
+    yield inversion.concept(job.subject, Path(job.backbone).name if is_folder else job.backbone)
 
 
-def _learn_on_ray(job: LearningJob, context: StageContext) -> tuple[dict[str, torch.Tensor], Curves]:
-    """The learned embeddings and the curves; reports every step."""
+def _learn_on_ray(job: LearningJob, context: StageContext) -> tuple[Concept, Curves]:
+    """The learned concept and the curves; reports every step."""
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(learn_concept)
     curves: Curves = {"diffusion": [], "mlm": []}
@@ -169,7 +192,7 @@ def _learn_on_ray(job: LearningJob, context: StageContext) -> tuple[dict[str, to
     with model_errors_as_stage_errors():
         for reference in task.remote(job):
             result = ray.get(reference)
-            if isinstance(result, dict):
+            if isinstance(result, Concept):
                 return result, curves
             _report_step(result, job.settings.steps, curves, context)
     raise RuntimeError("the learning task ended without a result")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from model.backbone import load_backbone
-from model.concepts.textual_inversion import load_concept
+from model.concepts.loading import load_concept
 from model.pipeline import RealCustomPipeline
 from stages.config import Config
 from stages.evaluate.scorer import Scorer

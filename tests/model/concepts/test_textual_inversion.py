@@ -6,19 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from model.backbone import Backbone, load_backbone
+from model.concepts.concept import ConceptError
 from model.concepts.contextualizer import Contextualizer
-from model.concepts.textual_inversion import (
-    ConceptError,
-    InversionSettings,
-    TextualInversion,
-    learn,
-    load_concept,
-    save_concept,
-)
+from model.concepts.loading import load_concept
+from model.concepts.textual_inversion import InversionSettings, TextualInversion, learn
 
 SETTINGS = InversionSettings(
     placeholder="[v]",
@@ -84,38 +78,22 @@ def test_learning_is_repeatable(sd_folder: Path) -> None:
     for _ in range(2):
         inversion = make_inversion(load_backbone(sd_folder))
         list(learn(inversion))
-        results.append(inversion.state()["[v]"])
+        results.append(inversion.concept("my cat", "sd").tokens[0].embeddings[0])
     assert torch.equal(results[0], results[1])
 
 
-def test_a_concept_is_saved_as_diffusers_reads_it(sd_folder: Path, tmp_path: Path) -> None:
+def test_a_loaded_concept_is_read_as_it_was_learned(sd_folder: Path) -> None:
     inversion = make_inversion(load_backbone(sd_folder))
     list(learn(inversion))
-    save_concept(tmp_path, inversion.state(), "[v]", "cat", "my cat")
-    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder, safety_checker=None)
-    pipeline.load_textual_inversion(str(tmp_path))
-    ours = load_backbone(sd_folder)
-    assert load_concept(ours, tmp_path) == "[v]"
-    ids = pipeline.tokenizer("a [v] cat", padding="max_length", return_tensors="pt").input_ids
-    theirs = pipeline.text_encoder(ids).last_hidden_state
-    torch.testing.assert_close(ours.encode_prompt(["a [v] cat"]).hidden, theirs)
+    ids = inversion.texts[0].ids(["a [v] cat"])
     with inversion._concept_in_place():
         learned = inversion.texts[0].encoder(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(learned, theirs)
+    backbone = load_backbone(sd_folder)
+    assert load_concept(backbone, inversion.concept("my cat", "sd")) == ["[v]"]
+    torch.testing.assert_close(backbone.encode_prompt(["a [v] cat"]).hidden, learned)
 
 
-def test_concept_errors(sd: Backbone, sdxl: Backbone, tmp_path: Path) -> None:
-    inversion = make_inversion(sd)
+def test_a_placeholder_is_added_once(sd: Backbone) -> None:
+    make_inversion(sd)
     with pytest.raises(ConceptError, match=r"the placeholder '\[v\]' is a token already"):
         make_inversion(sd)
-    with pytest.raises(ConceptError, match="has no concept"):
-        load_concept(sdxl, tmp_path)
-    save_concept(tmp_path, inversion.state(), "[v]", "cat", "my cat")
-    with pytest.raises(ConceptError, match="was learned on another text encoder"):
-        load_concept(sdxl, tmp_path)
-    (tmp_path / "concept.json").write_text("{}")
-    with pytest.raises(ConceptError, match="is damaged: 'placeholder'"):
-        load_concept(sdxl, tmp_path)
-    (tmp_path / "concept.json").write_bytes(b'{"placeholder": "\xe9"}')
-    with pytest.raises(ConceptError, match=r"concept\.json .*UTF-8"):
-        load_concept(sdxl, tmp_path)

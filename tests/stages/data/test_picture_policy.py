@@ -23,7 +23,7 @@ from model.pictures.containers import take_apart
 from model.pictures.crops import square_crop
 from model.pictures.decoding import MAX_PIXELS, load_picture, picture_format
 from model.request_painter import RequestPainter
-from stages.contract import StageError
+from stages.contract import Reporter, StageError
 from stages.customize import stage as customize
 from stages.data.jpeg import encode_jpeg
 from stages.evaluate.cases import read_subject
@@ -76,7 +76,12 @@ def multiview(file: Path) -> bool:
 
 
 def customizing(file: Path) -> bool:
-    return without_error(lambda: customize._square(file, SIDE))
+    return without_error(lambda: customize_pictures(file))
+
+
+def customize_pictures(file: Path) -> list[Image.Image]:
+    subject = customize.Subject(name="cup", word="cup", pictures=[file])
+    return customize.read_pictures(subject, SIDE, Reporter(emit=lambda event: None))
 
 
 def evaluation(file: Path) -> bool:
@@ -212,7 +217,7 @@ def test_every_way_in_sees_what_a_file_means(name: str, tmp_path: Path) -> None:
     assert naively(stored).tobytes() == naively(data if stored == data else encode_jpeg(expected)).tobytes()
     if stored == data:
         assert naively(data).tobytes() == expected.tobytes()
-    assert customize._square(file, SIDE).tobytes() == square_crop(expected, 0.5, 0.5, SIDE).tobytes()
+    assert customize_pictures(file)[0].tobytes() == square_crop(expected, 0.5, 0.5, SIDE).tobytes()
     assert resize_square(data, SIDE).tobytes() == expected.resize((SIDE, SIDE), Image.Resampling.LANCZOS).tobytes()
     assert evaluation(file)
     assert serving(file)

@@ -195,11 +195,13 @@ def inputs(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 def concept(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of `customize` for the subject test-mug-1, with an embedding that was not learned."""
     from model.backbone import load_backbone
-    from model.concepts.textual_inversion import save_concept
+    from model.concepts.concept import Concept, ConceptToken
+    from model.concepts.folder import write_concept
 
     width = load_backbone(inputs["base"] / "backbone").text_encoders[0].config.hidden_size
     folder = tmp_path_factory.mktemp("customize")
-    save_concept(folder / "concept", {"[v]": torch.ones(width)}, "[v]", "mug", "test-mug-1")
+    token = ConceptToken(placeholder="[v]", word="mug", subject="test-mug-1", embeddings=(torch.ones(1, width),))
+    write_concept(folder / "concept", Concept(method="textual_inversion", backbone="", tokens=(token,)))
     return folder
 
 
