@@ -12,18 +12,18 @@ from stages.config import Config
 
 #: Seconds of each stage in one measured run of the unchanged profile micro on two cores; some stages run side by side.
 MICRO_SECONDS = {
-    "microworld": 24,
-    "ingest": 16,
-    "filter": 7,
-    "multiview": 12,
-    "curriculum": 3,
-    "prompts": 1,
+    "microworld": 25,
+    "ingest": 10,
+    "filter": 9,
+    "multiview": 5,
+    "curriculum": 5,
+    "prompts": 2,
     "base": 5,
-    "train_adapter": 834,
-    "contextualizer": 71,
-    "customize": 84,
-    "evaluate": 109,
-    "register": 7,
+    "train_adapter": 296,
+    "contextualizer": 92,
+    "customize": 32,
+    "evaluate": 79,
+    "register": 6,
 }
 
 #: What a run is for, by the last stage that it runs.
