@@ -20,6 +20,7 @@ from pipelines.cli.painting_model import model_of_run
 from pipelines.config.keys import flat_values
 from pipelines.config.loading import config_from_dict, load_config
 from pipelines.errors import PipelineError
+from pipelines.graph import pipeline_graph
 from pipelines.store.manifest import Manifest
 from pipelines.store.store import Store
 from stages.config import Config
@@ -83,7 +84,13 @@ def training_section(config: Config, manifest: Manifest) -> str:
 def training_command(config: Config) -> str:
     """The command that trains an adapter with this configuration, in a run folder of your own."""
     values, default = flat_values(config), flat_values(load_config(config.profile))
-    changed = {key: value for key, value in values.items() if key != "run.folder" and value != default[key]}
+    graph = pipeline_graph(config)
+    other_stages = set(graph.order) - graph.upstream(["train_adapter"])
+    changed = {
+        key: value
+        for key, value in values.items()
+        if key != "run.folder" and value != default[key] and key.split(".")[0] not in other_stages
+    }
     settings = [f"--set {shlex.quote(f'{key}={_as_yaml(value)}')}" for key, value in changed.items()]
     return " ".join(["python pipeline.py run --stage train_adapter --set run.folder=RUN_FOLDER", *settings])
 

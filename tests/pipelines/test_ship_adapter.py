@@ -12,7 +12,7 @@ import pytest
 from model.micro_sd.shipped_adapter import ADAPTER_FOLDER, find_shipped_model
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from pipelines.cli.arguments import parse_arguments
-from pipelines.config.loading import config_to_dict, load_config
+from pipelines.config.loading import config_to_dict, load_config, with_values
 from pipelines.errors import PipelineError
 from pipelines.fingerprint import Ingredients
 from pipelines.ship_adapter import main, ship_adapter, training_command
@@ -63,7 +63,7 @@ def test_the_command_of_the_card_trains_with_the_same_settings(tmp_path: Path) -
         "run.cpus=2",
     ]
     config = load_config("micro", ["run.folder=RUN_FOLDER", *settings])
-    words = shlex.split(training_command(config))
+    words = shlex.split(training_command(with_values(config, {"evaluate.subjects": 3})))
     assert words[:2] == ["python", "pipeline.py"]
     arguments = parse_arguments(words[2:])
     assert (arguments.stage, load_config(arguments.profile, arguments.settings)) == ("train_adapter", config)
