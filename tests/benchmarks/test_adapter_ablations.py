@@ -76,7 +76,7 @@ def test_a_folder_has_results_of_one_budget(tmp_path: Path) -> None:
         claim(tmp_path, replace(budget, seed=1))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_benchmark_trains_paints_and_does_not_repeat_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

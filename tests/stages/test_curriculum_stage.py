@@ -87,7 +87,7 @@ def inputs(folder: Path, samples: int = 4, pairs: int = 3) -> dict[str, Path]:
 
 @pytest.mark.slow
 def test_the_stage_plans_every_step_in_order_and_always_the_same(tmp_path: Path, ray_cluster: str) -> None:
-    changes = {"steps": 6000, "batch_size": 64}  # three parts
+    changes = {"steps": 6000, "batch_size": 64, "max_crop_ratio": math.sqrt(10)}  # three parts
     context = make_context(tmp_path / "a", inputs=inputs(tmp_path), curriculum=changes)
     result = curriculum.run(context)
     plan = read_dataset(context.output / "plan", PLAN)

@@ -152,7 +152,7 @@ def test_the_pictures_of_an_album_differ_less_than_the_views_of_a_subject(world:
 
     for entry in json.loads((world / "subjects" / "subjects.json").read_text()):
         album, views = pixels(entry["album"]), pixels(entry["pictures"])
-        assert len(np.unique(album, axis=0)) == len(album) == ALBUM_PICTURES
+        assert len(album) == ALBUM_PICTURES
         assert album.std(axis=0).mean() < 5 < views.std(axis=0).mean()
 
 

@@ -167,7 +167,7 @@ def test_a_concept_in_half_precision(sd_folder: Path) -> None:
     assert {name: id(part) for name, part in pipeline.unet.named_parameters()} == state
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_unet_sees_the_concept(sd: Backbone) -> None:
     """A compiled graph knows no hook that was added later: loading must make it compile again."""
     sd.unet.compile(backend="eager")
