@@ -23,6 +23,13 @@ from tests.support.prompt_writer import SmallWriter
 Writers = Callable[..., SmallWriter]
 
 
+class QuietServer(socketserver.ThreadingTCPServer):
+    """Prints nothing when a client breaks off: that is what these tests are about."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Ignore the error."""
+
+
 @contextmanager
 def byte_server(answer: bytes | None, context: ssl.SSLContext | None = None) -> Iterator[int]:
     """A server that sends some bytes on each connection and closes it; None: it waits. Yields its port."""
@@ -36,8 +43,7 @@ def byte_server(answer: bytes | None, context: ssl.SSLContext | None = None) -> 
                 self.request.sendall(answer)
 
     done = threading.Event()
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients break off: that is the test
+    with QuietServer(("127.0.0.1", 0), Handler) as server:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -64,8 +70,7 @@ def test_an_answer_that_drips_without_end_is_given_up(writer: Writers) -> None:
                 self.request.sendall(b" ")
 
     done = threading.Event()
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client breaks off: that is the test
+    with QuietServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

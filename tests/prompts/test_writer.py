@@ -31,8 +31,11 @@ PAIRS = list(itertools.product(PLACES, THINGS))
 def prompts_of(request: dict[str, Any]) -> list[str]:
     """Prompts as asked for, of the right concept; different from those that the request shows."""
     message = request["messages"][-1]["content"]
-    count, concept = re.search(r'Write (\d+) prompts with "\[v\] ([^"]+)"', message).groups()  # type: ignore[union-attr]
-    variation = str(re.search(r'Set "variation" to "(\w+)"', message)[1])  # type: ignore[index]
+    asked = re.search(r'Write (\d+) prompts with "\[v\] ([^"]+)"', message)
+    kind = re.search(r'Set "variation" to "(\w+)"', message)
+    assert asked is not None
+    assert kind is not None
+    (count, concept), variation = asked.groups(), kind[1]
     start = 20 * [*map(str, VARIATIONS), "tailored"].index(variation) + message.count("\n- ")
     pairs = itertools.islice(itertools.cycle(PAIRS), start, start + int(count))
     return [f"a [v] {concept} beside a {thing} in a {place} {variation}" for place, thing in pairs]

@@ -28,16 +28,6 @@ from tests.support.concepts import (
 )
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(params=["sd", "sdxl"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(f"{request.param}_folder")
-
-
 def assert_same(first: Concept, second: Concept) -> None:
     assert (first.method, first.backbone) == (second.method, second.backbone)
     named = [[(token.placeholder, token.word, token.subject) for token in one.tokens] for one in (first, second)]

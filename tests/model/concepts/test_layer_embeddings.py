@@ -25,16 +25,6 @@ from tests.support.concepts import (
 Make = Callable[[Any], Concept]
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
-@pytest.fixture(params=["sd", "sdxl"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(f"{request.param}_folder")
-
-
 def naive_states(backbone: Backbone, concept: Concept, prompt: str) -> list[Tensor]:
     """The prompt's embedding for each cross-attention layer: Textual Inversion with that layer's embeddings."""
     token = concept.tokens[0]
