@@ -1,5 +1,6 @@
 """The MLflow runs of a pipeline run: a parent run, and a nested run for each stage that is executed.
 
+A stage may start runs of its own below its run, such as one for each subject.
 The tracker writes to MLflow in its own thread, so that a slow database does not slow a stage down. When the tracking
 store fails, the run goes on with one warning. Everything that a stage reports is also kept in
 `logs/<stage>.events.jsonl`.
@@ -38,11 +39,15 @@ MOST_POINTS = 1000
 OPEN_TIMEOUT_SECONDS = 90.0
 
 
+#: A stage, and the name of a run of its own; "" for the stage's run.
+RunName = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class Point:
     """One value of a stage's metric; `milliseconds` is the Unix time of the report."""
 
-    stage: str
+    run: RunName
     key: str
     step: int
     value: float
@@ -62,7 +67,7 @@ class Tracker:
         self._runs: MlflowRuns | None = None  # None: not open yet, or failed
         self._opened = threading.Event()
         self._status = "FINISHED"
-        self._reported: set[tuple[str, str, int]] = set()
+        self._reported: set[tuple[RunName, str, int]] = set()
         self._points: queue.SimpleQueue[Point] = queue.SimpleQueue()  # not written yet
         self._files: dict[str, TextIO] = {}
 
@@ -99,9 +104,14 @@ class Tracker:
         """Log a metric or a sample; a step that a restarted training reports again is logged once."""
         line = {key: value for key, value in event.items() if key != "content"}
         self._files[name].write(json.dumps({"time": round(time.time(), 3), **line}) + "\n")
+        run = (name, event.get("run", ""))
+        if event["event"] == "run":
+            self._submit(lambda runs: runs.start_own(run, event["settings"]))
+        elif event["event"] == "run_ended":
+            self._submit(lambda runs: runs.end_own(run, event["metrics"], event["error"]))
         if event["event"] not in ("metric", "sample"):
             return
-        key = (name, event["key"], event["step"])
+        key = (run, event["key"], event["step"])
         if key in self._reported:
             return
         self._reported.add(key)
@@ -126,12 +136,12 @@ class Tracker:
 
     def _log_points(self, runs: MlflowRuns) -> None:
         """Log all points that are waiting in one batch: a database takes much longer for single points."""
-        points: dict[str, list[Point]] = {}
+        points: dict[RunName, list[Point]] = {}
         for _ in range(min(self._points.qsize(), MOST_POINTS)):
             point = self._points.get()
-            points.setdefault(point.stage, []).append(point)
-        for stage, batch in points.items():
-            runs.log_points(stage, batch)
+            points.setdefault(point.run, []).append(point)
+        for run, batch in points.items():
+            runs.log_points(run, batch)
 
     def _open(self) -> None:
         try:
@@ -182,37 +192,53 @@ class MlflowRuns:
         tags = {"up_to_date": ", ".join(kept), "profile": config.profile}
         self._parent = self._create(f"{config.profile} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
         self._client.log_dict(self._parent, config_to_dict(config), "config.yaml")
-        self._runs: dict[str, str] = {}
+        self._runs: dict[RunName, str] = {}  # that have not ended
 
     def start(self, step: Step) -> str:
         """Start the stage's run; returns its id."""
         name = step.stage.name
         tags = {"mlflow.parentRunId": self._parent, "fingerprint": step.ingredients.fingerprint, "why": step.why}
-        run_id = self._runs[name] = self._create(name, tags)
+        run_id = self._runs[name, ""] = self._create(name, tags)
         for key, value in {**step.ingredients.config, **settings_read(self._config, step.stage)}.items():
             self._client.log_param(run_id, key, value)
         self._monitors[name] = self._monitor(run_id)
         self._monitors[name].start()
         return run_id
 
-    def log_points(self, name: str, points: Sequence[Point]) -> None:
-        """Log points of a stage's metrics."""
+    def start_own(self, run: RunName, settings: Mapping[str, str]) -> None:
+        """Start a run of a stage's own."""
+        stage, name = run
+        run_id = self._runs[run] = self._create(name, {"mlflow.parentRunId": self._runs[stage, ""]})
+        for key, value in settings.items():
+            self._client.log_param(run_id, key, value)
+
+    def end_own(self, run: RunName, metrics: Mapping[str, float], error: str | None) -> None:
+        """End it with its results or its error."""
+        run_id = self._runs.pop(run)
+        for key, value in metrics.items():
+            self._client.log_metric(run_id, key, value)
+        if error is not None:
+            self._client.set_tag(run_id, "error", error)
+        self._client.set_terminated(run_id, "FINISHED" if error is None else "FAILED")
+
+    def log_points(self, run: RunName, points: Sequence[Point]) -> None:
+        """Log points of a run's metrics."""
         from mlflow.entities import Metric
 
         metrics = [Metric(point.key, point.value, point.milliseconds, point.step) for point in points]
-        self._client.log_batch(self._runs[name], metrics)
+        self._client.log_batch(self._runs[run], metrics)
 
-    def log_sample(self, name: str, key: str, step: int, content: bytes) -> None:
+    def log_sample(self, run: RunName, key: str, step: int, content: bytes) -> None:
         """Log one picture of a series."""
         from PIL import Image
 
         with Image.open(io.BytesIO(content)) as picture:
-            self._client.log_image(self._runs[name], picture.convert("RGB"), key=key, step=step)
+            self._client.log_image(self._runs[run], picture.convert("RGB"), key=key, step=step)
 
     def finish(self, name: str, output: Output, pictures: Sequence[Path]) -> None:
         """Log what the stage has made and end its run."""
         self._monitors.pop(name).finish()
-        run_id, manifest = self._runs[name], output.manifest
+        run_id, manifest = self._runs[name, ""], output.manifest
         rows = {f"rows.{dataset}": count for dataset, count in manifest.rows.items()}
         for key, value in {**rows, **manifest.metrics, "seconds": manifest.seconds}.items():
             self._client.log_metric(run_id, key, value)
@@ -222,17 +248,22 @@ class MlflowRuns:
         for path in (output.folder / MANIFEST, *pictures):
             if path.is_file() and path.stat().st_size <= LARGEST_ARTIFACT_BYTES:
                 self._client.log_artifact(run_id, str(path))
-        self._client.set_terminated(run_id, "FINISHED")
+        self._end(name, "FINISHED")
 
     def fail(self, name: str, text: str) -> None:
         """End the stage's run with its error."""
         self._monitors.pop(name).finish()
-        self._client.set_tag(self._runs[name], "error", text)
-        self._client.set_terminated(self._runs[name], "FAILED")
+        self._client.set_tag(self._runs[name, ""], "error", text)
+        self._end(name, "FAILED")
 
     def close(self, status: str) -> None:
         """End the parent run."""
         self._client.set_terminated(self._parent, status)
+
+    def _end(self, stage: str, status: str) -> None:
+        """End a stage's run, and those of its own that it has not ended."""
+        for run in [run for run in self._runs if run[0] == stage]:
+            self._client.set_terminated(self._runs.pop(run), status)
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         run = self._client.create_run(self._experiment_id, tags=dict(tags), run_name=name)

@@ -25,6 +25,22 @@ class Reporter:
 
     emit: Callable[[Mapping[str, Any]], None]
 
+    def start_run(self, name: str, settings: Mapping[str, str]) -> Reporter:
+        """Start an MLflow run of its own for a part of the stage, such as one subject; returns its reporter.
+
+        What that reports goes to this run. `settings` become its parameters.
+        """
+
+        def emit(event: Mapping[str, Any]) -> None:
+            self.emit({**event, "run": name})
+
+        emit({"event": "run", "settings": dict(settings)})
+        return Reporter(emit=emit)
+
+    def end_run(self, metrics: Mapping[str, float], error: str | None = None) -> None:
+        """End the run that this reporter belongs to, with its results, or as failed."""
+        self.emit({"event": "run_ended", "metrics": dict(metrics), "error": error})
+
     def progress(self, done: int, total: int, note: str) -> None:
         """Report progress in the stage's unit (steps, shards, pictures), and what the stage is doing."""
         self.emit({"event": "progress", "done": done, "total": total, "note": note})

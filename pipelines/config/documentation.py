@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.keys import Key, configuration_keys, fields_of, flat_values, is_section
-from pipelines.config.loading import profile_names, profile_values
+from pipelines.config.loading import METHOD_DEFAULTS, method_values, profile_names, profile_values
 from pipelines.config.words import describe
 from stages.config import Config
-from stages.train_adapter.config import METHOD_DEFAULTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -31,7 +30,7 @@ Every setting has a key, `section.key`, and is set on the command line with `--s
 value is YAML, read by the setting's type: text stays text, also in lists (`[en, no]`). A comma separates items unless
 quotes or brackets are around it (`["a mug, wet", a [v], toy]`), or what follows could be no item (`[a {word}, wet]`).
 `null` switches off what can be switched off. From the weakest to the strongest: the defaults below, the profile
-(`--profile`, `pipelines/config/profiles/`), what `train_adapter.method` brings with it, `--set`. A setting that is
+(`--profile`, `pipelines/config/profiles/`), what a method brings with it, `--set`. A setting that is
 unknown, of the wrong type or out of range, or that does not fit the others, ends the command with exit code 2 before
 anything runs.
 
@@ -43,8 +42,8 @@ are seen, and the stages that read them run again.
 
 _METHODS = """## What a method brings with it
 
-These are set with `train_adapter.method`, on top of the profile and below `--set`. A profile that chooses the method
-itself may hold other values, which win.
+These are set with `train_adapter.method` and `customize.method`, on top of the profile and below `--set`. A profile that
+chooses the method itself may hold other values, which win.
 """
 
 
@@ -79,10 +78,21 @@ def _row(key: Key, default: Any, profiles: dict[str, dict[str, Any]]) -> str:
 
 
 def _methods() -> Iterator[str]:
-    for method, values in METHOD_DEFAULTS.items():
-        if values:
-            lines = [f"| `{name}` | `{_yaml(value)}` |" for name, value in values.items()]
-            yield "\n".join([f"`{method}`:\n", "| key | value |", "|---|---|", *lines])
+    for setting, methods in METHOD_DEFAULTS.items():
+        for method, values in methods.items():
+            brought = {name: {**values, **method_values(name, method)} for name in profile_names()}
+            keys = dict.fromkeys(key for found in brought.values() for key in found)
+            if keys:
+                lines = [f"| `{key}` | {_of_profiles(key, brought)} |" for key in keys]
+                yield "\n".join([f"`{setting}={method}`:\n", "| key | value |", "|---|---|", *lines])
+
+
+def _of_profiles(key: str, brought: Mapping[str, Mapping[str, Any]]) -> str:
+    """The values that a method brings with it, with the profiles' names where they differ."""
+    texts = {name: f"`{_yaml(values[key])}`" for name, values in brought.items() if key in values}
+    if len(texts) == len(brought) and len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def _yaml(value: Any) -> str:

@@ -25,10 +25,17 @@ from pipelines.config.world import check_world
 from pipelines.config.yaml_values import BLANK, is_list_of_texts, nodes_of, value_of, value_of_node
 from pipelines.errors import UsageError
 from stages.config import Config
-from stages.train_adapter.config import METHOD_DEFAULTS
+from stages.customize.config import METHOD_DEFAULTS as CUSTOMIZE_DEFAULTS
+from stages.train_adapter.config import METHOD_DEFAULTS as ADAPTER_DEFAULTS
 
 PROFILES = Path(__file__).parent / "profiles"
-_METHOD = "train_adapter.method"
+#: What a method brings with it, by the setting that chooses the method and by the method.
+METHOD_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "train_adapter.method": ADAPTER_DEFAULTS,
+    "customize.method": CUSTOMIZE_DEFAULTS,
+}
+#: The part of a profile with its own values of that kind: methods: {xti: {customize: {steps: 500}}}.
+_METHODS = "methods"
 _STEPS, _MASK_STEPS = "inference.steps", "inference.mask_steps"
 
 
@@ -56,7 +63,15 @@ def profile_values(profile: str) -> dict[str, Any]:
     """
     if profile not in profile_names():
         raise UsageError(f"There is no profile {profile!r}; there are {', '.join(profile_names())}.")
-    return {"profile": profile, "run.folder": f"runs/{profile}"} | _read_profile(PROFILES / f"{profile}.yaml")
+    own = {name: value for (method, name), value in _read_profile(profile).items() if not method}
+    return {"profile": profile, "run.folder": f"runs/{profile}"} | own
+
+
+def method_values(profile: str, method: str) -> dict[str, Any]:
+    """What a profile says that a method brings with it, by dotted key; nothing if there is no such profile."""
+    if profile not in profile_names():
+        return {}
+    return {name: value for (owner, name), value in _read_profile(profile).items() if owner == method}
 
 
 def config_from_dict(values: Mapping[str, Any], settings: Sequence[str] = ()) -> Config:
@@ -78,15 +93,18 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def with_method_defaults(profile: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A profile's values, those of the adapter's method, and the explicit settings, from the weakest to the strongest.
+    """A profile's values, those of the methods, and the explicit settings, from the weakest to the strongest.
 
     Where the profile itself has chosen the method, its own values are stronger than the method's.
     """
-    before = profile.get(_METHOD, Config().train_adapter.method)
-    method = settings.get(_METHOD, before)
-    if method == before:
-        return {**METHOD_DEFAULTS[method], **profile, **settings}
-    return {**profile, **METHOD_DEFAULTS[method], **settings}
+    weakest: dict[str, Any] = {}
+    stronger: dict[str, Any] = {}
+    for key, defaults in METHOD_DEFAULTS.items():
+        before = profile.get(key, flat_values(Config())[key])
+        method = settings.get(key, before)
+        brought = {**defaults[method], **method_values(profile.get("profile", "micro"), method)}
+        (weakest if method == before else stronger).update(brought)
+    return {**weakest, **profile, **stronger, **settings}
 
 
 def _fitting_mask_steps(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,17 +128,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_profile(path: Path) -> dict[str, Any]:
+def _read_profile(profile: str) -> dict[tuple[str, str], Any]:
+    """The values in a profile's file by the method that brings them ("": none does) and by dotted key."""
+    path = PROFILES / f"{profile}.yaml"
     try:
         nodes = dict(nodes_of(read_text(path)))
     except TextError as error:
         raise UsageError(str(error)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values: dict[tuple[str, str], Any] = {}
     try:
-        return {name: _convert(key_of(name), value_of_node(node, key_of(name).type)) for name, node in nodes.items()}
+        for name, node in nodes.items():
+            part, _, rest = name.partition(".")
+            method, _, own = rest.partition(".") if part == _METHODS else ("", "", name)
+            values[method, own] = _convert(key_of(own), value_of_node(node, key_of(own).type))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+    return values
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pipelines.errors import UsageError
 from stages.config import Config
 from stages.customize.config import CustomizeConfig
@@ -15,8 +17,10 @@ def check_world(config: Config) -> None:
     """
     for name in ("pool", "judge_pool"):
         _check_categories(config, name)
-    if config.customize.subject is None and config.customize.word != CustomizeConfig().word:
-        _check_word(config.customize.word)
+    if not config.customize.subjects and config.customize.words != CustomizeConfig().words:
+        _check_words(config.customize.words)
+    if config.customize.placeholders:
+        _check_placeholders(config)
     if config.evaluate.similarity == "judge" and config.evaluate.prompts:
         _check_prompts(config.evaluate.prompts)
 
@@ -36,16 +40,32 @@ def _check_categories(config: Config, pool_name: str) -> None:
         )
 
 
-def _check_word(word: str) -> None:
+def _check_words(words: list[str]) -> None:
     from model.microworld.captions import GENERIC_NOUN
     from model.microworld.shapes import TRAINED_CATEGORIES
 
-    words = sorted({GENERIC_NOUN, *TRAINED_CATEGORIES})
-    if word not in words:
-        raise UsageError(
-            f"customize.word: the microworld holds out no {word!r}; choose one of {', '.join(words)}, or set "
-            "customize.subject to a folder of pictures."
-        )
+    known = sorted({GENERIC_NOUN, *TRAINED_CATEGORIES})
+    for word in words:
+        if word not in known:
+            raise UsageError(
+                f"customize.words: the microworld holds out no {word!r}; choose from {', '.join(known)}, or set "
+                "customize.subjects to folders of pictures."
+            )
+
+
+def _check_placeholders(config: Config) -> None:
+    """Refuse common words; the stage refuses every other token of the backbone's tokenizer."""
+    from model.microworld.captions import VOCABULARY
+    from prompts.english.contexts import DETAILS, FRAMES, MOODS, NEIGHBOURS, PLACES, RELATIONS, STYLES, TIMES
+
+    phrases = (*FRAMES, *PLACES, *TIMES, *DETAILS, *RELATIONS, *NEIGHBOURS, *STYLES, *MOODS)
+    common = {*VOCABULARY, *re.findall(r"[a-z]{2,}", " ".join(phrases).lower())}
+    for placeholder in config.customize.placeholder_names:
+        if placeholder.casefold() in common:
+            raise UsageError(
+                f"customize.placeholders: {placeholder!r} is a common word, and every prompt with it would show the "
+                "subject; choose a new one, such as [v]."
+            )
 
 
 def _check_prompts(prompts: list[str]) -> None:

@@ -1,12 +1,11 @@
 """Stage `contextualizer`: psi and the mask embedding on the prompt sets (Contextualizer, Algorithm 1).
 
-Writes `contextualizer/`: the weights, and `prompts.json` with the context-rich prompts for `customize`.
+Writes `contextualizer/`: the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -61,8 +60,6 @@ def run(context: StageContext) -> StageResult:
     )
     folder = context.output / "contextualizer"
     shutil.copytree(weights, folder)
-    rich = [{"concept": row["concept"], "prompt": row["prompt"]} for row in rows]
-    (folder / "prompts.json").write_text(json.dumps(rich, indent=1) + "\n")
     plot_curves(curves, ["loss", "accuracy"], "Masked language modelling", context.output / "curves.png")
     context.report.picture("curves", context.output / "curves.png")
     found = _accuracy(folder, backbone, train, held_out, config.mask_rate)

@@ -2,35 +2,169 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Lt
-from pydantic import StringConstraints
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import StringConstraints, model_validator
 from pydantic.dataclasses import dataclass
 
-from model.settings import STRICT, NonNegativeFloat, PositiveFloat, PositiveInt, Text, Words
+from model.guidance.settings import InferenceSettings
+from model.settings import STRICT, NonNegativeFloat, PositiveInt, Share, Text, Words
 from stages.settings import LocalPath
+from stages.training.config import TrainerConfig
 
 Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Words("text without spaces, not empty")]
+MethodName = Literal["textual_inversion", "xti", "dreambooth", "custom_diffusion"]
+
+#: The methods that train weights of the base model: only these can forget what the class word means.
+WEIGHT_METHODS = ("dreambooth", "custom_diffusion")
+
+#: What a method brings with it when it is chosen, on the micro backbone: values by dotted key. A profile may hold
+#: others (`methods` in its file); an explicit setting wins.
+METHOD_DEFAULTS: Mapping[MethodName, Mapping[str, Any]] = {
+    "textual_inversion": {},
+    "xti": {},
+    "dreambooth": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3},
+    "custom_diffusion": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3},
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ConceptScoringConfig:
+    """The pictures from which it is measured whether a concept has learned; `evaluate` has the prompts and metrics."""
+
+    prompts: Annotated[int, Ge(2), Le(1000)] = 8
+    """At most as many as there are for the class word."""
+    seeds: PositiveInt = 1
+    """Pictures of each prompt."""
+    steps: Annotated[int, Ge(1), Le(1000)] = 25
+    """Denoising steps."""
+    guidance_scale: NonNegativeFloat = 5.0
+
+    @property
+    def inference(self) -> InferenceSettings:
+        """For the pipeline."""
+        return InferenceSettings(steps=self.steps, guidance_scale=self.guidance_scale, mask_steps=None)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class CustomizeConfig:
-    """One concept from a few pictures: Textual Inversion with the MLM loss (Contextualizer, Algorithm 2)."""
+    """Concepts from a few pictures of each subject, with or without the MLM loss (Contextualizer, Algorithm 2)."""
 
-    subject: LocalPath | None = None
-    """Folder of pictures of one subject; null: a held-out subject of the microworld."""
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(
+            workers=1, learning_rate=5e-3, schedule="constant", warmup_steps=0, weight_decay=0.0, beta2=0.999
+        )
+    )
+    method: MethodName = "textual_inversion"
+    """What is trained; each brings its own defaults, see the end of this page."""
+    mlm: bool = True
+    """Add the MLM loss on context-rich prompts."""
+    prompts: Literal["fixed", "ico", "captions"] = "fixed"
+    """The prompts of the pictures: templates, learned contexts (ICO, Eq. 2), or for each picture the text in a file of
+    its name that ends in .txt."""
+    subjects: list[LocalPath] = field(default_factory=list)
+    """A folder of 3 to 6 pictures for each subject; []: held-out subjects of the microworld."""
+    words: Annotated[list[Text], MinLen(1)] = field(default_factory=lambda: ["toy"])
+    """The class word of each subject."""
+    placeholders: list[Token] = field(default_factory=list)
+    """The new token of each subject; []: [v], of several subjects [v1], [v2], ..."""
     pictures: Literal["views", "album"] = "views"
-    """Of a subject of the microworld: views in different places, or an album with one background, one neighbour and
+    """Of subjects of the microworld: views in different places, or an album with one background, one neighbour and
     almost one pose, to which a method can overfit."""
-    word: Text = "toy"
-    """The class word."""
-    placeholder: Token = "[v]"
-    """The new token."""
+    joint: bool = False
+    """Custom Diffusion: learn all subjects together, in one concept."""
     steps: PositiveInt = 200
     batch_size: PositiveInt = 4
-    learning_rate: PositiveFloat = 5e-3
+    """Pictures of a step, over all workers."""
     mlm_weight: NonNegativeFloat = 1e-4
     """lambda."""
     mask_rate: Annotated[float, Gt(0), Lt(1)] = 0.15
-    """Share of the tokens that are masked."""
+    """Share of the context-rich prompts' tokens that are masked."""
+    vectors: Annotated[int, Ge(1), Le(64)] = 1
+    """Of a placeholder, for each layer with XTI; ICO's S."""
+    context_before: Annotated[int, Ge(0), Le(16)] = 4
+    """ICO's M: learned contexts of a picture before the concept."""
+    context_after: Annotated[int, Ge(0), Le(16)] = 2
+    """ICO's L: those after it."""
+    lora_rank: Annotated[int, Ge(1), Le(1024)] = 4
+    """DreamBooth's."""
+    full: bool = False
+    """DreamBooth: train the whole UNet and text encoder instead of LoRA."""
+    prior_weight: NonNegativeFloat = 0.0
+    """DreamBooth, Custom Diffusion: of the loss on pictures of the class, which the base model paints; 0: none."""
+    prior_pictures: PositiveInt = 16
+    """Pictures of each class."""
+    prior_folder: LocalPath | None = None
+    """Real pictures of the class instead of painted ones."""
+    flip: Share = 0.5
+    """Share of the pictures that are mirrored; 0 for subjects that must not be, such as those with writing."""
+    crop: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
+    sample_every: PositiveInt | None = 100
+    """Steps between two sets of sample pictures with their scores; null: at the end only."""
+    scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> CustomizeConfig:
+        if problem := self.trainer.batch_problem(self.batch_size):
+            raise ValueError(f"batch_size {problem}")
+        if self.sample_every is not None and self.trainer.zero_stage == 3:
+            raise ValueError(
+                "sample pictures need all weights on one worker, and trainer.zero_stage=3 keeps them in pieces; set "
+                "sample_every to null, or trainer.zero_stage to at most 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_word_for_each_subject(self) -> CustomizeConfig:
+        for name, values in (("words", self.subjects), ("placeholders", self.placeholders)):
+            if values and len(values) != len(self.words):
+                other = "subjects" if name == "words" else "placeholders"
+                raise ValueError(
+                    f"{other} holds {len(values)} and words {len(self.words)}: set one of each for every subject"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _placeholders_are_new(self) -> CustomizeConfig:
+        names = self.placeholder_names
+        twice = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
+        if twice:
+            raise ValueError(f"two subjects have the placeholder {twice[0]!r}: set placeholders to different ones")
+        taken = {part.casefold() for word in self.words for part in (word, *word.split())}
+        wrong = next((name for name in names if name.casefold() in taken), None)
+        if wrong is not None:
+            raise ValueError(f"the placeholder {wrong!r} is a class word: set placeholders to new words, such as [v]")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_method(self) -> CustomizeConfig:
+        if self.joint and (self.method != "custom_diffusion" or len(self.words) < 2):
+            raise ValueError(
+                f"joint learns several subjects with method=custom_diffusion, not {len(self.words)} with "
+                f"{self.method}; set joint to false"
+            )
+        if self.prior_weight and self.method not in WEIGHT_METHODS:
+            raise ValueError(f"{self.method} trains no weights: set prior_weight to 0")
+        if self.full and self.method != "dreambooth":
+            raise ValueError(f"full is an option of dreambooth: set it to false for {self.method}")
+        if self.prior_folder is not None and not self.prior_weight:
+            raise ValueError("prior_folder is not read with prior_weight=0: set prior_weight to 1")
+        if self.prior_folder is not None and len(set(self.words)) > 1:
+            raise ValueError("prior_folder holds pictures of one class, and words name several: set it to null")
+        if self.prompts == "captions" and not self.subjects:
+            raise ValueError("the microworld's subjects have no captions: set subjects, or prompts to fixed")
+        if self.prompts == "ico" and not self.context_before + self.context_after:
+            raise ValueError("prompts=ico needs contexts: set context_before or context_after to at least 1")
+        return self
+
+    @property
+    def placeholder_names(self) -> list[str]:
+        """The placeholder of each subject."""
+        if self.placeholders or len(self.words) == 1:
+            return self.placeholders or ["[v]"]
+        return [f"[v{number}]" for number, _ in enumerate(self.words, 1)]

@@ -1,16 +1,24 @@
 """What the stage `customize` reads."""
 
-from stages.declaration import Stage, base_unless_given
+from stages.declaration import DEEPSPEED_FILES, Stage, base_unless_given
 
 STAGE = Stage(
     name="customize",
     module="stages.customize.stage",
     inputs=lambda config: [
-        "contextualizer",
+        *(["prompts", "contextualizer"] if config.customize.mlm else []),
         *base_unless_given(config),
-        *(["microworld"] if config.customize.subject is None else []),
+        *(["microworld"] if not config.customize.subjects else []),
     ],
-    settings=("customize", "backbone.weights", "backbone.resolution"),
-    previews=("inference",),
-    cpus=lambda config: 2,
+    settings=(
+        "customize",
+        "backbone.weights",
+        "backbone.resolution",
+        "evaluate.prompts",
+        "evaluate.similarity",
+        "evaluate.clip",
+        "evaluate.dino",
+    ),
+    data=(DEEPSPEED_FILES,),
+    cpus=lambda config: config.customize.trainer.workers,
 )

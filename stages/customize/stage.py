@@ -1,233 +1,220 @@
-"""Stage `customize`: one concept from a few pictures, by Textual Inversion with the MLM loss (Contextualizer, Alg. 2).
+"""Stage `customize`: concepts from a few pictures of each subject, by one of four methods, with or without MLM and ICO.
 
-Writes `concept/` (see `model.concepts.folder`), `samples.png` and `curves.png`. One Ray task
-on one CPU learns the concept and yields its steps. It takes half a minute, so it is repeated, not resumed.
+Writes `concepts/<name>/` (see `model.concepts.folder`) for each subject, `concepts.json` with their scores and whether
+they have learned, `samples.png`, `curves.png` and `trade_off.png`. Subjects are learned side by side, each on the
+project's trainer; one that fails does not stop the others.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
-from PIL import Image
+import numpy as np
 
-from model.backbone import load_backbone
-from model.concepts.concept import Concept
-from model.concepts.contextualizer import Contextualizer
-from model.concepts.folder import write_concept
-from model.concepts.loading import load_concept
-from model.concepts.textual_inversion import InversionSettings, InversionStep, TextualInversion, learn
-from model.files import printable_name
-from model.pictures.crops import square_crop
-from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, left_out_pictures, load_picture, picture_files
-from model.pictures.tensors import to_tensor
-from model.pipeline import RealCustomPipeline
-from model.training.precision import halve_products
-from stages.contract import Reporter, StageContext, StageError, StageResult
+from model.backbone import load_tokenizer
+from model.concepts.customization_settings import ConceptSubject
+from model.concepts.placeholders import check_placeholder
+from model.scoring.metrics import bootstrap_interval
+from stages.config import Config
+from stages.contract import StageContext, StageError, StageResult
 from stages.customize.config import CustomizeConfig
+from stages.customize.figures import draw_samples, plot_losses, plot_trade_off
+from stages.customize.learning import LearnedConcept, learn_concept, stop_request
+from stages.customize.scores import Scored
+from stages.customize.side_by_side import Board, run_side_by_side
+from stages.customize.subjects import Subject, find_subjects
+from stages.customize.verdict import ArmScores
 from stages.inference import backbone_location, model_errors_as_stage_errors
-from stages.training.trainer import Curves, plot_curves
+from stages.ray_tools.cluster import cluster_cores
 
-_SAMPLES = 4
-_MAX_PICTURES = 6
-#: Steps at the end that are averaged for the metrics.
-_LAST = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The subject of the concept."""
-
-    name: str
-    word: str
-    pictures: Sequence[Path]
+#: The name of the concept that all subjects are learned in together.
+_JOINT = "joint"
 
 
 def run(context: StageContext) -> StageResult:
-    """Learn the concept, and generate pictures with and without it."""
+    """Learn every concept, score it and say whether it has learned."""
     config = context.config.customize
-    subject = find_subject(config, context.inputs, context.report)
-    job = _learning_job(subject, context)
-    concept, curves = _learn_on_ray(job, context)
-    write_concept(context.output / "concept", concept)
-    title = f"Learning {config.placeholder} {subject.word}"
-    plot_curves(curves, ["diffusion", "mlm"], title, context.output / "curves.png")
-    context.report.picture("curves", context.output / "curves.png")
+    subjects = find_subjects(config, context.inputs, context.report)
+    _check_placeholders(subjects, context)
+    groups = {_JOINT: subjects} if config.joint else {subject.name: [subject] for subject in subjects}
+    outcomes = _learn_all(groups, context)
+    learned = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, LearnedConcept)}
+    failed = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
+    if not learned:
+        _raise(failed)
+    for name, error in failed.items():
+        context.report.warning(f"{name} was not learned: {error}; the others were (--force customize tries again)")
+    entries = [entry for name, concept in learned.items() for entry in _write(name, concept, context)]
+    (context.output / "concepts.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+    _say(entries, context)
+    _draw(list(learned.values()), context)
+    return StageResult(metrics=_metrics(entries), notes=_notes(entries, failed))
+
+
+def _check_placeholders(subjects: Sequence[Subject], context: StageContext) -> None:
+    """Before anything is painted or trained. DreamBooth's placeholder is an ordinary word of the tokenizer."""
+    if context.config.customize.method == "dreambooth":
+        return
     with model_errors_as_stage_errors():
-        _generate_samples(job, context.output / "concept", context)
-    metrics = {key: sum(v for _, v in points[-_LAST:]) / len(points[-_LAST:]) for key, points in curves.items()}
-    return StageResult(metrics=metrics, notes={"subject": subject.name, "word": subject.word})
+        tokenizer = load_tokenizer(backbone_location(context.config.backbone, context.inputs))
+        for subject in subjects:
+            check_placeholder(tokenizer, subject.placeholder)
 
 
-def _learning_job(subject: Subject, context: StageContext) -> LearningJob:
+def _learn_all(
+    groups: Mapping[str, Sequence[Subject]], context: StageContext
+) -> dict[str, LearnedConcept | Exception]:
+    """The concept of each group of subjects, or why it was not learned."""
     config = context.config.customize
-    return LearningJob(
-        backbone=backbone_location(context.config.backbone, context.inputs),
-        contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()),
-        subject=subject.name,
-        pictures=read_pictures(subject, context.config.backbone.resolution, context.report),
-        rich_prompts=rich_prompts(context.inputs["contextualizer"] / "contextualizer" / "prompts.json", config),
-        settings=InversionSettings(
-            placeholder=config.placeholder,
-            word=subject.word,
-            steps=config.steps,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            mlm_weight=config.mlm_weight,
-            mask_rate=config.mask_rate,
-            seed=context.config.run.seed,
-        ),
-    )
+    at_once = min(len(groups), _at_once(config))
+    cores = max(1, (context.config.run.cpus or cluster_cores()) // at_once)
+    own_config = dataclasses.replace(context.config, run=dataclasses.replace(context.config.run, cpus=cores))
+    scratch = {name: context.scratch / "concepts" / name for name in groups}
+    board = Board(report=context.report, totals=dict.fromkeys(groups, config.steps))
 
-
-def find_subject(config: CustomizeConfig, inputs: Mapping[str, Path], report: Reporter) -> Subject:
-    """The configured folder of pictures, or the microworld's first held-out subject with the configured word.
-
-    Names the pictures in the folder that are left out for their names.
-
-    Raises:
-        StageError: There is no such folder or subject, or no picture in it.
-    """
-    if config.subject is not None:
-        folder = Path(config.subject)
-        if not os.path.isdir(folder):
-            raise StageError(
-                f"{printable_name(folder)} is not a folder: set customize.subject to a folder of pictures of one "
-                "subject."
-            )
-        pictures = picture_files(folder)
-        if left_out := left_out_pictures(folder):
-            report.warning(left_out)
-        if not pictures:
-            raise StageError(
-                f"{printable_name(folder)} has no picture ({', '.join(PICTURE_SUFFIXES)}): put 3 to 6 pictures of one "
-                'subject there, with names that do not start with "." or "_".'
-            )
-        return Subject(name=printable_name(folder.name), word=config.word, pictures=pictures)
-    folder = inputs["microworld"] / "subjects"
-    listed = json.loads((folder / "subjects.json").read_text())
-    for entry in listed:
-        if entry["word"] == config.word:
-            names = entry["pictures"] if config.pictures == "views" else entry["album"]
-            return Subject(name=entry["subject"], word=config.word, pictures=[folder / name for name in names])
-    words = ", ".join(sorted({entry["word"] for entry in listed}))
-    raise StageError(f"the microworld has no held-out {config.word!r}: set customize.word to one of {words}.")
-
-
-def rich_prompts(file: Path, config: CustomizeConfig) -> list[str]:
-    """The context-rich prompts with the configured word; if there are none, those of other words with it inserted."""
-    listed = json.loads(file.read_text())
-    own = [entry["prompt"] for entry in listed if entry["concept"] == config.word]
-    chosen = own or [entry["prompt"].replace(f"[v] {entry['concept']}", f"[v] {config.word}") for entry in listed]
-    return [prompt.replace("[v]", config.placeholder) for prompt in chosen]
-
-
-def read_pictures(subject: Subject, size: int, report: Reporter) -> list[Image.Image]:
-    """The first pictures of a subject, square, upright, at most `_MAX_PICTURES`; broken ones are left out and named.
-
-    Raises:
-        StageError: None can be read.
-    """
-    pictures: list[Image.Image] = []
-    reasons: list[str] = []
-    for path in subject.pictures:
-        if len(pictures) == _MAX_PICTURES:
-            break
+    def learn(name: str) -> LearnedConcept:
+        report = board.reporter(name, _run_settings(groups[name], config))
+        scratch[name].mkdir(parents=True, exist_ok=True)
+        own = dataclasses.replace(context, config=own_config, scratch=scratch[name], report=report)
         try:
-            pictures.append(square_crop(load_picture(path), 0.5, 0.5, size))
-        except PictureError as error:
-            reasons.append(str(error))
-            report.warning(f"left out of the subject {subject.name}: {error}")
-    if not pictures:
-        raise StageError(f"no picture of customize.subject can be read, for example: {reasons[0]}")
-    if len(pictures) == 1:
-        report.warning(
-            f"the subject {subject.name} has one picture: its background and pose are learned with it; 3 to 6 pictures "
-            "are better"
-        )
-    return pictures
+            concept = learn_concept(groups[name], own)
+        except Exception as error:
+            report.end_run({}, str(error))
+            raise
+        report.end_run(_metrics([_entry(name, *pair, context.config) for pair in _pairs(concept)]))
+        return concept
+
+    requests = {name: stop_request(folder) for name, folder in scratch.items()}
+    return run_side_by_side(list(groups), learn, at_once, requests)
 
 
-# --- learning, in a Ray task ---------------------------------------------------------------------------------------
+def _at_once(config: CustomizeConfig) -> int:
+    """How many trainings the cluster has GPUs or cores for."""
+    import ray
+
+    available = int(ray.cluster_resources().get("GPU", 0)) if config.trainer.use_gpu else cluster_cores()
+    return max(1, available // config.trainer.workers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LearningJob:
-    """The input of the Ray task."""
-
-    backbone: str
-    contextualizer: str
-    subject: str
-    pictures: Sequence[Image.Image]
-    rich_prompts: Sequence[str]
-    settings: InversionSettings
+def _run_settings(subjects: Sequence[Subject], config: CustomizeConfig) -> dict[str, str]:
+    return {
+        "method": config.method,
+        "mlm": str(config.mlm).lower(),
+        "prompts": config.prompts,
+        "word": ", ".join(subject.word for subject in subjects),
+        "placeholder": ", ".join(subject.placeholder for subject in subjects),
+    }
 
 
-def learn_concept(job: LearningJob) -> Iterator[InversionStep | Concept]:
-    """Yield every step, and at the end the learned concept."""
-    device = "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
-    backbone = load_backbone(job.backbone, device=device)
-    latents = backbone.encode_pictures(to_tensor(list(job.pictures)) * 2 - 1).float()
-    if device != "cpu":
-        halve_products(backbone.unet)
-    contextualizer = Contextualizer.from_pretrained(job.contextualizer).to(device)
-    inversion = TextualInversion(backbone, contextualizer, latents, job.rich_prompts, job.settings).to(device)
-    yield from learn(inversion)
-    is_folder = Path(job.backbone).is_dir()  # its path is this machine's matter
-    yield inversion.concept(job.subject, Path(job.backbone).name if is_folder else job.backbone)
+def _raise(failed: Mapping[str, Exception]) -> None:
+    """Raise the error of the only subject, or one sentence on all.
+
+    Raises:
+        StageError: Always, unless the only error is an unexpected one.
+    """
+    first_name, first = next(iter(failed.items()))
+    if len(failed) == 1:
+        raise first
+    raise StageError(f"none of {len(failed)} subjects was learned ({', '.join(failed)}): {first_name}: {first}") from first
 
 
-def _learn_on_ray(job: LearningJob, context: StageContext) -> tuple[Concept, Curves]:
-    """The learned concept and the curves; reports every step."""
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
-    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(learn_concept)
-    curves: Curves = {"diffusion": [], "mlm": []}
-    context.report.progress(0, job.settings.steps, "customize: loading the models")
-    with model_errors_as_stage_errors():
-        for reference in task.remote(job):
-            result = ray.get(reference)
-            if isinstance(result, Concept):
-                return result, curves
-            _report_step(result, job.settings.steps, curves, context)
-    raise RuntimeError("the learning task ended without a result")
+# --- the output ----------------------------------------------------------------------------------------------------
 
 
-def _report_step(step: InversionStep, steps: int, curves: Curves, context: StageContext) -> None:
-    for key, value in (("diffusion", step.diffusion), ("mlm", step.mlm)):
-        curves[key].append((step.step, value))
-        context.report.metric(f"concept/{key}", value, step.step)
-    context.report.progress(step.step, steps, f"customize: loss {step.diffusion:.4f}")
+def _pairs(concept: LearnedConcept) -> list[tuple[ConceptSubject, Scored]]:
+    return list(zip(concept.subjects, concept.scored, strict=True))
 
 
-# --- samples -------------------------------------------------------------------------------------------------------
+def _write(name: str, concept: LearnedConcept, context: StageContext) -> list[dict[str, Any]]:
+    """Write a concept's folder; returns the entry of each of its subjects."""
+    shutil.copytree(concept.folder, context.output / "concepts" / name)
+    return [_entry(name, subject, scored, context.config) for subject, scored in _pairs(concept)]
 
 
-def _generate_samples(job: LearningJob, concept: Path, context: StageContext) -> None:
-    """`samples.png`: the subject's pictures; below them pictures with and without the concept, from the same noise."""
-    backbone = load_backbone(job.backbone)
-    load_concept(backbone, concept)
-    pipeline = RealCustomPipeline(backbone)
-    word = job.settings.word
-    rows = [list(job.pictures[:_SAMPLES])]
-    for number, name in enumerate((f"{job.settings.placeholder} {word}", word)):
-        context.report.progress(number, 2, f"customize: generating {name}")
-        prompts = [f"a photo of a {name}"] * _SAMPLES
-        output = pipeline(prompts, settings=context.config.inference, seeds=context.config.run.seed)
-        rows.append(output.images)
-    picture = context.output / "samples.png"
-    _grid(rows, context.config.backbone.resolution).save(picture)
-    context.report.picture("samples", picture)
+def _entry(name: str, subject: ConceptSubject, scored: Scored, config: Config) -> dict[str, Any]:
+    """What `concepts.json` says of a subject's concept."""
+    last = scored.checkpoints[max(scored.checkpoints)]
+    verdict = scored.verdict
+    return {
+        "name": subject.name,
+        "word": subject.word,
+        "placeholder": subject.placeholder,
+        "folder": f"concepts/{name}",
+        "method": config.customize.method,
+        "mlm": config.customize.mlm,
+        "prompts": config.customize.prompts,
+        "pictures": len(subject.pictures),
+        "learned": verdict.learned,
+        "verdict": verdict.sentence,
+        "scores": {**_intervals("", last, scored.prompts), **_intervals("class_", scored.word, scored.prompts)},
+        "gain": dataclasses.asdict(verdict.gain),
+        "drift": verdict.drift and dataclasses.asdict(verdict.drift),
+        "loss": verdict.loss and dataclasses.asdict(verdict.loss),
+        "checkpoints": [
+            {"step": step, **dict(zip(("similarity", "fidelity"), arm.means(), strict=True))}
+            for step, arm in sorted(scored.checkpoints.items())
+        ],
+        "evaluation": _evaluation(subject, scored.prompts, config),
+    }
 
 
-def _grid(rows: Sequence[Sequence[Image.Image]], side: int) -> Image.Image:
-    sheet = Image.new("RGB", (_SAMPLES * side, len(rows) * side), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * side, y * side))
-    return sheet
+def _intervals(prefix: str, arm: ArmScores, prompts: Sequence[str]) -> dict[str, Any]:
+    """Means over pictures with intervals over prompts."""
+    return {
+        f"{prefix}{key}": dataclasses.asdict(bootstrap_interval(getattr(arm, key), prompts))
+        for key in ("similarity", "fidelity")
+    }
+
+
+def _evaluation(subject: ConceptSubject, prompts: Sequence[str], config: Config) -> str:
+    """Scores are comparable if they have the same id: a digest of pictures, prompts, seed and metrics."""
+    settings = config.evaluate
+    parts = [subject.digest, *prompts, str(config.run.seed), settings.similarity, settings.clip, settings.dino]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _say(entries: Sequence[Mapping[str, Any]], context: StageContext) -> None:
+    """Show the scores, and warn of every concept that has not learned."""
+    head = ["concept", "learned", "subject similarity", "of the class word", "prompt fidelity", "of the class word"]
+    keys = ("similarity", "class_similarity", "fidelity", "class_fidelity")
+    rows = [
+        [entry["name"], "yes" if entry["learned"] else "no", *(f"{entry['scores'][key]['mean']:.3f}" for key in keys)]
+        for entry in entries
+    ]
+    context.report.table(head, rows)
+    for entry in entries:
+        if not entry["learned"]:
+            context.report.warning(
+                f"the concept {entry['name']} has not learned its subject and will not be registered: "
+                f"{entry['verdict']}; try other customize.steps or customize.trainer.learning_rate"
+            )
+
+
+def _draw(concepts: Sequence[LearnedConcept], context: StageContext) -> None:
+    scores = {subject.name: scored for concept in concepts for subject, scored in _pairs(concept)}
+    draw_samples(concepts, context.output / "samples.png")
+    plot_losses(concepts, context.output / "curves.png")
+    plot_trade_off(scores, context.output / "trade_off.png")
+    for name in ("samples", "curves", "trade_off"):
+        context.report.picture(name, context.output / f"{name}.png")
+
+
+def _metrics(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the subjects."""
+    keys = ("similarity", "fidelity", "class_similarity", "class_fidelity")
+    scores = {key: float(np.mean([entry["scores"][key]["mean"] for entry in entries])) for key in keys}
+    gain = float(np.mean([entry["gain"]["mean"] for entry in entries]))
+    return {**scores, "gain": gain, "learned": float(np.mean([entry["learned"] for entry in entries]))}
+
+
+def _notes(entries: Sequence[Mapping[str, Any]], failed: Mapping[str, Exception]) -> dict[str, str]:
+    notes = {"subjects": ", ".join(entry["name"] for entry in entries)}
+    not_learned = ", ".join(entry["name"] for entry in entries if not entry["learned"])
+    named = {"not_learned": not_learned, "failed": ", ".join(failed)}
+    return notes | {key: text for key, text in named.items() if text}

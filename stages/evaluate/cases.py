@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.files import TextError, is_utf8, printable_name, read_text, visible_entries
-from model.microworld.captions import BACKGROUND_PHRASES
 from model.pictures.decoding import PictureError, left_out_pictures, load_picture, picture_files
-from prompts.dreambench import dreambench_prompts
 from stages.contract import StageError
 from stages.evaluate.config import EvaluateConfig
+from stages.scoring import background_of, templates_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +109,6 @@ def read_subject(name: str, word: str, paths: Sequence[Path]) -> Subject:
     return Subject(name=name, word=word, reference=reference, views=tuple(views))
 
 
-def templates_for(word: str, config: EvaluateConfig) -> Sequence[str]:
-    """The prompt templates, each with `{word}`, of a subject with this class word."""
-    if config.prompts:
-        return config.prompts
-    if config.similarity == "judge":
-        return [f"a photo of a {{word}} {phrases[0]}" for phrases in BACKGROUND_PHRASES.values()]
-    return dreambench_prompts(word)
-
-
 def make_cases(subjects: Sequence[Subject], config: EvaluateConfig, seed: int) -> list[Case]:
     """`prompts_per_subject` cases for each subject; the templates take turns, and each case has its own seed."""
     cases = []
@@ -130,12 +120,6 @@ def make_cases(subjects: Sequence[Subject], config: EvaluateConfig, seed: int) -
             prompt, background = template.replace("{word}", subject.word), background_of(template)
             cases.append(Case(subject=subject, prompt=prompt, seed=seed + index, background=background))
     return cases
-
-
-def background_of(prompt: str) -> str | None:
-    """The microworld's background that a prompt names, None when it names none."""
-    known = BACKGROUND_PHRASES.items()
-    return next((name for name, phrases in known if any(phrase in prompt for phrase in phrases)), None)
 
 
 def evaluation_id(cases: Sequence[Case], config: EvaluateConfig, judge: str) -> str:

@@ -1,55 +1,74 @@
-"""The arm of the learned concept: pictures of its own subject, painted without an adapter."""
+"""The arm of the learned concepts: pictures of their own subjects, painted without an adapter."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from model.concepts.folder import read_concept as read_learned
-from model.files import printable_name
 from model.pictures.decoding import PictureError, load_picture, picture_files
 from stages.config import Config
 from stages.contract import StageError
 from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, read_subject
-from stages.inference import model_errors_as_stage_errors
 
 _PICTURES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """A word that the text encoder has learned, and its subject."""
+    """A learned concept with one of its subjects.
+
+    Attributes:
+        folder: See `model.concepts.folder`.
+        placeholder: V*.
+        method: That learned it.
+        learned: The verdict of the stage `customize`, and why in one sentence.
+    """
 
     folder: Path
     placeholder: str
     subject: Subject
+    method: str
+    learned: bool
+    verdict: str
 
 
-def read_concept(inputs: Mapping[str, Path], config: Config) -> Concept:
-    """Read the output of the stage `customize`. Its subject is its own folder of pictures, or one of the microworld's.
+def read_concepts(inputs: Mapping[str, Path], config: Config) -> list[Concept]:
+    """Read the output of the stage `customize`. Subjects are folders of pictures, or the microworld's.
 
     Raises:
-        StageError: The concept or its subject is not there.
+        StageError: A concept's subject is not there.
     """
-    folder = inputs["customize"] / "concept"
-    with model_errors_as_stage_errors():
-        token = read_learned(folder).tokens[0]
-    name, word = token.subject, token.word
-    if config.customize.subject is not None:
-        pictures = Path(config.customize.subject)
+    folder = inputs["customize"].resolve()
+    return [
+        Concept(
+            folder=folder / entry["folder"],
+            placeholder=entry["placeholder"],
+            subject=_subject_of(entry, inputs, config),
+            method=entry["method"],
+            learned=entry["learned"],
+            verdict=entry["verdict"],
+        )
+        for entry in json.loads((folder / "concepts.json").read_text())
+    ]
+
+
+def _subject_of(entry: Mapping[str, Any], inputs: Mapping[str, Path], config: Config) -> Subject:
+    name, word, customize = entry["name"], entry["word"], config.customize
+    if customize.subjects:
+        pictures = Path(customize.subjects[customize.placeholder_names.index(entry["placeholder"])])
         readable = [path for path in picture_files(pictures) if _can_be_read(path)]
         if len(readable) == 1:
             readable *= 2  # what is painted is compared with the picture that it was learned from
-        subject = read_subject(printable_name(pictures.name), word, readable)
-    else:
-        subjects = inputs["microworld"] / "subjects"
-        held_out = {subject.name: subject for subject in load_subjects(subjects, None)}
-        if name not in held_out:
-            raise StageError(f"The concept's subject {name} is not in {subjects}; run customize again.")
-        subject = held_out[name]
-    return Concept(folder=folder, placeholder=token.placeholder, subject=subject)
+        return read_subject(name, word, readable)
+    subjects = inputs["microworld"] / "subjects"
+    held_out = {subject.name: subject for subject in load_subjects(subjects, None)}
+    if name not in held_out:
+        raise StageError(f"The concept's subject {name} is not in {subjects}; run customize again.")
+    return held_out[name]
 
 
 def _can_be_read(picture: Path) -> bool:

@@ -9,7 +9,7 @@ STAGE = Stage(
         "train_adapter",
         "customize",
         *base_unless_given(config),
-        *(["microworld"] if None in (config.evaluate.subjects_folder, config.customize.subject) else []),
+        *(["microworld"] if None in (config.evaluate.subjects_folder, config.customize.subjects or None) else []),
         # The report shows what these have done.
         *(["ingest"] if config.filter.pictures_folder is None else []),
         "filter",
@@ -18,7 +18,7 @@ STAGE = Stage(
     ],
     settings=(
         "evaluate",
-        "customize.subject",
+        "customize.subjects",
         "inference",
         "backbone.weights",
         "backbone.dtype",

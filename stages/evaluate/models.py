@@ -1,4 +1,4 @@
-"""The models of a worker of the evaluation: the pipeline with the adapter, the learned concept, and the scorer."""
+"""The models of a worker of the evaluation: the pipeline with the adapter, learned concepts, and the scorer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from model.backbone import load_backbone
-from model.concepts.loading import load_concept
+from model.concepts.loading import load_concept, unload_concepts
 from model.pipeline import RealCustomPipeline
 from stages.config import Config
 from stages.evaluate.scorer import Scorer
@@ -22,7 +22,6 @@ class ModelPaths:
 
     backbone: str  # a folder or a hub id
     adapter: Path
-    concept: Path
 
 
 class Models:
@@ -38,12 +37,18 @@ class Models:
             device=device,
             **loading_options(config.backbone),
         )
+        self._concept: str | None = None
         self.scorer = Scorer(config.evaluate, paths.backbone, device)
 
     @cached_property
-    def concept_pipeline(self) -> RealCustomPipeline:
-        """The base model with the learned concept in its text encoder, without an adapter."""
+    def _plain_pipeline(self) -> RealCustomPipeline:
         base = self.pipeline.backbone
-        backbone = load_backbone(self.paths.backbone, base.dtype, base.device)
-        load_concept(backbone, self.paths.concept)
-        return RealCustomPipeline(backbone)
+        return RealCustomPipeline(load_backbone(self.paths.backbone, base.dtype, base.device))
+
+    def concept_pipeline(self, folder: str) -> RealCustomPipeline:
+        """The base model with a learned concept instead of the last one, without an adapter."""
+        if folder != self._concept:
+            unload_concepts(self._plain_pipeline)
+            load_concept(self._plain_pipeline, folder)
+            self._concept = folder
+        return self._plain_pipeline

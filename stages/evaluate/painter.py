@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ CASES = pa.schema(
         pa.field("views", pa.list_(pa.binary())),
         pa.field("another_subject", pa.binary()),  # a picture of one with the same word; null: there is none
         pa.field("arms", pa.list_(pa.string())),  # the same in all rows of a batch
+        pa.field("concept", pa.string()),  # its folder, of the arm "concept"; the same in all rows of a batch
     ]
 )
 #: The output: one row for each picture, with the seconds that it took.
@@ -37,7 +39,12 @@ PAINTED = SCORES.append(pa.field("seconds", pa.float64(), nullable=False))
 MASK_SIDE = 64  # pixels of a mask's picture, at least
 
 
-def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequence[str] | None = None) -> pa.Table:
+def case_table(
+    cases: Sequence[Case],
+    arms: Sequence[str],
+    painted_prompts: Sequence[str] | None = None,
+    concept: Path | None = None,
+) -> pa.Table:
     """Cases as a table for the workers, to be painted in `arms`."""
     others = _other_subjects([case.subject for case in cases])
     rows = [
@@ -52,6 +59,7 @@ def case_table(cases: Sequence[Case], arms: Sequence[str], painted_prompts: Sequ
             "views": list(case.subject.views),
             "another_subject": others[case.subject.name],
             "arms": list(arms),
+            "concept": None if concept is None else str(concept),
         }
         for case, painted in zip(cases, painted_prompts or [case.prompt for case in cases], strict=True)
     ]
@@ -99,7 +107,7 @@ class Painter:
         prompts = [case["painted_prompt"] for case in cases]
         request: dict[str, Any] = {"seeds": [case["seed"] for case in cases], "settings": self.settings}
         if arm == "concept":
-            return self.models.concept_pipeline(prompts, **request)
+            return self.models.concept_pipeline(cases[0]["concept"])(prompts, **request)
         if arm != "text_only":
             request["subjects"] = [load_picture(case["reference"]) for case in cases]
             request["words"] = [case["word"] for case in cases]

@@ -15,8 +15,9 @@ from model.files import TextError, read_text
 from model.microworld.captions import article
 from model.pictures.decoding import PictureError, load_picture
 from stages.contract import StageError
-from stages.evaluate.cases import Subject, load_subjects, templates_for
+from stages.evaluate.cases import Subject, load_subjects
 from stages.evaluate.config import EvaluateConfig
+from stages.scoring import templates_for
 
 #: For each round: the phrase that the reference stands for, and the description of the subject in the prompt.
 ROUNDS = (("{word}", "striped {word}"), ("striped {word}", "small striped {word}"), ("small striped {word}",) * 2)

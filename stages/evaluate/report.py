@@ -46,7 +46,7 @@ class Evaluation:
         config: Of the run.
         inputs: Output folders of the stages before; parts of the report whose folder is missing are left out.
         subjects: The held-out subjects in the order of the report.
-        concept: The learned concept and its subject.
+        concepts: The learned concepts, each with its subject.
         rows: Rows of `evaluate/scores`.
         summary: Their averages.
         experiments: Multi-subject generation and mask quality.
@@ -55,7 +55,7 @@ class Evaluation:
     config: Config
     inputs: Mapping[str, Path]
     subjects: Sequence[Subject]
-    concept: Concept
+    concepts: Sequence[Concept]
     rows: Sequence[Row]
     summary: Summary
     experiments: Experiments
@@ -82,7 +82,7 @@ def _page(evaluation: Evaluation) -> dict[str, Any]:
         "pixels": side <= _PIXEL_ART_SIDE,
         **_describe_arms(evaluation),
         **_describe_experiments(evaluation.experiments, config.inference.effective_mask_steps),
-        "concept": describe_concept(evaluation.concept, evaluation.rows),
+        "concepts": [describe_concept(concept, evaluation.rows) for concept in evaluation.concepts],
         **_describe_training(evaluation.inputs),
         "settings": describe_settings(config),
         "judged": config.evaluate.similarity == "judge",

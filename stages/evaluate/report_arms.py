@@ -1,4 +1,4 @@
-"""The report's parts about the arms: metrics, table, pictures of the subjects, and the learned concept."""
+"""The report's parts about the arms: metrics, table, pictures of the subjects, and the learned concepts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from stages.evaluate.concept import Concept
 from stages.evaluate.grids import data_uri
 from stages.evaluate.summary import ARM_NAMES, ARMS, METRIC_NAMES, Row, Summary
 
+METHOD_NAMES = {
+    "textual_inversion": "Textual Inversion",
+    "xti": "XTI (P+)",
+    "dreambooth": "DreamBooth",
+    "custom_diffusion": "Custom Diffusion",
+}
 _ARM_TEXTS = {
     "text_only": "The base model with the prompt alone.",
     "adapter": "The subject's picture enters every cross-attention layer, at all positions.",
@@ -129,12 +135,15 @@ def describe_concept(concept: Concept, rows: Sequence[Row]) -> dict[str, Any]:
     """The card of the learned concept."""
     return {
         "placeholder": concept.placeholder,
+        "method": METHOD_NAMES[concept.method],
+        "learned": concept.learned,
+        "verdict": concept.verdict,
         "word": concept.subject.word,
         "subject": concept.subject.name,
         "reference": data_uri(concept.subject.reference),
         "pictures": [
             {"uri": data_uri(row["picture"]), "prompt": row["prompt"], "similarity": row["similarity"]}
             for row in rows
-            if row["arm"] == "concept"
+            if row["arm"] == "concept" and row["subject"] == concept.subject.name
         ],
     }

@@ -30,6 +30,19 @@ _PLOTS = (
         "All samples have the same subjects, prompts and noise; the subjects are part of the training data.",
     ),
     (
+        "customize",
+        "samples.png",
+        "Learning concepts",
+        "Each subject's pictures; below them, from the same prompts and noise, pictures of the class word alone and of "
+        "the concept over the steps.",
+    ),
+    (
+        "customize",
+        "trade_off.png",
+        "The trade-off of learned concepts",
+        "Subject similarity against prompt fidelity over the steps. Step 0 is the class word alone.",
+    ),
+    (
         "curriculum",
         "plan.png",
         "The curriculum",

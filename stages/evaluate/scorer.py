@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,32 +13,17 @@ from model.microworld.appearance import Appearance
 from model.pictures.crops import square_crop
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import to_tensor
-from model.scoring.metrics import (
-    ClipScorer,
-    DinoScorer,
-    JudgeScorer,
-    SubjectEmbedder,
-    background_change,
-    subject_similarity,
-)
+from model.scoring.metrics import background_change, subject_similarity
 from stages.evaluate.appearance import ANSWERS, agreement
 from stages.evaluate.config import EvaluateConfig
+from stages.scoring import ScoringModels
 
 
-class Scorer:
+class Scorer(ScoringModels):
     """Computes the configured metrics."""
 
     def __init__(self, config: EvaluateConfig, backbone: str, device: str) -> None:
-        inside = Path(backbone) / config.clip
-        clip: str | Path = inside if inside.is_dir() else config.clip
-        tokenizer = Path(backbone) / "tokenizer" if inside.is_dir() else None
-        self.clip = ClipScorer.from_pretrained(clip, tokenizer).to(device)
-        self.judge: JudgeScorer | None = None
-        if config.similarity == "judge":
-            self.judge = JudgeScorer.from_pretrained(Path(backbone) / "judge")
-        self.subjects: SubjectEmbedder = self.judge or self.clip
-        if config.similarity == "dino":
-            self.subjects = DinoScorer.from_pretrained(config.dino).to(device)
+        super().__init__(config, backbone, device)
         self._views: dict[str, Tensor] = {}
         self._appearances: dict[str, list[Appearance]] = {}
 

@@ -1,8 +1,8 @@
 """Stage `evaluate`: paints held-out subjects in every arm, scores the pictures, and writes the report.
 
 The arms differ in the input of the model only: text alone, the subject's picture in the whole image, or the subject's
-picture inside the mask. Subject, prompt and noise are the same. The learned concept is another arm with its own
-subject. Two experiments stand beside the arms: multi-subject and multi-round generation (`pairs`, `multi_subject`), and
+picture inside the mask. Subject, prompt and noise are the same. Learned concepts are another arm with
+subjects of their own. Two experiments stand beside the arms: multi-subject and multi-round generation (`pairs`, `multi_subject`), and
 the quality of the masks of different recipes (`mask_quality`, `scene_masks`).
 """
 
@@ -22,7 +22,7 @@ from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import MASKS, MULTI_SUBJECT, SCENE_MASKS, SCORES
 from stages.evaluate.cases import Case, evaluation_id, left_out, load_subjects, make_cases
-from stages.evaluate.concept import Concept, concept_cases, read_concept
+from stages.evaluate.concept import Concept, concept_cases, read_concepts
 from stages.evaluate.experiments import Experiments
 from stages.evaluate.mask_quality import RECIPES, mask_table
 from stages.evaluate.models import ModelPaths
@@ -47,16 +47,17 @@ def run(context: StageContext) -> StageResult:
     for text in left_out(folder):
         context.report.warning(text)
     cases = make_cases(subjects, config.evaluate, config.run.seed)
-    concept = read_concept(context.inputs, config)
+    concepts = read_concepts(context.inputs, config)
     pairs = make_pair_cases(load_pairs(folder, config.evaluate.pairs), config.evaluate, config.run.seed)
-    paths = _model_paths(context, concept)
-    tables = _batches(case_table(cases, ADAPTER_ARMS), config) + _batches(_concept_table(concept, config), config)
+    paths = _model_paths(context)
+    tables = _batches(case_table(cases, ADAPTER_ARMS), config)
+    tables += [batch for concept in concepts for batch in _batches(_concept_table(concept, config), config)]
     rows = _paint(context, paths, tables + _experiment_tables(config, cases, pairs))
     evaluation = Evaluation(
         config=config,
         inputs=context.inputs,
         subjects=subjects,
-        concept=concept,
+        concepts=concepts,
         rows=rows["scores"],
         summary=summarize(rows["scores"]),
         experiments=Experiments.of(
@@ -72,10 +73,10 @@ def run(context: StageContext) -> StageResult:
     return StageResult(rows=counts, metrics=metrics, notes={"evaluation": identity})
 
 
-def _model_paths(context: StageContext, concept: Concept) -> ModelPaths:
+def _model_paths(context: StageContext) -> ModelPaths:
     backbone = backbone_location(context.config.backbone, context.inputs)
     adapter = context.inputs["train_adapter"] / "adapter"
-    return ModelPaths(backbone=backbone, adapter=adapter.resolve(), concept=concept.folder.resolve())
+    return ModelPaths(backbone=backbone, adapter=adapter.resolve())
 
 
 def _experiment_tables(config: Config, cases: Sequence[Case], pairs: Sequence[PairCase]) -> list[pa.Table]:
@@ -103,7 +104,7 @@ def _subjects_folder(context: StageContext) -> Path:
 
 def _concept_table(concept: Concept, config: Config) -> pa.Table:
     cases, painted = concept_cases(concept, config)
-    return case_table(cases, ("concept",), painted)
+    return case_table(cases, ("concept",), painted, concept.folder)
 
 
 def _batches(table: pa.Table, config: Config) -> list[pa.Table]:

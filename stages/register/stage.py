@@ -1,4 +1,4 @@
-"""Stage `register`: the adapter with its backbone becomes a version in MLflow's model registry.
+"""Stage `register`: the adapter with its backbone, and each learned concept, becomes a version in MLflow's model registry.
 
 The alias `champion` names the version to serve. It moves to the new version when the new score is higher than the
 champion's. The score is subject similarity times prompt fidelity in the arm with adapter and mask. Only scores of the
@@ -25,6 +25,7 @@ from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location, loading_options
 from stages.register import pyfunc_model  # so that the fingerprint of this stage covers its code
+from stages.register.concepts import concept_model_names, learned_concepts, register_concept
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
 
@@ -52,9 +53,26 @@ def run(context: StageContext) -> StageResult:
     if not moved:
         context.report.warning(f"{name} version {number} is not the {CHAMPION}: {why}")
     registered = {"name": name, "version": number, "alias_moved": moved, "uri": f"models:/{name}/{number}"}
-    content = json.dumps({**registered, "score": score, "why": why}, indent=2)
+    concepts = _register_concepts(client, context)
+    content = json.dumps({**registered, "score": score, "why": why, "concepts": concepts}, indent=2)
     (context.output / "registered.json").write_text(content + "\n")
-    return StageResult(metrics={"score": score}, notes={"model": f"{name} version {number}", "champion": why})
+    notes = {"model": f"{name} version {number}", "champion": why}
+    if concepts:
+        notes["concepts"] = ", ".join(f"{concept['name']} version {concept['version']}" for concept in concepts)
+    return StageResult(metrics={"score": score}, notes=notes)
+
+
+def _register_concepts(client: MlflowClient, context: StageContext) -> list[dict[str, Any]]:
+    """Register the concepts that have learned; the alias of each moves as the adapter's does."""
+    settings = context.config.register
+    entries = learned_concepts(context.inputs["customize"])
+    found = []
+    for name, entry in zip(concept_model_names(settings.model_name, entries), entries, strict=True):
+        number = register_concept(client, name, entry, context)
+        moved, why = _move_alias(client, name, number, settings.promote)
+        uri = f"models:/{name}/{number}"
+        found.append({"name": name, "version": number, "alias_moved": moved, "uri": uri, "why": why})
+    return found
 
 
 def _connect(context: StageContext) -> MlflowClient:

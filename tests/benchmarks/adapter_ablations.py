@@ -142,7 +142,7 @@ class Evaluation:
 
     def models(self, adapter: Path) -> Models:
         """The models that paint and score."""
-        paths = ModelPaths(backbone=str(WEIGHTS_FOLDER), adapter=adapter, concept=adapter)  # no arm paints a concept
+        paths = ModelPaths(backbone=str(WEIGHTS_FOLDER), adapter=adapter)
         return Models(self.config, paths)
 
     def rows(self, models: Models, arm: str, visual_scale: str) -> list[dict[str, Any]]:

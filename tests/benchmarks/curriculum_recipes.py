@@ -55,7 +55,7 @@ from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.finished_run import FinishedRun, open_run
 from tests.benchmarks.support.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
 
-_STAGES = ("microworld", "filter", "multiview", "base", "customize")
+_STAGES = ("microworld", "filter", "multiview", "base")
 _ONE_PROCESS = {"train_adapter.trainer.workers": 1, "train_adapter.sample_every": None}
 _SECONDS_BETWEEN_PRINTS = 30.0
 
@@ -149,7 +149,7 @@ class RecipeTrainer:
         arms = [arm for arm in ADAPTER_ARMS if with_text_only or arm != TEXT_ONLY]
         inputs = self.experiment.source.inputs
         backbone = backbone_location(config.backbone, inputs)
-        paths = ModelPaths(backbone=backbone, adapter=adapter, concept=inputs["customize"] / "concept")
+        paths = ModelPaths(backbone=backbone, adapter=adapter)
         painter = Painter(config, Models(config, paths))
         cases = case_table(self.cases, arms)
         size, rows = config.evaluate.batch_size, []

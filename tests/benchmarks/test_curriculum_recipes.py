@@ -13,7 +13,7 @@ from pipelines.store.store import Store
 from tests.benchmarks.curriculum_recipes import claimed, open_experiment
 from tests.benchmarks.support.recipe_table import TABLE_X
 
-STAGES = ("microworld", "filter", "multiview", "base", "customize")
+STAGES = ("microworld", "filter", "multiview", "base")
 BUDGET = {"curriculum.steps": 5, "evaluate.subjects": 2}
 
 
@@ -37,7 +37,7 @@ def test_the_budget_and_the_recipe_replace_values_of_the_run_s_configuration(tmp
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "microworld", "filter", "base")
-    with pytest.raises(PipelineError, match=r"lacks the output of multiview, customize; run the default profile in it"):
+    with pytest.raises(PipelineError, match=r"lacks the output of multiview; run the default profile in it"):
         open_experiment(run, tmp_path / "results", BUDGET)
 
 

@@ -23,9 +23,11 @@ class Registry:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.inputs = {name: root / name for name in ("base", "train_adapter", "evaluate")}
+        self.inputs = {name: root / name for name in ("base", "train_adapter", "customize", "evaluate")}
         backbone = write_random_backbone(self.inputs["base"] / "backbone")
         write_random_adapter(self.inputs["train_adapter"] / "adapter", backbone)
+        self.inputs["customize"].mkdir()
+        (self.inputs["customize"] / "concepts.json").write_text("[]")
         self.uri = f"sqlite:///{root / 'mlflow.db'}"
         self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         self.experiment = self.client.create_experiment("realword", artifact_location=str(root / "artifacts"))

@@ -27,7 +27,7 @@ from stages.config import Config
 
 MICRO = load_config("micro")
 #: Slow to check, for they need the microworld, or not set by themselves; `test_loading.py` has them.
-_APART = {"profile", "base.recipe.pool.categories", "base.recipe.judge_pool.categories", "customize.word"}
+_APART = {"profile", "base.recipe.pool.categories", "base.recipe.judge_pool.categories", "customize.words"}
 KEYS = [key for name, key in configuration_keys().items() if name not in _APART]
 
 

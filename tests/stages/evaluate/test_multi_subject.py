@@ -121,7 +121,7 @@ def loaded(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("context")
     config: Config = make_context(folder, inference={"steps": 3, "mask_steps": 2}).config
     backbone, adapter = weights["base"] / "backbone", weights["train_adapter"] / "adapter"
-    return config, Models(config, ModelPaths(backbone=str(backbone), adapter=adapter, concept=folder))
+    return config, Models(config, ModelPaths(backbone=str(backbone), adapter=adapter))
 
 
 def pixels(picture: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:

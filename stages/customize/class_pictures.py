@@ -1,0 +1,104 @@
+"""Pictures of a class for prior preservation (DreamBooth, Sec. 3.3): painted by the base model, or from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from model.backbone import load_backbone
+from model.files import printable_name
+from model.guidance.settings import InferenceSettings
+from model.pictures.crops import square_crop
+from model.pictures.decoding import PictureError, load_picture, picture_files, to_png
+from model.pipeline import RealCustomPipeline
+from model.seeding import seed_of
+from stages.contract import StageContext, StageError
+from stages.inference import backbone_location, model_errors_as_stage_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassJob:
+    """Pictures to paint, by number."""
+
+    backbone: str
+    device: str
+    word: str
+    numbers: tuple[int, ...]
+    batch_size: int
+    seed: int
+    settings: InferenceSettings
+
+
+def class_pictures(word: str, context: StageContext) -> tuple[bytes, ...]:
+    """`customize.prior_pictures` PNGs of a class, squares of the backbone's resolution.
+
+    Painted ones are kept in the scratch folder: an interrupted stage paints the missing ones only.
+
+    Raises:
+        StageError: There is no picture in `customize.prior_folder`.
+    """
+    config = context.config.customize
+    if config.prior_folder is not None:
+        return _from_folder(Path(config.prior_folder), config.prior_pictures, context)
+    folder = context.scratch / "class" / str(config.words.index(word))
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = tuple(number for number in range(config.prior_pictures) if not _file(folder, number).is_file())
+    if missing:
+        _paint(word, missing, folder, context)
+    return tuple(_file(folder, number).read_bytes() for number in range(config.prior_pictures))
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.png"
+
+
+def _from_folder(folder: Path, count: int, context: StageContext) -> tuple[bytes, ...]:
+    pictures: list[bytes] = []
+    for path in picture_files(folder) if folder.is_dir() else []:
+        if len(pictures) == count:
+            break
+        try:
+            pictures.append(to_png(square_crop(load_picture(path), 0.5, 0.5, context.config.backbone.resolution)))
+        except PictureError as error:
+            context.report.warning(f"left out of customize.prior_folder: {error}")
+    if not pictures:
+        raise StageError(f"customize.prior_folder: {printable_name(folder)} holds no picture that can be read.")
+    return tuple(pictures)
+
+
+def _paint(word: str, numbers: tuple[int, ...], folder: Path, context: StageContext) -> None:
+    config = context.config.customize
+    use_gpu = config.trainer.use_gpu
+    job = ClassJob(
+        backbone=backbone_location(context.config.backbone, context.inputs),
+        device="cuda" if use_gpu else "cpu",
+        word=word,
+        numbers=numbers,
+        batch_size=context.config.evaluate.batch_size,
+        seed=context.config.run.seed,
+        settings=config.scoring.inference,
+    )
+    task: Any = ray.remote(num_cpus=1, num_gpus=int(use_gpu), num_returns="streaming")(paint_class)
+    with model_errors_as_stage_errors():
+        for done, reference in enumerate(task.remote(job), 1):
+            number, picture = ray.get(reference)
+            partial = _file(folder, number).with_suffix(".partial")
+            partial.write_bytes(picture)
+            partial.rename(_file(folder, number))
+            context.report.progress(done, len(numbers), f"painting pictures of the class {word}")
+
+
+def paint_class(job: ClassJob) -> Iterator[tuple[int, bytes]]:
+    """Each number with its picture; a picture depends on the seed and the number only."""
+    pipeline = RealCustomPipeline(load_backbone(job.backbone, torch.float32, job.device))
+    for start in range(0, len(job.numbers), job.batch_size):
+        numbers = job.numbers[start : start + job.batch_size]
+        seeds = [seed_of(job.seed, number) for number in numbers]
+        output = pipeline([f"a photo of a {job.word}"] * len(numbers), seeds=seeds, settings=job.settings)
+        for number, picture in zip(numbers, output.images, strict=True):
+            yield number, to_png(picture)

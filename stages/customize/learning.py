@@ -1,0 +1,140 @@
+"""One concept from its beginning to its scores: the training on the project's trainer, then pictures and verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from model.concepts.customization_settings import ConceptSubject, CustomizationSettings
+from model.concepts.customization_task import CustomizationTask
+from model.concepts.training_prompts import picture_prompts
+from model.pictures.decoding import to_png
+from model.training.precision import HALVES
+from stages.contract import StageContext
+from stages.customize.class_pictures import class_pictures
+from stages.customize.rich_prompts import rich_prompts
+from stages.customize.scores import Scored, ScoringJob, score_concept
+from stages.customize.subjects import Subject, read_captions, read_pictures
+from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.training.trainer import Curves, fit
+
+#: The name of each training: of its files and its metrics.
+NAME = "concept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedConcept:
+    """A concept of one subject, or of several that were learned together.
+
+    Attributes:
+        folder: See `model.concepts.folder`.
+        pictures: The pictures of each subject, encoded.
+        scored: The scores of each subject.
+    """
+
+    subjects: tuple[ConceptSubject, ...]
+    folder: Path
+    curves: Curves
+    scored: tuple[Scored, ...]
+
+
+def stop_request(scratch: Path) -> Path:
+    """The file that asks the trainer for a checkpoint and an end (see `stages.training.job`)."""
+    return scratch / "train" / f"{NAME}.stop"
+
+
+def learn_concept(subjects: Sequence[Subject], context: StageContext) -> LearnedConcept:
+    """Train a concept and score it. Its checkpoints are in `context.scratch`, from which an interrupted one goes on.
+
+    Raises:
+        StageError: A subject's pictures, captions or placeholder cannot be used; see also `stages.training.trainer.fit`.
+    """
+    config = context.config.customize
+    with model_errors_as_stage_errors():
+        task = _task(subjects, context)
+        weights, curves = fit(
+            task,
+            steps=config.steps,
+            config=config.trainer,
+            context=context,
+            name=NAME,
+            seed=context.config.run.seed,
+            batch_setting="customize.batch_size",
+        )
+        scored = tuple(_score(subject, weights, task, context) for subject in task.subjects)
+    return LearnedConcept(subjects=task.subjects, folder=weights, curves=curves, scored=scored)
+
+
+def _task(subjects: Sequence[Subject], context: StageContext) -> CustomizationTask:
+    config = context.config.customize
+    rich = [prompt for subject in subjects for prompt in rich_prompts(context.inputs["prompts"], subject)]
+    return CustomizationTask(
+        backbone=backbone_location(context.config.backbone, context.inputs),
+        subjects=tuple(_concept_subject(subject, context) for subject in subjects),
+        settings=customization_settings(context),
+        contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()) if config.mlm else None,
+        rich_prompts=tuple(rich) if config.mlm else (),
+        seed=context.config.run.seed,
+        device="cuda" if config.trainer.use_gpu else "cpu",
+        half=HALVES.get(config.trainer.precision),
+        sample_every=config.sample_every,
+        sample_settings=config.scoring.inference,
+    )
+
+
+def customization_settings(context: StageContext) -> CustomizationSettings:
+    """What the configuration says of the method."""
+    config = context.config.customize
+    same = {entry.name for entry in dataclasses.fields(CustomizationSettings)} - {"prompts"}
+    values = {name: getattr(config, name) for name in same}
+    return CustomizationSettings(**values, prompts="ico" if config.prompts == "ico" else "fixed")
+
+
+def _concept_subject(subject: Subject, context: StageContext) -> ConceptSubject:
+    config = context.config.customize
+    pictures = read_pictures(subject, context.config.backbone.resolution, context.report)
+    found = ConceptSubject(
+        name=subject.name,
+        word=subject.word,
+        placeholder=subject.placeholder,
+        pictures=tuple(to_png(picture) for picture in pictures.values()),
+        captions=read_captions(list(pictures), subject) if config.prompts == "captions" else None,
+        class_pictures=class_pictures(subject.word, context) if config.prior_weight else (),
+    )
+    picture_prompts(found)  # checks the captions before anything is trained
+    return found
+
+
+def _score(subject: ConceptSubject, folder: Path, task: CustomizationTask, context: StageContext) -> Scored:
+    """Score the concept at its checkpoints and at the end; report the curves."""
+    job = ScoringJob(
+        config=context.config,
+        backbone=task.backbone,
+        device=task.device,
+        word=subject.word,
+        placeholder=subject.placeholder,
+        pictures=subject.pictures,
+        checkpoints=_checkpoints(folder, context.config.customize.steps),
+    )
+    gpus = int(context.config.customize.trainer.use_gpu)
+    remote: Any = ray.remote(num_cpus=context.config.run.cpus or 1, num_gpus=gpus, num_returns="streaming")(score_concept)
+    for result in map(ray.get, remote.remote(job)):
+        if isinstance(result, Scored):
+            break
+        context.report.progress(context.config.customize.steps, context.config.customize.steps, f"{NAME}: {result}")
+    for step, arm in result.checkpoints.items():
+        for key, value in zip(("similarity", "fidelity"), arm.means(), strict=True):
+            context.report.metric(f"{NAME}/{key}", value, step)
+    return result
+
+
+def _checkpoints(folder: Path, steps: int) -> dict[int, str]:
+    """The folders of the concept at each step that was sampled, and at the end."""
+    sampled = folder.with_name(f"{NAME}-samples").glob("step-*/concept.json")
+    found = {int(file.parent.name.removeprefix("step-")): str(file.parent) for file in sorted(sampled)}
+    return {**found, steps: str(folder)}
