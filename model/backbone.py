@@ -109,9 +109,26 @@ class Backbone:
         Returns:
             hidden (B, n_t, c_t); for SDXL also the pooled embedding and the time ids.
         """
+        return self.encode_ids([ids.to(self.device) for ids in self.token_ids(prompts)], size)
+
+    def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
+        """The ids (B, n_t) of B prompts for each text encoder, padded; long prompts are truncated."""
+        composed = [_composed(prompt) for prompt in prompts]
+        return [
+            tokenizer(
+                composed,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            for tokenizer in self.tokenizers
+        ]
+
+    def encode_ids(self, ids: Sequence[Tensor], size: tuple[int, int] | None = None) -> PromptEmbedding:
+        """`encode_prompt` of token ids (B, n_t) for each text encoder, on its device; gradients flow."""
         encoded = [
-            encoder(self._token_ids(tokenizer, prompts), output_hidden_states=True)
-            for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True)
+            encoder(one, output_hidden_states=True) for encoder, one in zip(self.text_encoders, ids, strict=True)
         ]
         if self.family == "sd":
             return PromptEmbedding(encoded[0].last_hidden_state)
@@ -169,16 +186,6 @@ class Backbone:
             added_cond_kwargs=prompt.added_conditions or None,
             cross_attention_kwargs=attention or None,
         ).sample
-
-    def _token_ids(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-        encoded = tokenizer(
-            [_composed(prompt) for prompt in prompts],
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return encoded.input_ids.to(self.device)
 
     def _added_conditions(self, pooled: Tensor, size: tuple[int, int] | None) -> dict[str, Tensor]:
         """SDXL: original size, no crop, target size."""

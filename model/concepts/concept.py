@@ -6,6 +6,7 @@
 | XTI (P+) | `ConceptToken.layer_embeddings` |
 | Custom Diffusion | `embeddings` and `Concept.cross_attention` |
 | DreamBooth with LoRA | `Concept.lora` |
+| DreamBooth of the whole models | `Concept.weights` |
 
 Legend of shapes: v vectors of a token, c width of a text encoder, r rank, C and k widths of a cross-attention layer and
 of the text states that it reads.
@@ -14,7 +15,7 @@ of the text states that it reads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -90,6 +91,7 @@ class Concept:
         tokens: The subjects.
         cross_attention: Custom Diffusion: layer (as in `layer_embeddings`) -> the weights of `to_k` and `to_v`, (C, k).
         lora: Layer, beginning with "unet.", "text_encoder.text_model." or "text_encoder_2.text_model." -> its change.
+        weights: Parameter, beginning as in `lora`, such as "unet.conv_in.weight" -> its new value.
     """
 
     method: str
@@ -97,6 +99,7 @@ class Concept:
     tokens: tuple[ConceptToken, ...]
     cross_attention: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     lora: Mapping[str, LoraLayer] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def placeholders(self) -> list[str]:
@@ -113,3 +116,30 @@ class Concept:
             yield from pair
         for layer in self.lora.values():
             yield from (layer.down, layer.up)
+        yield from self.weights.values()
+
+    def detached(self) -> Concept:
+        """A copy of all tensors on the CPU."""
+        tokens = tuple(
+            replace(
+                token,
+                embeddings=_copied(token.embeddings),
+                layer_embeddings={layer: _copied(own) for layer, own in token.layer_embeddings.items()},
+            )
+            for token in self.tokens
+        )
+        return replace(
+            self,
+            tokens=tokens,
+            cross_attention={layer: (_copy(key), _copy(value)) for layer, (key, value) in self.cross_attention.items()},
+            lora={name: LoraLayer(_copy(layer.down), _copy(layer.up)) for name, layer in self.lora.items()},
+            weights={name: _copy(weight) for name, weight in self.weights.items()},
+        )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _copied(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(_copy(tensor) for tensor in tensors)

@@ -105,13 +105,21 @@ def embeddings_replaced(text_encoder: PreTrainedModel, replace: Callable[[Tensor
 
 def mlm_logits(contextualizer: Contextualizer, text: FrozenText, ids: Tensor, masked: Tensor) -> Tensor:
     """psi(Gamma(P_masked)) (B, n, V) for prompts `ids` (B, n) whose `masked` (B, n) tokens are hidden."""
-
-    def hide(_: Tensor, embeddings: Tensor) -> Tensor:
-        return torch.where(masked[..., None], contextualizer.mask_embedding.to(embeddings.dtype), embeddings)
-
-    with embeddings_replaced(text.encoder, hide):
+    with tokens_masked(contextualizer, text, masked):
         context = text.states(ids)
     return contextualizer(context, padding_of(ids, text.end), text.encoder.get_input_embeddings().weight)
+
+
+@contextmanager
+def tokens_masked(contextualizer: Contextualizer, text: FrozenText, masked: Tensor) -> Iterator[None]:
+    """Within the block, the text encoder reads p_mask at the `masked` (B, n) places of B prompts, or of copies of them."""
+
+    def hide(_: Tensor, embeddings: Tensor) -> Tensor:
+        places = masked.repeat(len(embeddings) // len(masked), 1)[..., None]
+        return torch.where(places, contextualizer.mask_embedding.to(embeddings.dtype), embeddings)
+
+    with embeddings_replaced(text.encoder, hide):
+        yield
 
 
 def mlm_loss(logits: Tensor, ids: Tensor, masked: Tensor) -> Tensor:

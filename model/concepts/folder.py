@@ -5,6 +5,7 @@ learned_embeds.safetensors                      a token's embeddings (v, c); of 
 layer_embeds.safetensors                        XTI: (v, c) by `clip_l.<cross-attention layer>`; diffusers has no loader
 pytorch_custom_diffusion_weights.safetensors    Custom Diffusion's K and V
 pytorch_lora_weights.safetensors                LoRA, alpha = rank, with its metadata
+unet.safetensors, text_encoder.safetensors, ... whole models, with the names of their parameters
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from model.concepts.lora_files import LORA_FILE, lora_of_diffusers, write_diffus
 from model.files import TextError, read_text
 
 _DESCRIPTION, _FORMAT = "concept.json", 1
+_WEIGHTS = ".safetensors"
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def write_concept(folder: Path, concept: Concept) -> None:
@@ -38,6 +41,9 @@ def write_concept(folder: Path, concept: Concept) -> None:
     if concept.lora:
         write_diffusers_lora(folder / LORA_FILE, concept.lora)
         files.append(LORA_FILE)
+    for component, weights in _by_component(concept.weights).items():
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / component)
+        files.append(component)
     description = {
         "format": _FORMAT,
         "method": concept.method,
@@ -46,6 +52,15 @@ def write_concept(folder: Path, concept: Concept) -> None:
         "files": files,
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _by_component(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The file of each model -> its weights, by their names in the model."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        component, _, own = name.partition(".")
+        found.setdefault(f"{component}{_WEIGHTS}", {})[own] = weight
+    return found
 
 
 def _write_token(folder: Path, token: ConceptToken, number: int) -> dict[str, str | None]:
@@ -116,6 +131,12 @@ def _concept_of(folder: Path, description: Mapping[str, Any]) -> Concept:
         tokens=tuple(_read_token(folder, entry) for entry in description["tokens"]),
         cross_attention=cross_attention_of(custom),
         lora=lora_of_diffusers(lora),
+        weights={
+            f"{component}.{name}": weight
+            for component in _COMPONENTS
+            if f"{component}{_WEIGHTS}" in files
+            for name, weight in _load(folder, f"{component}{_WEIGHTS}").items()
+        },
     )
     if not concept.tokens:
         raise ConceptError(f"the concept {folder} is damaged: it has no token.")
@@ -198,6 +219,10 @@ def diffusers_calls(folder: Path, concept: Concept) -> str:
         # Without `_pipeline` diffusers 0.42 reads the file and sets nothing.
         options = f"weight_name={CUSTOM_DIFFUSION_FILE!r}, _pipeline=pipeline"
         lines.append(f"pipeline.unet.load_attn_procs({str(folder)!r}, {options})")
+    for file in _by_component(concept.weights):
+        model = f"pipeline.{file.removesuffix(_WEIGHTS)}"
+        state = f"safetensors.torch.load_file({str(folder / file)!r})"
+        lines.append(f"{model} = type({model}).from_pretrained(None, config={model}.config, state_dict={state})")
     if concept.lora:
         lines.append(f"pipeline.load_lora_weights({str(folder)!r}, weight_name={LORA_FILE!r})")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ the models' own parts back. Custom Diffusion's changes of the weights are added 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from model.concepts.concept import Concept, ConceptError, ConceptToken
 from model.concepts.folder import read_concept
-from model.concepts.layer_embeddings import encode_for_layers, select_layers
 from model.concepts.lora import add_lora, fits
 from model.concepts.model_parts import ModelParts
-from model.concepts.placeholders import add_placeholders, check_placeholder, find_end_by_id, set_embeddings
+from model.concepts.placeholders import check_placeholder
+from model.concepts.token_rows import put_in_tokens
 
 
 @dataclass
@@ -127,10 +127,18 @@ def check_concept(parts: ModelParts, concept: Concept, name: str) -> None:
         if [weight.shape for weight in weights] != shapes:
             raise _other(name, f"the UNet has no cross-attention layer {layer} of its shape")
         if any(projection.weight.is_meta for projection in keys_values[layer]):
-            raise ConceptError(f"{name} cannot be loaded into offloaded weights: load it before the offloading.")
+            raise _offloaded(name)
     for layer, lora in concept.lora.items():
         if layer not in layers or not fits(layers[layer], lora):
             raise _other(name, f"the model has no layer {layer} of its shape")
+    parameters = parts.parameters() if concept.weights else {}
+    for parameter, weight in concept.weights.items():
+        module, own = parameters.get(parameter, (None, ""))
+        current = getattr(module, own, None)
+        if current is None or current.shape != weight.shape:
+            raise _other(name, f"the model has no parameter {parameter} of its shape")
+        if current.is_meta:
+            raise _offloaded(name)
 
 
 def _check_token(parts: ModelParts, token: ConceptToken, attentions: list[str], name: str) -> None:
@@ -142,9 +150,13 @@ def _check_token(parts: ModelParts, token: ConceptToken, attentions: list[str], 
         raise _other(name, f"its embeddings have the widths {widths}, the text encoders {parts.widths}")
     if widths:
         if any(encoder.get_input_embeddings().weight.is_meta for encoder in parts.text_encoders):
-            raise ConceptError(f"{name} cannot be loaded into offloaded weights: load it before the offloading.")
+            raise _offloaded(name)
         for tokenizer in parts.tokenizers:
             check_placeholder(tokenizer, token.placeholder)
+
+
+def _offloaded(name: str) -> ConceptError:
+    return ConceptError(f"{name} cannot be loaded into offloaded weights: load it before the offloading.")
 
 
 def _other(name: str, reason: str) -> ConceptError:
@@ -152,78 +164,43 @@ def _other(name: str, reason: str) -> ConceptError:
 
 
 def _put_in(parts: ModelParts, concepts: Sequence[Concept], undo: ExitStack) -> None:
+    # Tables of tokens are made from the exchanged ones.
+    changed = [_exchanged(concept) for concept in concepts]
+    for name, place in parts.parameters().items() if any(changed) else ():
+        weights = [own[name] for own in changed if name in own]
+        if weights:
+            _exchange_weight(*place, weights, undo)
     tokens = [token for concept in concepts for token in concept.tokens if token.all_embeddings]
     if tokens:
-        _put_in_tokens(parts, tokens, undo)
-    for layer, projections in parts.keys_values().items():
-        pairs = [concept.cross_attention[layer] for concept in concepts if layer in concept.cross_attention]
-        for projection, weights in zip(projections, zip(*pairs, strict=True), strict=False):
-            _exchange_weight(projection, weights, undo)
+        put_in_tokens(parts, tokens, undo)
     layers = parts.layers()
     for concept in concepts:
         for layer, lora in concept.lora.items():
             add_lora(layers[layer], lora, undo)
 
 
-def _put_in_tokens(parts: ModelParts, tokens: Sequence[ConceptToken], undo: ExitStack) -> None:
-    attentions = parts.cross_attention()
-    with_layers = any(token.layer_embeddings for token in tokens)
-    length = min(parts.tokenizers[0].model_max_length, parts.text_encoders[0].config.max_position_embeddings)
-    counts = {token.placeholder: len(token.all_embeddings[0]) for token in tokens}
-    ids_of: dict[int, dict[str, list[int]]] = {}  # a tokenizer may serve both encoders
-    for number, (tokenizer, encoder) in enumerate(zip(parts.tokenizers, parts.text_encoders, strict=True)):
-        if id(tokenizer) not in ids_of:
-            ids_of[id(tokenizer)] = add_placeholders(tokenizer, counts, undo)
-        ids = ids_of[id(tokenizer)]
-        rows = {
-            index: row
-            for token in tokens
-            for index, row in zip(ids[token.placeholder], token.all_embeddings[number], strict=True)
-        }
-        find_end_by_id(encoder, tokenizer, undo)
-        replaced = _layer_rows(tokens, number, ids, list(attentions), rows, encoder) if with_layers else []
-        set_embeddings(encoder, rows, undo)
-        if with_layers:
-            rows_in_table = encoder.get_input_embeddings().num_embeddings
-            encode_for_layers(encoder, replaced, rows_in_table, length, tokenizer.eos_token_id, undo)
-    if with_layers:
-        select_layers(list(attentions.values()), length, undo)
+def _exchanged(concept: Concept) -> dict[str, Tensor]:
+    """The parameters that a concept has new values for."""
+    pairs = concept.cross_attention.items()
+    keys_values = {
+        f"unet.{layer}.{to}.weight": w for layer, pair in pairs for to, w in zip(("to_k", "to_v"), pair, strict=True)
+    }
+    return {**concept.weights, **keys_values}
 
 
-def _layer_rows(
-    tokens: Sequence[ConceptToken],
-    number: int,
-    ids: Mapping[str, list[int]],
-    attentions: Sequence[str],
-    rows: dict[int, Tensor],
-    encoder: Any,
-) -> list[dict[int, int]]:
-    """Add the rows of each layer to `rows`; returns for each layer the ids that it replaces."""
-    free = max(encoder.get_input_embeddings().num_embeddings, max(rows) + 1)
-    replaced: list[dict[int, int]] = []
-    for layer in attentions:
-        own: dict[int, int] = {}
-        for token in (token for token in tokens if token.layer_embeddings):
-            for index, row in zip(ids[token.placeholder], token.layer_embeddings[layer][number], strict=True):
-                own[index], rows[free] = free, row
-                free += 1
-        replaced.append(own)
-    return replaced
-
-
-def _exchange_weight(projection: nn.Linear, weights: Sequence[Tensor], undo: ExitStack) -> None:
-    """Put one concept's weight into a layer; of several the weight with the sum of their changes."""
-    original = projection.weight
+def _exchange_weight(module: nn.Module, name: str, weights: Sequence[Tensor], undo: ExitStack) -> None:
+    """Put one concept's weight into a module; of several the weight with the sum of their changes."""
+    original: nn.Parameter = getattr(module, name)
     if len(weights) == 1:
         changed = weights[0].to(original)
     else:
         start = original.detach().float()
         changed = (start + sum(weight.to(start) - start for weight in weights)).to(original)
-    projection.weight = nn.Parameter(changed.detach().clone(), requires_grad=False)
+    setattr(module, name, nn.Parameter(changed.detach().clone(), requires_grad=False))
 
     def restore() -> None:
-        original.data = original.data.to(projection.weight)  # the model may have moved
-        projection.weight = original
+        original.data = original.data.to(getattr(module, name))  # the model may have moved
+        setattr(module, name, original)
 
     undo.callback(restore)
 

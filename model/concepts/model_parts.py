@@ -63,10 +63,20 @@ class ModelParts:
 
     def layers(self) -> dict[str, Any]:
         """The linear and convolution layers by the names of `Concept.lora`; those within peft's too."""
-        found = {name: module for name, module in self._modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+        found = {name: module for name, module in self.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
         return {name.replace(".base_layer", ""): module for name, module in found.items() if ".lora_" not in name}
 
-    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+    def parameters(self) -> dict[str, tuple[nn.Module, str]]:
+        """All parameters by the names of `Concept.weights`: the module that has it, and its name there."""
+        found = {
+            f"{name}.{own}": (module, own)
+            for name, module in self.modules()
+            for own, _ in module.named_parameters(recurse=False)
+        }
+        return {name.replace(".base_layer", ""): place for name, place in found.items() if ".lora_" not in name}
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules of UNet and text encoders, with the names that files have for them."""
         for name, module in self.unet.named_modules():
             yield f"unet.{name}", module
         for suffix, encoder in zip(("", "_2"), self.text_encoders, strict=False):

@@ -84,6 +84,14 @@ class SamplingTask(TrainingTask, Protocol):
 
 
 @runtime_checkable
+class RatedTask(Protocol):
+    """A task whose parameters do not all learn at the same rate."""
+
+    def rates(self, module: nn.Module) -> Mapping[str, float]:
+        """The factor of the learning rate by the parameter's name, where it is not 1."""
+
+
+@runtime_checkable
 class DescribedTask(Protocol):
     """A task that can describe a step, for the message about a loss that is not finite."""
 

@@ -105,12 +105,20 @@ class _Autocast(nn.Module):
 class Engine:
     """Trains `module`. Every worker must call each method.
 
+    Args:
+        module: Its parameters that require gradients are trained.
+        config: Of the trainer.
+        device: Where it is trained.
+        rates: The factor of the learning rate by the parameter's name, where it is not 1.
+
     Attributes:
         deepspeed: DeepSpeed's engine.
         loss_scale: For fp16; None for other precisions.
     """
 
-    def __init__(self, module: nn.Module, config: TrainerConfig, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, config: TrainerConfig, device: torch.device, rates: Mapping[str, float] | None = None
+    ) -> None:
         import deepspeed
         from deepspeed.utils import logger
 
@@ -122,8 +130,12 @@ class Engine:
         self.zero_stage = config.zero_stage
         self.loss_scale = LossScale() if config.precision == "fp16" else None
         self.trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, weight in self.trained.items():
+            groups.setdefault((rates or {}).get(name, 1.0), []).append(weight)
+        self.factors = list(groups)
         self.optimizer = torch.optim.AdamW(
-            list(self.trained.values()),
+            [{"params": weights} for weights in groups.values()],
             config.learning_rate,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
@@ -167,8 +179,8 @@ class Engine:
             The norm of the gradient over all workers, before clipping. None when it is not finite and the step is
             skipped.
         """
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(self.deepspeed.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = rate * factor
         norm = self._step_without_zero() if self.zero_stage == 0 else self._step_with_zero()
         if self.loss_scale:
             self.loss_scale.update(norm is not None)

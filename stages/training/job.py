@@ -85,13 +85,22 @@ def _plain_fields(task: Any) -> dict[str, Any]:
         return {}
     found = {}
     for entry in dataclasses.fields(task):
-        value = getattr(task, entry.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            value = dataclasses.asdict(value)
+        value = _compared(getattr(task, entry.name))
         path = isinstance(value, str) and Path(value).is_absolute()
         if entry.init and entry.compare and not path and _is_plain(value):
             found[entry.name] = value
     return found
+
+
+def _compared(value: Any) -> Any:
+    """A value with dataclasses as dictionaries of the fields that they compare."""
+    if isinstance(value, list | tuple):
+        return [_compared(one) for one in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            entry.name: _compared(getattr(value, entry.name)) for entry in dataclasses.fields(value) if entry.compare
+        }
+    return value
 
 
 def _is_plain(value: Any) -> bool:

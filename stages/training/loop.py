@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from model.seeding import seed_of
 from model.training.moving_average import MovingAverage
-from model.training.task import DescribedTask, FedTask, Feed, Prepared, SamplingTask
+from model.training.task import DescribedTask, FedTask, Feed, Prepared, RatedTask, SamplingTask
 from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.training.engine import Engine, LossScale, learning_rate, micro_batches
 from stages.training.job import TrainingJob
@@ -81,7 +81,8 @@ def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_
     tensors = dict(checkpoint.tensors()) if checkpoint else {}
     if checkpoint:
         restore_weights(module, tensors)
-    engine = Engine(module, job.config, device)
+    rates = job.task.rates(module) if isinstance(job.task, RatedTask) else None
+    engine = Engine(module, job.config, device, rates)
     average = MovingAverage(engine.trained, job.config.ema_decay) if job.config.ema_decay is not None else None
     progress = _Progress()
     if checkpoint:

@@ -1,0 +1,130 @@
+"""The examples of a customization: pictures with prompts, class pictures, and context-rich prompts.
+
+Each is drawn by a generator of its own from (seed, step, slot, purpose): a batch does not depend on the number of
+workers, and an option, such as the MLM loss, changes no other draw.
+
+Legend of shapes: B examples of one worker, n tokens of a padded prompt, h, w latent grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.backbone import Backbone
+from model.concepts.concept import ConceptError
+from model.concepts.contextualizer import FrozenText, draw_masked
+from model.concepts.customization_settings import ConceptSubject, CustomizationSettings
+from model.concepts.picture_latents import PictureLatents
+from model.concepts.training_prompts import class_prompts, picture_prompts
+from model.seeding import generator_of
+
+#: The names of the ids of a prompt in a batch, for each text encoder.
+IDS = ("ids", "ids_2")
+
+
+class DiffusionExamples:
+    """Pictures with their prompts, noised.
+
+    Args:
+        backbone: Its tokenizers know the placeholders.
+        groups: For each subject its pictures, and the prompts that each picture may get. An example is of each subject
+            with the same probability.
+        purpose: Of the random numbers; begins the names in a batch.
+    """
+
+    def __init__(
+        self, backbone: Backbone, groups: Sequence[tuple[Sequence[bytes], Sequence[Sequence[str]]]], purpose: str
+    ) -> None:
+        self._backbone, self._purpose = backbone, purpose
+        self.latents = PictureLatents(backbone, [picture for pictures, _ in groups for picture in pictures])
+        prompts = [listed for _, own in groups for listed in own]
+        self._first = [sum(len(p) for p, _ in groups[:number]) for number in range(len(groups))]
+        self._sizes = [len(pictures) for pictures, _ in groups]
+        texts = list(dict.fromkeys(prompt for listed in prompts for prompt in listed))
+        self._ids = backbone.token_ids(texts)
+        self._prompts = [[texts.index(prompt) for prompt in listed] for listed in prompts]
+
+    def batch(self, seed: int, step: int, slots: range, flip: float, crop: float) -> dict[str, Tensor]:
+        """latents, noise (B, 4, h, w), timesteps, pictures (B,), ids (B, n), for SDXL ids_2 (B, n)."""
+        views, rows, timesteps, noises = [], [], [], []
+        length = self._backbone.scheduler.config.num_train_timesteps
+        generators = [generator_of(seed, step, slot, self._purpose) for slot in slots]
+        for generator in generators:
+            group = _draw(len(self._sizes), generator)
+            picture = self._first[group] + _draw(self._sizes[group], generator)
+            rows.append(self._prompts[picture][_draw(len(self._prompts[picture]), generator)])
+            timesteps.append(_draw(length, generator))
+            views.append(self.latents.draw(picture, flip, crop, generator))
+        latents = self.latents.latents(views)
+        noises = [torch.randn(latents.shape[1:], generator=generator) for generator in generators]
+        tensors = {
+            "latents": latents,
+            "noise": torch.stack(noises),
+            "timesteps": torch.tensor(timesteps),
+            "pictures": torch.tensor([view.picture for view in views]),
+            **{name: ids[rows] for name, ids in zip(IDS, self._ids, strict=False)},
+        }
+        return {f"{self._purpose}{name}": tensor for name, tensor in tensors.items()}
+
+
+class RichPrompts:
+    """Context-rich prompts of the MLM loss (Contextualizer, Algorithm 2).
+
+    Args:
+        text: The text encoder that the contextualizer reads.
+        prompts: With the placeholders.
+        placeholders: Never masked.
+        layers: Of XTI, of which one is drawn for each prompt; 1 for other methods.
+    """
+
+    def __init__(self, text: FrozenText, prompts: Sequence[str], placeholders: Sequence[str], layers: int) -> None:
+        if not prompts:
+            raise ConceptError("the MLM loss needs context-rich prompts.")
+        self._ids, self._layers = text.ids(prompts), layers
+        concepts = [text.tokenizer(placeholder, add_special_tokens=False).input_ids for placeholder in placeholders]
+        self._never = [*text.special, *(index for ids in concepts for index in ids)]
+
+    def batch(self, seed: int, step: int, slots: range, mask_rate: float) -> dict[str, Tensor]:
+        """rich_ids (B, n), masked (B, n) bool, layers (B,)."""
+        generators = [generator_of(seed, step, slot, "rich") for slot in slots]
+        ids = self._ids[[_draw(len(self._ids), generator) for generator in generators]]
+        layers = torch.tensor([_draw(self._layers, generator) for generator in generators])
+        return {"rich_ids": ids, "masked": draw_masked(ids, self._never, mask_rate, generators), "layers": layers}
+
+
+def subject_examples(backbone: Backbone, subjects: Sequence[ConceptSubject]) -> DiffusionExamples:
+    """The subjects' pictures.
+
+    Raises:
+        ModelError: A picture or a caption cannot be used.
+    """
+    return DiffusionExamples(backbone, [(one.pictures, picture_prompts(one)) for one in subjects], "")
+
+
+def class_examples(backbone: Backbone, subjects: Sequence[ConceptSubject]) -> DiffusionExamples:
+    """The class pictures of the subjects that have some.
+
+    Raises:
+        ModelError: There are none, or one cannot be used.
+    """
+    groups = [(one.class_pictures, [[prompt] for prompt in class_prompts(one)]) for one in subjects]
+    return DiffusionExamples(backbone, [group for group in groups if group[0]], "class_")
+
+
+def slots_of(settings: CustomizationSettings, rank: int, world: int) -> range:
+    """The examples of a step that a worker makes.
+
+    Raises:
+        ConceptError: They cannot be divided evenly among the workers.
+    """
+    if settings.batch_size % world:
+        raise ConceptError(f"a step's {settings.batch_size} pictures cannot be divided evenly among {world} workers.")
+    share = settings.batch_size // world
+    return range(rank * share, (rank + 1) * share)
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))

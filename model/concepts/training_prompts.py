@@ -1,0 +1,62 @@
+"""The prompts of a customization's pictures: fixed templates, captions, or the learned contexts of ICO."""
+
+from __future__ import annotations
+
+import re
+
+from model.concepts.concept import ConceptError
+from model.concepts.customization_settings import ConceptSubject
+
+#: Context-simple prompts (Contextualizer, Sec. 4); {} is the concept.
+SIMPLE_PROMPTS = ("a photo of a {}", "a picture of a {}", "a close photo of a {}", "a photo of the {}")
+
+
+def picture_prompts(subject: ConceptSubject) -> list[list[str]]:
+    """The prompts that each picture of a subject may get: of templates, or its caption.
+
+    Raises:
+        ConceptError: A caption does not name the subject, or their number is not that of the pictures.
+    """
+    if subject.captions is None:
+        return [[prompt.format(f"{subject.placeholder} {subject.word}") for prompt in SIMPLE_PROMPTS]] * len(
+            subject.pictures
+        )
+    if len(subject.captions) != len(subject.pictures):
+        raise ConceptError(
+            f"the subject {subject.name} has {len(subject.captions)} captions for {len(subject.pictures)} pictures: "
+            "one for each is needed."
+        )
+    return [[_with_placeholder(caption, subject)] for caption in subject.captions]
+
+
+def _with_placeholder(caption: str, subject: ConceptSubject) -> str:
+    """The caption with the placeholder before the class word, if it is not there."""
+    if _whole(subject.placeholder).search(caption):
+        return caption
+    named, count = _whole(subject.word).subn(lambda found: f"{subject.placeholder} {found[0]}", caption, count=1)
+    if not count:
+        raise ConceptError(
+            f"the caption {caption!r} of the subject {subject.name} has neither {subject.placeholder!r} nor the class "
+            f"word {subject.word!r}: write one of them where it names the subject."
+        )
+    return named
+
+
+def _whole(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)", re.IGNORECASE)
+
+
+def class_prompts(subject: ConceptSubject) -> list[str]:
+    """The prompt of each class picture.
+
+    Raises:
+        ConceptError: Their number is not that of the class pictures.
+    """
+    if not subject.class_prompts:
+        return [f"a photo of a {subject.word}"] * len(subject.class_pictures)
+    if len(subject.class_prompts) != len(subject.class_pictures):
+        raise ConceptError(
+            f"the subject {subject.name} has {len(subject.class_prompts)} class prompts for "
+            f"{len(subject.class_pictures)} class pictures: one for each is needed."
+        )
+    return list(subject.class_prompts)
