@@ -11,20 +11,17 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import StringConstraints, model_validator
 from pydantic.dataclasses import dataclass
 
+from model.concepts.customization_settings import WITH_PRIOR, Method
 from model.guidance.settings import InferenceSettings
 from model.settings import STRICT, NonNegativeFloat, PositiveInt, Share, Text, Words
-from stages.settings import LocalPath
+from stages.settings import LocalPath, Operation
 from stages.training.config import TrainerConfig
 
 Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Words("text without spaces, not empty")]
-MethodName = Literal["textual_inversion", "xti", "dreambooth", "custom_diffusion"]
-
-#: The methods that train weights of the base model: only these can forget what the class word means.
-WEIGHT_METHODS = ("dreambooth", "custom_diffusion")
 
 #: What a method brings with it when it is chosen, on the micro backbone: values by dotted key. A profile may hold
 #: others (`methods` in its file); an explicit setting wins.
-METHOD_DEFAULTS: Mapping[MethodName, Mapping[str, Any]] = {
+METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
     "xti": {},
     "dreambooth": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3},
@@ -59,7 +56,7 @@ class CustomizeConfig:
             workers=1, learning_rate=5e-3, schedule="constant", warmup_steps=0, weight_decay=0.0, beta2=0.999
         )
     )
-    method: MethodName = "textual_inversion"
+    method: Method = "textual_inversion"
     """What is trained; each brings its own defaults, see the end of this page."""
     mlm: bool = True
     """Add the MLM loss on context-rich prompts."""
@@ -104,6 +101,8 @@ class CustomizeConfig:
     """Share of the pictures that are mirrored; 0 for subjects that must not be, such as those with writing."""
     crop: Annotated[float, Gt(0), Le(1)] = 1.0
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
+    gradient_checkpointing: Operation[bool] = False
+    """The UNet's activations are computed twice: less memory, more time."""
     sample_every: PositiveInt | None = 100
     """Steps between two sets of sample pictures with their scores; null: at the end only."""
     scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)
@@ -148,7 +147,7 @@ class CustomizeConfig:
                 f"joint learns several subjects with method=custom_diffusion, not {len(self.words)} with "
                 f"{self.method}; set joint to false"
             )
-        if self.prior_weight and self.method not in WEIGHT_METHODS:
+        if self.prior_weight and self.method not in WITH_PRIOR:
             raise ValueError(f"{self.method} trains no weights: set prior_weight to 0")
         if self.full and self.method != "dreambooth":
             raise ValueError(f"full is an option of dreambooth: set it to false for {self.method}")

@@ -49,7 +49,7 @@ def _resized(picture: Image.Image) -> Image.Image:
 
 def plot_losses(concepts: Sequence[LearnedConcept], file: Path) -> None:
     """Plot the losses of all concepts over their steps, one panel for each loss."""
-    keys = [key for key in ("diffusion", "mlm", "prior") if any(key in concept.curves for concept in concepts)]
+    keys = [key for key in ("diffusion", "mlm", "class") if any(key in concept.curves for concept in concepts)]
     figure = Figure(figsize=(5 * max(1, len(keys)), 3.2), layout="constrained")
     for axes, key in zip(figure.subplots(1, max(1, len(keys)), squeeze=False)[0], keys, strict=False):
         for concept in concepts:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from PIL import Image
 
 from model.concepts.customization_settings import ConceptSubject, CustomizationSettings
 from model.concepts.customization_task import CustomizationTask
@@ -72,18 +73,20 @@ def learn_concept(subjects: Sequence[Subject], context: StageContext) -> Learned
 
 def _task(subjects: Sequence[Subject], context: StageContext) -> CustomizationTask:
     config = context.config.customize
-    rich = [prompt for subject in subjects for prompt in rich_prompts(context.inputs["prompts"], subject)]
+    rich: list[str] = []
+    if config.mlm:
+        rich = [prompt for subject in subjects for prompt in rich_prompts(context.inputs["prompts"], subject)]
     return CustomizationTask(
         backbone=backbone_location(context.config.backbone, context.inputs),
         subjects=tuple(_concept_subject(subject, context) for subject in subjects),
         settings=customization_settings(context),
         contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()) if config.mlm else None,
-        rich_prompts=tuple(rich) if config.mlm else (),
+        rich_prompts=tuple(rich),
         seed=context.config.run.seed,
         device="cuda" if config.trainer.use_gpu else "cpu",
         half=HALVES.get(config.trainer.precision),
+        gradient_checkpointing=config.gradient_checkpointing,
         sample_every=config.sample_every,
-        sample_settings=config.scoring.inference,
     )
 
 
@@ -122,15 +125,34 @@ def _score(subject: ConceptSubject, folder: Path, task: CustomizationTask, conte
         checkpoints=_checkpoints(folder, context.config.customize.steps),
     )
     gpus = int(context.config.customize.trainer.use_gpu)
-    remote: Any = ray.remote(num_cpus=context.config.run.cpus or 1, num_gpus=gpus, num_returns="streaming")(score_concept)
+    remote: Any = ray.remote(num_cpus=context.config.run.cpus or 1, num_gpus=gpus, num_returns="streaming")(
+        score_concept
+    )
     for result in map(ray.get, remote.remote(job)):
         if isinstance(result, Scored):
             break
         context.report.progress(context.config.customize.steps, context.config.customize.steps, f"{NAME}: {result}")
-    for step, arm in result.checkpoints.items():
-        for key, value in zip(("similarity", "fidelity"), arm.means(), strict=True):
-            context.report.metric(f"{NAME}/{key}", value, step)
+    _report(result, subject, context)
     return result
+
+
+def _report(scored: Scored, subject: ConceptSubject, context: StageContext) -> None:
+    """Report the curves of both scores, and the sample pictures."""
+    for step, arm in sorted(scored.checkpoints.items()):
+        for name, value in zip(("similarity", "fidelity"), arm.means(), strict=True):
+            context.report.metric(f"{NAME}/{name}", value, step)
+        file = context.scratch / f"samples-{subject.name}-{step}.png"
+        side_by_side(scored.samples[step]).save(file)
+        context.report.sample(f"{NAME}/samples", file, step)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size in a row."""
+    width, height = pictures[0].size
+    row = Image.new("RGB", (width * len(pictures), height))
+    for number, picture in enumerate(pictures):
+        row.paste(picture, (number * width, 0))
+    return row
 
 
 def _checkpoints(folder: Path, steps: int) -> dict[int, str]:

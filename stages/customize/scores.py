@@ -138,7 +138,7 @@ class _Painter:
         Of a concept that changes no weights: None, and whether a picture is the same as without the concept.
         """
         with self.loaded(folder) as concept:
-            if concept.cross_attention or concept.lora:
+            if concept.cross_attention or concept.lora or concept.weights:
                 return self.score(self.job.word)[0], True
             (picture,) = self.paint(self.job.word, 1)
         difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(plain[0], dtype=int))
@@ -151,7 +151,9 @@ class _Painter:
         for start in range(0, count, size):
             part = slice(start, min(start + size, count))
             prompts = [template.replace("{word}", name) for template in self.templates[part]]
-            output = self.pipeline(prompts, seeds=self.seeds[part], settings=self.job.config.customize.scoring.inference)
+            output = self.pipeline(
+                prompts, seeds=self.seeds[part], settings=self.job.config.customize.scoring.inference
+            )
             pictures += output.images
         return pictures
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,9 +66,7 @@ def _check_placeholders(subjects: Sequence[Subject], context: StageContext) -> N
             check_placeholder(tokenizer, subject.placeholder)
 
 
-def _learn_all(
-    groups: Mapping[str, Sequence[Subject]], context: StageContext
-) -> dict[str, LearnedConcept | Exception]:
+def _learn_all(groups: Mapping[str, Sequence[Subject]], context: StageContext) -> dict[str, LearnedConcept | Exception]:
     """The concept of each group of subjects, or why it was not learned."""
     config = context.config.customize
     at_once = min(len(groups), _at_once(config))
@@ -121,7 +118,9 @@ def _raise(failed: Mapping[str, Exception]) -> None:
     first_name, first = next(iter(failed.items()))
     if len(failed) == 1:
         raise first
-    raise StageError(f"none of {len(failed)} subjects was learned ({', '.join(failed)}): {first_name}: {first}") from first
+    raise StageError(
+        f"none of {len(failed)} subjects was learned ({', '.join(failed)}): {first_name}: {first}"
+    ) from first
 
 
 # --- the output ----------------------------------------------------------------------------------------------------

@@ -78,7 +78,9 @@ def judge_concept(
             reasons.append(f"pictures of the class word follow their prompts less ({_text(loss)})")
     elif not unchanged:
         reasons.append("pictures of the class word changed although no weight was trained")
-    sentence = "; ".join(reasons) or f"its pictures are nearer to the subject than those of the class word by {_text(gain)}"
+    sentence = (
+        "; ".join(reasons) or f"its pictures are nearer to the subject than those of the class word by {_text(gain)}"
+    )
     return Verdict(learned=not reasons, sentence=sentence, gain=gain, drift=drift, loss=loss)
 
 
