@@ -45,9 +45,8 @@ RunName = tuple[str, str]
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a stage's metric; `milliseconds` is the Unix time of the report."""
+    """One value of a metric; `milliseconds` is the Unix time of the report."""
 
-    run: RunName
     key: str
     step: int
     value: float
@@ -68,7 +67,7 @@ class Tracker:
         self._opened = threading.Event()
         self._status = "FINISHED"
         self._reported: set[tuple[RunName, str, int]] = set()
-        self._points: queue.SimpleQueue[Point] = queue.SimpleQueue()  # not written yet
+        self._points: dict[RunName, queue.SimpleQueue[Point]] = {}  # not written yet
         self._files: dict[str, TextIO] = {}
 
     def __enter__(self) -> Tracker:
@@ -118,8 +117,9 @@ class Tracker:
         if event["event"] == "sample":
             self._submit(lambda runs: runs.log_sample(*key, event["content"]))
         else:
-            self._points.put(Point(*key, event["value"], int(1000 * time.time())))
-            self._submit(self._log_points)
+            point = Point(event["key"], event["step"], event["value"], int(1000 * time.time()))
+            self._points.setdefault(run, queue.SimpleQueue()).put(point)
+            self._submit(lambda runs: self._log_points(runs, run))
 
     def stage_finished(self, name: str, output: Output) -> None:
         """Log the stage's results and end its MLflow run."""
@@ -134,14 +134,12 @@ class Tracker:
         self._files.pop(name).close()
         self._submit(lambda runs: runs.fail(name, str(error)))
 
-    def _log_points(self, runs: MlflowRuns) -> None:
-        """Log all points that are waiting in one batch: a database takes much longer for single points."""
-        points: dict[RunName, list[Point]] = {}
-        for _ in range(min(self._points.qsize(), MOST_POINTS)):
-            point = self._points.get()
-            points.setdefault(point.run, []).append(point)
-        for run, batch in points.items():
-            runs.log_points(run, batch)
+    def _log_points(self, runs: MlflowRuns, run: RunName) -> None:
+        """Log all points of a run that are waiting in one batch: a database takes much longer for single points."""
+        waiting = self._points[run]
+        points = [waiting.get() for _ in range(min(waiting.qsize(), MOST_POINTS))]
+        if points:
+            runs.log_points(run, points)
 
     def _open(self) -> None:
         try:

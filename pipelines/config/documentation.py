@@ -42,8 +42,8 @@ are seen, and the stages that read them run again.
 
 _METHODS = """## What a method brings with it
 
-These are set with `train_adapter.method` and `customize.method`, on top of the profile and below `--set`. A profile that
-chooses the method itself may hold other values, which win.
+These are set with `train_adapter.method` and `customize.method`, on top of the profile and below `--set`. A profile
+that chooses the method itself may hold other values, which win.
 """
 
 

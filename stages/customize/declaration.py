@@ -18,6 +18,7 @@ STAGE = Stage(
         "evaluate.similarity",
         "evaluate.clip",
         "evaluate.dino",
+        "evaluate.batch_size",
     ),
     data=(DEEPSPEED_FILES,),
     cpus=lambda config: config.customize.trainer.workers,

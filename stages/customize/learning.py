@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ def learn_concept(subjects: Sequence[Subject], context: StageContext) -> Learned
     """Train a concept and score it. Its checkpoints are in `context.scratch`, from which an interrupted one goes on.
 
     Raises:
-        StageError: A subject's pictures, captions or placeholder cannot be used; see also `stages.training.trainer.fit`.
+        StageError: A subject's pictures, captions or placeholder cannot be used; see also `fit`.
     """
     config = context.config.customize
     with model_errors_as_stage_errors():
@@ -93,9 +92,22 @@ def _task(subjects: Sequence[Subject], context: StageContext) -> CustomizationTa
 def customization_settings(context: StageContext) -> CustomizationSettings:
     """What the configuration says of the method."""
     config = context.config.customize
-    same = {entry.name for entry in dataclasses.fields(CustomizationSettings)} - {"prompts"}
-    values = {name: getattr(config, name) for name in same}
-    return CustomizationSettings(**values, prompts="ico" if config.prompts == "ico" else "fixed")
+    return CustomizationSettings(
+        method=config.method,
+        full=config.full,
+        vectors=config.vectors,
+        lora_rank=config.lora_rank,
+        prompts="ico" if config.prompts == "ico" else "fixed",
+        context_before=config.context_before,
+        context_after=config.context_after,
+        mlm=config.mlm,
+        mlm_weight=config.mlm_weight,
+        mask_rate=config.mask_rate,
+        prior_weight=config.prior_weight,
+        batch_size=config.batch_size,
+        flip=config.flip,
+        crop=config.crop,
+    )
 
 
 def _concept_subject(subject: Subject, context: StageContext) -> ConceptSubject:

@@ -56,7 +56,7 @@ def run_side_by_side(
 ) -> dict[str, _T | Exception]:
     """What `work` returns or raises for each name, in threads, `at_once` at a time.
 
-    The first SIGTERM creates the files `stop_requests`, which end trainings with a checkpoint, and starts no other name.
+    The first SIGTERM creates the files `stop_requests`, which end trainings with a checkpoint; no other name is begun.
 
     Raises:
         StageError: SIGTERM has ended one.

@@ -61,7 +61,7 @@ def find_subjects(config: CustomizeConfig, inputs: Mapping[str, Path], report: R
 def _subject_in(folder: Path, report: Reporter) -> tuple[str, list[Path]]:
     if not os.path.isdir(folder):
         raise StageError(
-            f"{printable_name(folder)} is not a folder: set customize.subjects to a folder of pictures for each subject."
+            f"{printable_name(folder)} is not a folder: set customize.subjects to a folder of pictures for each."
         )
     pictures = picture_files(folder)
     if left_out := left_out_pictures(folder):

@@ -2,8 +2,8 @@
 
 The arms differ in the input of the model only: text alone, the subject's picture in the whole image, or the subject's
 picture inside the mask. Subject, prompt and noise are the same. Learned concepts are another arm with
-subjects of their own. Two experiments stand beside the arms: multi-subject and multi-round generation (`pairs`, `multi_subject`), and
-the quality of the masks of different recipes (`mask_quality`, `scene_masks`).
+subjects of their own. Two experiments stand beside the arms: multi-subject and multi-round generation (`pairs`,
+`multi_subject`), and the quality of the masks of different recipes (`mask_quality`, `scene_masks`).
 """
 
 from __future__ import annotations

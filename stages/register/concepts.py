@@ -35,7 +35,7 @@ def learned_concepts(folder: Path) -> list[dict[str, Any]]:
 
 
 def concept_model_names(model: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The name of each concept's registered model: the adapter's with the concept's, in the letters that MLflow takes."""
+    """The name of each concept's registered model: the adapter's and the concept's, in letters that MLflow takes."""
     names: list[str] = []
     for entry in entries:
         own = re.sub(r"[^\w.-]+", "-", Path(entry["folder"]).name)

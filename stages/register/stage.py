@@ -1,4 +1,4 @@
-"""Stage `register`: the adapter with its backbone, and each learned concept, becomes a version in MLflow's model registry.
+"""Stage `register`: the adapter with its backbone, and each learned concept, in MLflow's model registry.
 
 The alias `champion` names the version to serve. It moves to the new version when the new score is higher than the
 champion's. The score is subject similarity times prompt fidelity in the arm with adapter and mask. Only scores of the

@@ -100,8 +100,8 @@ def test_a_setting_makes_nothing_run_again_that_does_not_read_it(setting: str, e
     ("setting", "expected"),
     [
         ("backbone.image_encoders=[{}, dino]", {"train_adapter", "evaluate", "register"}),
-        ("evaluate.clip={}", {"evaluate", "register"}),
-        ("evaluate.dino={}", {"evaluate", "register"}),
+        ("evaluate.clip={}", {"customize", "evaluate", "register"}),
+        ("evaluate.dino={}", {"customize", "evaluate", "register"}),
         ("filter.scoring.similarity_clip={}", {"filter", "curriculum", "train_adapter", "evaluate", "register"}),
     ],
 )

@@ -38,9 +38,9 @@ def test_the_edges_of_micro() -> None:
         "curriculum": ["filter", "multiview"],
         "train_adapter": ["filter", "multiview", "curriculum", "base"],
         "contextualizer": ["prompts", "base"],
-        "customize": ["contextualizer", "base", "microworld"],
+        "customize": ["prompts", "contextualizer", "base", "microworld"],
         "evaluate": ["train_adapter", "customize", "base", "microworld", "ingest", "filter", "curriculum", "prompts"],
-        "register": ["train_adapter", "evaluate", "base"],
+        "register": ["train_adapter", "customize", "evaluate", "base"],
     }
 
 

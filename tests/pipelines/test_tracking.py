@@ -52,6 +52,12 @@ def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:
     run_id = tracker.stage_started(steps["ingest"])
     for step, value in [(0, 3.0), (1, 2.0), (1, 2.0), (2, 1.0)]:
         tracker.stage_event("ingest", metric(step, value))
+    for name, error in (("mug", None), ("dog", "no picture"), ("cat", None)):
+        tracker.stage_event("ingest", {"event": "run", "run": name, "settings": {"word": name}})
+        tracker.stage_event("ingest", {**metric(1, 5.0), "run": name})
+        if name != "cat":  # ends with the stage
+            ended = {"event": "run_ended", "run": name, "metrics": {"gain": 0.25}, "error": error}
+            tracker.stage_event("ingest", ended)
     partial = store.begin("ingest", steps["ingest"].ingredients.fingerprint, restart=True) / "output"
     tracker.stage_event("ingest", sample_event(partial.parent / "scratch" / "sample.png", step=2))
     (partial / "curves.png").write_bytes(b"small")
@@ -99,6 +105,12 @@ def test_a_run_is_recorded_with_its_stages(tmp_path: Path, store: Store, plan: l
     assert any("samples+step+2+" in item.path for item in client.list_artifacts(run_id, "images"))
     assert {item.path for item in client.list_artifacts(parent.info.run_id)} == {"config.yaml"}
     assert filtering.data.tags["error"] == "Stage filter: nothing is left."
+    own = [runs[name] for name in ("mug", "dog", "cat")]
+    assert [run.info.status for run in own] == ["FINISHED", "FAILED", "FINISHED"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in own} == {run_id}
+    assert [run.data.params["word"] for run in own] == ["mug", "dog", "cat"]
+    assert [run.data.metrics for run in own] == [{"loss": 5.0, "gain": 0.25}] * 2 + [{"loss": 5.0}]
+    assert own[1].data.tags["error"] == "no picture"
 
 
 def test_what_the_machine_does_is_recorded_while_a_stage_runs(
@@ -125,7 +137,8 @@ def test_without_a_tracker_the_run_goes_on_and_events_are_kept(tmp_path: Path, s
     assert warnings[0].startswith("MLflow does not record this run (")
     assert "\n" not in warnings[0]
     events = [json.loads(line) for line in (store.folder / "logs" / "ingest.events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["metric"] * 4 + ["sample"] + ["picture"] * 2
+    own = ["run", "metric", "run_ended"] * 2 + ["run", "metric"]
+    assert [event["event"] for event in events] == ["metric"] * 4 + own + ["sample"] + ["picture"] * 2
 
 
 def test_a_tracker_that_goes_away_is_a_warning_and_the_run_goes_on(

@@ -27,7 +27,7 @@ def write_subjects(folder: Path, words: Mapping[str, str], views: int = 3, listi
         pictures = [f"{name}/{view:02d}.png" for view in range(views)]
         for view, path in enumerate(pictures):
             (folder / path).write_bytes(png(10 * number + view))
-        entries.append({"subject": name, "word": word, "category": word, "pictures": pictures})
+        entries.append({"subject": name, "word": word, "category": word, "pictures": pictures, "album": pictures[:1]})
     if listing:
         (folder / "subjects.json").write_text(json.dumps(entries))
     return folder

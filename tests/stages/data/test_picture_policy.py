@@ -24,7 +24,7 @@ from model.pictures.crops import square_crop
 from model.pictures.decoding import MAX_PIXELS, load_picture, picture_format
 from model.request_painter import RequestPainter
 from stages.contract import Reporter, StageError
-from stages.customize import stage as customize
+from stages.customize.subjects import Subject, read_pictures
 from stages.data.jpeg import encode_jpeg
 from stages.evaluate.cases import read_subject
 from stages.evaluate.grids import resize_square
@@ -80,8 +80,8 @@ def customizing(file: Path) -> bool:
 
 
 def customize_pictures(file: Path) -> list[Image.Image]:
-    subject = customize.Subject(name="cup", word="cup", pictures=[file])
-    return customize.read_pictures(subject, SIDE, Reporter(emit=lambda event: None))
+    subject = Subject(name="cup", word="cup", placeholder="[v]", files=[file])
+    return list(read_pictures(subject, SIDE, Reporter(emit=lambda event: None)).values())
 
 
 def evaluation(file: Path) -> bool:
