@@ -24,6 +24,7 @@ from stages.evaluate.cases import Subject, background_of, evaluation_id, left_ou
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.painter import case_table
+from tests.support.concept_entries import concept_entry
 from tests.support.contexts import make_context
 from tests.support.picture_table import picture_table
 from tests.support.subject_folder import png, write_pairs, write_subjects
@@ -193,7 +194,7 @@ def inputs(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def concept(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of `customize` for the subject test-mug-1, with an embedding that was not learned."""
+    """The output of `customize` for two subjects, with an embedding that was not learned."""
     from model.backbone import load_backbone
     from model.concepts.concept import Concept, ConceptToken
     from model.concepts.folder import write_concept
@@ -201,7 +202,12 @@ def concept(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     width = load_backbone(inputs["base"] / "backbone").text_encoders[0].config.hidden_size
     folder = tmp_path_factory.mktemp("customize")
     token = ConceptToken(placeholder="[v]", word="mug", subject="test-mug-1", embeddings=(torch.ones(1, width),))
-    write_concept(folder / "concept", Concept(method="textual_inversion", backbone="", tokens=(token,)))
+    entries = [
+        concept_entry(name, "mug", learned=learned) for name, learned in (("test-mug-1", True), ("test-bear-2", False))
+    ]
+    for entry in entries:
+        write_concept(folder / entry["folder"], Concept(method="xti", backbone="", tokens=(token,)))
+    (folder / "concepts.json").write_text(json.dumps(entries))
     return folder
 
 
@@ -273,6 +279,10 @@ def test_the_stage_paints_every_case_in_every_arm(
     assert page.count("<img") > 3 * 5
     assert "Multi-subject and multi-round generation" in page
     assert "Pattern and colours" in page
+    assert page.count("XTI (P+)") == 2
+    assert page.count("Not learned: nothing is nearer.") == page.count("Learned: it is nearer.") == 1
+    painted = {(row["subject"], row["prompt"]) for row in rows if row["arm"] == "concept"}
+    assert {subject for subject, _ in painted} == {"test-mug-1", "test-bear-2"}
     for name in ("hero.png", "multi_subject.png", "rounds.png"):
         assert Image.open(context.output / "report" / name).height > 600
 
@@ -290,9 +300,7 @@ def test_an_error_of_the_model_becomes_an_error_of_the_stage(
 
 
 @pytest.mark.slow
-def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(
-    inputs: dict[str, Path], concept: Path, tmp_path: Path
-) -> None:
+def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(inputs: dict[str, Path], tmp_path: Path) -> None:
     from stages.evaluate.models import ModelPaths, Models
     from stages.evaluate.painter import Painter
 
@@ -300,7 +308,6 @@ def test_a_picture_does_not_depend_on_its_batch_nor_on_ray(
     paths = ModelPaths(
         backbone=str(inputs["base"] / "backbone"),
         adapter=inputs["train_adapter"] / "adapter",
-        concept=concept / "concept",
     )
     cases = make_cases(load_subjects(inputs["microworld"] / "subjects", 3), config.evaluate, 0)
     painter, table = Painter(config, Models(config, paths)), case_table(cases, ARMS)
