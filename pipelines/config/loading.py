@@ -30,7 +30,7 @@ from stages.train_adapter.config import METHOD_DEFAULTS as ADAPTER_DEFAULTS
 
 PROFILES = Path(__file__).parent / "profiles"
 #: What a method brings with it, by the setting that chooses the method and by the method.
-METHOD_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+METHOD_DEFAULTS: Mapping[str, Mapping[Any, Mapping[str, Any]]] = {
     "train_adapter.method": ADAPTER_DEFAULTS,
     "customize.method": CUSTOMIZE_DEFAULTS,
 }

@@ -34,8 +34,8 @@ class ClassJob:
     settings: InferenceSettings
 
 
-def class_pictures(word: str, context: StageContext) -> tuple[bytes, ...]:
-    """`customize.prior_pictures` PNGs of a class, squares of the backbone's resolution.
+def class_pictures(context: StageContext) -> dict[str, tuple[bytes, ...]]:
+    """For each class word `customize.prior_pictures` PNGs, squares of the backbone's resolution; none without a prior.
 
     Painted ones are kept in the scratch folder: an interrupted stage paints the missing ones only.
 
@@ -43,8 +43,16 @@ def class_pictures(word: str, context: StageContext) -> tuple[bytes, ...]:
         StageError: There is no picture in `customize.prior_folder`.
     """
     config = context.config.customize
+    if not config.prior_weight:
+        return dict.fromkeys(config.words, ())
     if config.prior_folder is not None:
-        return _from_folder(Path(config.prior_folder), config.prior_pictures, context)
+        pictures = _from_folder(Path(config.prior_folder), config.prior_pictures, context)
+        return dict.fromkeys(config.words, pictures)
+    return {word: _painted(word, context) for word in dict.fromkeys(config.words)}
+
+
+def _painted(word: str, context: StageContext) -> tuple[bytes, ...]:
+    config = context.config.customize
     folder = context.scratch / "class" / str(config.words.index(word))
     folder.mkdir(parents=True, exist_ok=True)
     missing = tuple(number for number in range(config.prior_pictures) if not _file(folder, number).is_file())

@@ -162,6 +162,11 @@ class CustomizeConfig:
         return self
 
     @property
+    def concepts(self) -> int:
+        """How many concepts are learned, each by a training."""
+        return 1 if self.joint else len(self.words)
+
+    @property
     def placeholder_names(self) -> list[str]:
         """The placeholder of each subject."""
         if self.placeholders or len(self.words) == 1:

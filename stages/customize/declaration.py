@@ -21,5 +21,5 @@ STAGE = Stage(
         "evaluate.batch_size",
     ),
     data=(DEEPSPEED_FILES,),
-    cpus=lambda config: config.customize.trainer.workers,
+    cpus=lambda config: config.customize.trainer.workers * config.customize.concepts,
 )

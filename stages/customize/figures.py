@@ -33,10 +33,10 @@ def draw_samples(concepts: Sequence[LearnedConcept], file: Path) -> None:
 
 
 def _rows_of(concept: LearnedConcept) -> list[tuple[str, list[Image.Image]]]:
-    rows = []
+    rows: list[tuple[str, list[Image.Image]]] = []
     for subject, scored in zip(concept.subjects, concept.scored, strict=True):
-        pictures = [Image.open(io.BytesIO(picture)) for picture in subject.pictures]
-        rows.append((f"{subject.name[:16]}\n{subject.word[:16]}", pictures))
+        own: list[Image.Image] = [Image.open(io.BytesIO(picture)) for picture in subject.pictures]
+        rows.append((f"{subject.name[:16]}\n{subject.word[:16]}", own))
         for step, samples in sorted(scored.samples.items()):
             rows.append((f"step {step}" if step else "class word alone", samples))
     return rows

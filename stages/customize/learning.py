@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from model.concepts.training_prompts import picture_prompts
 from model.pictures.decoding import to_png
 from model.training.precision import HALVES
 from stages.contract import StageContext
-from stages.customize.class_pictures import class_pictures
 from stages.customize.rich_prompts import rich_prompts
 from stages.customize.scores import Scored, ScoringJob, score_concept
 from stages.customize.subjects import Subject, read_captions, read_pictures
@@ -48,15 +47,22 @@ def stop_request(scratch: Path) -> Path:
     return scratch / "train" / f"{NAME}.stop"
 
 
-def learn_concept(subjects: Sequence[Subject], context: StageContext) -> LearnedConcept:
+def learn_concept(
+    subjects: Sequence[Subject], class_pictures: Mapping[str, tuple[bytes, ...]], context: StageContext
+) -> LearnedConcept:
     """Train a concept and score it. Its checkpoints are in `context.scratch`, from which an interrupted one goes on.
+
+    Args:
+        subjects: One, or several that are learned together.
+        class_pictures: For prior preservation, by class word.
+        context: With a scratch folder and a reporter of the concept's own.
 
     Raises:
         StageError: A subject's pictures, captions or placeholder cannot be used; see also `fit`.
     """
     config = context.config.customize
     with model_errors_as_stage_errors():
-        task = _task(subjects, context)
+        task = _task(subjects, class_pictures, context)
         weights, curves = fit(
             task,
             steps=config.steps,
@@ -70,14 +76,16 @@ def learn_concept(subjects: Sequence[Subject], context: StageContext) -> Learned
     return LearnedConcept(subjects=task.subjects, folder=weights, curves=curves, scored=scored)
 
 
-def _task(subjects: Sequence[Subject], context: StageContext) -> CustomizationTask:
+def _task(
+    subjects: Sequence[Subject], class_pictures: Mapping[str, tuple[bytes, ...]], context: StageContext
+) -> CustomizationTask:
     config = context.config.customize
     rich: list[str] = []
     if config.mlm:
         rich = [prompt for subject in subjects for prompt in rich_prompts(context.inputs["prompts"], subject)]
     return CustomizationTask(
         backbone=backbone_location(context.config.backbone, context.inputs),
-        subjects=tuple(_concept_subject(subject, context) for subject in subjects),
+        subjects=tuple(_concept_subject(subject, class_pictures[subject.word], context) for subject in subjects),
         settings=customization_settings(context),
         contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()) if config.mlm else None,
         rich_prompts=tuple(rich),
@@ -110,7 +118,7 @@ def customization_settings(context: StageContext) -> CustomizationSettings:
     )
 
 
-def _concept_subject(subject: Subject, context: StageContext) -> ConceptSubject:
+def _concept_subject(subject: Subject, of_class: tuple[bytes, ...], context: StageContext) -> ConceptSubject:
     config = context.config.customize
     pictures = read_pictures(subject, context.config.backbone.resolution, context.report)
     found = ConceptSubject(
@@ -119,7 +127,7 @@ def _concept_subject(subject: Subject, context: StageContext) -> ConceptSubject:
         placeholder=subject.placeholder,
         pictures=tuple(to_png(picture) for picture in pictures.values()),
         captions=read_captions(list(pictures), subject) if config.prompts == "captions" else None,
-        class_pictures=class_pictures(subject.word, context) if config.prior_weight else (),
+        class_pictures=of_class,
     )
     picture_prompts(found)  # checks the captions before anything is trained
     return found

@@ -22,6 +22,7 @@ from model.concepts.placeholders import check_placeholder
 from model.scoring.metrics import bootstrap_interval
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
+from stages.customize.class_pictures import class_pictures
 from stages.customize.config import CustomizeConfig
 from stages.customize.figures import draw_samples, plot_losses, plot_trade_off
 from stages.customize.learning import LearnedConcept, learn_concept, stop_request
@@ -69,6 +70,7 @@ def _check_placeholders(subjects: Sequence[Subject], context: StageContext) -> N
 def _learn_all(groups: Mapping[str, Sequence[Subject]], context: StageContext) -> dict[str, LearnedConcept | Exception]:
     """The concept of each group of subjects, or why it was not learned."""
     config = context.config.customize
+    of_classes = class_pictures(context)
     at_once = min(len(groups), _at_once(config))
     cores = max(1, (context.config.run.cpus or cluster_cores()) // at_once)
     own_config = dataclasses.replace(context.config, run=dataclasses.replace(context.config.run, cpus=cores))
@@ -80,7 +82,7 @@ def _learn_all(groups: Mapping[str, Sequence[Subject]], context: StageContext) -
         scratch[name].mkdir(parents=True, exist_ok=True)
         own = dataclasses.replace(context, config=own_config, scratch=scratch[name], report=report)
         try:
-            concept = learn_concept(groups[name], own)
+            concept = learn_concept(groups[name], of_classes, own)
         except Exception as error:
             report.end_run({}, str(error))
             raise

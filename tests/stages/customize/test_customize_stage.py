@@ -53,8 +53,11 @@ def test_subjects_are_learned_side_by_side(ray_cluster: str, tmp_path: Path, bac
         customize={
             "subjects": subjects,
             "words": ["toy", "mug"],
+            "method": "custom_diffusion",
             "steps": 4,
             "batch_size": 2,
+            "prior_weight": 1.0,
+            "prior_pictures": 2,
             "sample_every": 2,
             "scoring": {"prompts": 2, "steps": 2},
         },
@@ -65,6 +68,7 @@ def test_subjects_are_learned_side_by_side(ray_cluster: str, tmp_path: Path, bac
     assert (entry["name"], entry["word"], entry["placeholder"], entry["pictures"]) == ("my toy", "toy", "[v1]", 2)
     assert [point["step"] for point in entry["checkpoints"]] == [2, 4]
     assert isinstance(entry["learned"], bool)
+    assert entry["drift"] is not None
     assert load_concept(load_backbone(backbone / "backbone"), context.output / entry["folder"]) == ["[v1]"]
     for name in ("samples", "curves", "trade_off"):
         assert Image.open(context.output / f"{name}.png").width > 300
@@ -78,7 +82,7 @@ def test_subjects_are_learned_side_by_side(ray_cluster: str, tmp_path: Path, bac
     assert ended["my toy"] is None
     assert "broken" in ended["broken"]
     keys = {event["key"] for event in events if event["event"] == "metric" and event["run"] == "my toy"}
-    assert {"concept/loss", "concept/mlm", "concept/similarity", "concept/fidelity"} <= keys
+    assert {"concept/loss", "concept/mlm", "concept/class", "concept/similarity", "concept/fidelity"} <= keys
     assert [event["step"] for event in events if event["event"] == "sample"] == [2, 4]
     assert events[-1]["event"] == "picture"
 

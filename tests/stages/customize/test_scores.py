@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +19,11 @@ from tests.support.subject_folder import png
 SCORING = {"prompts": 3, "seeds": 2, "steps": 2}
 
 
-def token(backbone: Backbone, **embeddings: Any) -> ConceptToken:
-    width = ModelParts.of(backbone).widths[0]
-    plain = {} if embeddings else {"embeddings": (torch.ones(1, width),)}
-    return ConceptToken(placeholder="[v]", word="toy", subject="one", **plain, **embeddings)
+def token(backbone: Backbone, embedding: torch.Tensor | None = None) -> ConceptToken:
+    """A token with this embedding (1, c), by default of ones."""
+    if embedding is None:
+        embedding = torch.ones(1, ModelParts.of(backbone).widths[0])
+    return ConceptToken(placeholder="[v]", word="toy", subject="one", embeddings=(embedding.detach(),))
 
 
 def changed_attention(backbone: Backbone) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -56,7 +56,7 @@ def score(tmp_path: Path, location: Path, *concepts: Concept) -> tuple[list[str]
 def test_all_arms_have_the_same_prompts_and_noise(tmp_path: Path, backbone: Path) -> None:
     loaded = load_backbone(backbone / "backbone")
     start = loaded.text_encoders[0].get_input_embeddings().weight[loaded.tokenizers[0]("toy").input_ids[1]][None]
-    same = Concept(method="", backbone="", tokens=(token(loaded, embeddings=(start.detach(),)),))
+    same = Concept(method="", backbone="", tokens=(token(loaded, start),))
     other = Concept(method="", backbone="", tokens=(token(loaded),))
     notes, scored = score(tmp_path, backbone / "backbone", other, same)
     assert notes == [

@@ -20,10 +20,11 @@ from model.files import printable_name
 from model.pictures.decoding import load_picture
 from stages.config import Config
 from stages.contract import StageError
-from stages.evaluate.cases import Subject, background_of, evaluation_id, left_out, load_subjects, make_cases
+from stages.evaluate.cases import Subject, evaluation_id, left_out, load_subjects, make_cases
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.painter import case_table
+from stages.scoring import background_of
 from tests.support.concept_entries import concept_entry
 from tests.support.contexts import make_context
 from tests.support.picture_table import picture_table
