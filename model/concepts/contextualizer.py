@@ -112,7 +112,7 @@ def mlm_logits(contextualizer: Contextualizer, text: FrozenText, ids: Tensor, ma
 
 @contextmanager
 def tokens_masked(contextualizer: Contextualizer, text: FrozenText, masked: Tensor) -> Iterator[None]:
-    """Within the block, the text encoder reads p_mask at the `masked` (B, n) places of B prompts, or of copies of them."""
+    """Within the block, the text encoder reads p_mask at the `masked` (B, n) places of prompts, or of their copies."""
 
     def hide(_: Tensor, embeddings: Tensor) -> Tensor:
         places = masked.repeat(len(embeddings) // len(masked), 1)[..., None]

@@ -111,6 +111,8 @@ def class_examples(backbone: Backbone, subjects: Sequence[ConceptSubject]) -> Di
         ModelError: There are none, or one cannot be used.
     """
     groups = [(one.class_pictures, [[prompt] for prompt in class_prompts(one)]) for one in subjects]
+    if not any(pictures for pictures, _ in groups):
+        raise ConceptError("prior preservation needs class pictures.")
     return DiffusionExamples(backbone, [group for group in groups if group[0]], "class_")
 
 

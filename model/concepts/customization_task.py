@@ -21,7 +21,7 @@ from model.concepts.customization_examples import (
     subject_examples,
 )
 from model.concepts.customization_loss import CustomizationModule
-from model.concepts.customization_settings import ConceptSubject, CustomizationSettings
+from model.concepts.customization_settings import WITH_PRIOR, ConceptSubject, CustomizationSettings
 from model.concepts.folder import write_concept
 from model.guidance.settings import InferenceSettings
 from model.pipeline import RealCustomPipeline
@@ -157,7 +157,9 @@ class CustomizationTask:
             raise ConceptError("the MLM loss needs a contextualizer.")
         if len(self.subjects) > 1 and settings.method != "custom_diffusion":
             raise ConceptError(f"{settings.method} learns one subject, not {len(self.subjects)}: use custom_diffusion.")
-        if settings.prior_weight and settings.method not in ("dreambooth", "custom_diffusion"):
+        if settings.prompts == "ico" and any(subject.captions is not None for subject in self.subjects):
+            raise ConceptError("ICO learns its prompts and uses no captions.")
+        if settings.prior_weight and settings.method not in WITH_PRIOR:
             raise ConceptError(f"{settings.method} leaves the class word as it is and needs no class pictures.")
 
 

@@ -12,8 +12,8 @@ The paper leaves the details open. Here they are those of the authors' code: a c
 embedding and its position's together, and starts from the words of a template, tokenized alone; [T] keeps the position
 embeddings of the places 1..S, wherever it stands; [I] learns ten times as fast as [T] and the UNet's cross-attention.
 
-The contexts replace inputs of the text encoder; the rest of the prompt stays as it is. So they work beside anything that
-learns: vectors of the placeholder, LoRA, the UNet.
+The contexts replace inputs of the text encoder; the rest of the prompt stays as it is. So they work beside anything
+that learns: vectors of the placeholder, LoRA, the UNet.
 
 Legend of shapes: B batch, R reference pictures, n tokens of a padded prompt, c width of a text encoder.
 """

@@ -14,6 +14,7 @@ Legend of shapes: v vectors of a token, c width of a text encoder, L cross-atten
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -114,7 +115,14 @@ class LoraWeights(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "lora"))
             for model, layers in ((parts.unet, _UNET_LAYERS), *((text, _TEXT_LAYERS) for text in parts.text_encoders)):
-                config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(layers))
+                unread = [name for name, module in model.named_modules() if module in parts.unread()]
+                config = LoraConfig(
+                    r=rank,
+                    lora_alpha=rank,
+                    init_lora_weights="gaussian",
+                    target_modules=list(layers),
+                    exclude_modules=rf"({'|'.join(map(re.escape, unread))})\..*" if unread else None,
+                )
                 inject_adapter_in_model(config, model)
         found = {name: module for name, module in parts.modules() if isinstance(module, PeftLoraLayer)}
         self._names = list(found)
@@ -136,6 +144,8 @@ class WholeWeights(nn.Module):
         self._parts = parts
         self.models = nn.ModuleList([parts.unet, *parts.text_encoders])
         self.float().requires_grad_(True)
+        for module in parts.unread():
+            module.requires_grad_(False)
 
     def learned(self) -> dict[str, Any]:
         """Fields of `Concept`."""

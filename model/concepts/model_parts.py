@@ -75,6 +75,14 @@ class ModelParts:
         }
         return {name.replace(".base_layer", ""): place for name, place in found.items() if ".lora_" not in name}
 
+    def unread(self) -> list[nn.Module]:
+        """The ends of text encoders that nothing reads: the UNet of SDXL reads the first one's penultimate states."""
+        found = []
+        for encoder in self.text_encoders[:-1]:
+            ends = (f"layers.{encoder.config.num_hidden_layers - 1}", "final_layer_norm")
+            found += [module for name, module in encoder.named_modules() if name.endswith(ends)]
+        return found
+
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """All modules of UNet and text encoders, with the names that files have for them."""
         for name, module in self.unet.named_modules():

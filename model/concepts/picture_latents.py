@@ -48,7 +48,9 @@ class PictureLatents:
 
     def __init__(self, backbone: Backbone, pictures: Sequence[bytes]) -> None:
         sizes = {load_picture(picture).size for picture in pictures}
-        if not sizes or any(width != height for width, height in sizes) or len(sizes) > 1:
+        if not sizes:
+            raise ConceptError("there are no pictures to learn from.")
+        if any(width != height for width, height in sizes) or len(sizes) > 1:
             raise ConceptError(f"squares of one size are needed, not pictures of the sizes {sorted(sizes)}.")
         self._backbone, self._pictures, self._cache = backbone, pictures, Cache()
         self.side = next(iter(sizes))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from model.concepts.concept import ConceptError
 from model.concepts.customization_settings import ConceptSubject
@@ -31,6 +32,7 @@ def picture_prompts(subject: ConceptSubject) -> list[list[str]]:
 
 def _with_placeholder(caption: str, subject: ConceptSubject) -> str:
     """The caption with the placeholder before the class word, if it is not there."""
+    caption = unicodedata.normalize("NFC", caption)
     if _whole(subject.placeholder).search(caption):
         return caption
     named, count = _whole(subject.word).subn(lambda found: f"{subject.placeholder} {found[0]}", caption, count=1)
@@ -43,7 +45,8 @@ def _with_placeholder(caption: str, subject: ConceptSubject) -> str:
 
 
 def _whole(words: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)", re.IGNORECASE)
+    phrase = r"\s+".join(re.escape(word) for word in unicodedata.normalize("NFC", words).split())
+    return re.compile(rf"(?<!\w){phrase}(?!\w)", re.IGNORECASE)
 
 
 def class_prompts(subject: ConceptSubject) -> list[str]:

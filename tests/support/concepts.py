@@ -50,12 +50,19 @@ def dreambooth(model: Any, placeholder: str = "sks") -> Concept:
     return Concept(method="dreambooth", backbone="tiny", tokens=(token,), lora=lora)
 
 
+def whole_models(model: Any, placeholder: str = "sks") -> Concept:
+    weights = {name: _near(getattr(module, own)) for name, (module, own) in ModelParts.of(model).parameters().items()}
+    token = ConceptToken(placeholder=placeholder, word="cat", subject="tom")
+    return Concept(method="dreambooth", backbone="tiny", tokens=(token,), weights=weights)
+
+
 METHODS: dict[str, Callable[[Any], Concept]] = {
     "textual_inversion": textual_inversion,
     "several_vectors": several_vectors,
     "xti": xti,
     "custom_diffusion": custom_diffusion,
     "dreambooth": dreambooth,
+    "whole_models": whole_models,
 }
 
 

@@ -35,6 +35,7 @@ def assert_same(first: Concept, second: Concept) -> None:
     assert [set(token.layer_embeddings) for token in first.tokens] == [set(t.layer_embeddings) for t in second.tokens]
     assert first.cross_attention.keys() == second.cross_attention.keys()
     assert first.lora.keys() == second.lora.keys()
+    assert first.weights.keys() == second.weights.keys()
     shapes = [sorted((tensor.shape, tensor.sum().item()) for tensor in one.tensors()) for one in (first, second)]
     assert shapes[0] == shapes[1]
 
