@@ -38,7 +38,7 @@ _PURPOSES = {
     "cache_latents": "encode the training pictures",
     "train_adapter": "train the adapter",
     "contextualizer": "train the contextualizer",
-    "customize": "learn a concept from pictures of one subject",
+    "customize": "learn concepts from pictures of their subjects",
     "evaluate": "train the adapter, learn a concept, and evaluate both",
     "register": "train a model that paints a subject from a sentence, evaluate it, and register it for serving",
 }

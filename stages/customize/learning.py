@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,12 @@ class LearnedConcept:
     """A concept of one subject, or of several that were learned together.
 
     Attributes:
-        folder: See `model.concepts.folder`.
-        pictures: The pictures of each subject, encoded.
+        folders: The concept at each step that was sampled, and at the end (see `model.concepts.folder`).
         scored: The scores of each subject.
     """
 
     subjects: tuple[ConceptSubject, ...]
-    folder: Path
+    folders: Mapping[int, Path]
     curves: Curves
     scored: tuple[Scored, ...]
 
@@ -72,8 +72,9 @@ def learn_concept(
             seed=context.config.run.seed,
             batch_setting="customize.batch_size",
         )
-        scored = tuple(_score(subject, weights, task, context) for subject in task.subjects)
-    return LearnedConcept(subjects=task.subjects, folder=weights, curves=curves, scored=scored)
+        folders = _checkpoints(weights, config.steps)
+        scored = tuple(_score(subject, folders, task, context) for subject in task.subjects)
+    return LearnedConcept(subjects=task.subjects, folders=folders, curves=curves, scored=scored)
 
 
 def _task(
@@ -133,8 +134,10 @@ def _concept_subject(subject: Subject, of_class: tuple[bytes, ...], context: Sta
     return found
 
 
-def _score(subject: ConceptSubject, folder: Path, task: CustomizationTask, context: StageContext) -> Scored:
-    """Score the concept at its checkpoints and at the end; report the curves."""
+def _score(
+    subject: ConceptSubject, folders: Mapping[int, Path], task: CustomizationTask, context: StageContext
+) -> Scored:
+    """Score the concept at each step; report the curves."""
     job = ScoringJob(
         config=context.config,
         backbone=task.backbone,
@@ -142,7 +145,7 @@ def _score(subject: ConceptSubject, folder: Path, task: CustomizationTask, conte
         word=subject.word,
         placeholder=subject.placeholder,
         pictures=subject.pictures,
-        checkpoints=_checkpoints(folder, context.config.customize.steps),
+        checkpoints={step: str(folder) for step, folder in folders.items()},
     )
     gpus = int(context.config.customize.trainer.use_gpu)
     remote: Any = ray.remote(num_cpus=context.config.run.cpus or 1, num_gpus=gpus, num_returns="streaming")(
@@ -152,18 +155,19 @@ def _score(subject: ConceptSubject, folder: Path, task: CustomizationTask, conte
         if isinstance(result, Scored):
             break
         context.report.progress(context.config.customize.steps, context.config.customize.steps, f"{NAME}: {result}")
-    _report(result, subject, context)
+    own = re.sub(r"[^\w.-]", "-", subject.name)
+    _report(result, NAME if len(task.subjects) == 1 else f"{NAME}/{own}", context)
     return result
 
 
-def _report(scored: Scored, subject: ConceptSubject, context: StageContext) -> None:
+def _report(scored: Scored, key: str, context: StageContext) -> None:
     """Report the curves of both scores, and the sample pictures."""
     for step, arm in sorted(scored.checkpoints.items()):
         for name, value in zip(("similarity", "fidelity"), arm.means(), strict=True):
-            context.report.metric(f"{NAME}/{name}", value, step)
-        file = context.scratch / f"samples-{subject.name}-{step}.png"
+            context.report.metric(f"{key}/{name}", value, step)
+        file = context.scratch / f"{key.replace('/', '-')}-{step}.png"
         side_by_side(scored.samples[step]).save(file)
-        context.report.sample(f"{NAME}/samples", file, step)
+        context.report.sample(f"{key}/samples", file, step)
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -175,8 +179,8 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     return row
 
 
-def _checkpoints(folder: Path, steps: int) -> dict[int, str]:
+def _checkpoints(folder: Path, steps: int) -> dict[int, Path]:
     """The folders of the concept at each step that was sampled, and at the end."""
     sampled = folder.with_name(f"{NAME}-samples").glob("step-*/concept.json")
-    found = {int(file.parent.name.removeprefix("step-")): str(file.parent) for file in sorted(sampled)}
-    return {**found, steps: str(folder)}
+    found = {int(file.parent.name.removeprefix("step-")): file.parent for file in sorted(sampled)}
+    return {**found, steps: folder}

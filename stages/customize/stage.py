@@ -1,8 +1,9 @@
 """Stage `customize`: concepts from a few pictures of each subject, by one of four methods, with or without MLM and ICO.
 
-Writes `concepts/<name>/` (see `model.concepts.folder`) for each subject, `concepts.json` with their scores and whether
-they have learned, `samples.png`, `curves.png` and `trade_off.png`. Subjects are learned side by side, each on the
-project's trainer; one that fails does not stop the others.
+Writes `concepts/<name>/` (see `model.concepts.folder`) for each subject, `checkpoints/<name>/step-<step>/` at the steps
+that were sampled, `concepts.json` with the scores and whether a concept has learned, `samples.png`, `curves.png` and
+`trade_off.png`. Subjects are learned side by side, each on the project's trainer; one that fails does not stop the
+others.
 """
 
 from __future__ import annotations
@@ -133,9 +134,16 @@ def _pairs(concept: LearnedConcept) -> list[tuple[ConceptSubject, Scored]]:
 
 
 def _write(name: str, concept: LearnedConcept, context: StageContext) -> list[dict[str, Any]]:
-    """Write a concept's folder; returns the entry of each of its subjects."""
-    shutil.copytree(concept.folder, context.output / "concepts" / name)
+    """Write the folders of a concept; returns the entry of each of its subjects."""
+    for step, folder in concept.folders.items():
+        shutil.copytree(folder, context.output / _folder(name, step, context.config))
     return [_entry(name, subject, scored, context.config) for subject, scored in _pairs(concept)]
+
+
+def _folder(name: str, step: int, config: Config) -> str:
+    """Where the concept of a step lies in the output."""
+    last = step == config.customize.steps
+    return f"concepts/{name}" if last else f"checkpoints/{name}/step-{step:06d}"
 
 
 def _entry(name: str, subject: ConceptSubject, scored: Scored, config: Config) -> dict[str, Any]:
@@ -146,7 +154,7 @@ def _entry(name: str, subject: ConceptSubject, scored: Scored, config: Config) -
         "name": subject.name,
         "word": subject.word,
         "placeholder": subject.placeholder,
-        "folder": f"concepts/{name}",
+        "folder": _folder(name, config.customize.steps, config),
         "method": config.customize.method,
         "mlm": config.customize.mlm,
         "prompts": config.customize.prompts,
@@ -158,7 +166,11 @@ def _entry(name: str, subject: ConceptSubject, scored: Scored, config: Config) -
         "drift": verdict.drift and dataclasses.asdict(verdict.drift),
         "loss": verdict.loss and dataclasses.asdict(verdict.loss),
         "checkpoints": [
-            {"step": step, **dict(zip(("similarity", "fidelity"), arm.means(), strict=True))}
+            {
+                "step": step,
+                "folder": _folder(name, step, config),
+                **dict(zip(("similarity", "fidelity"), arm.means(), strict=True)),
+            }
             for step, arm in sorted(scored.checkpoints.items())
         ],
         "evaluation": _evaluation(subject, scored.prompts, config),

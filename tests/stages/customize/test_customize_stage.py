@@ -69,7 +69,8 @@ def test_subjects_are_learned_side_by_side(ray_cluster: str, tmp_path: Path, bac
     assert [point["step"] for point in entry["checkpoints"]] == [2, 4]
     assert isinstance(entry["learned"], bool)
     assert entry["drift"] is not None
-    assert load_concept(load_backbone(backbone / "backbone"), context.output / entry["folder"]) == ["[v1]"]
+    for folder in (entry["folder"], *(point["folder"] for point in entry["checkpoints"])):
+        assert load_concept(load_backbone(backbone / "backbone"), context.output / folder) == ["[v1]"]
     for name in ("samples", "curves", "trade_off"):
         assert Image.open(context.output / f"{name}.png").width > 300
     assert result.notes["failed"] == "broken"
