@@ -25,7 +25,7 @@ METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
     "xti": {},
     "dreambooth": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3},
-    "custom_diffusion": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3},
+    "custom_diffusion": {"customize.steps": 150, "customize.trainer.learning_rate": 3e-3, "customize.flip": 0.5},
 }
 
 
@@ -97,8 +97,8 @@ class CustomizeConfig:
     """Pictures of each class."""
     prior_folder: LocalPath | None = None
     """Real pictures of the class instead of painted ones."""
-    flip: Share = 0.5
-    """Share of the pictures that are mirrored; 0 for subjects that must not be, such as those with writing."""
+    flip: Share = 0.0
+    """Share of the pictures that are mirrored; for subjects that look the same in a mirror, without writing."""
     crop: Annotated[float, Gt(0), Le(1)] = 1.0
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
     gradient_checkpointing: Operation[bool] = False

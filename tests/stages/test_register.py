@@ -178,6 +178,7 @@ def test_versions_and_their_champion(registry: Registry) -> None:
         "uri": "models:/five-versions/1",
         "score": pytest.approx(0.3),
         "why": "there was no champion before",
+        "concepts": [],
     }
     assert result.metrics["score"] == pytest.approx(0.3)
     assert not registry.register(0.5, register=name)[0]["alias_moved"]
