@@ -60,8 +60,8 @@ def test_a_stopped_customization_resumes_exactly(
 def test_the_pictures_belong_to_a_checkpoint(backbone: Path, tmp_path: Path) -> None:
     job = make_job(backbone, tmp_path / "a", 0, {"method": "xti"})
     same, other = (
-        dataclasses.replace(job.task, subjects=(make_subject(name="tom", **changes),))  # type: ignore[type-var]
-        for changes in ({}, {"pictures": (picture(7),)})
+        dataclasses.replace(job.task, subjects=(subject,))  # type: ignore[type-var]
+        for subject in (make_subject(), make_subject(pictures=(picture(7),)))
     )
     assert dataclasses.replace(job, task=same).identity() == job.identity()
     differing = {
