@@ -74,7 +74,8 @@ class PictureLatents:
         if any(view.side is not None for view in views):
             return encode(views)
         by_key = {str(view): view for view in views}
-        return self._cache.get([str(view) for view in views], lambda keys: (encode([by_key[key] for key in keys]),))[0]
+        # One by one: the rounding depends on the batch, and a resumed training would meet other ones.
+        return self._cache.get(list(map(str, views)), lambda keys: (torch.cat([encode([by_key[k]]) for k in keys]),))[0]
 
     def _square(self, view: View) -> Tensor:
         """(3, R, R) in [0, 1]."""

@@ -142,6 +142,8 @@ def _read_profile(profile: str) -> dict[tuple[str, str], Any]:
         for name, node in nodes.items():
             part, _, rest = name.partition(".")
             method, _, own = rest.partition(".") if part == _METHODS else ("", "", name)
+            if method and not any(method in methods for methods in METHOD_DEFAULTS.values()):
+                raise UsageError(f"there is no method {method!r}.")
             values[method, own] = _convert(key_of(own), value_of_node(node, key_of(own).type))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

@@ -24,8 +24,8 @@ Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Word
 METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
     "xti": {},
-    "dreambooth": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3},
-    "custom_diffusion": {"customize.steps": 150, "customize.trainer.learning_rate": 3e-3, "customize.flip": 0.5},
+    "dreambooth": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3, "customize.flip": 0.0},
+    "custom_diffusion": {"customize.steps": 150, "customize.trainer.learning_rate": 3e-3},
 }
 
 
@@ -97,8 +97,8 @@ class CustomizeConfig:
     """Pictures of each class."""
     prior_folder: LocalPath | None = None
     """Real pictures of the class instead of painted ones."""
-    flip: Share = 0.0
-    """Share of the pictures that are mirrored; for subjects that look the same in a mirror, without writing."""
+    flip: Share = 0.5
+    """Share of the pictures that are mirrored; 0 for subjects that must not be, such as those with writing."""
     crop: Annotated[float, Gt(0), Le(1)] = 1.0
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
     gradient_checkpointing: Operation[bool] = False

@@ -38,6 +38,8 @@ def gather_state(engine: Engine, updates: int, average: MovingAverage | None) ->
     for name, tensor in _module_tensors(engine.module).items():
         with gathered([tensor]):
             yield f"weight/{name}", tensor.detach()
+    if updates:
+        _link_moments(engine)
     for name, weight in engine.trained.items() if updates else ():
         for moment in _MOMENTS:
             yield f"{moment}/{name}", _moment(engine, weight, moment)
@@ -67,8 +69,7 @@ def restore_moments(engine: Engine, tensors: Mapping[str, Tensor], updates: int)
         moments = {moment: torch.zeros_like(piece) for moment in _MOMENTS}
         count = torch.full((), float(updates), device=piece.device)
         engine.optimizer.state[piece] = {"step": count, **moments}
-    if engine.zero_stage in (1, 2):
-        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()  # otherwise linked in the first step
+    _link_moments(engine)
     for name, weight in engine.trained.items():
         for moment in _MOMENTS:
             _set_moment(engine, weight, moment, tensors[f"{moment}/{name}"])
@@ -96,6 +97,17 @@ def _pieces(engine: Engine) -> list[Tensor]:
         zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
     )
     return pieces
+
+
+def _link_moments(engine: Engine) -> None:
+    """Let parameters find AdamW's moments in the partitions of ZeRO 1 and 2.
+
+    DeepSpeed does so after the first step of the first group of parameters, when the other groups have none yet.
+    """
+    if engine.zero_stage in (1, 2):
+        zero = engine.deepspeed.optimizer
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _moment(engine: Engine, weight: nn.Parameter, moment: str) -> Tensor:

@@ -113,7 +113,7 @@ def assert_only_these_learned(
 
 
 def test_training_is_repeatable(folder: Path, contextualizer: Path) -> None:
-    settings = {"method": "dreambooth", "prior_weight": 1.0, "flip": 0.5, "crop": 0.8}
+    settings: dict[str, Any] = {"method": "dreambooth", "prior_weight": 1.0, "flip": 0.5, "crop": 0.8}
     results = [list(train(make_task(folder, contextualizer, **settings)).concept("").tensors()) for _ in range(2)]
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
@@ -165,7 +165,10 @@ def test_subjects_that_are_learned_together(sd_folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_samples_do_not_change_the_training(method: str, sd_folder: Path, tmp_path: Path) -> None:
-    samples = {"sample_prompts": ("a [v] cat", "in a cat"), "sample_settings": InferenceSettings(steps=2, mask_steps=1)}
+    samples: dict[str, Any] = {
+        "sample_prompts": ("a [v] cat", "in a cat"),
+        "sample_settings": InferenceSettings(steps=2, mask_steps=1),
+    }
     results = []
     for name in ("without", "with"):
         task = dataclasses.replace(make_task(sd_folder, **METHODS[method]), **samples)

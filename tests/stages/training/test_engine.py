@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -49,12 +50,16 @@ def weights(engine: Engine) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in parameters.items()}
 
 
-def bare_weights(accumulation: int = 1, scaler: torch.amp.GradScaler | None = None) -> dict[str, Tensor]:
+def bare_weights(
+    accumulation: int = 1, scaler: torch.amp.GradScaler | None = None, rates: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
     """The same training without DeepSpeed: torch's AdamW, clipping and, for fp16, autocast and loss scale."""
     module = start()
-    optimizer = torch.optim.AdamW(
-        module.parameters(), CONFIG.learning_rate, (0.9, CONFIG.beta2), weight_decay=CONFIG.weight_decay
-    )
+    groups = [
+        {"params": [weight], "lr": CONFIG.learning_rate * (rates or {}).get(name, 1.0)}
+        for name, weight in module.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, CONFIG.beta2), weight_decay=CONFIG.weight_decay)
     for step in range(STEPS):
         torch.manual_seed(step)
         optimizer.zero_grad()
@@ -72,8 +77,8 @@ def bare_weights(accumulation: int = 1, scaler: torch.amp.GradScaler | None = No
     return {name: weight.detach() for name, weight in module.named_parameters()}
 
 
-def engine_weights(config: TrainerConfig) -> dict[str, Tensor]:
-    engine = Engine(start(), config, torch.device("cpu"))
+def engine_weights(config: TrainerConfig, rates: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    engine = Engine(start(), config, torch.device("cpu"), rates)
     for step in range(STEPS):
         torch.manual_seed(step)
         engine.backward(micro_batches(batch(step), config.accumulation))
@@ -142,6 +147,15 @@ def test_steps_are_those_of_bare_pytorch(process_group: None, stage: int, accumu
     found = engine_weights(configured(zero_stage=stage, accumulation=accumulation))
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_parameters_have_their_own_rates(process_group: None, stage: int) -> None:
+    rates = {"layers.0.bias": 10.0, "layers.2.weight": 0.5, "scale": 10.0}
+    expected, found = bare_weights(rates=rates), engine_weights(configured(zero_stage=stage), rates)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(expected["layers.0.bias"], bare_weights()["layers.0.bias"], atol=1e-3)
 
 
 def test_accumulation_changes_only_the_rounding() -> None:
