@@ -86,7 +86,8 @@ def _ask(futures: Mapping[str, Future[Any]], stop_requests: Mapping[str, Path]) 
             stop_requests[name].touch()
 
 
-def _outcome(future: Future[_T]) -> _T | Exception:
+def _outcome(future: Future[Any]) -> Any:
+    """The future's result or error."""
     try:
         return future.result()
     except StageError as error:
