@@ -9,28 +9,20 @@ others.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from model.backbone import load_tokenizer
-from model.concepts.customization_settings import ConceptSubject
 from model.concepts.placeholders import check_placeholder
-from model.scoring.metrics import bootstrap_interval
-from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.customize.class_pictures import class_pictures
 from stages.customize.config import CustomizeConfig
+from stages.customize.entries import concept_entry, mean_scores, scored_subjects, write_concept_folders
 from stages.customize.figures import draw_samples, plot_losses, plot_trade_off
 from stages.customize.learning import LearnedConcept, learn_concept, stop_request
-from stages.customize.scores import Scored
 from stages.customize.side_by_side import Board, run_side_by_side
 from stages.customize.subjects import Subject, find_subjects
-from stages.customize.verdict import ArmScores
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.ray_tools.cluster import cluster_cores
 
@@ -50,12 +42,12 @@ def run(context: StageContext) -> StageResult:
     if not learned:
         _raise(failed)
     for name, error in failed.items():
-        context.report.warning(f"{name} was not learned: {error}; the others were (--force customize tries again)")
-    entries = [entry for name, concept in learned.items() for entry in _write(name, concept, context)]
+        context.report.warning(f"{name} was not learned: {_sentence(error)}; --force customize tries it again")
+    entries = [entry for name, concept in learned.items() for entry in write_concept_folders(name, concept, context)]
     (context.output / "concepts.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
     _say(entries, context)
     _draw(list(learned.values()), context)
-    return StageResult(metrics=_metrics(entries), notes=_notes(entries, failed))
+    return StageResult(metrics=mean_scores(entries), notes=_notes(entries, failed))
 
 
 def _check_placeholders(subjects: Sequence[Subject], context: StageContext) -> None:
@@ -85,9 +77,9 @@ def _learn_all(groups: Mapping[str, Sequence[Subject]], context: StageContext) -
         try:
             concept = learn_concept(groups[name], of_classes, own)
         except Exception as error:
-            report.end_run({}, str(error))
+            report.end_run({}, _sentence(error))
             raise
-        report.end_run(_metrics([_entry(name, *pair, context.config) for pair in _pairs(concept)]))
+        report.end_run(mean_scores([concept_entry(name, *pair, context.config) for pair in scored_subjects(concept)]))
         return concept
 
     requests = {name: stop_request(folder) for name, folder in scratch.items()}
@@ -122,74 +114,14 @@ def _raise(failed: Mapping[str, Exception]) -> None:
     if len(failed) == 1:
         raise first
     raise StageError(
-        f"none of {len(failed)} subjects was learned ({', '.join(failed)}): {first_name}: {first}"
+        f"none of {len(failed)} subjects was learned ({', '.join(failed)}): {first_name}: {_sentence(first)}."
     ) from first
 
 
-# --- the output ----------------------------------------------------------------------------------------------------
-
-
-def _pairs(concept: LearnedConcept) -> list[tuple[ConceptSubject, Scored]]:
-    return list(zip(concept.subjects, concept.scored, strict=True))
-
-
-def _write(name: str, concept: LearnedConcept, context: StageContext) -> list[dict[str, Any]]:
-    """Write the folders of a concept; returns the entry of each of its subjects."""
-    for step, folder in concept.folders.items():
-        shutil.copytree(folder, context.output / _folder(name, step, context.config))
-    return [_entry(name, subject, scored, context.config) for subject, scored in _pairs(concept)]
-
-
-def _folder(name: str, step: int, config: Config) -> str:
-    """Where the concept of a step lies in the output."""
-    last = step == config.customize.steps
-    return f"concepts/{name}" if last else f"checkpoints/{name}/step-{step:06d}"
-
-
-def _entry(name: str, subject: ConceptSubject, scored: Scored, config: Config) -> dict[str, Any]:
-    """What `concepts.json` says of a subject's concept."""
-    last = scored.checkpoints[max(scored.checkpoints)]
-    verdict = scored.verdict
-    return {
-        "name": subject.name,
-        "word": subject.word,
-        "placeholder": subject.placeholder,
-        "folder": _folder(name, config.customize.steps, config),
-        "method": config.customize.method,
-        "mlm": config.customize.mlm,
-        "prompts": config.customize.prompts,
-        "pictures": len(subject.pictures),
-        "learned": verdict.learned,
-        "verdict": verdict.sentence,
-        "scores": {**_intervals("", last, scored.prompts), **_intervals("class_", scored.word, scored.prompts)},
-        "gain": dataclasses.asdict(verdict.gain),
-        "drift": verdict.drift and dataclasses.asdict(verdict.drift),
-        "loss": verdict.loss and dataclasses.asdict(verdict.loss),
-        "checkpoints": [
-            {
-                "step": step,
-                "folder": _folder(name, step, config),
-                **dict(zip(("similarity", "fidelity"), arm.means(), strict=True)),
-            }
-            for step, arm in sorted(scored.checkpoints.items())
-        ],
-        "evaluation": _evaluation(subject, scored.prompts, config),
-    }
-
-
-def _intervals(prefix: str, arm: ArmScores, prompts: Sequence[str]) -> dict[str, Any]:
-    """Means over pictures with intervals over prompts."""
-    return {
-        f"{prefix}{key}": dataclasses.asdict(bootstrap_interval(getattr(arm, key), prompts))
-        for key in ("similarity", "fidelity")
-    }
-
-
-def _evaluation(subject: ConceptSubject, prompts: Sequence[str], config: Config) -> str:
-    """Scores are comparable if they have the same id: a digest of pictures, prompts, seed and metrics."""
-    settings = config.evaluate
-    parts = [subject.digest, *prompts, str(config.run.seed), settings.similarity, settings.clip, settings.dino]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+def _sentence(error: Exception) -> str:
+    """What a failure says, on one line; of an unexpected one also its type."""
+    kind = "" if isinstance(error, StageError) else f"{type(error).__name__}: "
+    return f"{kind}{' '.join(str(error).split())}".rstrip(".: ")
 
 
 def _say(entries: Sequence[Mapping[str, Any]], context: StageContext) -> None:
@@ -210,20 +142,12 @@ def _say(entries: Sequence[Mapping[str, Any]], context: StageContext) -> None:
 
 
 def _draw(concepts: Sequence[LearnedConcept], context: StageContext) -> None:
-    scores = {subject.name: scored for concept in concepts for subject, scored in _pairs(concept)}
+    scores = {subject.name: scored for concept in concepts for subject, scored in scored_subjects(concept)}
     draw_samples(concepts, context.output / "samples.png")
     plot_losses(concepts, context.output / "curves.png")
     plot_trade_off(scores, context.output / "trade_off.png")
     for name in ("samples", "curves", "trade_off"):
         context.report.picture(name, context.output / f"{name}.png")
-
-
-def _metrics(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over the subjects."""
-    keys = ("similarity", "fidelity", "class_similarity", "class_fidelity")
-    scores = {key: float(np.mean([entry["scores"][key]["mean"] for entry in entries])) for key in keys}
-    gain = float(np.mean([entry["gain"]["mean"] for entry in entries]))
-    return {**scores, "gain": gain, "learned": float(np.mean([entry["learned"] for entry in entries]))}
 
 
 def _notes(entries: Sequence[Mapping[str, Any]], failed: Mapping[str, Exception]) -> dict[str, str]:

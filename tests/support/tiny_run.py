@@ -29,6 +29,8 @@ TINY = {
     "contextualizer.batch_size": 8,
     "contextualizer.trainer.workers": 1,
     "customize.steps": 3,
+    "customize.scoring.prompts": 2,
+    "customize.scoring.steps": 2,
     "evaluate.workers": 1,
     "evaluate.subjects": 2,
     "evaluate.prompts_per_subject": 1,
