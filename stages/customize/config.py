@@ -23,9 +23,18 @@ Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Word
 #: others (`methods` in its file); an explicit setting wins.
 METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
-    "xti": {},
-    "dreambooth": {"customize.steps": 200, "customize.trainer.learning_rate": 1e-3, "customize.flip": 0.0},
-    "custom_diffusion": {"customize.steps": 150, "customize.trainer.learning_rate": 3e-3},
+    "xti": {"customize.steps": 100},
+    "dreambooth": {
+        "customize.steps": 100,
+        "customize.trainer.learning_rate": 2e-3,
+        "customize.prior_weight": 1.0,
+        "customize.flip": 0.0,
+    },
+    "custom_diffusion": {
+        "customize.steps": 100,
+        "customize.trainer.learning_rate": 1e-3,
+        "customize.prior_weight": 1.0,
+    },
 }
 
 
@@ -33,7 +42,7 @@ METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
 class ConceptScoringConfig:
     """The pictures from which it is measured whether a concept has learned; `evaluate` has the prompts and metrics."""
 
-    prompts: Annotated[int, Ge(2), Le(1000)] = 8
+    prompts: Annotated[int, Ge(2), Le(1000)] = 10
     """At most as many as there are for the class word."""
     seeds: PositiveInt = 1
     """Pictures of each prompt."""

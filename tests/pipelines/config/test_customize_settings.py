@@ -33,7 +33,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a prior without weights": (["prior_weight=1"], ["textual_inversion", "prior_weight"]),
     "XTI with a prior": (["method=xti", "prior_weight=0.5"], ["xti", "prior_weight"]),
     "pictures of a class that are not read": (
-        ["method=dreambooth", "prior_folder=dogs"],
+        ["method=dreambooth", "prior_weight=0", "prior_folder=dogs"],
         ["prior_folder", "prior_weight"],
     ),
     "pictures of one class for two": (

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from stages.contract import Reporter, StageError
+from stages.customize.learning import NAME, stop_request
 from stages.customize.side_by_side import Board, run_side_by_side
+from stages.training.config import TrainerConfig
+from stages.training.job import TrainingJob
 
 
 def requests(folder: Path, names: str) -> dict[str, Path]:
@@ -89,3 +92,17 @@ def test_the_board_sums_the_progress_and_keeps_the_metrics_apart() -> None:
     assert (metric["run"], metric["key"]) == ("dog", "concept/loss")
     assert {"event": "warning", "text": "one picture"} in events
     assert events[-1] == {"event": "run_ended", "metrics": {"gain": 0.1}, "error": None, "run": "mug"}
+
+
+def test_the_stop_request_is_the_trainers(tmp_path: Path) -> None:
+    """`fit` keeps its files in the folder `train` of the scratch folder."""
+    job = TrainingJob(
+        task=None,  # type: ignore[arg-type]  # of no interest here
+        steps=1,
+        config=TrainerConfig(),
+        seed=0,
+        cores=1,
+        folder=tmp_path / "train",
+        name=NAME,
+    )
+    assert stop_request(tmp_path) == job.stop_request
