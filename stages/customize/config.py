@@ -23,15 +23,14 @@ Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Word
 #: others (`methods` in its file); an explicit setting wins.
 METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
-    "xti": {"customize.steps": 100},
+    "xti": {"customize.vectors": 1, "customize.trainer.learning_rate": 5e-3},
     "dreambooth": {
-        "customize.steps": 100,
         "customize.trainer.learning_rate": 2e-3,
         "customize.prior_weight": 1.0,
         "customize.flip": 0.0,
     },
     "custom_diffusion": {
-        "customize.steps": 100,
+        "customize.vectors": 1,
         "customize.trainer.learning_rate": 1e-3,
         "customize.prior_weight": 1.0,
     },
@@ -62,7 +61,7 @@ class CustomizeConfig:
 
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(
-            workers=1, learning_rate=5e-3, schedule="constant", warmup_steps=0, weight_decay=0.0, beta2=0.999
+            workers=1, learning_rate=2e-2, schedule="constant", warmup_steps=0, weight_decay=0.0, beta2=0.999
         )
     )
     method: Method = "textual_inversion"
@@ -74,7 +73,7 @@ class CustomizeConfig:
     its name that ends in .txt."""
     subjects: list[LocalPath] = field(default_factory=list)
     """A folder of 3 to 6 pictures for each subject; []: held-out subjects of the microworld."""
-    words: Annotated[list[Text], MinLen(1)] = field(default_factory=lambda: ["toy"])
+    words: Annotated[list[Text], MinLen(1)] = field(default_factory=lambda: ["mug"])
     """The class word of each subject."""
     placeholders: list[Token] = field(default_factory=list)
     """The new token of each subject; []: [v], of several subjects [v1], [v2], ..."""
@@ -83,14 +82,14 @@ class CustomizeConfig:
     almost one pose, to which a method can overfit."""
     joint: bool = False
     """Custom Diffusion: learn all subjects together, in one concept."""
-    steps: PositiveInt = 200
+    steps: PositiveInt = 100
     batch_size: PositiveInt = 4
     """Pictures of a step, over all workers."""
     mlm_weight: NonNegativeFloat = 1e-4
     """lambda."""
     mask_rate: Annotated[float, Gt(0), Lt(1)] = 0.15
     """Share of the context-rich prompts' tokens that are masked."""
-    vectors: Annotated[int, Ge(1), Le(64)] = 1
+    vectors: Annotated[int, Ge(1), Le(64)] = 4
     """Of a placeholder, for each layer with XTI; ICO's S."""
     context_before: Annotated[int, Ge(0), Le(16)] = 4
     """ICO's M: learned contexts of a picture before the concept."""
@@ -112,7 +111,7 @@ class CustomizeConfig:
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
     gradient_checkpointing: Operation[bool] = False
     """The UNet's activations are computed twice: less memory, more time."""
-    sample_every: PositiveInt | None = 100
+    sample_every: PositiveInt | None = 50
     """Steps between two sets of sample pictures with their scores; null: at the end only."""
     scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)
 
