@@ -23,17 +23,13 @@ Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Word
 #: others (`methods` in its file); an explicit setting wins.
 METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
-    "xti": {"customize.vectors": 1, "customize.trainer.learning_rate": 5e-3},
+    "xti": {},
     "dreambooth": {
         "customize.trainer.learning_rate": 2e-3,
         "customize.prior_weight": 1.0,
         "customize.flip": 0.0,
     },
-    "custom_diffusion": {
-        "customize.vectors": 1,
-        "customize.trainer.learning_rate": 1e-3,
-        "customize.prior_weight": 1.0,
-    },
+    "custom_diffusion": {"customize.trainer.learning_rate": 1e-3, "customize.prior_weight": 1.0},
 }
 
 
@@ -60,9 +56,7 @@ class CustomizeConfig:
     """Concepts from a few pictures of each subject, with or without the MLM loss (Contextualizer, Algorithm 2)."""
 
     trainer: TrainerConfig = field(
-        default_factory=lambda: TrainerConfig(
-            workers=1, learning_rate=2e-2, schedule="constant", warmup_steps=0, weight_decay=0.0, beta2=0.999
-        )
+        default_factory=lambda: TrainerConfig(workers=1, learning_rate=1e-2, weight_decay=0.0)
     )
     method: Method = "textual_inversion"
     """What is trained; each brings its own defaults, see the end of this page."""
@@ -82,14 +76,14 @@ class CustomizeConfig:
     almost one pose, to which a method can overfit."""
     joint: bool = False
     """Custom Diffusion: learn all subjects together, in one concept."""
-    steps: PositiveInt = 100
+    steps: PositiveInt = 200
     batch_size: PositiveInt = 4
     """Pictures of a step, over all workers."""
     mlm_weight: NonNegativeFloat = 1e-4
     """lambda."""
     mask_rate: Annotated[float, Gt(0), Lt(1)] = 0.15
     """Share of the context-rich prompts' tokens that are masked."""
-    vectors: Annotated[int, Ge(1), Le(64)] = 4
+    vectors: Annotated[int, Ge(1), Le(64)] = 1
     """Of a placeholder, for each layer with XTI; ICO's S."""
     context_before: Annotated[int, Ge(0), Le(16)] = 4
     """ICO's M: learned contexts of a picture before the concept."""
@@ -111,7 +105,7 @@ class CustomizeConfig:
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
     gradient_checkpointing: Operation[bool] = False
     """The UNet's activations are computed twice: less memory, more time."""
-    sample_every: PositiveInt | None = 50
+    sample_every: PositiveInt | None = 100
     """Steps between two sets of sample pictures with their scores; null: at the end only."""
     scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)
 

@@ -64,9 +64,13 @@ def judge_concept(
         drifted: With the class word alone, the concept loaded; None for a concept that changes no weights.
         unchanged: For such a concept, whether the class word's pictures are the same with and without it.
     """
+    if len(set(prompts)) == 1:  # then over pictures
+        prompts = [str(number) for number, _ in enumerate(prompts)]
     gain = _difference(concept.similarity, word.similarity, prompts)
     drift = loss = None
     reasons = []
+    if len(prompts) == 1:
+        reasons.append("one picture does not show it: more of customize.scoring.seeds do")
     if gain.low <= 0:
         reasons.append(f"its pictures are not nearer to the subject than those of the class word ({_text(gain)})")
     if drifted is not None:

@@ -64,6 +64,15 @@ def test_a_concept_without_weights_must_leave_the_class_word_as_it_is() -> None:
     assert "no weight was trained" in verdict.sentence
 
 
+def test_pictures_of_the_only_prompt_count_each_and_one_picture_is_too_few() -> None:
+    def one(*similarity: float) -> ArmScores:
+        return ArmScores(similarity=similarity, fidelity=(0.9,) * len(similarity))
+
+    assert judge_concept(["one"] * 3, one(0.7, 0.8, 0.7), one(0.3, 0.3, 0.2), None).learned
+    assert not judge_concept(["one"] * 3, one(0.9, 0.2, 0.2), one(0.3, 0.3, 0.3), None).learned
+    assert not judge_concept(["one"], one(0.7), one(0.3), None).learned
+
+
 def test_pictures_of_one_prompt_count_as_one() -> None:
     """A gain in a single prompt, however many pictures it has, is no gain."""
     many = ("one",) * 19 + ("other",)
