@@ -222,7 +222,10 @@ def diffusers_calls(folder: Path, concept: Concept) -> str:
     for file in _by_component(concept.weights):
         model = f"pipeline.{file.removesuffix(_WEIGHTS)}"
         state = f"safetensors.torch.load_file({str(folder / file)!r})"
-        lines.append(f"{model} = type({model}).from_pretrained(None, config={model}.config, state_dict={state})")
+        if file == f"unet{_WEIGHTS}":
+            lines.append(f"{model}.load_state_dict({state})")
+        else:  # transformers knows its own names for those of files
+            lines.append(f"{model} = type({model}).from_pretrained(None, config={model}.config, state_dict={state})")
     if concept.lora:
         lines.append(f"pipeline.load_lora_weights({str(folder)!r}, weight_name={LORA_FILE!r})")
     return "\n".join(lines)

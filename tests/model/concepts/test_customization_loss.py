@@ -12,14 +12,17 @@ from torch import Tensor
 from model.backbone import Backbone, PromptEmbedding, load_backbone
 from model.concepts.concept import Concept
 from model.concepts.contextualizer import Contextualizer, FrozenText, mlm_loss
-from model.concepts.loading import load_concept
+from model.concepts.loading import load_concept, unload_concepts
 from model.training.diffusion_loss import diffusion_target
 from tests.support.customization import METHODS, make_task, train, write_contextualizer
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_terms(method: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "method"), [*(("sd", method) for method in METHODS if method != "several_vectors"), ("sdxl", "xti")]
+)
+def test_the_terms(kind: str, method: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Each example by itself, with the concept loaded into a backbone of its own."""
+    folder: Path = request.getfixturevalue(f"{kind}_folder")
     psi_folder = write_contextualizer(folder, tmp_path)
     prior = 0.7 if METHODS[method]["method"] in ("dreambooth", "custom_diffusion") else 0.0
     task = make_task(folder, psi_folder, **METHODS[method], prior_weight=prior)
@@ -29,9 +32,9 @@ def test_the_terms(method: str, folder: Path, tmp_path: Path) -> None:
         found = module(batch)
     backbone, concept = load_backbone(folder), module.concept("")
     load_concept(backbone, concept)
-    for kind, name in (("", "diffusion"), ("class_", "class")):
-        if f"{kind}latents" in batch:
-            expected = [diffusion(backbone, batch, kind, row) for row in range(2)]
+    for part, name in (("", "diffusion"), ("class_", "class")):
+        if f"{part}latents" in batch:
+            expected = [diffusion(backbone, batch, part, row) for row in range(2)]
             torch.testing.assert_close(found[name], torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
     psi = Contextualizer.from_pretrained(psi_folder)
     torch.testing.assert_close(found["mlm"], mlm(folder, concept, psi, batch), rtol=1e-4, atol=1e-5)
@@ -52,9 +55,9 @@ def diffusion(backbone: Backbone, batch: dict[str, Tensor], kind: str, row: int)
 def mlm(folder: Path, concept: Concept, psi: Contextualizer, batch: dict[str, Tensor]) -> Tensor:
     """Of XTI each prompt with the vectors of its layer, as Textual Inversion."""
     ids, masked = batch["rich_ids"], batch["masked"]
-    logits = []
+    backbone, logits = load_backbone(folder), []
+    table = backbone.text_encoders[0].get_input_embeddings().weight.clone()  # psi stays tied to this one
     for row, layer in enumerate(batch["layers"].tolist()):
-        backbone = load_backbone(folder)
         token = concept.tokens[0]
         if token.layer_embeddings:
             vectors = list(token.layer_embeddings.values())[layer]
@@ -64,9 +67,9 @@ def mlm(folder: Path, concept: Concept, psi: Contextualizer, batch: dict[str, Te
             concept_of_row = concept
         load_concept(backbone, concept_of_row)
         text = FrozenText(backbone.tokenizers[0], backbone.text_encoders[0], backbone.family)
-        table = load_backbone(folder).text_encoders[0].get_input_embeddings().weight  # psi stays tied to this one
         one = slice(row, row + 1)
         logits.append(_logits(psi, text, ids[one], masked[one], table))
+        unload_concepts(backbone)
     return mlm_loss(torch.cat(logits), ids, masked)
 
 

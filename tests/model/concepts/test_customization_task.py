@@ -112,9 +112,10 @@ def assert_only_these_learned(
     assert any(name.startswith("contexts.") for name in trained) == (module.settings.prompts == "ico")
 
 
-def test_training_is_repeatable(folder: Path, contextualizer: Path) -> None:
+def test_training_is_repeatable(sd_folder: Path, tmp_path: Path) -> None:
+    contextualizer = write_contextualizer(sd_folder, tmp_path)
     settings: dict[str, Any] = {"method": "dreambooth", "prior_weight": 1.0, "flip": 0.5, "crop": 0.8}
-    results = [list(train(make_task(folder, contextualizer, **settings)).concept("").tensors()) for _ in range(2)]
+    results = [list(train(make_task(sd_folder, contextualizer, **settings)).concept("").tensors()) for _ in range(2)]
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
@@ -163,7 +164,7 @@ def test_subjects_that_are_learned_together(sd_folder: Path, tmp_path: Path) -> 
     assert not torch.equal(predict(backbone, "a [v]"), predict(backbone, "a [w]"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["xti", "dreambooth", "custom_diffusion"])
 def test_samples_do_not_change_the_training(method: str, sd_folder: Path, tmp_path: Path) -> None:
     samples: dict[str, Any] = {
         "sample_prompts": ("a [v] cat", "in a cat"),
