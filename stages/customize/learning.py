@@ -166,11 +166,11 @@ def _report(scored: Scored, key: str, context: StageContext) -> None:
         for name, value in zip(("similarity", "fidelity"), arm.means(), strict=True):
             context.report.metric(f"{key}/{name}", value, step)
         file = context.scratch / f"{key.replace('/', '-')}-{step}.png"
-        side_by_side(scored.samples[step]).save(file)
+        in_a_row(scored.samples[step]).save(file)
         context.report.sample(f"{key}/samples", file, step)
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+def in_a_row(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one size in a row."""
     width, height = pictures[0].size
     row = Image.new("RGB", (width * len(pictures), height))
