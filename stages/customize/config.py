@@ -23,13 +23,20 @@ Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Word
 #: others (`methods` in its file); an explicit setting wins.
 METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
-    "xti": {},
+    "xti": {"customize.vectors": 1, "customize.trainer.learning_rate": 1e-2},
     "dreambooth": {
+        "customize.vectors": 1,
+        "customize.steps": 100,
+        "customize.sample_every": 50,
         "customize.trainer.learning_rate": 2e-3,
         "customize.prior_weight": 1.0,
         "customize.flip": 0.0,
     },
-    "custom_diffusion": {"customize.trainer.learning_rate": 1e-3, "customize.prior_weight": 1.0},
+    "custom_diffusion": {
+        "customize.vectors": 1,
+        "customize.trainer.learning_rate": 1e-3,
+        "customize.prior_weight": 1.0,
+    },
 }
 
 
@@ -56,7 +63,7 @@ class CustomizeConfig:
     """Concepts from a few pictures of each subject, with or without the MLM loss (Contextualizer, Algorithm 2)."""
 
     trainer: TrainerConfig = field(
-        default_factory=lambda: TrainerConfig(workers=1, learning_rate=1e-2, weight_decay=0.0)
+        default_factory=lambda: TrainerConfig(workers=1, learning_rate=2e-2, weight_decay=0.0)
     )
     method: Method = "textual_inversion"
     """What is trained; each brings its own defaults, see the end of this page."""
@@ -76,14 +83,14 @@ class CustomizeConfig:
     almost one pose, to which a method can overfit."""
     joint: bool = False
     """Custom Diffusion: learn all subjects together, in one concept."""
-    steps: PositiveInt = 200
+    steps: PositiveInt = 60
     batch_size: PositiveInt = 4
     """Pictures of a step, over all workers."""
     mlm_weight: NonNegativeFloat = 1e-4
     """lambda."""
     mask_rate: Annotated[float, Gt(0), Lt(1)] = 0.15
     """Share of the context-rich prompts' tokens that are masked."""
-    vectors: Annotated[int, Ge(1), Le(64)] = 1
+    vectors: Annotated[int, Ge(1), Le(64)] = 3
     """Of a placeholder, for each layer with XTI; ICO's S."""
     context_before: Annotated[int, Ge(0), Le(16)] = 4
     """ICO's M: learned contexts of a picture before the concept."""
@@ -105,7 +112,7 @@ class CustomizeConfig:
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
     gradient_checkpointing: Operation[bool] = False
     """The UNet's activations are computed twice: less memory, more time."""
-    sample_every: PositiveInt | None = 100
+    sample_every: PositiveInt | None = 30
     """Steps between two sets of sample pictures with their scores; null: at the end only."""
     scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)
 
