@@ -9,6 +9,7 @@ Legend of shapes: B examples of one worker, n tokens of a padded prompt, h, w la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class DiffusionExamples:
 
     def batch(self, seed: int, step: int, slots: range, flip: float, crop: float) -> dict[str, Tensor]:
         """latents, noise (B, 4, h, w), timesteps, pictures (B,), ids (B, n), for SDXL ids_2 (B, n)."""
-        views, rows, timesteps, noises = [], [], [], []
+        views, rows, timesteps = [], [], []
         length = self._backbone.scheduler.config.num_train_timesteps
         generators = [generator_of(seed, step, slot, self._purpose) for slot in slots]
         for generator in generators:
@@ -81,11 +82,11 @@ class RichPrompts:
     """
 
     def __init__(self, text: FrozenText, prompts: Sequence[str], placeholders: Sequence[str], layers: int) -> None:
-        if not prompts:
-            raise ConceptError("the MLM loss needs context-rich prompts.")
-        self._ids, self._layers = text.ids(prompts), layers
-        concepts = [text.tokenizer(placeholder, add_special_tokens=False).input_ids for placeholder in placeholders]
-        self._never = [*text.special, *(index for ids in concepts for index in ids)]
+        self._ids, self._layers = text.ids(prompts or [""]), layers
+        concepts = [index for one in placeholders for index in _placeholder_ids(text.tokenizer, one)]
+        if not torch.isin(self._ids, torch.tensor(concepts)).any():
+            raise ConceptError(f"the MLM loss needs context-rich prompts with {' or '.join(placeholders)}.")
+        self._never = [*text.special, *concepts]
 
     def batch(self, seed: int, step: int, slots: range, mask_rate: float) -> dict[str, Tensor]:
         """rich_ids (B, n), masked (B, n) bool, layers (B,)."""
@@ -101,7 +102,24 @@ def subject_examples(backbone: Backbone, subjects: Sequence[ConceptSubject]) -> 
     Raises:
         ModelError: A picture or a caption cannot be used.
     """
-    return DiffusionExamples(backbone, [(one.pictures, picture_prompts(one)) for one in subjects], "")
+    groups = [(one.pictures, picture_prompts(one)) for one in subjects]
+    for subject, (_, prompts) in zip(subjects, groups, strict=True):
+        for prompt in dict.fromkeys(prompt for listed in prompts for prompt in listed):
+            _check_length(backbone, prompt, subject)
+    return DiffusionExamples(backbone, groups, "")
+
+
+def _check_length(backbone: Backbone, prompt: str, subject: ConceptSubject) -> None:
+    for tokenizer, ids in zip(backbone.tokenizers, backbone.token_ids([prompt]), strict=True):
+        if not set(_placeholder_ids(tokenizer, subject.placeholder)) <= set(ids[0].tolist()):
+            raise ConceptError(
+                f"the prompt {prompt!r} of the subject {subject.name} is longer than the {ids.shape[1]} tokens that "
+                f"the text encoder reads, and {subject.placeholder!r} is cut off: shorten the caption."
+            )
+
+
+def _placeholder_ids(tokenizer: Any, placeholder: str) -> list[int]:
+    return list(tokenizer(placeholder, add_special_tokens=False).input_ids)
 
 
 def class_examples(backbone: Backbone, subjects: Sequence[ConceptSubject]) -> DiffusionExamples:

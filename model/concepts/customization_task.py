@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from model.concepts.customization_examples import (
 from model.concepts.customization_loss import CustomizationModule
 from model.concepts.customization_settings import WITH_PRIOR, ConceptSubject, CustomizationSettings
 from model.concepts.folder import write_concept
+from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
 from model.pipeline import RealCustomPipeline
+from model.training.adapter_previews import column
 from model.training.precision import halve_products
 
 
@@ -115,12 +118,15 @@ class CustomizationTask:
         here = folder / f"step-{step:06d}"
         self.export(module, here)
         if self.sample_prompts:
-            backbone = self._load().backbone
-            with torch.autocast(backbone.device.type, self.half, enabled=self.half is not None):
-                output = RealCustomPipeline(backbone)(
-                    list(self.sample_prompts), settings=self.sample_settings, seeds=self.seed
-                )
-            _row(output.images).save(here / "samples.png")
+            try:
+                column(self._paint()).save(here / "samples.png")
+            except GenerationError as error:  # such as NaN latents: the training may still recover
+                warnings.warn(f"no sample pictures of step {step}: {error}", stacklevel=2)
+
+    def _paint(self) -> list[Image.Image]:
+        backbone, prompts = self._load().backbone, list(self.sample_prompts)
+        with torch.autocast(backbone.device.type, self.half, enabled=self.half is not None):
+            return RealCustomPipeline(backbone)(prompts, settings=self.sample_settings, seeds=self.seed).images
 
     def _load(self) -> _Loaded:
         """The models and examples; loaded once in a process."""
@@ -132,14 +138,21 @@ class CustomizationTask:
                     halve_products(model, self.half)
             if self.gradient_checkpointing:
                 backbone.unet.enable_gradient_checkpointing()
-            module = CustomizationModule(backbone, self.subjects, self.settings, self.seed, self._load_psi())
+            psi = self._load_psi(backbone)
+            module = CustomizationModule(backbone, self.subjects, self.settings, self.seed, psi)
             self._loaded = self._with_examples(backbone, module)
         return self._loaded
 
-    def _load_psi(self) -> Contextualizer | None:
+    def _load_psi(self, backbone: Backbone) -> Contextualizer | None:
         if not self.settings.mlm:
             return None
-        return Contextualizer.from_pretrained(self.contextualizer).to(self.device).eval().requires_grad_(False)
+        psi = Contextualizer.from_pretrained(self.contextualizer).to(self.device).eval().requires_grad_(False)
+        table = backbone.text_encoders[0].get_input_embeddings().weight
+        if (psi.config["vocabulary"], psi.config["width"]) != tuple(table.shape):
+            raise ConceptError(
+                f"the contextualizer {self.contextualizer} was trained for another text encoder than the backbone's."
+            )
+        return psi
 
     def _with_examples(self, backbone: Backbone, module: CustomizationModule) -> _Loaded:
         settings, placeholders = self.settings, [subject.placeholder for subject in self.subjects]
@@ -157,16 +170,9 @@ class CustomizationTask:
             raise ConceptError("the MLM loss needs a contextualizer.")
         if len(self.subjects) > 1 and settings.method != "custom_diffusion":
             raise ConceptError(f"{settings.method} learns one subject, not {len(self.subjects)}: use custom_diffusion.")
+        if len({subject.placeholder.casefold() for subject in self.subjects}) < len(self.subjects):
+            raise ConceptError("two subjects have one placeholder: give each its own.")
         if settings.prompts == "ico" and any(subject.captions is not None for subject in self.subjects):
             raise ConceptError("ICO learns its prompts and uses no captions.")
         if settings.prior_weight and settings.method not in WITH_PRIOR:
             raise ConceptError(f"{settings.method} leaves the class word as it is and needs no class pictures.")
-
-
-def _row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side."""
-    width, height = pictures[0].size
-    canvas = Image.new("RGB", (width * len(pictures), height))
-    for number, picture in enumerate(pictures):
-        canvas.paste(picture, (number * width, 0))
-    return canvas

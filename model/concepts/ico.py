@@ -44,7 +44,7 @@ class ContextPrompt:
     """The prompt of Eq. 2 in a tokenizer's ids.
 
     Attributes:
-        ids: (n,), the contexts' initial words in their places, which keep them for the encoder's causal mask.
+        ids: (n,), with the initial words of the contexts.
         before: M.
         concept: S, or the number of tokens of a placeholder that is a word.
         after: L.
@@ -103,7 +103,7 @@ class ImageSpecificContexts(nn.Module):
         positions = embeddings.position_embedding.weight.detach().float()
         table = embeddings.token_embedding.weight.detach().float()
         self.register_buffer("ids", torch.stack([prompt.ids for prompt in prompts]), False)
-        self.register_buffer("_places", torch.tensor([prompt.places for prompt in prompts]), False)
+        self.register_buffer("_places", torch.tensor([prompt.places for prompt in prompts], dtype=torch.long), False)
         shift = positions.new_zeros(len(prompts), *positions.shape)
         starts = []
         for row, prompt in zip(shift, prompts, strict=True):

@@ -83,12 +83,12 @@ class TokenVectors(nn.Module):
         row_of = torch.full((table.num_embeddings,), -1, device=table.weight.device)
         row_of[torch.tensor(ids, device=row_of.device)] = torch.arange(len(ids), device=row_of.device)
 
-        def replace(_: nn.Module, args: tuple[Tensor], embedded: Tensor) -> Tensor:
+        def put_in(_: nn.Module, args: tuple[Tensor], embedded: Tensor) -> Tensor:
             rows = token_rows(self.tokens(), number, self._layers)
             index = row_of[args[0]]
             return torch.where((index >= 0)[..., None], rows[index.clamp(min=0)].to(embedded.dtype), embedded)
 
-        table.register_forward_hook(replace)
+        table.register_forward_hook(put_in)
 
 
 class CrossAttentionWeights(nn.Module):

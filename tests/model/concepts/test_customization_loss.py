@@ -17,6 +17,7 @@ from model.training.diffusion_loss import diffusion_target
 from tests.support.customization import METHODS, make_task, train, write_contextualizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "method"), [*(("sd", method) for method in METHODS if method != "several_vectors"), ("sdxl", "xti")]
 )

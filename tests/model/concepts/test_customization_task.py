@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.backbone import Backbone, load_backbone
 from model.concepts.concept import ConceptError
+from model.concepts.contextualizer import Contextualizer
 from model.concepts.customization_loss import CustomizationModule
 from model.concepts.customization_settings import WITH_PRIOR
 from model.concepts.customization_task import CustomizationTask
@@ -73,6 +74,7 @@ def stays(name: str, backbone: Backbone) -> bool:
     return name.endswith("k_proj.bias") or (backbone.family == "sdxl" and name.startswith(UNREAD))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_what_learns_and_what_is_loaded(method: str, folder: Path, contextualizer: Path, tmp_path: Path) -> None:
     """All other weights stay equal to the bit, and a loaded concept predicts as the trained module does."""
@@ -199,6 +201,16 @@ def test_a_word_that_the_tokenizer_does_not_know_gets_a_row(sd_folder: Path) -> 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no contextualizer": ({"method": "xti", "mlm": True}, {}, "MLM loss needs a contextualizer"),
     "two subjects": ({"method": "xti"}, {"subjects": (make_subject("[v]"), make_subject("[w]"))}, "learns one subject"),
+    "one placeholder twice": (
+        {"method": "custom_diffusion"},
+        {"subjects": (make_subject("[v]"), make_subject("[V]"))},
+        "two subjects have one placeholder",
+    ),
+    "a caption that is cut": (
+        {"method": "xti"},
+        {"subjects": (make_subject(captions=("a cat", "b " * 30 + "cat", "a cat")),)},
+        r"prompt 'b b .* cat' .* longer than the 24 tokens .* '\[v\]' is cut off",
+    ),
     "class pictures": ({"method": "xti", "prior_weight": 1.0}, {}, "needs no class pictures"),
     "no class pictures": (
         {"method": "dreambooth", "prior_weight": 1.0},
@@ -247,3 +259,27 @@ def test_refused(settings: dict[str, Any], changes: dict[str, Any], message: str
     task: CustomizationTask = dataclasses.replace(make_task(sd_folder, **settings), **changes)
     with pytest.raises(ModelError, match=message):
         task.module()
+
+
+@pytest.mark.parametrize("prompts", [(), ("a cat in b",), ("b " * 30 + "[v] cat",)], ids=["none", "unnamed", "cut"])
+def test_rich_prompts_name_the_subject(prompts: tuple[str, ...], sd_folder: Path, tmp_path: Path) -> None:
+    task = make_task(sd_folder, write_contextualizer(sd_folder, tmp_path), method="xti")
+    with pytest.raises(ConceptError, match=r"needs context-rich prompts with \[v\]"):
+        dataclasses.replace(task, rich_prompts=prompts).module()
+
+
+def test_a_contextualizer_of_another_text_encoder(sd_folder: Path, tmp_path: Path) -> None:
+    Contextualizer(8, 500, num_layers=1, num_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(ConceptError, match="trained for another text encoder"):
+        make_task(sd_folder, tmp_path, method="xti").module()
+
+
+def test_samples_that_cannot_be_painted_do_not_end_the_training(sd_folder: Path, tmp_path: Path) -> None:
+    settings = InferenceSettings(steps=2, mask_steps=1)
+    task = dataclasses.replace(make_task(sd_folder, method="xti"), sample_prompts=("[v]",), sample_settings=settings)
+    module = task.module()
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.fill_(torch.nan)
+    with pytest.warns(UserWarning, match="no sample pictures of step 3"):
+        task.sample(module, 3, tmp_path)
