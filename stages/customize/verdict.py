@@ -13,9 +13,9 @@ import numpy as np
 
 from model.scoring.metrics import Interval, bootstrap_interval
 
-#: A class word whose pictures gain more than this share of what the concept's pictures gain has become the subject.
-#: Below it, a rise that the interval separates from 0 is still small: whatever changes weights changes class pictures.
-LARGEST_DRIFT = 0.25
+#: The share of the concept's gain in similarity that pictures of the class word may gain too: above one half they are
+#: nearer to the concept's pictures than to what they were. Whatever changes weights changes them a little.
+LARGEST_DRIFT = 0.5
 #: The share of its prompt fidelity that the class word may lose.
 LARGEST_LOSS = 0.1
 
