@@ -34,7 +34,9 @@ METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     },
     "custom_diffusion": {
         "customize.vectors": 1,
-        "customize.trainer.learning_rate": 1e-3,
+        "customize.steps": 100,
+        "customize.sample_every": 50,
+        "customize.trainer.learning_rate": 3e-4,
         "customize.prior_weight": 1.0,
     },
 }
