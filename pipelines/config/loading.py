@@ -161,7 +161,7 @@ def _flatten(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _parse_text(key: Key, text: str) -> Any:
-    """The value that a user typed. Text stays text: `customize.word=7` is "7" and `prompts.model=on` is "on"."""
+    """The value that a user typed. Text stays text: `register.model_name=7` is "7" and `prompts.model=on` is "on"."""
     try:
         value = value_of(text, key.type)
     except (yaml.YAMLError, RecursionError) as error:
