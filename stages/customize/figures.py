@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +15,8 @@ from stages.customize.scores import Scored
 
 _SHOWN = 4  # pictures of a row
 _SIDE, _GAP, _LABEL = 128, 4, 120
+#: Of the axes of scores: differences that are much smaller say nothing.
+_LEAST_RANGE = 0.1
 
 
 def draw_samples(concepts: Sequence[LearnedConcept], file: Path) -> None:
@@ -73,8 +76,16 @@ def plot_trade_off(scores: Mapping[str, Scored], file: Path) -> None:
         axes.plot(fidelity, similarity, marker="o", markersize=4, linewidth=1, label=name)
         for step, (x, y) in zip([0, *sorted(scored.checkpoints)], zip(fidelity, similarity, strict=True), strict=True):
             axes.annotate(str(step), (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    _widen(axes)
     axes.set(xlabel="prompt fidelity", ylabel="subject similarity", title="Over the steps; 0 is the class word alone")
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
         axes.legend(fontsize="x-small")
     figure.savefig(file, dpi=100)
+
+
+def _widen(axes: Any) -> None:
+    """Show at least `_LEAST_RANGE` of both scores."""
+    for limits, set_limits in ((axes.get_xlim(), axes.set_xlim), (axes.get_ylim(), axes.set_ylim)):
+        middle, half = sum(limits) / 2, max(limits[1] - limits[0], _LEAST_RANGE) / 2
+        set_limits(middle - half, middle + half)
