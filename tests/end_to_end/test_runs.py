@@ -51,7 +51,7 @@ def test_every_stage_is_committed_and_recorded(finished: tuple[Path, str]) -> No
     assert set(STAGES) < set(runs)
     assert set(runs.values()) == {"FINISHED"}
     assert any("loss" in key for key in curves)
-    assert models == [("realword-micro",)]
+    assert ("realword-micro",) in models  # a concept beside it, if so short a training has taught one
 
 
 def test_a_run_writes_known_files_and_folders_only(finished: tuple[Path, str]) -> None:
