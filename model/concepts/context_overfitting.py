@@ -36,7 +36,7 @@ def context_similarity(states: Tensor, plain: Tensor, context: Tensor) -> Tensor
 
     Args:
         states: (B, n, c) of the prompts with the concept.
-        plain: (B, n, c) of the prompts with something else in its place, token by token.
+        plain: (B, n, c) of the prompts without it; the same words at the same places.
         context: (B, n) bool.
     """
     return _mean(F.cosine_similarity(states, plain, dim=-1), context)

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.backbone import load_backbone
+from model.concepts.concept import Concept, ConceptToken
+from model.concepts.folder import write_concept
+from model.micro_sd.weights import WEIGHTS_FOLDER
+from tests.benchmarks.context_overfitting import MEASURES, context_of, context_words, encode, measure, prompts_of, table
+
+
+def test_context_tokens_are_the_words_for_places() -> None:
+    backbone = load_backbone(str(WEIGHTS_FOLDER))
+    prompts = [prompt.format("mug") for prompt in prompts_of(100)]
+    assert len(set(prompts)) == 100
+    encoded = encode(backbone, prompts)
+    words = [set(backbone.tokenizers[0].convert_ids_to_tokens(row)) for row in encoded.ids.tolist()]
+    marked = context_of(backbone, encoded.ids)
+    assert bool(marked.any(1).all())
+    for row, own in enumerate(words):
+        found = set(backbone.tokenizers[0].convert_ids_to_tokens(encoded.ids[row][marked[row]].tolist()))
+        assert found == own & context_words()
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_a_concept_that_is_the_class_word_leaves_the_context_as_it_is(vectors: int, tmp_path: Path) -> None:
+    """The same words stand before the context, moved by the concept's tokens; another concept changes it more."""
+    backbone = load_backbone(str(WEIGHTS_FOLDER))
+    row = backbone.tokenizers[0].convert_tokens_to_ids("mug")
+    table_of = backbone.text_encoders[0].get_input_embeddings().weight.detach()
+    same = table_of[row].repeat(vectors, 1)
+    noise = torch.randn(same.shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, embeddings in (("same", same), ("other", same + 8 * same.std() * noise)):
+        token = ConceptToken(placeholder="[v]", word="mug", subject="a mug", embeddings=(embeddings,))
+        write_concept(tmp_path / name, Concept(method="textual_inversion", backbone="micro", tokens=(token,)))
+        found[name] = measure(backbone, tmp_path / name, prompts_of(20))
+    assert 1 > found["same"]["sim_2"] > found["other"]["sim_2"] + 0.01
+    assert found["same"]["sim_1"] > found["other"]["sim_1"]
+    assert all(set(values) == set(MEASURES) for values in found.values())
+
+
+def test_the_table_has_a_line_for_each_arm_with_intervals_over_subjects() -> None:
+    subjects = {str(number): dict.fromkeys(MEASURES, number / 10) for number in range(5)}
+    lines = table({"plain": subjects, "mlm": subjects}).splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| plain | 0.200 (")
