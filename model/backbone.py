@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from model.backbone_layout import check_backbone_files
 from model.errors import BackboneError, GenerationError
 from model.pretrained import load_pretrained
+from model.training.precision import halve_products
 
 Family = Literal["sd", "sdxl"]
 #: The text encoders' classes, by the suffix of their folders.
@@ -160,6 +161,10 @@ class Backbone:
         """
         return token_positions(self.tokenizers[0], prompt, phrase)
 
+    def cut_off(self, prompt: str) -> str:
+        """The end of a prompt that a text encoder does not read; "" if they read all."""
+        return max((cut_off(tokenizer, prompt) for tokenizer in self.tokenizers), key=len)
+
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H / scale, W / scale).
@@ -199,16 +204,19 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     *,
+    half: torch.dtype | None = None,
     encoders_only: bool = False,
 ) -> Backbone:
     """Load a frozen base model in diffusers' layout; a part of which only a variant is there (fp16) from that.
 
-    A VAE that overflows in fp16, such as SDXL's, is loaded in fp32.
+    A VAE that overflows in fp16, such as SDXL's, is loaded in fp32. No more than one model is there in `dtype` when the
+    others are to be halved.
 
     Args:
         folder_or_hub_id: where the model is.
         dtype: of the weights.
         device: of the weights.
+        half: dtype of the linear and convolution layers of UNet and text encoders (`halve_products`); None: `dtype`.
         encoders_only: leave the UNet without weights, on the device "meta".
 
     Raises:
@@ -216,13 +224,15 @@ def load_backbone(
     """
     location = folder_or_hub_id
     check_backbone_files(location)
-    unet = _load_unet(location, dtype, with_weights=not encoders_only)
+    unet = _halved(_load_unet(location, dtype, with_weights=not encoders_only), half)
     vae = load_part(AutoencoderKL, location, "vae", torch_dtype=dtype)
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
     family = _family_of(unet.config)
     parts = _TEXT_PARTS[family]
-    encoders = [load_part(kind, location, f"text_encoder{suffix}", dtype=dtype) for suffix, kind in parts.items()]
+    encoders = [
+        _halved(load_part(kind, location, f"text_encoder{suffix}", dtype=dtype), half) for suffix, kind in parts.items()
+    ]
     for module in (unet, vae, *encoders):
         module.eval().requires_grad_(False)
     for module in (vae, *encoders) if encoders_only else (unet, vae, *encoders):
@@ -239,6 +249,12 @@ def load_backbone(
         family=family,
         zero_empty_prompt=family == "sdxl" and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def _halved(model: Any, half: torch.dtype | None) -> Any:
+    if half is not None:
+        halve_products(model, half)
+    return model
 
 
 def read_family(folder_or_hub_id: str | Path) -> Family:
@@ -337,6 +353,19 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
             f"the word {phrase!r} comes after the {tokenizer.model_max_length} tokens of the prompt that are used."
         )
     return positions
+
+
+def cut_off(tokenizer: Any, prompt: str) -> str:
+    """The end of a prompt that a text encoder does not read; "" if it reads all."""
+    prompt, length = _composed(prompt), tokenizer.model_max_length
+    encoded = tokenizer(prompt, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    if len(encoded.input_ids) <= length:
+        return ""
+    _, last = _special_tokens(tokenizer)
+    if tokenizer.is_fast:
+        (_, read), (start, _) = encoded["offset_mapping"][length - last - 1 : length - last + 1]
+        return prompt[min(read, start) :].strip()  # the start is within a concept's placeholder
+    return str(tokenizer.decode(encoded.input_ids[length - last : -last])).strip()
 
 
 def _composed(text: str) -> str:

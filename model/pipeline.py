@@ -48,6 +48,7 @@ class RealCustomOutput(BaseOutput):
     timings: dict[str, float]  # seconds: encode, guidance, generation, decode, total
     # With DCI, for each picture M_hat_a: downscale of a scale's grid -> (steps, G, G'), the mean over heads and layers.
     aggregation_masks: list[dict[int, Tensor]] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)  # for each picture the end of its prompt that is not read; ""
 
 
 class RealCustomPipeline:
@@ -191,6 +192,7 @@ class RealCustomPipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
         self._check(prompts, size, settings.steps)
+        cut_off = [self.backbone.cut_off(prompt) for prompt in prompts]
         self.scheduler.set_timesteps(settings.steps, device=self.backbone.device)
         noise, generators = self._noise(len(prompts), size, seeds, latents)
         auxiliary, guidance = None, None
@@ -215,7 +217,7 @@ class RealCustomPipeline:
         )
         generation.clock("encode", start)
         self._denoise(generation, generators, callback_on_step_end)
-        return self._output(generation, start)
+        return self._output(generation, cut_off, start)
 
     def _check(self, prompts: list[str], size: Grid, steps: int) -> None:
         if not prompts or not all(prompt.strip() for prompt in prompts):
@@ -315,7 +317,7 @@ class RealCustomPipeline:
         state = {"latents": generation.latents, "masks": masks}
         generation.latents = callback(self, step.number, step.timestep, state).get("latents", generation.latents)
 
-    def _output(self, generation: Generation, start: float) -> RealCustomOutput:
+    def _output(self, generation: Generation, cut_off: list[str], start: float) -> RealCustomOutput:
         """Decode the latents."""
         now = time.perf_counter()
         pictures = to_pictures(self.backbone.decode_latents(generation.latents) / 2 + 0.5)
@@ -325,4 +327,10 @@ class RealCustomPipeline:
         guidance, count = generation.guidance, len(pictures)
         masks = [[] for _ in range(count)] if guidance is None else guidance.masks_of_pictures(count)
         aggregation = [] if generation.auxiliary is None else generation.auxiliary.masks_of_pictures(count)
-        return RealCustomOutput(images=pictures, masks=masks, timings=generation.timings, aggregation_masks=aggregation)
+        return RealCustomOutput(
+            images=pictures,
+            masks=masks,
+            timings=generation.timings,
+            aggregation_masks=aggregation,
+            cut_off=cut_off,
+        )

@@ -21,10 +21,15 @@ _MASK_SIDE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRequest:
-    """A valid request: its picture is decoded, and its word is in its prompt."""
+    """A valid request: its picture is decoded, and its word is in its prompt.
+
+    Attributes:
+        cut_off: The end of the prompt, which the text encoder does not read; "" if it reads all.
+    """
 
     subject: Image.Image
     provenance: Provenance
+    cut_off: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,7 @@ class RequestPainter:
                 adapter=self.adapter,
                 settings=self._inference_settings(**options),
             ),
+            cut_off=self.pipeline.backbone.cut_off(prompt),
         )
 
     def _inference_settings(self, steps: int | None = None, **options: Any) -> InferenceSettings:

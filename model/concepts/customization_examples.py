@@ -19,7 +19,7 @@ from model.concepts.concept import ConceptError
 from model.concepts.contextualizer import FrozenText, draw_masked
 from model.concepts.customization_settings import ConceptSubject, CustomizationSettings
 from model.concepts.picture_latents import PictureLatents
-from model.concepts.training_prompts import class_prompts, picture_prompts
+from model.concepts.training_prompts import check_lengths, class_prompts, picture_prompts
 from model.seeding import generator_of
 
 #: The names of the ids of a prompt in a batch, for each text encoder.
@@ -102,20 +102,10 @@ def subject_examples(backbone: Backbone, subjects: Sequence[ConceptSubject]) -> 
     Raises:
         ModelError: A picture or a caption cannot be used.
     """
-    groups = [(one.pictures, picture_prompts(one)) for one in subjects]
-    for subject, (_, prompts) in zip(subjects, groups, strict=True):
-        for prompt in dict.fromkeys(prompt for listed in prompts for prompt in listed):
-            _check_length(backbone, prompt, subject)
-    return DiffusionExamples(backbone, groups, "")
-
-
-def _check_length(backbone: Backbone, prompt: str, subject: ConceptSubject) -> None:
-    for tokenizer, ids in zip(backbone.tokenizers, backbone.token_ids([prompt]), strict=True):
-        if not set(_placeholder_ids(tokenizer, subject.placeholder)) <= set(ids[0].tolist()):
-            raise ConceptError(
-                f"the prompt {prompt!r} of the subject {subject.name} is longer than the {ids.shape[1]} tokens that "
-                f"the text encoder reads, and {subject.placeholder!r} is cut off: shorten the caption."
-            )
+    for subject in subjects:
+        for tokenizer in backbone.tokenizers:
+            check_lengths(tokenizer, subject)
+    return DiffusionExamples(backbone, [(one.pictures, picture_prompts(one)) for one in subjects], "")
 
 
 def _placeholder_ids(tokenizer: Any, placeholder: str) -> list[int]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Literal
 
 Method = Literal["textual_inversion", "xti", "dreambooth", "custom_diffusion"]
 #: The methods whose class word may drift, so that pictures of it preserve it.
 WITH_PRIOR: tuple[Method, ...] = ("dreambooth", "custom_diffusion")
+
+
+def placeholder_key(placeholder: str) -> str:
+    """The same for all ways to write a placeholder that are found in a prompt alike: in any case and normal form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", placeholder).casefold())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,17 @@ from model.concepts.customization_examples import (
     subject_examples,
 )
 from model.concepts.customization_loss import CustomizationModule
-from model.concepts.customization_settings import WITH_PRIOR, ConceptSubject, CustomizationSettings
+from model.concepts.customization_settings import (
+    WITH_PRIOR,
+    ConceptSubject,
+    CustomizationSettings,
+    placeholder_key,
+)
 from model.concepts.folder import write_concept
 from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
 from model.pipeline import RealCustomPipeline
 from model.training.adapter_previews import column
-from model.training.precision import halve_products
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,7 @@ class CustomizationTask:
         """The models and examples; loaded once in a process."""
         if self._loaded is None:
             self._check()
-            backbone = load_backbone(self.backbone, device=self.device)
-            if self.half is not None:
-                for model in (backbone.unet, *backbone.text_encoders):
-                    halve_products(model, self.half)
+            backbone = load_backbone(self.backbone, device=self.device, half=self.half)
             if self.gradient_checkpointing:
                 backbone.unet.enable_gradient_checkpointing()
             psi = self._load_psi(backbone)
@@ -170,7 +171,7 @@ class CustomizationTask:
             raise ConceptError("the MLM loss needs a contextualizer.")
         if len(self.subjects) > 1 and settings.method != "custom_diffusion":
             raise ConceptError(f"{settings.method} learns one subject, not {len(self.subjects)}: use custom_diffusion.")
-        if len({subject.placeholder.casefold() for subject in self.subjects}) < len(self.subjects):
+        if len({placeholder_key(subject.placeholder) for subject in self.subjects}) < len(self.subjects):
             raise ConceptError("two subjects have one placeholder: give each its own.")
         if settings.prompts == "ico" and any(subject.captions is not None for subject in self.subjects):
             raise ConceptError("ICO learns its prompts and uses no captions.")

@@ -26,11 +26,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer as PeftLoraLayer
 from torch import Tensor, nn
 
-from model.concepts.concept import Concept, ConceptError, ConceptToken, LoraLayer
+from model.concepts.concept import Concept, ConceptToken, LoraLayer
 from model.concepts.customization_settings import ConceptSubject, CustomizationSettings
 from model.concepts.ico import detach_start_token
 from model.concepts.model_parts import ModelParts
-from model.concepts.placeholders import check_placeholder
+from model.concepts.subject_checks import check_words
 from model.concepts.token_rows import put_in_tokens, token_rows
 from model.seeding import seed_of
 
@@ -225,15 +225,11 @@ def _initial_vectors(
     tokenizer: Any, table: Tensor, subject: ConceptSubject, number: int, settings: CustomizationSettings
 ) -> Tensor:
     """(v, c); (0, c) if the placeholder is a word."""
+    check_words(tokenizer, subject.placeholder, subject.word, settings.method)
     word = _ids(tokenizer, subject.word)
-    if not word or tokenizer.unk_token_id in word:
-        raise ConceptError(
-            f"the class word {subject.word!r} is not in the text encoder's vocabulary; choose a common noun."
-        )
     if settings.method == "dreambooth":
         unknown = [index for index in _ids(tokenizer, subject.placeholder) if index == tokenizer.unk_token_id]
         return table[unknown[:1]]
-    check_placeholder(tokenizer, subject.placeholder)
     rare = settings.method == "custom_diffusion" or settings.prompts == "ico"
     if rare and len(table) > max(_RARE_TOKENS):
         start = -settings.vectors * (number + 1) % len(_RARE_TOKENS)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from model.concepts.concept import Concept, ConceptError, ConceptToken
+from model.concepts.customization_settings import placeholder_key
 from model.concepts.folder import read_concept
 from model.concepts.lora import add_lora, fits
 from model.concepts.model_parts import ModelParts
@@ -107,9 +108,9 @@ def _without_concepts(loaded: _Loaded, parts: ModelParts) -> Iterator[None]:
 def _check_names(concepts: Sequence[Concept]) -> None:
     seen: set[str] = set()
     for placeholder in (placeholder for concept in concepts for placeholder in concept.placeholders):
-        if placeholder.casefold() in seen:
+        if placeholder_key(placeholder) in seen:
             raise ConceptError(f"two concepts have the placeholder {placeholder!r}: load one of them at a time.")
-        seen.add(placeholder.casefold())
+        seen.add(placeholder_key(placeholder))
 
 
 def check_concept(parts: ModelParts, concept: Concept, name: str) -> None:

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers
 from torch import Tensor, nn
 
 from model.concepts.concept import ConceptError
+from model.concepts.customization_settings import placeholder_key
 
 #: Of letters and digits only: no normalizer changes it, and no placeholder is found within it.
 _VECTOR = "realwordconceptvector{:04d}"
@@ -34,8 +35,8 @@ def check_placeholder(tokenizer: Any, placeholder: str) -> None:
         raise ConceptError(
             f"the {type(tokenizer).__name__} cannot get the placeholder {placeholder!r}: a fast one can."
         )
-    ids = tokenizer(placeholder, add_special_tokens=False).input_ids
-    if len(ids) == 1 and tokenizer.decode(ids).strip().casefold() == placeholder.casefold():
+    ids = tokenizer(unicodedata.normalize("NFC", placeholder), add_special_tokens=False).input_ids
+    if len(ids) == 1 and placeholder_key(tokenizer.decode(ids).strip()) == placeholder_key(placeholder):
         raise ConceptError(f"the placeholder {placeholder!r} is a token already; choose another.")
 
 

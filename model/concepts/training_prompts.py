@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Any
 
+from model.backbone import cut_off
 from model.concepts.concept import ConceptError
 from model.concepts.customization_settings import ConceptSubject
 
@@ -28,6 +30,39 @@ def picture_prompts(subject: ConceptSubject) -> list[list[str]]:
             "one for each is needed."
         )
     return [[_with_placeholder(caption, subject)] for caption in subject.captions]
+
+
+def check_lengths(tokenizer: Any, subject: ConceptSubject) -> list[str]:
+    """Sentences on the prompts of a subject's pictures whose end the text encoder does not read.
+
+    Args:
+        tokenizer: Knows the placeholder.
+        subject: With its captions.
+
+    Raises:
+        ConceptError: The placeholder is in the end that is not read; see also `picture_prompts`.
+    """
+    found = []
+    for prompt in dict.fromkeys(prompt for listed in picture_prompts(subject) for prompt in listed):
+        if not (end := cut_off(tokenizer, prompt)):
+            continue
+        if not reads_placeholder(tokenizer, prompt, subject.placeholder):
+            raise ConceptError(
+                f"the prompt {prompt!r} of the subject {subject.name} is longer than the {tokenizer.model_max_length} "
+                f"tokens that the text encoder reads, and {subject.placeholder!r} is cut off: shorten the caption, or "
+                "take fewer vectors."
+            )
+        found.append(
+            f"the text encoder does not read the end of the prompt {prompt!r} of the subject {subject.name}: {end!r}"
+        )
+    return found
+
+
+def reads_placeholder(tokenizer: Any, prompt: str, placeholder: str) -> bool:
+    """Whether all tokens of a placeholder are in the part of a prompt that the text encoder reads."""
+    needed = tokenizer(placeholder, add_special_tokens=False).input_ids
+    read = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return set(needed) <= set(read)
 
 
 def _with_placeholder(caption: str, subject: ConceptSubject) -> str:

@@ -90,9 +90,12 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     with store.writable():
         model = shipped_model(store) if shipped else model_of_run(config, store)
-        files = generate_picture(model, config, request, arguments.out or store.folder / "generated")
-    print(f"Painted with {model.description}.", file=sys.stderr)  # not among the paths, which other programs read
-    for file in files:
+        made = generate_picture(model, config, request, arguments.out or store.folder / "generated")
+    # Not among the paths, which other programs read.
+    if made.cut_off:
+        print(f"warning: the text encoder does not read the end of the prompt: {made.cut_off!r}", file=sys.stderr)
+    print(f"Painted with {model.description}.", file=sys.stderr)
+    for file in made.files:
         print(file)
 
 

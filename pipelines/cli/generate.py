@@ -43,12 +43,24 @@ class Request:
     steps: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """The files of a request: a picture and its mask for each subject.
+
+    Attributes:
+        cut_off: The end of the prompt, which the text encoder does not read; "" if it reads all.
+    """
+
+    files: list[Path]
+    cut_off: str
+
+
 _MAX_TITLE_CHARACTERS = 80
 _MAX_TITLE_BYTES = 160  # file systems allow names of 255 bytes
 
 
-def generate_picture(model: PaintingModel, config: Config, request: Request, folder: Path) -> list[Path]:
-    """Paint the request; the files written into `folder`: a picture and its mask for each subject.
+def generate_picture(model: PaintingModel, config: Config, request: Request, folder: Path) -> Generated:
+    """Paint the request, and write the files into `folder`.
 
     Raises:
         PipelineError: A file is no picture or part of no model, a word is not in the prompt, the folder cannot be
@@ -84,7 +96,7 @@ def generate_picture(model: PaintingModel, config: Config, request: Request, fol
         for number, (word, file) in enumerate(zip(words, files, strict=True))
     ]
     with _folder_errors(folder):
-        return _write(painted, made, folder)
+        return Generated(files=_write(painted, made, folder), cut_off=painted.cut_off[0])
 
 
 def _read(path: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class ClassJob:
     settings: InferenceSettings
 
 
-def class_pictures(context: StageContext) -> dict[str, tuple[bytes, ...]]:
+def class_pictures(words: Iterable[str], context: StageContext) -> dict[str, tuple[bytes, ...]]:
     """For each class word `customize.prior_pictures` PNGs, squares of the backbone's resolution; none without a prior.
 
     Painted ones are kept in the scratch folder: an interrupted stage paints the missing ones only.
@@ -44,11 +44,11 @@ def class_pictures(context: StageContext) -> dict[str, tuple[bytes, ...]]:
     """
     config = context.config.customize
     if not config.prior_weight:
-        return dict.fromkeys(config.words, ())
+        return dict.fromkeys(words, ())
     if config.prior_folder is not None:
         pictures = _from_folder(Path(config.prior_folder), config.prior_pictures, context)
-        return dict.fromkeys(config.words, pictures)
-    return {word: _painted(word, context) for word in dict.fromkeys(config.words)}
+        return dict.fromkeys(words, pictures)
+    return {word: _painted(word, context) for word in dict.fromkeys(words)}
 
 
 def _painted(word: str, context: StageContext) -> tuple[bytes, ...]:

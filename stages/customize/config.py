@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import StringConstraints, model_validator
 from pydantic.dataclasses import dataclass
 
-from model.concepts.customization_settings import WITH_PRIOR, Method
+from model.concepts.customization_settings import WITH_PRIOR, Method, placeholder_key
 from model.guidance.settings import InferenceSettings
 from model.settings import STRICT, NonNegativeFloat, PositiveInt, Share, Text, Words
 from stages.settings import LocalPath, Operation
@@ -142,11 +142,11 @@ class CustomizeConfig:
     @model_validator(mode="after")
     def _placeholders_are_new(self) -> CustomizeConfig:
         names = self.placeholder_names
-        twice = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
+        twice = [name for name, count in Counter(map(placeholder_key, names)).items() if count > 1]
         if twice:
             raise ValueError(f"two subjects have the placeholder {twice[0]!r}: set placeholders to different ones")
-        taken = {part.casefold() for word in self.words for part in (word, *word.split())}
-        wrong = next((name for name in names if name.casefold() in taken), None)
+        taken = {placeholder_key(part) for word in self.words for part in (word, *word.split())}
+        wrong = next((name for name in names if placeholder_key(name) in taken), None)
         if wrong is not None:
             raise ValueError(f"the placeholder {wrong!r} is a class word: set placeholders to new words, such as [v]")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,12 @@ from typing import Any
 import ray
 from PIL import Image
 
-from model.concepts.customization_settings import ConceptSubject, CustomizationSettings
+from model.concepts.customization_settings import ConceptSubject
 from model.concepts.customization_task import CustomizationTask
-from model.concepts.training_prompts import picture_prompts
-from model.pictures.decoding import to_png
 from model.training.precision import HALVES
 from stages.contract import StageContext
-from stages.customize.rich_prompts import rich_prompts
+from stages.customize.preparation import PreparedSubject, customization_settings
 from stages.customize.scores import Scored, ScoringJob, score_concept
-from stages.customize.subjects import Subject, read_captions, read_pictures
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.training.trainer import Curves, fit
 
@@ -48,21 +46,21 @@ def stop_request(scratch: Path) -> Path:
 
 
 def learn_concept(
-    subjects: Sequence[Subject], class_pictures: Mapping[str, tuple[bytes, ...]], context: StageContext
+    prepared: Sequence[PreparedSubject], of_classes: Mapping[str, tuple[bytes, ...]], context: StageContext
 ) -> LearnedConcept:
     """Train a concept and score it. Its checkpoints are in `context.scratch`, from which an interrupted one goes on.
 
     Args:
-        subjects: One, or several that are learned together.
-        class_pictures: For prior preservation, by class word.
+        prepared: One subject, or several that are learned together.
+        of_classes: Pictures of each class word for prior preservation.
         context: With a scratch folder and a reporter of the concept's own.
 
     Raises:
-        StageError: A subject's pictures, captions or placeholder cannot be used; see also `fit`.
+        StageError: See `fit`; or a model cannot be loaded.
     """
     config = context.config.customize
     with model_errors_as_stage_errors():
-        task = _task(subjects, class_pictures, context)
+        task = _task(prepared, of_classes, context)
         weights, curves = fit(
             task,
             steps=config.steps,
@@ -78,60 +76,22 @@ def learn_concept(
 
 
 def _task(
-    subjects: Sequence[Subject], class_pictures: Mapping[str, tuple[bytes, ...]], context: StageContext
+    prepared: Sequence[PreparedSubject], of_classes: Mapping[str, tuple[bytes, ...]], context: StageContext
 ) -> CustomizationTask:
     config = context.config.customize
-    rich: list[str] = []
-    if config.mlm:
-        rich = [prompt for subject in subjects for prompt in rich_prompts(context.inputs["prompts"], subject)]
+    subjects = [one.subject for one in prepared]
     return CustomizationTask(
         backbone=backbone_location(context.config.backbone, context.inputs),
-        subjects=tuple(_concept_subject(subject, class_pictures[subject.word], context) for subject in subjects),
-        settings=customization_settings(context),
+        subjects=tuple(dataclasses.replace(one, class_pictures=of_classes[one.word]) for one in subjects),
+        settings=customization_settings(context.config),
         contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()) if config.mlm else None,
-        rich_prompts=tuple(rich),
+        rich_prompts=tuple(prompt for one in prepared for prompt in one.rich_prompts),
         seed=context.config.run.seed,
         device="cuda" if config.trainer.use_gpu else "cpu",
         half=HALVES.get(config.trainer.precision),
         gradient_checkpointing=config.gradient_checkpointing,
         sample_every=config.sample_every,
     )
-
-
-def customization_settings(context: StageContext) -> CustomizationSettings:
-    """What the configuration says of the method."""
-    config = context.config.customize
-    return CustomizationSettings(
-        method=config.method,
-        full=config.full,
-        vectors=config.vectors,
-        lora_rank=config.lora_rank,
-        prompts="ico" if config.prompts == "ico" else "fixed",
-        context_before=config.context_before,
-        context_after=config.context_after,
-        mlm=config.mlm,
-        mlm_weight=config.mlm_weight,
-        mask_rate=config.mask_rate,
-        prior_weight=config.prior_weight,
-        batch_size=config.batch_size,
-        flip=config.flip,
-        crop=config.crop,
-    )
-
-
-def _concept_subject(subject: Subject, of_class: tuple[bytes, ...], context: StageContext) -> ConceptSubject:
-    config = context.config.customize
-    pictures = read_pictures(subject, context.config.backbone.resolution, context.report)
-    found = ConceptSubject(
-        name=subject.name,
-        word=subject.word,
-        placeholder=subject.placeholder,
-        pictures=tuple(to_png(picture) for picture in pictures.values()),
-        captions=read_captions(list(pictures), subject) if config.prompts == "captions" else None,
-        class_pictures=of_class,
-    )
-    picture_prompts(found)  # checks the captions before anything is trained
-    return found
 
 
 def _score(

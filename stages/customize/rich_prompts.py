@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from model.concepts.customization_settings import ConceptSubject
 from prompts.schema import PLACEHOLDER
-from stages.customize.subjects import Subject
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS
 
 
-def rich_prompts(folder: Path, subject: Subject) -> list[str]:
+def rich_prompts(folder: Path, subject: ConceptSubject) -> list[str]:
     """The prompts for a subject, with its placeholder.
 
     A set tailored to its class word comes first (Sec. 5.3), then the word's rich set; without either, the rich sets of

@@ -13,17 +13,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.backbone import load_tokenizer
-from model.concepts.placeholders import check_placeholder
 from stages.contract import StageContext, StageError, StageResult
 from stages.customize.class_pictures import class_pictures
 from stages.customize.config import CustomizeConfig
 from stages.customize.entries import concept_entry, mean_scores, scored_subjects, write_concept_folders
 from stages.customize.figures import draw_samples, plot_losses, plot_trade_off
 from stages.customize.learning import LearnedConcept, learn_concept, stop_request
+from stages.customize.preparation import PreparedSubject, prepare_subjects
 from stages.customize.side_by_side import Board, run_side_by_side
 from stages.customize.subjects import Subject, find_subjects
-from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.ray_tools.cluster import cluster_cores
 
 #: The name of the concept that all subjects are learned in together.
@@ -34,9 +32,9 @@ def run(context: StageContext) -> StageResult:
     """Learn every concept, score it and say whether it has learned."""
     config = context.config.customize
     subjects = find_subjects(config, context.inputs, context.report)
-    _check_placeholders(subjects, context)
+    prepared = prepare_subjects(subjects, context)
     groups = {_JOINT: subjects} if config.joint else {subject.name: [subject] for subject in subjects}
-    outcomes = _learn_all(groups, context)
+    outcomes = _learn_all(groups, prepared, context)
     learned = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, LearnedConcept)}
     failed = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Exception)}
     if not learned:
@@ -50,20 +48,14 @@ def run(context: StageContext) -> StageResult:
     return StageResult(metrics=mean_scores(entries), notes=_notes(entries, failed))
 
 
-def _check_placeholders(subjects: Sequence[Subject], context: StageContext) -> None:
-    """Before anything is painted or trained. DreamBooth's placeholder is an ordinary word of the tokenizer."""
-    if context.config.customize.method == "dreambooth":
-        return
-    with model_errors_as_stage_errors():
-        tokenizer = load_tokenizer(backbone_location(context.config.backbone, context.inputs))
-        for subject in subjects:
-            check_placeholder(tokenizer, subject.placeholder)
-
-
-def _learn_all(groups: Mapping[str, Sequence[Subject]], context: StageContext) -> dict[str, LearnedConcept | Exception]:
+def _learn_all(
+    groups: Mapping[str, Sequence[Subject]], prepared: Mapping[str, PreparedSubject | StageError], context: StageContext
+) -> dict[str, LearnedConcept | Exception]:
     """The concept of each group of subjects, or why it was not learned."""
     config = context.config.customize
-    of_classes = class_pictures(context)
+    of_classes = class_pictures(
+        [one.subject.word for one in prepared.values() if isinstance(one, PreparedSubject)], context
+    )
     at_once = min(len(groups), _at_once(config))
     cores = max(1, (context.config.run.cpus or cluster_cores()) // at_once)
     own_config = dataclasses.replace(context.config, run=dataclasses.replace(context.config.run, cpus=cores))
@@ -75,7 +67,7 @@ def _learn_all(groups: Mapping[str, Sequence[Subject]], context: StageContext) -
         scratch[name].mkdir(parents=True, exist_ok=True)
         own = dataclasses.replace(context, config=own_config, scratch=scratch[name], report=report)
         try:
-            concept = learn_concept(groups[name], of_classes, own)
+            concept = learn_concept(_usable(groups[name], prepared), of_classes, own)
         except Exception as error:
             report.end_run({}, _sentence(error))
             raise
@@ -84,6 +76,20 @@ def _learn_all(groups: Mapping[str, Sequence[Subject]], context: StageContext) -
 
     requests = {name: stop_request(folder) for name, folder in scratch.items()}
     return run_side_by_side(list(groups), learn, at_once, requests)
+
+
+def _usable(subjects: Sequence[Subject], prepared: Mapping[str, PreparedSubject | StageError]) -> list[PreparedSubject]:
+    """The prepared subjects of a concept.
+
+    Raises:
+        StageError: One cannot be learned.
+    """
+    found = []
+    for one in (prepared[subject.name] for subject in subjects):
+        if isinstance(one, StageError):
+            raise one
+        found.append(one)
+    return found
 
 
 def _at_once(config: CustomizeConfig) -> int:

@@ -31,9 +31,18 @@ class Case:
     """One picture to paint in every arm."""
 
     subject: Subject
-    prompt: str
+    template: str  # with {word}
     seed: int
     background: str | None  # the microworld's background that the prompt names
+
+    @property
+    def prompt(self) -> str:
+        """With the class word."""
+        return self.prompt_of(self.subject.word)
+
+    def prompt_of(self, name: str) -> str:
+        """With a name of the subject where the template has {word}."""
+        return self.template.replace("{word}", name)
 
 
 def load_subjects(folder: Path, count: int | None) -> list[Subject]:
@@ -117,8 +126,8 @@ def make_cases(subjects: Sequence[Subject], config: EvaluateConfig, seed: int) -
         for turn in range(config.prompts_per_subject):
             index = number * config.prompts_per_subject + turn
             template = templates[index % len(templates)]
-            prompt, background = template.replace("{word}", subject.word), background_of(template)
-            cases.append(Case(subject=subject, prompt=prompt, seed=seed + index, background=background))
+            background = background_of(template)
+            cases.append(Case(subject=subject, template=template, seed=seed + index, background=background))
     return cases
 
 

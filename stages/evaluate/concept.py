@@ -81,8 +81,7 @@ def _can_be_read(picture: Path) -> bool:
 
 
 def concept_cases(concept: Concept, config: Config) -> tuple[list[Case], list[str]]:
-    """The concept's cases, and their prompts with the placeholder before the class word."""
+    """The concept's cases, and their prompts with the placeholder before the class word that stands for the subject."""
     settings = dataclasses.replace(config.evaluate, prompts_per_subject=_PICTURES)
     cases = make_cases([concept.subject], settings, config.run.seed)
-    word = concept.subject.word
-    return cases, [case.prompt.replace(word, f"{concept.placeholder} {word}", 1) for case in cases]
+    return cases, [case.prompt_of(f"{concept.placeholder} {concept.subject.word}") for case in cases]

@@ -73,13 +73,16 @@ class Front:
     async def generate(self, request: Request, mask: bool = False) -> Response:
         """A multipart form in, a PNG out: the picture, or its mask with `?mask=1`.
 
-        With `Accept: application/json` both, in base64.
+        With `Accept: application/json` both, in base64. A prompt that is too long is painted as far as it is read; the
+        JSON's `warning` or the header `X-Warning` says what was cut off.
         """
         answer = await self._paint(await read_form(request, self.settings))
         if "application/json" in request.headers.get("accept", "").lower():
             pictures = {"picture": answer.picture, "mask": answer.mask}
-            return JSONResponse({name: base64.b64encode(png).decode() for name, png in pictures.items()})
-        return Response(answer.mask if mask else answer.picture, media_type="image/png")
+            encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items()}
+            return JSONResponse(encoded | ({"warning": answer.warning} if answer.warning else {}))
+        headers = {"X-Warning": ascii(answer.warning)[1:-1]} if answer.warning else {}
+        return Response(answer.mask if mask else answer.picture, headers=headers, media_type="image/png")
 
     async def _paint(self, fields: dict[str, Any]) -> Answer:
         seconds = self.settings.timeout_seconds

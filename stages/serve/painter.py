@@ -18,11 +18,12 @@ _BATCH_WAIT_SECONDS = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is wrong with a request, or its picture and mask as PNG."""
+    """What is wrong with a request, or its picture and mask as PNG, and what was not done as asked."""
 
     error: str = ""
     picture: bytes = b""
     mask: bytes = b""
+    warning: str = ""
 
 
 @serve.deployment
@@ -49,7 +50,9 @@ class Painter:
         except ValueError as error:
             return Answer(error=str(error))
         picture, mask = await self.paint_batch(request)
-        return Answer(picture=picture, mask=mask)
+        cut_off = getattr(request, "cut_off", "")  # the code of models that were registered before has none
+        warning = f"The text encoder does not read the end of the prompt: {cut_off!r}." if cut_off else ""
+        return Answer(picture=picture, mask=mask, warning=warning)
 
     @serve.batch(batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
     async def paint_batch(self, requests: list[Any]) -> list[tuple[bytes, bytes]]:

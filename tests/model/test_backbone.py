@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.backbone import Backbone, load_backbone, token_positions
+from model.backbone import Backbone, cut_off, load_backbone, token_positions
 from model.errors import BackboneError, GenerationError
 from tests.support.tiny_models import RESOLUTION, build_clip_tokenizer
 
@@ -49,6 +49,16 @@ def tokens_at(prompt: str, positions: list[int]) -> str:
 def test_token_positions(prompt: str, phrase: str, expected: list[int]) -> None:
     assert token_positions(TOKENIZER, prompt, phrase) == expected
     assert token_positions(CountingTokenizer(), prompt, phrase) == expected
+
+
+@given(st.lists(st.text("abcint", min_size=1, max_size=3), max_size=30))
+def test_what_is_read_and_what_is_cut_off_are_the_prompt(words: list[str]) -> None:
+    prompt = " ".join(words)
+    end = cut_off(TOKENIZER, prompt)
+    assert prompt.endswith(end)
+    read = TOKENIZER(prompt[: len(prompt) - len(end)])["input_ids"]
+    assert (len(read) == TOKENIZER.model_max_length) if end else (len(read) <= TOKENIZER.model_max_length)
+    assert bool(end) == (len(TOKENIZER(prompt)["input_ids"]) > TOKENIZER.model_max_length)
 
 
 WORDS = st.lists(st.text("abcint", min_size=1, max_size=3), min_size=1, max_size=6)

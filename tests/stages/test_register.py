@@ -157,6 +157,10 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     (painting,) = model.predict(context, [request])
     assert Image.open(io.BytesIO(base64.b64decode(painting.picture))).size == (64, 64)
     prepared = model.prepare(base64.b64decode(request.subject), request.word, request.prompt)
+    assert prepared.cut_off == ""
+    assert model.prepare(base64.b64decode(request.subject), "mug", "a mug" + " snow" * 100).cut_off.endswith(
+        "snow snow"
+    )
     other = model.prepare(base64.b64decode(request.subject), request.word, request.prompt, seed=1, steps=3)
     same, different = model.paint([prepared, other])
     assert base64.b64encode(same[0]).decode() == painting.picture

@@ -181,6 +181,16 @@ def test_the_mask_and_both_pictures_can_be_requested(server: Server) -> None:
 
 
 @pytest.mark.slow
+def test_what_is_cut_off_of_a_prompt_is_said(server: Server) -> None:
+    prompt = "a mug in the snow" + " and 雪" * 100
+    answer = server.ask(prompt=prompt, steps=1)
+    assert answer.status_code == 200
+    assert r"does not read the end of the prompt: 'and \u96ea and" in answer.headers["X-Warning"]
+    both = server.ask(accept="application/json", prompt=prompt, steps=1).json()
+    assert both["warning"].endswith("and 雪 and 雪'.")
+
+
+@pytest.mark.slow
 def test_page_and_health(server: Server) -> None:
     page = requests.get(server.address, timeout=30).text
     assert "realword-micro version 1" in page

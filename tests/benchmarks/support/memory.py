@@ -19,12 +19,22 @@ def peak_extra_bytes(work: Callable[[], object], device: torch.device) -> int | 
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        reset_peak()
         before_or_none = _status("VmRSS")
     except OSError:
         before_or_none = None
     work()
-    return None if before_or_none is None else max(0, _status("VmHWM") - before_or_none)
+    return None if before_or_none is None else max(0, peak_bytes() - before_or_none)
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` count from now on; on Linux."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that the process held since `reset_peak` or its start; on Linux."""
+    return _status("VmHWM")
 
 
 def _status(name: str) -> int:

@@ -194,6 +194,10 @@ def replaced_token(concept: Concept, **changes: Any) -> Concept:
 
 REFUSED: dict[str, tuple[Callable[[Backbone], list[Concept]], str]] = {
     "one placeholder twice": (lambda m: [textual_inversion(m), xti(m)], r"two concepts .*'\[v\]'"),
+    "one placeholder in two normal forms": (
+        lambda m: [textual_inversion(m, "<café>"), xti(m, "<cafe\u0301>")],
+        "two concepts",
+    ),
     "one placeholder in two cases": (lambda m: [textual_inversion(m, "[V]"), xti(m, "[v]")], "two concepts"),
     "a word of the tokenizer": (lambda m: [textual_inversion(m, "cat")], "'cat' is a token already"),
     "its word in upper case": (lambda m: [textual_inversion(m, "Cat")], "'Cat' is a token already"),

@@ -69,6 +69,14 @@ def test_positions_of_a_placeholder_are_those_of_all_its_vectors(sd: Backbone) -
     assert sd.token_positions("in [v] cat", "[v] cat") == [2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("placeholder", ["é", "e\u0301", "É", "E\u0301"])
+def test_a_token_in_another_normal_form_is_a_token(placeholder: str) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["é"])
+    with pytest.raises(ConceptError, match="is a token already"):
+        check_placeholder(tokenizer, placeholder)
+
+
 @pytest.mark.parametrize(("placeholder", "prompt", "count"), [("[toy]", "a [toy] toy", 1), ("<x>", "x <x> <x>s", 1)])
 def test_a_tokenizer_that_drops_punctuation(placeholder: str, prompt: str, count: int) -> None:
     """The micro world's."""

@@ -70,6 +70,15 @@ def test_a_picture_says_how_it_was_made(trained: Output, subject: Path, capsys: 
         }
 
 
+def test_what_is_cut_off_of_a_prompt_is_said(
+    trained: Output, subject: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pipeline.main([*request(trained, subject, "a cat in" + " hat" * 30), "--steps", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "warning: the text encoder does not read the end of the prompt: 'hat hat" in printed.err
+    assert "warning" not in printed.out
+
+
 def test_a_registered_adapter_is_named_with_its_version(
     trained: Output, subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

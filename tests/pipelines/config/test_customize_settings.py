@@ -13,6 +13,10 @@ TWO = "words=[mug, toy]"
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a placeholder twice": ([TWO, "placeholders=[[v], [v]]"], ["placeholders", "'[v]'"]),
     "a placeholder twice but for its case": ([TWO, "placeholders=[<V>, <v>]"], ["two subjects", "'<v>'"]),
+    "a placeholder twice but for its normal form": (
+        [TWO, 'placeholders=["<café>", "<cafe\u0301>"]'],
+        ["two subjects", "placeholder"],
+    ),
     "fewer placeholders than words": ([TWO, "placeholders=[[v]]"], ["placeholders", "1", "2"]),
     "more placeholders than words": (["placeholders=[[v], [w]]"], ["placeholders", "2", "1"]),
     "fewer words than subjects": (["subjects=[a, b]"], ["subjects", "2", "1"]),

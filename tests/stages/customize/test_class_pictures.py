@@ -18,7 +18,7 @@ DREAMBOOTH: dict[str, Any] = {"method": "dreambooth", "prior_weight": 1.0, "prio
 
 
 def test_without_a_prior_there_are_none(tmp_path: Path) -> None:
-    assert class_pictures(make_context(tmp_path, customize={"words": ["toy", "mug"]})) == {"toy": (), "mug": ()}
+    assert class_pictures(["toy", "mug"], make_context(tmp_path)) == {"toy": (), "mug": ()}
 
 
 def test_real_pictures_come_from_a_folder(tmp_path: Path) -> None:
@@ -26,11 +26,11 @@ def test_real_pictures_come_from_a_folder(tmp_path: Path) -> None:
     folder.mkdir()
     context = make_context(tmp_path, customize={**DREAMBOOTH, "words": ["dog", "dog"], "prior_folder": str(folder)})
     with pytest.raises(StageError, match=r"customize\.prior_folder: .*dogs holds no picture"):
-        class_pictures(context)
+        class_pictures(context.config.customize.words, context)
     (folder / "0.jpg").write_bytes(b"no picture")
     for number in range(1, 6):
         (folder / f"{number}.png").write_bytes(png(number, (90, 70)))
-    found = class_pictures(context)
+    found = class_pictures(context.config.customize.words, context)
     assert list(found) == ["dog"]
     assert [Image.open(io.BytesIO(picture)).size for picture in found["dog"]] == [(64, 64)] * 3
 
@@ -42,7 +42,10 @@ def test_painted_pictures_are_painted_once(tmp_path: Path) -> None:
         (context.scratch / "class" / str(word)).mkdir(parents=True)
         for number in range(3):
             (context.scratch / "class" / str(word) / f"{number:05d}.png").write_bytes(png(10 * word + number))
-    assert class_pictures(context) == {"toy": (png(0), png(1), png(2)), "mug": (png(10), png(11), png(12))}
+    assert class_pictures(context.config.customize.words, context) == {
+        "toy": (png(0), png(1), png(2)),
+        "mug": (png(10), png(11), png(12)),
+    }
 
 
 @pytest.mark.slow

@@ -1,0 +1,118 @@
+"""Stable Diffusion 1.5 and XL at their full size with random weights, in diffusers' folder layout as on the hub."""
+
+from __future__ import annotations
+
+import json
+import math
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from model.adapters.released_weights import SDXL_UNET
+from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS
+
+VOCABULARY = 49408
+_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+_CLIP_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+_CLIP_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+
+
+def write_sd15(folder: Path) -> None:
+    """Write Stable Diffusion 1.5 in fp32."""
+    _write_unet(folder, SD15_UNET, torch.float32)
+    _write_vae(folder, torch.float32, scaling_factor=0.18215)
+    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L, torch.float32)
+    _write_scheduler(folder, "StableDiffusionPipeline")
+
+
+def write_sdxl(folder: Path, layers: int = 10) -> None:
+    """Write Stable Diffusion XL in bf16, with `layers` transformer layers in each attention of the deepest level."""
+    shape = {**SDXL_UNET, "sample_size": 128, "transformer_layers_per_block": (1, 2, layers)}
+    _write_unet(folder, shape, torch.bfloat16)
+    _write_vae(folder, torch.bfloat16, scaling_factor=0.13025)
+    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L, torch.bfloat16)
+    _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, _CLIP_G, torch.bfloat16)
+    _write_scheduler(folder, "StableDiffusionXLPipeline")
+
+
+def _write_unet(folder: Path, shape: dict[str, Any], dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**shape)
+    _randomize(unet, dtype).save_pretrained(folder / "unet", max_shard_size="1GB")
+
+
+def _write_vae(folder: Path, dtype: torch.dtype, **config: Any) -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            **config,
+        )
+    _randomize(vae, dtype).save_pretrained(folder / "vae")
+
+
+def _write_text_encoder(folder: Path, suffix: str, kind: Any, sizes: dict[str, Any], dtype: torch.dtype) -> None:
+    """With the hub's names of the weights, and its id of the end token, which is not the tokenizer's."""
+    config = CLIPTextConfig(vocab_size=VOCABULARY, max_position_embeddings=TEXT_TOKENS, eos_token_id=2, **sizes)
+    with torch.device("meta"):
+        encoder = kind(config)
+    names = {name: name for name in encoder.state_dict()}
+    names = {
+        name: name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}" for name in names
+    }
+    weights = {names[name]: tensor for name, tensor in _randomize(encoder, dtype).state_dict().items()}
+    place = folder / f"text_encoder{suffix}"
+    encoder.config.save_pretrained(place)
+    save_file(weights, place / "model.safetensors", {"format": "pt"})
+    _tokenizer().save_pretrained(folder / f"tokenizer{suffix}")
+
+
+def _write_scheduler(folder: Path, pipeline: str) -> None:
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+
+
+def _tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with a token for each letter, and as many others as CLIP has."""
+    characters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+    tokens = [*characters, *(f"{character}</w>" for character in characters)]
+    others = [f"other{number}" for number in range(VOCABULARY - len(tokens) - len(_SPECIAL))]
+    vocabulary = {token: index for index, token in enumerate([*tokens, *others, *_SPECIAL])}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_TOKENS)
+
+
+def _randomize(model: Any, dtype: torch.dtype) -> Any:
+    """Give a model on the device "meta" weights that keep the scale of what passes through."""
+    model.to(dtype).to_empty(device="cpu")
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=1 / math.sqrt(math.prod(weight.shape[1:])))
+            else:
+                nn.init.constant_(weight, float(name == "weight"))
+    return model.requires_grad_(False)
