@@ -28,6 +28,7 @@ TINY = {
     "contextualizer.steps": 4,
     "contextualizer.batch_size": 8,
     "contextualizer.trainer.workers": 1,
+    "customize.words": ["mug"],
     "customize.steps": 3,
     "customize.scoring.prompts": 2,
     "customize.scoring.steps": 2,

@@ -76,7 +76,8 @@ ACCEPTED: dict[str, list[str]] = {
 
 
 def load(settings: list[str], profile: str = "micro") -> object:
-    return load_config(profile, [f"customize.{setting}" for setting in settings])
+    """One mug, unless the settings name other words."""
+    return load_config(profile, [f"customize.{setting}" for setting in ("words=[mug]", *settings)])
 
 
 @pytest.mark.parametrize(("settings", "words"), REFUSED.values(), ids=REFUSED)

@@ -40,9 +40,9 @@ def test_held_out_subjects_of_one_word_follow_each_other(tmp_path: Path) -> None
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"is not a folder: set customize\.subjects"):
-        find({}, subjects=[str(tmp_path / "nowhere")])
+        find({}, subjects=[str(tmp_path / "nowhere")], words=["mug"])
     with pytest.raises(StageError, match="has no picture"):
-        find({}, subjects=[str(tmp_path)])
+        find({}, subjects=[str(tmp_path)], words=["mug"])
 
 
 def test_folders_of_one_name_are_different_subjects(tmp_path: Path) -> None:
