@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import unicodedata
 from typing import Any
 
@@ -12,6 +13,8 @@ from model.concepts.customization_settings import ConceptSubject
 
 #: Context-simple prompts (Contextualizer, Sec. 4); {} is the concept.
 SIMPLE_PROMPTS = ("a photo of a {}", "a picture of a {}", "a close photo of a {}", "a photo of the {}")
+
+_SHOWN = 60  # characters of a prompt in a message
 
 
 def picture_prompts(subject: ConceptSubject) -> list[list[str]]:
@@ -46,15 +49,13 @@ def check_lengths(tokenizer: Any, subject: ConceptSubject) -> list[str]:
     for prompt in dict.fromkeys(prompt for listed in picture_prompts(subject) for prompt in listed):
         if not (end := cut_off(tokenizer, prompt)):
             continue
+        named = f"the prompt {textwrap.shorten(prompt, _SHOWN, placeholder=' ...')!r} of the subject {subject.name}"
         if not reads_placeholder(tokenizer, prompt, subject.placeholder):
             raise ConceptError(
-                f"the prompt {prompt!r} of the subject {subject.name} is longer than the {tokenizer.model_max_length} "
-                f"tokens that the text encoder reads, and {subject.placeholder!r} is cut off: shorten the caption, or "
-                "take fewer vectors."
+                f"{named} is longer than the {tokenizer.model_max_length} tokens that the text encoder reads, and "
+                f"{subject.placeholder!r} is cut off: shorten the caption, or take fewer vectors."
             )
-        found.append(
-            f"the text encoder does not read the end of the prompt {prompt!r} of the subject {subject.name}: {end!r}"
-        )
+        found.append(f"the text encoder does not read the end of {named}: {end!r}")
     return found
 
 

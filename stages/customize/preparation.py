@@ -63,7 +63,8 @@ def _prepare(subject: Subject, tokenizer: Any, context: StageContext) -> Prepare
     warnings = check_prompts(tokenizer, found, settings)
     rich: list[str] = []
     if config.mlm:
-        rich, more = readable_prompts(tokenizer, rich_prompts(context.inputs["prompts"], found), found, settings)
+        listed = rich_prompts(context.inputs["prompts"], found.word, found.placeholder)
+        rich, more = readable_prompts(tokenizer, listed, found, settings)
         warnings += more
     for warning in warnings:
         context.report.warning(warning)

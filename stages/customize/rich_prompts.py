@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model.concepts.customization_settings import ConceptSubject
 from prompts.schema import PLACEHOLDER
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS
 
 
-def rich_prompts(folder: Path, subject: ConceptSubject) -> list[str]:
-    """The prompts for a subject, with its placeholder.
+def rich_prompts(folder: Path, word: str, placeholder: str) -> list[str]:
+    """The prompts for a subject with this class word, with its placeholder.
 
-    A set tailored to its class word comes first (Sec. 5.3), then the word's rich set; without either, the rich sets of
+    A set tailored to the word comes first (Sec. 5.3), then the word's rich set; without either, the rich sets of
     other words with this word inserted.
     """
-    tailored = _of_word(folder / "tailored", subject.word) if (folder / "tailored").is_dir() else []
-    own = tailored or _of_word(folder / "prompts", subject.word) or _of_other_words(folder / "prompts", subject.word)
-    return [prompt.replace(PLACEHOLDER, subject.placeholder) for prompt in own]
+    tailored = _of_word(folder / "tailored", word) if (folder / "tailored").is_dir() else []
+    own = tailored or _of_word(folder / "prompts", word) or _of_other_words(folder / "prompts", word)
+    return [prompt.replace(PLACEHOLDER, placeholder) for prompt in own]
 
 
 def _of_word(dataset: Path, word: str) -> list[str]:

@@ -53,9 +53,8 @@ def _learn_all(
 ) -> dict[str, LearnedConcept | Exception]:
     """The concept of each group of subjects, or why it was not learned."""
     config = context.config.customize
-    of_classes = class_pictures(
-        [one.subject.word for one in prepared.values() if isinstance(one, PreparedSubject)], context
-    )
+    usable = [own for own in groups.values() if all(isinstance(prepared[one.name], PreparedSubject) for one in own)]
+    of_classes = class_pictures([subject.word for own in usable for subject in own], context)
     at_once = min(len(groups), _at_once(config))
     cores = max(1, (context.config.run.cpus or cluster_cores()) // at_once)
     own_config = dataclasses.replace(context.config, run=dataclasses.replace(context.config.run, cpus=cores))

@@ -140,6 +140,7 @@ def _read_caption(file: Path, subject: Subject) -> str:
     try:
         return " ".join(read_text(file).split())
     except (OSError, TextError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise StageError(
-            f"customize.prompts=captions needs the text file {printable_name(file)} beside its picture ({error})."
+            f"customize.prompts=captions needs the text file {printable_name(file)} beside its picture: {reason}."
         ) from error

@@ -28,10 +28,21 @@ _LONGEST_NAME = 200
 
 def learned_concepts(folder: Path) -> list[dict[str, Any]]:
     """The entries of `concepts.json` of concepts that have learned all their subjects, one for each folder."""
-    entries = json.loads((folder / "concepts.json").read_text())
-    failed = {entry["folder"] for entry in entries if not entry["learned"]}
-    found = {entry["folder"]: entry for entry in reversed(entries) if entry["folder"] not in failed}
-    return list(found.values())[::-1]
+    by_folder: dict[str, list[dict[str, Any]]] = {}
+    for entry in json.loads((folder / "concepts.json").read_text()):
+        by_folder.setdefault(entry["folder"], []).append(entry)
+    return [_joined(own) for own in by_folder.values() if all(entry["learned"] for entry in own)]
+
+
+def _joined(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entry of a concept with all its subjects; scores are means over them."""
+    texts = {key: ", ".join(entry[key] for entry in entries) for key in ("name", "word", "placeholder", "evaluation")}
+    texts["verdict"] = "; ".join(dict.fromkeys(entry["verdict"] for entry in entries))
+    scores = {
+        key: {"mean": sum(entry["scores"][key]["mean"] for entry in entries) / len(entries)}
+        for key in ("similarity", "fidelity")
+    }
+    return {**entries[0], **texts, "scores": scores}
 
 
 def concept_model_names(model: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:

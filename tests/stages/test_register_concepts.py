@@ -15,7 +15,7 @@ from model.concepts.concept import Concept, ConceptToken
 from model.concepts.folder import write_concept
 from model.concepts.loading import load_concept
 from model.concepts.model_parts import ModelParts
-from stages.register.concepts import concept_model_names, learned_concepts
+from stages.register.concepts import concept_model_names, concept_score, learned_concepts
 from tests.support.concept_entries import concept_entry
 from tests.support.registered_model import Registry
 
@@ -46,8 +46,13 @@ def test_concepts_that_have_not_learned_are_not_offered(tmp_path: Path) -> None:
     (tmp_path / "concepts.json").write_text(json.dumps(entries))
     assert [entry["name"] for entry in learned_concepts(tmp_path)] == ["mug"]
     entries[3]["learned"] = True
+    entries[2]["placeholder"], entries[3]["placeholder"] = "[v1]", "[v2]"
+    entries[3]["scores"]["similarity"]["mean"] = 0.7
     (tmp_path / "concepts.json").write_text(json.dumps(entries))
-    assert [entry["name"] for entry in learned_concepts(tmp_path)] == ["mug", "cat"]
+    alone, joint = learned_concepts(tmp_path)
+    assert (alone["name"], alone["placeholder"], concept_score(alone)) == ("mug", "[v]", 0.25)
+    assert (joint["name"], joint["word"], joint["placeholder"]) == ("cat, hat", "cat, hat", "[v1], [v2]")
+    assert concept_score(joint) == pytest.approx(0.6 * 0.5)
 
 
 @pytest.mark.slow

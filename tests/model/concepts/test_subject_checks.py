@@ -13,7 +13,8 @@ from model.micro_sd.architectures import build_tokenizer
 from tests.support.customization import make_subject
 from tests.support.tiny_models import MAX_TOKENS, build_clip_tokenizer
 
-TI, DREAMBOOTH = "textual_inversion", "dreambooth"
+TI: Method = "textual_inversion"
+DREAMBOOTH: Method = "dreambooth"
 
 #: Tokenizer, placeholder, class word, method -> what the one sentence says; "": they are accepted. CLIP's tokenizer
 #: has "cat", "in" and all letters as tokens; the micro world's has words only, and drops punctuation.

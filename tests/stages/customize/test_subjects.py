@@ -22,8 +22,8 @@ def find(inputs: Mapping[str, Path], **settings: Any) -> list[Subject]:
     return find_subjects(CustomizeConfig(**settings), inputs, Reporter(emit=lambda event: None))
 
 
-def a_subject(word: str = "toy", placeholder: str = "[v]") -> Subject:
-    return Subject(name="one", word=word, placeholder=placeholder, files=[])
+def a_subject() -> Subject:
+    return Subject(name="one", word="toy", placeholder="[v]", files=[])
 
 
 def test_held_out_subjects_of_one_word_follow_each_other(tmp_path: Path) -> None:
@@ -70,14 +70,14 @@ def test_the_caption_of_a_picture_is_beside_it(tmp_path: Path) -> None:
 def test_rich_prompts_are_about_the_word(tmp_path: Path) -> None:
     """Tailored ones first, then the word's own, then those of other words."""
     write_prompts(tmp_path, concepts=("mug", "coffee mug"))
-    own = rich_prompts(tmp_path, a_subject("coffee mug", "<c>"))
+    own = rich_prompts(tmp_path, "coffee mug", "<c>")
     assert len(own) == 6
     assert all("a <c> coffee mug" in prompt for prompt in own)
-    assert len(rich_prompts(tmp_path, a_subject("toy"))) == 12
-    assert all("[v] toy" in prompt for prompt in rich_prompts(tmp_path, a_subject("toy")))
+    assert len(rich_prompts(tmp_path, "toy", "[v]")) == 12
+    assert all("[v] toy" in prompt for prompt in rich_prompts(tmp_path, "toy", "[v]"))
     write_prompts(tmp_path, "tailored", ("toy",))
-    assert len(rich_prompts(tmp_path, a_subject("toy"))) == 6
-    assert len(rich_prompts(tmp_path, a_subject("mug"))) == 6
+    assert len(rich_prompts(tmp_path, "toy", "[v]")) == 6
+    assert len(rich_prompts(tmp_path, "mug", "[v]")) == 6
 
 
 #: What a user's folder may hold, besides four pictures: the content, and whether it is used, left out or not mentioned.
