@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +96,7 @@ def trained_concept(
     customize = config.customize
     steps = checkpoint_steps(customize)
     if not folder.exists():
-        scratch = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
         task = CustomizationTask(
             backbone=str(WEIGHTS_FOLDER),
             subjects=(

@@ -27,6 +27,12 @@ _COMMON: Mapping[str, Any] = {
     "customize.pictures": "album",
     "customize.prior_weight": 0.0,
 }
+#: Of ICO and the fixed templates: a rate at which Custom Diffusion's weights overfit in few steps.
+_CURVE: Mapping[str, Any] = {
+    "customize.trainer.learning_rate": 1e-3,
+    "customize.steps": 60,
+    "customize.sample_every": 30,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +59,17 @@ class Arm:
 
 def with_mlm(method: Method, weight: float = MLM_WEIGHT, rate: float = MASK_RATES[0]) -> Arm:
     """A method with the MLM loss, or without for a weight of 0."""
+    values: dict[str, Any] = {**_COMMON, "customize.method": method, "customize.mlm": weight > 0}
     if weight == 0:
-        values = {"customize.method": method, "customize.mlm": False}
-        return Arm(name=method, label=METHODS[method], values={**_COMMON, **values})
-    values = {
-        "customize.method": method,
-        "customize.mlm": True,
-        "customize.mlm_weight": weight,
-        "customize.mask_rate": rate,
-    }
+        return Arm(name=method, label=METHODS[method], values=values)
+    values |= {"customize.mlm_weight": weight, "customize.mask_rate": rate}
     name = f"{method}-lambda-{weight:g}-masked-{rate:g}"
     label = f"{METHODS[method]}, lambda {weight:g}, {rate:.0%} masked"
-    return Arm(name=name, label=label, values={**_COMMON, **values})
+    return Arm(name=name, label=label, values=values)
 
 
 def with_prompts(prompts: str, vectors: int) -> Arm:
     """Custom Diffusion's weights, with fixed templates or with ICO's contexts (M = 1, L = 1)."""
-    if prompts == "fixed" and vectors == 1:
-        return with_mlm("custom_diffusion", 0.0)
     values = {
         "customize.method": "custom_diffusion",
         "customize.mlm": False,
@@ -78,6 +77,7 @@ def with_prompts(prompts: str, vectors: int) -> Arm:
         "customize.vectors": vectors,
         "customize.context_before": 1,
         "customize.context_after": 1,
+        **_CURVE,
     }
     label = f"{'ICO' if prompts == 'ico' else 'fixed templates'}, S = {vectors}"
     return Arm(name=f"{prompts}-{vectors}", label=label, values={**_COMMON, **values})
