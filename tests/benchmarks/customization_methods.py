@@ -3,8 +3,8 @@
     python -m tests.benchmarks.customization_methods --output runs/concepts
     python -m tests.benchmarks.customization_methods --output runs/small --subjects 2 --steps-scale 0.1
 
-Hardware and time: CPU seconds of a core: 4 to 10 for each subject and arm of Textual Inversion, 20 to 60 for the other
-methods. It needs no finished run; `--contextualizer` takes psi from one.
+Hardware and time: CPUs. For each subject and arm 10 to 25 CPU seconds, with DCI 4; all experiments take about three
+quarters of an hour on an idle core. It needs no finished run.
 
 Subjects are the first held-out object of each category that the micro Stable Diffusion knows. Each is learned from its
 album, to which a method can overfit: one background, one neighbour, almost one pose. The trainings have the product's
@@ -105,14 +105,13 @@ def find_subjects(folder: Path, count: int, config: Config) -> list[AlbumSubject
 class Benchmark:
     """The subjects, models and results in `output`."""
 
-    def __init__(self, output: Path, budget: Budget, contextualizer: Path | None) -> None:
+    def __init__(self, output: Path, budget: Budget) -> None:
         self.output, self.budget = output, budget
         self.config = budget.config()
         self.subjects = find_subjects(output / "subjects", budget.subjects, self.config)
         self.painter = ConceptPainter(self.config, budget.prompts)
-        evaluation = [prompt for subject in self.subjects for prompt in self.painter.prompts(subject.word)]
-        self._evaluation = evaluation
-        self._psi = contextualizer or trained_contextualizer(output / "contextualizer", self.config, evaluation)
+        self._evaluation = [prompt for subject in self.subjects for prompt in self.painter.prompts(subject.word)]
+        self._psi = trained_contextualizer(output / "contextualizer", self.config, self._evaluation)
 
     def score_class_words(self) -> None:
         """Paint the class words alone: where all curves begin."""
@@ -164,7 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="NAME")
-    parser.add_argument("--contextualizer", type=Path, help="folder of psi, from a run's stage `contextualizer`")
     parser.add_argument("--subjects", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=10)
     parser.add_argument("--steps-scale", type=float, default=1.0, help="of the training steps")
@@ -175,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_environment("micro")
     disable_progress_bar()
     claim(options.output, budget)
-    benchmark = Benchmark(options.output, budget, options.contextualizer)
+    benchmark = Benchmark(options.output, budget)
     arms = {arm.name: arm for name in options.experiments for arm in EXPERIMENTS[name]}
     for arm in arms.values():
         benchmark.score(arm)

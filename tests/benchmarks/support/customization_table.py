@@ -74,24 +74,16 @@ def _class_words(results: Results) -> str:
 
 
 def _methods(results: Results) -> str:
-    """Table 2 of the Contextualizer: each method without and with the MLM loss."""
+    """Table 2 of the Contextualizer: each method without and with the MLM loss, and their paired difference."""
     rows = []
     for method, label in METHODS.items():
-        without, with_it = with_mlm(method, 0.0).name, with_mlm(method).name
-        if without in results and with_it in results:
-            pair = last(results, with_it), last(results, without)
-            cells = [
-                text
-                for score in SCORES
-                for text in (
-                    _shown(mean(pair[1], score)),
-                    _shown(mean(pair[0], score)),
-                    _shown(difference(*pair, score), "+"),
-                )
-            ]
-            rows.append([label, *cells])
-    head = ["method", *(f"{name}{part}" for name in SCORES.values() for part in ("", ", with MLM", ", difference"))]
-    return _table(f"mlm: lambda {MLM_WEIGHT:g}", head, rows)
+        names = [with_mlm(method, weight).name for weight in (0.0, MLM_WEIGHT)]
+        if all(name in results for name in names):
+            without, with_it = (last(results, name) for name in names)
+            rows.append([label, *(_shown(mean(without, score)) for score in SCORES)])
+            rows.append([f"{label} + MLM", *(_shown(mean(with_it, score)) for score in SCORES)])
+            rows.append(["difference", *(_shown(difference(with_it, without, score), "+") for score in SCORES)])
+    return _table(f"mlm: lambda {MLM_WEIGHT:g}", ["method", *SCORES.values()], rows)
 
 
 def _against(experiment: str, results: Results, references: Mapping[str, str]) -> str:
