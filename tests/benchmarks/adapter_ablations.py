@@ -20,11 +20,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +49,7 @@ from tests.benchmarks.support.ablation_variants import VARIANTS, Variant
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.graphed_step import GraphedStep
 from tests.benchmarks.support.rendered_world import RenderedWorld, render_world
+from tests.benchmarks.support.results_folder import claim, write_whole
 
 VISUAL_SCALES = ("1", "2")
 _PRINTS = 4  # of the loss in a training
@@ -172,29 +171,10 @@ def run_missing(output: Path, variants: Sequence[Variant], config: Config, examp
             train(variant, config, examples_scale).adapter.save_pretrained(adapter)
             models = evaluation.models(adapter)
             if not (plain := output / f"{TEXT_ONLY}.json").exists():
-                _write_whole(plain, evaluation.rows(models, TEXT_ONLY, VISUAL_SCALES[0]))
+                write_whole(plain, evaluation.rows(models, TEXT_ONLY, VISUAL_SCALES[0]))
             rows = {scale: evaluation.rows(models, ARM, scale) for scale in VISUAL_SCALES}
             result = {"variant": variant.name, "examples": recipe.steps * recipe.batch_size, "rows": rows}
-            _write_whole(output / f"{variant.name}.json", result)
-
-
-def _write_whole(file: Path, content: Any) -> None:
-    scratch = file.with_suffix(f".{os.getpid()}")
-    scratch.write_text(json.dumps(content))
-    scratch.rename(file)
-
-
-def claim(output: Path, budget: Budget) -> None:
-    """Write the budget into the folder of the results.
-
-    Raises:
-        SystemExit: The folder holds results of another budget.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    note = output / "budget.json"
-    if note.exists() and json.loads(note.read_text()) != asdict(budget):
-        sys.exit(f"{output} holds results of another budget ({note}); choose another --output.")
-    _write_whole(note, asdict(budget))
+            write_whole(output / f"{variant.name}.json", result)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

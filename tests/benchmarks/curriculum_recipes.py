@@ -54,6 +54,7 @@ from stages.training.trainer import reporting
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.finished_run import FinishedRun, open_run
 from tests.benchmarks.support.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
+from tests.benchmarks.support.results_folder import write_whole
 
 _STAGES = ("microworld", "filter", "multiview", "base")
 _ONE_PROCESS = {"train_adapter.trainer.workers": 1, "train_adapter.sample_every": None}
@@ -93,14 +94,8 @@ def open_experiment(run_folder: Path, output: Path, budget: dict[str, Any]) -> E
     note = output / "budget.json"
     if note.exists() and json.loads(note.read_text()) != made_with:
         raise PipelineError(f"{output} holds results of another budget or run ({note}); choose another --output.")
-    _write_whole(note, json.dumps(made_with, indent=1))
+    write_whole(note, made_with)
     return Experiment(source, output.resolve())
-
-
-def _write_whole(file: Path, text: str) -> None:
-    scratch = file.with_name(f"{file.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.rename(file)
 
 
 class RecipeTrainer:
@@ -207,7 +202,7 @@ def run_all(experiment: Experiment, seeds: list[int]) -> None:
                 folder.mkdir(exist_ok=True)
                 print(f"No. {row.number}, {row.name}, seed {seed}", flush=True)
                 found = trainer.run(row, seed, folder)
-                _write_whole(result, json.dumps(found))
+                write_whole(result, found)
                 shutil.rmtree(folder)
                 spent = found["cpu_seconds"]
                 print(f"  {spent['training']:.0f} s training, {spent['painting']:.0f} s painting (CPU)", flush=True)

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.benchmarks.adapter_ablations import Budget, claim, main, train, weighted_loss
+from tests.benchmarks.adapter_ablations import Budget, main, train, weighted_loss
 from tests.benchmarks.support.ablation_table import markdown, plot
 from tests.benchmarks.support.ablation_variants import STANDARD
+from tests.benchmarks.support.results_folder import claim
 from tests.support.score_rows import a_row
 
 
