@@ -22,10 +22,10 @@ _TITLES = {
 #: The setting that gives a line its colour; of other experiments every line has its own.
 _COLOURED_BY = {"mlm": "customize.method", "ico": "customize.vectors"}
 _COLUMNS = 3  # of panels
-_SHEET = ("mlm", "ico", "dci")
-_SHOWN = 8  # prompts of the sheet
-_LABEL = 190  # pixels
-_PALETTE = 128
+_SHEET = ("mlm", "dci")
+_SHOWN = 5  # prompts of the sheet
+_LABEL = 215  # pixels
+_PALETTE = 64
 
 
 def plot_curves(results: Results, file: Path) -> None:
@@ -39,7 +39,7 @@ def plot_curves(results: Results, file: Path) -> None:
         _draw_panel(axes, experiment, results)
     for axes in panels[len(experiments) :]:
         axes.set_axis_off()
-    figure.savefig(file, dpi=80)
+    figure.savefig(file, dpi=65)
 
 
 def _draw_panel(axes: Any, experiment: str, results: Results) -> None:
