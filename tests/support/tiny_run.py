@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 #: A loopback port other than the default one, which another run on this machine may use.
-TINY = {
+TINY: dict[str, Any] = {
     "microworld.port": 8974,
     "microworld.pictures": 120,
     "microworld.multiview_instances": 8,
