@@ -45,10 +45,9 @@ def write_sd15(folder: Path) -> None:
     _write_scheduler(folder, "StableDiffusionPipeline")
 
 
-def write_sdxl(folder: Path, layers: int = 10) -> None:
-    """Write Stable Diffusion XL in bf16, with `layers` transformer layers in each attention of the deepest level."""
-    shape = {**SDXL_UNET, "sample_size": 128, "transformer_layers_per_block": (1, 2, layers)}
-    _write_unet(folder, shape, torch.bfloat16)
+def write_sdxl(folder: Path) -> None:
+    """Write Stable Diffusion XL in bf16."""
+    _write_unet(folder, {**SDXL_UNET, "sample_size": 128}, torch.bfloat16)
     _write_vae(folder, torch.bfloat16, scaling_factor=0.13025)
     _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L, torch.bfloat16)
     _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, _CLIP_G, torch.bfloat16)
@@ -78,11 +77,10 @@ def _write_text_encoder(folder: Path, suffix: str, kind: Any, sizes: dict[str, A
     config = CLIPTextConfig(vocab_size=VOCABULARY, max_position_embeddings=TEXT_TOKENS, eos_token_id=2, **sizes)
     with torch.device("meta"):
         encoder = kind(config)
-    names = {name: name for name in encoder.state_dict()}
-    names = {
-        name: name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}" for name in names
+    weights = {
+        name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}": weight
+        for name, weight in _randomize(encoder, dtype).state_dict().items()
     }
-    weights = {names[name]: tensor for name, tensor in _randomize(encoder, dtype).state_dict().items()}
     place = folder / f"text_encoder{suffix}"
     encoder.config.save_pretrained(place)
     save_file(weights, place / "model.safetensors", {"format": "pt"})

@@ -75,7 +75,7 @@ def test_what_is_cut_off_of_a_prompt_is_said(
 ) -> None:
     assert pipeline.main([*request(trained, subject, "a cat in" + " hat" * 30), "--steps", "1"]) == 0
     printed = capsys.readouterr()
-    assert "warning: the text encoder does not read the end of the prompt: 'hat hat" in printed.err
+    assert "warning: the text encoder does not read the end of the prompt: 'at hat hat" in printed.err
     assert "warning" not in printed.out
 
 
