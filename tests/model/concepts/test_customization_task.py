@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a caption that is cut": (
         {"method": "xti"},
         {"subjects": (make_subject(captions=("a cat", "b " * 30 + "cat", "a cat")),)},
-        r"prompt 'b b .* cat' .* longer than the 24 tokens .* '\[v\]' is cut off",
+        r"prompt 'b b .*' of the subject tom is longer than the 24 tokens .* '\[v\]' is cut off",
     ),
     "class pictures": ({"method": "xti", "prior_weight": 1.0}, {}, "needs no class pictures"),
     "no class pictures": (
