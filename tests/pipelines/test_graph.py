@@ -51,8 +51,8 @@ def test_the_large_profiles_have_neither_microworld_nor_base(profile: str) -> No
 
 def test_own_subjects_replace_the_microworld_where_the_concept_has_its_own_too() -> None:
     """A concept of the microworld is evaluated on its own subject."""
-    both = ["evaluate.subjects_folder=subjects", "customize.subjects=[mug]"]
-    needed = ["microworld" in pipeline_graph(load_config("micro", both[:n])).inputs["evaluate"] for n in range(3)]
+    both = ["customize.words=[mug]", "evaluate.subjects_folder=subjects", "customize.subjects=[mug]"]
+    needed = ["microworld" in pipeline_graph(load_config("micro", both[: n + 1])).inputs["evaluate"] for n in range(3)]
     assert needed == [True, True, False]
 
 

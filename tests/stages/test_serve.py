@@ -185,7 +185,7 @@ def test_what_is_cut_off_of_a_prompt_is_said(server: Server) -> None:
     prompt = "a mug in the snow" + " and 雪" * 100
     answer = server.ask(prompt=prompt, steps=1)
     assert answer.status_code == 200
-    assert r"does not read the end of the prompt: 'and \u96ea and" in answer.headers["X-Warning"]
+    assert r"does not read the end of the prompt: '\u96ea and \u96ea and" in answer.headers["X-Warning"]
     both = server.ask(accept="application/json", prompt=prompt, steps=1).json()
     assert both["warning"].endswith("and 雪 and 雪'.")
 

@@ -89,7 +89,8 @@ def test_a_folder_that_is_not_there_is_found_before_anything_runs(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stage customize would find out after the adapter is trained."""
-    code, message = error_of(capsys, "run", "--set", folder, "--set", f"customize.subjects=[{tmp_path / 'dog'}]")
+    words = ["--set", f"customize.subjects=[{tmp_path / 'dog'}]", "--set", "customize.words=[dog]"]
+    code, message = error_of(capsys, "run", "--set", folder, *words)
     assert code == 2
     assert message.startswith("customize.subjects: ")
     assert str(tmp_path / "dog") in message

@@ -98,7 +98,7 @@ def serving(file: Path) -> bool:
 
 
 class BlankPipeline:
-    backbone = SimpleNamespace(token_positions=lambda *_: [1])
+    backbone = SimpleNamespace(token_positions=lambda *_: [1], cut_off=lambda *_: "")
 
     def __call__(self, prompts: list[str], *_: Any, **__: Any) -> SimpleNamespace:
         blank = Image.new("RGB", (8, 8))
