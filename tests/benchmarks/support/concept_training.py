@@ -19,13 +19,11 @@ from model.microworld.shapes import TRAINED_CATEGORIES
 from prompts.english.nouns import without_placeholder
 from prompts.grammars import grammar_prompts
 from stages.config import Config
-from stages.contract import StageContext
 from stages.customize.config import CustomizeConfig
-from stages.customize.learning import customization_settings
+from stages.customize.preparation import customization_settings
 from stages.prompts.quotas import counts_of
 from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
-from tests.benchmarks.support.environment import silent_reporter
 
 PLACEHOLDER = "[v]"
 
@@ -107,7 +105,7 @@ def trained_concept(
                     pictures=subject.album,
                 ),
             ),
-            settings=customization_settings(_context(config)),
+            settings=customization_settings(config),
             contextualizer=str(contextualizer),
             rich_prompts=tuple(rich),
             seed=config.run.seed,
@@ -131,11 +129,6 @@ def checkpoint_steps(customize: CustomizeConfig) -> list[int]:
 def step_folder(folder: Path, step: int) -> Path:
     """Where the concept of a step is."""
     return folder / f"step-{step:06d}"
-
-
-def _context(config: Config) -> StageContext:
-    nowhere = Path()
-    return StageContext(config=config, inputs={}, output=nowhere, scratch=nowhere, report=silent_reporter())
 
 
 class Optimizer:
