@@ -23,12 +23,7 @@ Token = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$"), Word
 #: others (`methods` in its file); an explicit setting wins.
 METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
     "textual_inversion": {},
-    "xti": {
-        "customize.vectors": 1,
-        "customize.steps": 60,
-        "customize.sample_every": 30,
-        "customize.trainer.learning_rate": 1e-2,
-    },
+    "xti": {"customize.vectors": 1, "customize.trainer.learning_rate": 1e-2},
     "dreambooth": {
         "customize.vectors": 1,
         "customize.steps": 100,
@@ -81,7 +76,7 @@ class CustomizeConfig:
     its name that ends in .txt."""
     subjects: list[LocalPath] = field(default_factory=list)
     """A folder of 3 to 6 pictures for each subject; []: held-out subjects of the microworld."""
-    words: Annotated[list[Text], MinLen(1)] = field(default_factory=lambda: ["mug", "toy"])
+    words: Annotated[list[Text], MinLen(1)] = field(default_factory=lambda: ["mug"])
     """The class word of each subject."""
     placeholders: list[Token] = field(default_factory=list)
     """The new token of each subject; []: [v], of several subjects [v1], [v2], ..."""
@@ -90,14 +85,14 @@ class CustomizeConfig:
     almost one pose, to which a method can overfit."""
     joint: bool = False
     """Custom Diffusion: learn all subjects together, in one concept."""
-    steps: PositiveInt = 150
+    steps: PositiveInt = 60
     batch_size: PositiveInt = 4
     """Pictures of a step, over all workers."""
-    mlm_weight: NonNegativeFloat = 1e-3
+    mlm_weight: NonNegativeFloat = 1e-4
     """lambda."""
     mask_rate: Annotated[float, Gt(0), Lt(1)] = 0.15
     """Share of the context-rich prompts' tokens that are masked."""
-    vectors: Annotated[int, Ge(1), Le(64)] = 4
+    vectors: Annotated[int, Ge(1), Le(64)] = 3
     """Of a placeholder, for each layer with XTI; ICO's S."""
     context_before: Annotated[int, Ge(0), Le(16)] = 4
     """ICO's M: learned contexts of a picture before the concept."""
@@ -119,7 +114,7 @@ class CustomizeConfig:
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
     gradient_checkpointing: Operation[bool] = False
     """The UNet's activations are computed twice: less memory, more time."""
-    sample_every: PositiveInt | None = 75
+    sample_every: PositiveInt | None = 30
     """Steps between two sets of sample pictures with their scores; null: at the end only."""
     scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)
 

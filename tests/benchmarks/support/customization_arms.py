@@ -20,8 +20,6 @@ MLM_WEIGHT = 1e-2
 VECTORS = (1, 2, 3)  # S of ICO's Eq. 2
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # lambda of DCI's Eq. 4
 
-#: Textual Inversion's: fewer vectors and steps than its default.
-_SHORT = {"customize.vectors": 3, "customize.steps": 60, "customize.sample_every": 30}
 #: With every arm. Constant rates: the concepts along the way are those of shorter trainings. No class pictures, which
 #: preserve the class word: it is not painted here.
 _COMMON: Mapping[str, Any] = {
@@ -61,8 +59,7 @@ class Arm:
 
 def with_mlm(method: Method, weight: float = MLM_WEIGHT, rate: float = MASK_RATES[0]) -> Arm:
     """A method with the MLM loss, or without for a weight of 0."""
-    short = _SHORT if method == "textual_inversion" else {}
-    values: dict[str, Any] = {**_COMMON, **short, "customize.method": method, "customize.mlm": weight > 0}
+    values: dict[str, Any] = {**_COMMON, "customize.method": method, "customize.mlm": weight > 0}
     if weight == 0:
         return Arm(name=method, label=METHODS[method], values=values)
     values |= {"customize.mlm_weight": weight, "customize.mask_rate": rate}
