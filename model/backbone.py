@@ -4,8 +4,6 @@ It is loaded from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `toke
 `tokenizer_2/`, `text_encoder_2/`), local or on the hub, from safetensors only.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +16,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
 from model.backbone_layout import check_backbone_files
-from model.errors import BackboneError, GenerationError
+from model.errors import BackboneError
 from model.pretrained import load_pretrained
+from model.prompt_tokens import composed, cut_off, token_positions
 from model.training.precision import halve_products
 
 Family = Literal["sd", "sdxl"]
@@ -114,7 +113,7 @@ class Backbone:
 
     def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """The ids (B, n_t) of B prompts for each text encoder, padded; long prompts are truncated."""
-        composed = [_composed(prompt) for prompt in prompts]
+        composed = [composed(prompt) for prompt in prompts]
         return [
             tokenizer(
                 composed,
@@ -326,84 +325,3 @@ def _read_config(kind: Any, location: str | Path, **options: Any) -> dict[str, A
         return kind.load_config(str(location), **options)
     except OSError as error:
         raise BackboneError(f"backbone {location} is not in diffusers' layout: {str(error).splitlines()[0]}") from error
-
-
-def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
-    """Positions in the encoded prompt (start token included) of all tokens of all occurrences of a phrase.
-
-    An occurrence consists of whole words, in upper or lower case, in any Unicode normal form, with any white space
-    between them. Fast tokenizers
-    give each token's position in the text; with a slow one the tokens before and in each occurrence are counted, as in
-    the authors' code.
-
-    Raises:
-        GenerationError: see `Backbone.token_positions`.
-    """
-    prompt, words = _composed(prompt), _composed(phrase).split()
-    if not words:
-        raise GenerationError("the word is empty.")
-    pattern = r"(?<!\w)" + r"\s+".join(re.escape(word) for word in words) + r"(?!\w)"
-    spans = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
-    if not spans:
-        listed = ", ".join(_words(prompt)) or "none"
-        raise GenerationError(f"the word {phrase!r} is not in the prompt, whose words are: {listed}.")
-    positions = _fast_positions(tokenizer, prompt, spans) if tokenizer.is_fast else _counted(tokenizer, prompt, spans)
-    if not positions:
-        raise GenerationError(
-            f"the word {phrase!r} comes after the {tokenizer.model_max_length} tokens of the prompt that are used."
-        )
-    return positions
-
-
-def cut_off(tokenizer: Any, prompt: str) -> str:
-    """The end of a prompt that a text encoder does not read; "" if it reads all."""
-    prompt, length = _composed(prompt), tokenizer.model_max_length
-    encoded = tokenizer(prompt, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    if len(encoded.input_ids) <= length:
-        return ""
-    _, last = _special_tokens(tokenizer)
-    if tokenizer.is_fast:
-        (_, read), (start, _) = encoded["offset_mapping"][length - last - 1 : length - last + 1]
-        return prompt[min(read, start) :].strip()  # the start is within a concept's placeholder
-    return str(tokenizer.decode(encoded.input_ids[length - last : -last])).strip()
-
-
-def _composed(text: str) -> str:
-    """The text in the normal form NFC: macOS and some keyboards write "é" as two characters."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _words(prompt: str) -> list[str]:
-    return list(dict.fromkeys(word for word in (part.strip(".,;:!?\"'()") for part in prompt.split()) if word))
-
-
-def _fast_positions(tokenizer: Any, prompt: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-    encoded = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length, return_offsets_mapping=True)
-    return [
-        position
-        for position, (start, end) in enumerate(encoded["offset_mapping"])
-        if any(max(start, first) < min(end, last) for first, last in spans)
-    ]
-
-
-def _counted(tokenizer: Any, prompt: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    first, last = _special_tokens(tokenizer)
-    limit = tokenizer.model_max_length - last
-    positions = {
-        position
-        for start, end in spans
-        for position in range(first + count(prompt[:start]), first + count(prompt[:end]))
-        if position < limit
-    }
-    return sorted(positions)
-
-
-def _special_tokens(tokenizer: Any) -> tuple[int, int]:
-    """The number of special tokens before and after a text."""
-    whole = tokenizer("a")["input_ids"]
-    text = tokenizer("a", add_special_tokens=False)["input_ids"]
-    before = next(start for start in range(len(whole)) if whole[start : start + len(text)] == text)
-    return before, len(whole) - before - len(text)

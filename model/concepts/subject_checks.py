@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from model.backbone import cut_off
 from model.concepts.concept import ConceptError
 from model.concepts.customization_settings import ConceptSubject, CustomizationSettings, Method
 from model.concepts.ico import context_prompt
 from model.concepts.placeholders import add_placeholders, check_placeholder
 from model.concepts.training_prompts import check_lengths, reads_placeholder
+from model.prompt_tokens import cut_off
 
 
 def check_words(tokenizer: Any, placeholder: str, word: str, method: Method) -> None:

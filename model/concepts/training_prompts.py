@@ -7,9 +7,9 @@ import textwrap
 import unicodedata
 from typing import Any
 
-from model.backbone import cut_off
 from model.concepts.concept import ConceptError
 from model.concepts.customization_settings import ConceptSubject
+from model.prompt_tokens import cut_off
 
 #: Context-simple prompts (Contextualizer, Sec. 4); {} is the concept.
 SIMPLE_PROMPTS = ("a photo of a {}", "a picture of a {}", "a close photo of a {}", "a photo of the {}")
