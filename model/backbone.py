@@ -113,10 +113,10 @@ class Backbone:
 
     def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """The ids (B, n_t) of B prompts for each text encoder, padded; long prompts are truncated."""
-        composed = [composed(prompt) for prompt in prompts]
+        texts = [composed(prompt) for prompt in prompts]
         return [
             tokenizer(
-                composed,
+                texts,
                 padding="max_length",
                 max_length=tokenizer.model_max_length,
                 truncation=True,
