@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from model.backbone import Backbone, load_backbone
@@ -29,10 +27,6 @@ from model.concepts.customization_settings import (
     placeholder_key,
 )
 from model.concepts.folder import write_concept
-from model.errors import GenerationError
-from model.guidance.settings import InferenceSettings
-from model.pipeline import RealCustomPipeline
-from model.training.adapter_previews import column
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,6 @@ class CustomizationTask:
         half: Dtype of the frozen linear and convolution layers; None: unchanged.
         gradient_checkpointing: Whether the UNet's activations are computed again in the backward pass: less memory,
             more time, the same gradients.
-        sample_prompts: Of the pictures that `sample` generates.
-        sample_settings: Of the pipeline that generates them.
         sample_every: See `SamplingTask`.
         device: Of the models.
     """
@@ -74,8 +66,6 @@ class CustomizationTask:
     rich_prompts: tuple[str, ...] = ()
     half: torch.dtype | None = None
     gradient_checkpointing: bool = field(default=False, compare=False)
-    sample_prompts: tuple[str, ...] = field(default=(), compare=False)
-    sample_settings: InferenceSettings = field(default_factory=InferenceSettings, compare=False)
     sample_every: int | None = field(default=None, compare=False)
     device: str = field(default="cpu", compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False)
@@ -118,19 +108,8 @@ class CustomizationTask:
         write_concept(folder, module.concept(Path(self.backbone).name if is_folder else self.backbone))
 
     def sample(self, module: nn.Module, step: int, folder: Path) -> None:
-        """Write the concept to `folder/step-<step>`, and pictures of `sample_prompts` to `samples.png` there."""
-        here = folder / f"step-{step:06d}"
-        self.export(module, here)
-        if self.sample_prompts:
-            try:
-                column(self._paint()).save(here / "samples.png")
-            except GenerationError as error:  # such as NaN latents: the training may still recover
-                warnings.warn(f"no sample pictures of step {step}: {error}", stacklevel=2)
-
-    def _paint(self) -> list[Image.Image]:
-        backbone, prompts = self._load().backbone, list(self.sample_prompts)
-        with torch.autocast(backbone.device.type, self.half, enabled=self.half is not None):
-            return RealCustomPipeline(backbone)(prompts, settings=self.sample_settings, seeds=self.seed).images
+        """Write the concept to `folder/step-<step>`, from which pictures can be painted."""
+        self.export(module, folder / f"step-{step:06d}")
 
     def _load(self) -> _Loaded:
         """The models and examples; loaded once in a process."""
