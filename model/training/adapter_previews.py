@@ -61,12 +61,3 @@ def generate_previews(
             ).images
     finally:
         module.adapter.train(training)
-
-
-def column(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size, one below the other."""
-    width, height = pictures[0].size
-    canvas = Image.new("RGB", (width, height * len(pictures)))
-    for number, picture in enumerate(pictures):
-        canvas.paste(picture, (0, number * height))
-    return canvas

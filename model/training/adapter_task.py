@@ -29,10 +29,11 @@ from model.guidance.guidance_branch import GuidanceLayers
 from model.guidance.settings import InferenceSettings
 from model.methods.names import MethodName
 from model.methods.registry import METHODS
+from model.pictures.sheets import column
 from model.seeding import generator_of
 from model.training.adapter_examples import ExamplePictures, PlanRow, share_of
 from model.training.adapter_loss import AdapterModule, FrozenModels
-from model.training.adapter_previews import PreviewSubject, column, generate_previews
+from model.training.adapter_previews import PreviewSubject, generate_previews
 from model.training.encodings import encode_captions, encode_squares, square_key
 from model.training.precision import halve_products
 from model.training.task import Prepared

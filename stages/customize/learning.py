@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from PIL import Image
 
 from model.concepts.customization_settings import ConceptSubject
 from model.concepts.customization_task import CustomizationTask
+from model.pictures.sheets import row
 from model.training.precision import HALVES
 from stages.contract import StageContext
 from stages.customize.preparation import PreparedSubject, customization_settings
@@ -126,17 +126,8 @@ def _report(scored: Scored, key: str, context: StageContext) -> None:
         for name, value in zip(("similarity", "fidelity"), arm.means(), strict=True):
             context.report.metric(f"{key}/{name}", value, step)
         file = context.scratch / f"{key.replace('/', '-')}-{step}.png"
-        in_a_row(scored.samples[step]).save(file)
+        row(scored.samples[step]).save(file)
         context.report.sample(f"{key}/samples", file, step)
-
-
-def in_a_row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size in a row."""
-    width, height = pictures[0].size
-    row = Image.new("RGB", (width * len(pictures), height))
-    for number, picture in enumerate(pictures):
-        row.paste(picture, (number * width, 0))
-    return row
 
 
 def _checkpoints(folder: Path, steps: int) -> dict[int, Path]:

@@ -35,10 +35,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from model.concepts.loading import load_concept, unload_concepts
 from model.microworld.shapes import TRAINED_CATEGORIES
+from model.pictures.sheets import row
 from pipelines.config.loading import load_config
 from pipelines.execution.environment import set_environment
 from stages.config import Config
-from stages.customize.learning import in_a_row
 from stages.microworld.subjects import write_subjects
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.concept_painting import ConceptPainter, Painted
@@ -154,7 +154,7 @@ class Benchmark:
     def _write(self, name: str, subject: AlbumSubject, painted: dict[int, Painted]) -> None:
         file = self._file(name, subject)
         file.parent.mkdir(parents=True, exist_ok=True)
-        in_a_row(painted[max(painted)].pictures).save(file.with_suffix(".png"))
+        row(painted[max(painted)].pictures).save(file.with_suffix(".png"))
         write_whole(file, {step: own.rows for step, own in painted.items()})
 
 

@@ -17,6 +17,7 @@ from stages.customize.learning import NAME, stop_request
 from stages.customize.side_by_side import Board, run_side_by_side
 from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
+from tests.support.training_tasks import LinearTask
 
 
 def requests(folder: Path, names: str) -> dict[str, Path]:
@@ -97,7 +98,7 @@ def test_the_board_sums_the_progress_and_keeps_the_metrics_apart() -> None:
 def test_the_stop_request_is_the_trainers(tmp_path: Path) -> None:
     """`fit` keeps its files in the folder `train` of the scratch folder."""
     job = TrainingJob(
-        task=None,  # type: ignore[arg-type]  # of no interest here
+        task=LinearTask(),
         steps=1,
         config=TrainerConfig(),
         seed=0,

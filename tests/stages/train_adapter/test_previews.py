@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.training.adapter_previews import PreviewSubject, column
+from model.pictures.sheets import column
+from model.training.adapter_previews import PreviewSubject
 from stages.data.datasets import PictureStore, write_dataset
 from stages.data.schemas import FRAMES
 from stages.train_adapter.previews import choose_previews, draw_overview
