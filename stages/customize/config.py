@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import field
@@ -142,6 +143,9 @@ class CustomizeConfig:
     @model_validator(mode="after")
     def _placeholders_are_new(self) -> CustomizeConfig:
         names = self.placeholder_names
+        hidden = next((name for name in names if all(unicodedata.category(one)[0] in "CZ" for one in name)), None)
+        if hidden is not None:
+            raise ValueError(f"the placeholder {hidden!a} has no visible character: set placeholders to words like [v]")
         twice = [name for name, count in Counter(map(placeholder_key, names)).items() if count > 1]
         if twice:
             raise ValueError(f"two subjects have the placeholder {twice[0]!r}: set placeholders to different ones")

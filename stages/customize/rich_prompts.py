@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prompts.schema import PLACEHOLDER
@@ -15,16 +17,25 @@ def rich_prompts(folder: Path, word: str, placeholder: str) -> list[str]:
     A set tailored to the word comes first (Sec. 5.3), then the word's rich set; without either, the rich sets of
     other words with this word inserted.
     """
-    tailored = _of_word(folder / "tailored", word) if (folder / "tailored").is_dir() else []
-    own = tailored or _of_word(folder / "prompts", word) or _of_other_words(folder / "prompts", word)
+    tailored = _read(folder / "tailored") if (folder / "tailored").is_dir() else []
+    rich = _read(folder / "prompts")
+    own = _of_word(tailored, word) or _of_word(rich, word) or _of_other_words(rich, word)
     return [prompt.replace(PLACEHOLDER, placeholder) for prompt in own]
 
 
-def _of_word(dataset: Path, word: str) -> list[str]:
-    wanted = " ".join(word.split())
-    return [row["prompt"] for row in read_dataset(dataset, PROMPTS).to_pylist() if row["concept"] == wanted]
+def _read(dataset: Path) -> list[Mapping[str, str]]:
+    return read_dataset(dataset, PROMPTS, ["concept", "prompt"]).to_pylist()
 
 
-def _of_other_words(dataset: Path, word: str) -> list[str]:
-    rows = read_dataset(dataset, PROMPTS).to_pylist()
+def _of_word(rows: Sequence[Mapping[str, str]], word: str) -> list[str]:
+    wanted = _key(word)
+    return [row["prompt"] for row in rows if _key(row["concept"]) == wanted]
+
+
+def _of_other_words(rows: Sequence[Mapping[str, str]], word: str) -> list[str]:
     return [row["prompt"].replace(f"{PLACEHOLDER} {row['concept']}", f"{PLACEHOLDER} {word}") for row in rows]
+
+
+def _key(word: str) -> str:
+    """The same for spellings that differ in case, white space or Unicode normal form."""
+    return " ".join(unicodedata.normalize("NFC", word).casefold().split())

@@ -77,6 +77,8 @@ def test_rich_prompts_are_about_the_word(tmp_path: Path) -> None:
     assert all("[v] toy" in prompt for prompt in rich_prompts(tmp_path, "toy", "[v]"))
     write_prompts(tmp_path, "tailored", ("toy",))
     assert len(rich_prompts(tmp_path, "toy", "[v]")) == 6
+    for spelling in ("Toy", "TOY", " toy "):
+        assert rich_prompts(tmp_path, spelling, "[v]") == rich_prompts(tmp_path, "toy", "[v]")
     assert len(rich_prompts(tmp_path, "mug", "[v]")) == 6
 
 
