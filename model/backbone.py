@@ -125,6 +125,10 @@ class Backbone:
             for tokenizer in self.tokenizers
         ]
 
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt with the special ones, also of its part that `encode_prompt` truncates."""
+        return len(self.tokenizers[0](_composed(prompt), truncation=False, verbose=False).input_ids)
+
     def encode_ids(self, ids: Sequence[Tensor], size: tuple[int, int] | None = None) -> PromptEmbedding:
         """`encode_prompt` of token ids (B, n_t) for each text encoder, on its device; gradients flow."""
         encoded = [
