@@ -5,6 +5,7 @@ It is loaded from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `toke
 """
 
 import re
+import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ _TEXT_PARTS: dict[Family, dict[str, Any]] = {
     "sd": {"": CLIPTextModel},
     "sdxl": {"": CLIPTextModel, "_2": CLIPTextModelWithProjection},
 }
+#: Fast tokenizers keep padding and truncation as state, which a call in another thread would change.
+_tokenizing = threading.Lock()
 _LOADING_ERRORS = (OSError, ValueError, KeyError)
 
 
@@ -114,20 +117,22 @@ class Backbone:
     def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """The ids (B, n_t) of B prompts for each text encoder, padded; long prompts are truncated."""
         composed = [_composed(prompt) for prompt in prompts]
-        return [
-            tokenizer(
-                composed,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for tokenizer in self.tokenizers
-        ]
+        with _tokenizing:
+            return [
+                tokenizer(
+                    composed,
+                    padding="max_length",
+                    max_length=tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).input_ids
+                for tokenizer in self.tokenizers
+            ]
 
     def token_count(self, prompt: str) -> int:
         """Tokens of a prompt with the special ones, also of its part that `encode_prompt` truncates."""
-        return len(self.tokenizers[0](_composed(prompt), truncation=False, verbose=False).input_ids)
+        with _tokenizing:
+            return len(self.tokenizers[0](_composed(prompt), truncation=False, verbose=False).input_ids)
 
     def encode_ids(self, ids: Sequence[Tensor], size: tuple[int, int] | None = None) -> PromptEmbedding:
         """`encode_prompt` of token ids (B, n_t) for each text encoder, on its device; gradients flow."""
@@ -335,7 +340,9 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
     if not spans:
         listed = ", ".join(_words(prompt)) or "none"
         raise GenerationError(f"the word {phrase!r} is not in the prompt, whose words are: {listed}.")
-    positions = _fast_positions(tokenizer, prompt, spans) if tokenizer.is_fast else _counted(tokenizer, prompt, spans)
+    find = _fast_positions if tokenizer.is_fast else _counted
+    with _tokenizing:
+        positions = find(tokenizer, prompt, spans)
     if not positions:
         raise GenerationError(
             f"the word {phrase!r} comes after the {tokenizer.model_max_length} tokens of the prompt that are used."

@@ -6,7 +6,7 @@ This module imports nothing of `model`, as `stages.serve.served_model` explains.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -120,7 +120,7 @@ class Painters(Protocol):
         ...
 
 
-async def until_deadline(events: AsyncGenerator[Event, None], seconds: float) -> AsyncIterator[Event]:
+async def until_deadline(events: AsyncGenerator[Event, None], seconds: float) -> AsyncGenerator[Event, None]:
     """The events, until a deadline; then the request is cancelled.
 
     Raises:

@@ -28,8 +28,9 @@ class RayPainters:
             with _our_errors():
                 async for event in events:
                     yield event
-        finally:
-            events.cancel()  # does nothing after the end
+        except (GeneratorExit, asyncio.CancelledError):  # nobody waits any longer
+            events.cancel()
+            raise
 
     async def check_ready(self) -> None:
         """See `Painters.check_ready`."""

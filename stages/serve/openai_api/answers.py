@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Any
 
 from stages.serve.openai_api.requests import ImageRequest
@@ -94,14 +94,15 @@ def _event(request: ImageRequest, accepted: Accepted, event: Preview | Painted) 
     }
 
 
-async def first_event(request: ImageRequest, events: AsyncIterator[Event]) -> Accepted:
-    """The painter's answer to the request.
+async def first_event(request: ImageRequest, events: AsyncGenerator[Event, None]) -> Accepted:
+    """The painter's answer to the request; the other events follow.
 
     Raises:
         RequestError: It is refused.
     """
     event = await anext(events)
     if isinstance(event, Refused):
+        await events.aclose()
         raise request.refusal(event)
     assert isinstance(event, Accepted)
     return event

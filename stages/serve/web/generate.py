@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -49,11 +50,13 @@ def generate_routes(painters: Painters, settings: ServeConfig) -> APIRouter:
 
 async def _paint(painters: Painters, fields: dict[str, Any], seconds: float) -> Painted:
     with painting_errors(seconds):
-        async for event in until_deadline(painters.paint(fields), seconds):
-            if isinstance(event, Refused):
-                raise RequestError(422, event.message, "subject" if event.field == "picture" else event.field or None)
-            if isinstance(event, Painted):
-                return event
+        async with aclosing(until_deadline(painters.paint(fields), seconds)) as events:
+            async for event in events:
+                if isinstance(event, Refused):
+                    param = "subject" if event.field == "picture" else event.field or None
+                    raise RequestError(422, event.message, param)
+                if isinstance(event, Painted):
+                    return event
     raise RequestError(500, "Painting ended without a picture.")
 
 

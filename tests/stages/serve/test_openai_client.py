@@ -74,7 +74,7 @@ def test_a_stream_of_an_edit(openai_client: OpenAI, previews: int) -> None:
         ("image_edit.partial_image", number) for number in range(previews)
     ]
     assert all(side_of(event.b64_json) == SIDE for event in partial)
-    assert all(side_of(event.mask_b64_json) >= 256 for event in partial)  # type: ignore[attr-defined]
+    assert all(side_of(event.mask_b64_json) >= 256 for event in partial)  # type: ignore[union-attr]
     assert completed.type == "image_edit.completed"
     assert completed.usage.output_tokens == 256
     whole = openai_client.images.edit(image=PICTURES, prompt=PROMPT, extra_body=options).data
@@ -89,7 +89,7 @@ def test_a_stream_of_a_generation(openai_client: OpenAI) -> None:
         sorted(event.type for event in events)
         == ["image_generation.completed"] * 2 + ["image_generation.partial_image"] * 2
     )
-    assert sorted(event.index for event in events) == [0, 0, 1, 1]  # type: ignore[attr-defined]
+    assert sorted(event.index for event in events) == [0, 0, 1, 1]  # type: ignore[union-attr]
 
 
 def test_errors_name_their_field(openai_client: OpenAI) -> None:
