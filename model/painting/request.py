@@ -84,5 +84,5 @@ class PaintedPicture:
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
     """The steps after which previews are shown: evenly spread, the first within a third; never the last step."""
-    found = {steps * (2 * number + 1) // (2 * previews + 1) - 1 for number in range(previews)}
-    return tuple(sorted({max(0, step) for step in found} - {steps - 1}))
+    found = (max(number, steps * (2 * number + 1) // (2 * previews + 1) - 1) for number in range(previews))
+    return tuple(step for step in found if step < steps - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from PIL import Image
@@ -68,11 +68,18 @@ class Provenance:
     visual_guidance_end: float = 1.0
 
     def as_json(self) -> str:
-        """All attributes; a single subject also as `word` and `subject_sha256`."""
-        values: dict[str, Any] = asdict(self)
-        if len(self.subjects) == 1:
-            values |= {"word": self.subjects[0].word, "subject_sha256": self.subjects[0].sha256}
+        """What differs from the defaults; a subject that has only a word is `word` and `subject_sha256`."""
+        values = _without_defaults(self)
+        values["subjects"] = [_without_defaults(subject) for subject in self.subjects]
+        if [set(subject) for subject in values["subjects"]] == [{"word", "sha256"}]:
+            (subject,) = values.pop("subjects")
+            values |= {"word": subject["word"], "subject_sha256": subject["sha256"]}
         return json.dumps(values)
+
+
+def _without_defaults(made: Provenance | SubjectProvenance) -> dict[str, Any]:
+    values = asdict(made)
+    return {field.name: values[field.name] for field in fields(made) if values[field.name] != field.default}
 
 
 def png_with_provenance(picture: Image.Image, provenance: Provenance) -> bytes:

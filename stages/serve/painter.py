@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -26,7 +26,7 @@ class _Picture:
     index: int
     request: Any
     events: asyncio.Queue[Event | None]
-    previews: int = field(default=0)
+    previews: int = 0
 
     def show(self, preview: Any) -> None:
         """Pass on a preview, in the event loop's thread."""
@@ -40,12 +40,12 @@ class ModelPainter:
 
     Args:
         model: As `ServedModel.load` returns it.
-        paint_batch: Paints a picture together with others that wait at the same time; by default, `paint_together`.
+        paint_batch: Calls `paint_together` with a picture and others that wait at the same time.
     """
 
-    def __init__(self, model: Any, paint_batch: Callable[[_Picture], Any] | None = None) -> None:
+    def __init__(self, model: Any, paint_batch: Callable[[_Picture], Awaitable[Any]]) -> None:
         self.model = model
-        self._paint_batch = paint_batch or self._paint_alone
+        self._paint_batch = paint_batch
 
     async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
         """As `Painters.paint`. An invalid request is refused here, before it enters a batch."""
@@ -77,9 +77,6 @@ class ModelPainter:
         picture.events.put_nowait(
             Painted(index=picture.index, picture=painted.picture, mask=painted.mask, timings=painted.timings)
         )
-
-    async def _paint_alone(self, picture: _Picture) -> Any:
-        return (await self.paint_together([picture]))[0]
 
     async def paint_together(self, pictures: list[_Picture]) -> list[Any]:
         """Paint a batch."""

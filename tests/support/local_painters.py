@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
@@ -24,7 +25,14 @@ SETTINGS = ServeConfig(max_picture_bytes=100_000, max_steps=50, timeout_seconds=
 
 
 class LocalPainters(ModelPainter):
-    """One painter without a queue."""
+    """One painter without a queue and without batches."""
+
+    def __init__(self, model: RequestPainter) -> None:
+        super().__init__(model, self._paint_alone)
+
+    async def _paint_alone(self, picture: Any) -> Any:
+        (painted,) = await self.paint_together([picture])
+        return painted
 
     async def check_ready(self) -> None:
         """It always is."""
