@@ -24,7 +24,8 @@ _DRAWN_SEED = 2**31  # smaller ones, which JavaScript's numbers hold
 #: One picture is `image`; a list is `image[]` or `image[0]`, `image[1]`, ... by client.
 _IMAGE = re.compile(r"^image(\[\d{0,3}\])?$")
 _OPTIONS = ("steps", "guidance_scale")
-_SUBJECT_OPTIONS = ("image_guidance_scale", "visual_scale", "mask_scope", "mask_steps", "mask_every", "mask_binary")
+_MASK_OPTIONS = ("mask_scope", "mask_steps", "mask_every", "mask_binary")
+_SUBJECT_OPTIONS = ("image_guidance_scale", "visual_scale", *_MASK_OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ async def read_edit(request: Request, settings: ServeConfig) -> ImageRequest:
             raise RequestError(400, f"There are {len(files)} pictures; at most {MAX_SUBJECTS} are accepted.", "image")
         pictures = await read_pictures(files, "image", limit, 400)
         mask = await _mask(form, limit - sum(map(len, pictures)))
+    _check_masks_used(asked)
     prompt, subjects = read_subjects(asked.prompt, asked.subjects, pictures, mask, use_mask=asked.use_mask)
     options = {name: value for name in _SUBJECT_OPTIONS if (value := getattr(asked, name)) is not None}
     painting = {
@@ -145,3 +147,9 @@ def _check_together(asked: ImageFields, settings: ServeConfig) -> None:
         raise RequestError(400, f"The field 'steps' must be at most {settings.max_steps}.", "steps")
     if asked.seed is not None and asked.seed + asked.n - 1 > MAX_SEED:
         raise RequestError(400, f"The seeds of the pictures must be at most {MAX_SEED}.", "seed")
+
+
+def _check_masks_used(asked: EditFields) -> None:
+    given = [name for name in (*_MASK_OPTIONS, "return_masks") if getattr(asked, name)]
+    if given and not asked.use_mask:
+        raise RequestError(400, f"{given[0]!r} needs use_mask=true.", given[0])

@@ -58,8 +58,8 @@ def read_subjects(
         if len(of_first) > 1 or of_first[0]["mask"] is not None:
             raise RequestError(400, "The first picture has a mask already, or more than one subject.", "mask")
         of_first[0]["mask"] = mask
-    if not use_mask and any(subject["mask"] is not None for subject in subjects):
-        raise RequestError(400, "A mask needs use_mask=true.", "use_mask")
+    if not use_mask and any(subject["mask"] is not None or subject["scope"] is not None for subject in subjects):
+        raise RequestError(400, "A mask and a scope need use_mask=true.", "use_mask")
     return prompt, subjects
 
 

@@ -252,6 +252,14 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str | None, str]] = {
         "already",
     ),
     "a mask that is switched off": ([*ONE, MASK], {"use_mask": "false"}, "use_mask", "mask"),
+    "a scope without masks": (
+        ONE,
+        {"use_mask": "false", "subjects": subjects({"word": "cat", "scope": 0.5})},
+        "use_mask",
+        "scope",
+    ),
+    "masks without masks": (ONE, {"use_mask": "false", "return_masks": "true"}, "return_masks", "use_mask=true"),
+    "a mask's setting without masks": (ONE, {"use_mask": "false", "mask_every": "3"}, "mask_every", "use_mask=true"),
     "a file that is no picture": ([("image", ("a.png", b"hello"))], {}, "image", "picture"),
     "half a picture": ([("image", ("a.png", CAT[:2000]))], {}, "image", "picture"),
 }
