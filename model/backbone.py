@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from model.backbone_layout import check_backbone_files
 from model.errors import BackboneError
 from model.pretrained import load_pretrained
-from model.prompt_tokens import composed, cut_off, token_positions
+from model.prompt_tokens import TOKENIZING, composed, cut_off, token_positions
 from model.training.precision import halve_products
 
 Family = Literal["sd", "sdxl"]
@@ -114,16 +114,22 @@ class Backbone:
     def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """The ids (B, n_t) of B prompts for each text encoder, padded; long prompts are truncated."""
         texts = [composed(prompt) for prompt in prompts]
-        return [
-            tokenizer(
-                texts,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for tokenizer in self.tokenizers
-        ]
+        with TOKENIZING:
+            return [
+                tokenizer(
+                    texts,
+                    padding="max_length",
+                    max_length=tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).input_ids
+                for tokenizer in self.tokenizers
+            ]
+
+    def token_count(self, prompt: str) -> int:
+        """Tokens of a prompt with the special ones, also of its part that `encode_prompt` truncates."""
+        with TOKENIZING:
+            return len(self.tokenizers[0](composed(prompt), truncation=False, verbose=False).input_ids)
 
     def encode_ids(self, ids: Sequence[Tensor], size: tuple[int, int] | None = None) -> PromptEmbedding:
         """`encode_prompt` of token ids (B, n_t) for each text encoder, on its device; gradients flow."""

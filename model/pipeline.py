@@ -25,11 +25,10 @@ from model.dci.settings import DCISettings
 from model.errors import GenerationError
 from model.guidance.denoising import Generation, SubjectGuidance, predict_text_to_image
 from model.guidance.generation_branch import DenoisingStep
-from model.guidance.guidance_branch import GuidanceLayers
-from model.guidance.mask_recipe import MaskRecipe
+from model.guidance.mask_recipe import mask_plan
 from model.guidance.masks import Grid
-from model.guidance.sampling import scheduler_step
-from model.guidance.schedule import MaskSchedule, subject_steps
+from model.guidance.sampling import clean_latents, initial_noise, scheduler_step
+from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
 from model.methods.registry import load_adapter, method_of
@@ -181,8 +180,9 @@ class RealCustomPipeline:
             seeds: one for each picture, so that a picture does not depend on its batch; an integer s means
                 s, s + 1, ...
             latents: initial noise (B, 4, h, w) of unit variance, instead of seeds.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ..., "masks": ...})`, where
-                masks are the latest (B, S, G, G') or None; "latents" in the returned dict replaces the latents.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": ..., "clean": ..., "masks":
+                ...})`; "clean" are the latents of the finished pictures as this step predicts them, the masks are the
+                latest (B, S, G, G') or None. "latents" in the returned dict replaces the latents.
 
         Raises:
             GenerationError: the request does not fit together, or a word is not in its prompt.
@@ -191,10 +191,13 @@ class RealCustomPipeline:
         settings = settings or InferenceSettings()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
-        self._check(prompts, size, settings.steps)
+        self._check_size(prompts, size, settings.steps)
         cut_off = [self.backbone.cut_off(prompt) for prompt in prompts]
         self.scheduler.set_timesteps(settings.steps, device=self.backbone.device)
-        noise, generators = self._noise(len(prompts), size, seeds, latents)
+        scale = self.backbone.latent_scale
+        shape = (self.backbone.unet.config.in_channels, size[0] // scale, size[1] // scale)
+        noise, generators = initial_noise(len(prompts), shape, seeds, latents)
+        noise = noise.to(self.backbone.device, self.backbone.dtype)
         auxiliary, guidance = None, None
         if dci is not None and dci.auxiliary_share:
             branches = BranchPrompts.of(self.backbone, prompts, dci)
@@ -219,7 +222,35 @@ class RealCustomPipeline:
         self._denoise(generation, generators, callback_on_step_end)
         return self._output(generation, cut_off, start)
 
-    def _check(self, prompts: list[str], size: Grid, steps: int) -> None:
+    def check(
+        self,
+        prompt: str,
+        subjects: Sequence[Subject],
+        *,
+        settings: InferenceSettings,
+        size: Grid,
+        use_mask: bool = True,
+        visual_guidance_start: float = 0.0,
+        visual_guidance_end: float = 1.0,
+    ) -> None:
+        """Refuse a request for one picture that a call would refuse, without computing it.
+
+        Args:
+            prompt: of the picture.
+            subjects: of the prompt; none: from text alone.
+            settings: see `__call__`, also for the others.
+            size: height and width of the picture, pixels.
+
+        Raises:
+            GenerationError: as `__call__`.
+        """
+        self._check_size([prompt], size, settings.steps)
+        if subjects:
+            named = subjects_of([prompt], [subjects], None, settings.mask_scope, settings.visual_scale)
+            steps = subject_steps(settings.steps, visual_guidance_start, visual_guidance_end)
+            mask_plan(self.backbone, self._attached_processors(), [prompt], named, steps, size, settings, use_mask)
+
+    def _check_size(self, prompts: list[str], size: Grid, steps: int) -> None:
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise GenerationError("the prompt is empty.")
         scale = self.backbone.latent_scale
@@ -244,11 +275,7 @@ class RealCustomPipeline:
         if self.adapter is None or self.image_encoders is None:
             raise GenerationError("the request has a subject, but this pipeline has no adapter.")
         processors = self._attached_processors()
-        schedule, recipe = MaskSchedule(), None
-        if use_mask:
-            schedule = MaskSchedule.of(steps, settings.mask_steps, settings.mask_every)
-            layers = GuidanceLayers.of(processors, settings.mask_cross_downscales, settings.mask_self_downscales)
-            recipe = MaskRecipe.of(self.backbone, layers, prompts, subjects, size, settings.mask_binary)
+        schedule, recipe = mask_plan(self.backbone, processors, prompts, subjects, steps, size, settings, use_mask)
         branch = method_of(self.adapter).generation_branch(self.adapter, self.image_encoders, subjects, settings)
         latent = (size[0] // self.backbone.latent_scale, size[1] // self.backbone.latent_scale)
         return SubjectGuidance.of(branch, steps, schedule, recipe, latent)
@@ -270,24 +297,6 @@ class RealCustomPipeline:
             )
         return self._attached_processors()
 
-    def _noise(
-        self, batch: int, size: Grid, seeds: int | Sequence[int], latents: Tensor | None
-    ) -> tuple[Tensor, list[torch.Generator]]:
-        """Initial noise of unit variance, and the generators for schedulers that add noise."""
-        seeds = [seeds + row for row in range(batch)] if isinstance(seeds, int) else list(seeds)
-        if len(seeds) != batch:
-            raise GenerationError(f"{len(seeds)} seeds for {batch} prompts; give one for each.")
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        scale = self.backbone.latent_scale
-        shape = (self.backbone.unet.config.in_channels, size[0] // scale, size[1] // scale)
-        if latents is None:
-            latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        if latents.shape != (batch, *shape):
-            raise GenerationError(f"latents have shape {tuple(latents.shape)}; the request needs {(batch, *shape)}.")
-        if not latents.isfinite().all():
-            raise GenerationError("the initial latents contain NaN or infinite values.")
-        return latents.to(self.backbone.device, self.backbone.dtype), generators
-
     def _denoise(
         self, generation: Generation, generators: list[torch.Generator], callback: StepCallback | None
     ) -> None:
@@ -300,7 +309,8 @@ class RealCustomPipeline:
             prediction = self._predict(generation, step)
             generation.latents = scheduler_step(self.scheduler, prediction, timestep, generation.latents, generators)
             if callback is not None:
-                self._call_back(callback, generation, step)
+                clean = clean_latents(self.scheduler, prediction, scaled, alpha_bar)
+                self._call_back(callback, generation, step, clean)
         if not generation.latents.isfinite().all():
             raise GenerationError("the latents became NaN or infinite; try a wider dtype or a lower guidance_scale.")
 
@@ -311,10 +321,10 @@ class RealCustomPipeline:
             return predict_text_to_image(self.backbone, generation, step)
         return method_of(self.adapter).predict(self.backbone, generation, guidance, step)
 
-    def _call_back(self, callback: StepCallback, generation: Generation, step: DenoisingStep) -> None:
+    def _call_back(self, callback: StepCallback, generation: Generation, step: DenoisingStep, clean: Tensor) -> None:
         guidance = generation.guidance
         masks = guidance.history[-1] if guidance is not None and guidance.history else None
-        state = {"latents": generation.latents, "masks": masks}
+        state = {"latents": generation.latents, "clean": clean, "masks": masks}
         generation.latents = callback(self, step.number, step.timestep, state).get("latents", generation.latents)
 
     def _output(self, generation: Generation, cut_off: list[str], start: float) -> RealCustomOutput:

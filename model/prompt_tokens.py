@@ -1,11 +1,15 @@
 """A prompt in a tokenizer's tokens: where its words are, and which end of it a text encoder does not read."""
 
 import re
+import threading
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from model.errors import GenerationError
+
+#: Fast tokenizers keep padding and truncation as state, which a call in another thread would change.
+TOKENIZING = threading.Lock()
 
 
 def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
@@ -26,7 +30,9 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
     if not spans:
         listed = ", ".join(_words(prompt)) or "none"
         raise GenerationError(f"the word {phrase!r} is not in the prompt, whose words are: {listed}.")
-    positions = _fast_positions(tokenizer, prompt, spans) if tokenizer.is_fast else _counted(tokenizer, prompt, spans)
+    find = _fast_positions if tokenizer.is_fast else _counted
+    with TOKENIZING:
+        positions = find(tokenizer, prompt, spans)
     if not positions:
         raise GenerationError(
             f"the word {phrase!r} comes after the {tokenizer.model_max_length} tokens of the prompt that are used."
@@ -37,10 +43,11 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
 def cut_off(tokenizer: Any, prompt: str) -> str:
     """The end of a prompt that a text encoder does not read; "" if it reads all."""
     prompt, length = composed(prompt), tokenizer.model_max_length
-    encoded = tokenizer(prompt, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    with TOKENIZING:
+        encoded = tokenizer(prompt, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+        _, last = _special_tokens(tokenizer)
     if len(encoded.input_ids) <= length:
         return ""
-    _, last = _special_tokens(tokenizer)
     if tokenizer.is_fast:
         (_, read), (start, _) = encoded["offset_mapping"][length - last - 1 : length - last + 1]
         return prompt[min(read, start) :].strip()  # the start is within a concept's placeholder

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
 from model.errors import GenerationError
 from model.guidance.guidance_branch import GuidanceLayers
@@ -27,6 +28,8 @@ from model.guidance.masks import (
     token_indicator,
     top_count,
 )
+from model.guidance.schedule import MaskSchedule
+from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
 from model.pictures.tensors import to_tensor
 
@@ -92,6 +95,28 @@ class MaskRecipe:
     def _free(self) -> Tensor | None:
         """The positions outside all given masks (B, N); None: all positions."""
         return (self.given == 0).all(-1) if self.given.any() else None
+
+
+def mask_plan(
+    backbone: Backbone,
+    processors: Sequence[VisualAttentionProcessor],
+    prompts: Sequence[str],
+    subjects: Sequence[Sequence[Subject]],
+    steps: range,
+    size: tuple[int, int],
+    settings: InferenceSettings,
+    use_mask: bool,
+) -> tuple[MaskSchedule, MaskRecipe | None]:
+    """In which of the subjects' steps masks are found, and how; without masks in none.
+
+    Raises:
+        GenerationError: see `MaskRecipe.of`, `GuidanceLayers.of` and `MaskSchedule.of`.
+    """
+    if not use_mask:
+        return MaskSchedule(), None
+    layers = GuidanceLayers.of(processors, settings.mask_cross_downscales, settings.mask_self_downscales)
+    recipe = MaskRecipe.of(backbone, layers, prompts, subjects, size, settings.mask_binary)
+    return MaskSchedule.of(steps, settings.mask_steps, settings.mask_every), recipe
 
 
 def _positions(backbone: Backbone, prompt: str, subjects: Sequence[Subject]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""One step of a diffusers scheduler."""
+"""Initial noise, and one step of a diffusers scheduler."""
 
 from __future__ import annotations
 
@@ -8,6 +8,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from model.errors import GenerationError
+
+
+def initial_noise(
+    batch: int, shape: tuple[int, int, int], seeds: int | Sequence[int], latents: Tensor | None
+) -> tuple[Tensor, list[torch.Generator]]:
+    """Noise (B, 4, h, w) of unit variance, and the generators for schedulers that add noise.
+
+    Args:
+        batch: B.
+        shape: Of the latents of a picture.
+        seeds: One for each picture; an integer s means s, s + 1, ...
+        latents: The noise, if the user gives it.
+
+    Raises:
+        GenerationError: The numbers do not fit together, or the user's noise is not finite.
+    """
+    seeds = [seeds + row for row in range(batch)] if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != batch:
+        raise GenerationError(f"{len(seeds)} seeds for {batch} prompts; give one for each.")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if latents is None:
+        latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    if latents.shape != (batch, *shape):
+        raise GenerationError(f"latents have shape {tuple(latents.shape)}; the request needs {(batch, *shape)}.")
+    if not latents.isfinite().all():
+        raise GenerationError("the initial latents contain NaN or infinite values.")
+    return latents, generators
+
+
+def clean_latents(scheduler: Any, prediction: Tensor, scaled: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The latents (B, 4, h, w) without noise, as a step's prediction gives them.
+
+    Args:
+        scheduler: Its `prediction_type` says what the prediction is.
+        prediction: (B, 4, h, w).
+        scaled: The UNet's input z_t (B, 4, h, w), sqrt(alpha_bar) z_0 + sqrt(1 - alpha_bar) eps.
+        alpha_bar: () of the step.
+    """
+    signal, noise = alpha_bar.sqrt().to(scaled.dtype), (1 - alpha_bar).sqrt().to(scaled.dtype)
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return prediction
+    if kind == "v_prediction":
+        return signal * scaled - noise * prediction
+    return (scaled - noise * prediction) / signal
 
 
 def scheduler_step(

@@ -126,6 +126,14 @@ class OpenedPicture:
             layer, picture = picture, Image.new("RGB", picture.size, background)
             picture.paste(layer, mask=alpha)
         picture.info.clear()  # a profile or a transparent colour in it would be saved with a copy
+        return self._upright(picture)
+
+    def upright_alpha(self) -> Image.Image | None:
+        """Decode the transparency alone: 8 bits grey, black where the picture is transparent; None if it has none."""
+        _, alpha = decode_layers(self.image, self.file)
+        return None if alpha is None else self._upright(alpha)
+
+    def _upright(self, picture: Image.Image) -> Image.Image:
         turn = _UPRIGHT.get(orientation(self.file))
         return picture if turn is None else picture.transpose(turn)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from model.errors import ModelError
 from model.files import printable_name
 from model.pictures.decoding import open_picture
-from model.pictures.provenance import Provenance, png_with_provenance
+from model.pictures.provenance import Provenance, SubjectProvenance, png_with_provenance
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.cli.painting_model import PaintingModel
@@ -86,9 +86,8 @@ def generate_picture(model: PaintingModel, config: Config, request: Request, fol
     made = [
         Provenance(
             prompt=request.prompt,
-            word=word,
             seed=request.seed + number,
-            subject_sha256=hashlib.sha256(file).hexdigest(),
+            subjects=(SubjectProvenance(word=word, sha256=hashlib.sha256(file).hexdigest()),),
             model=model.title,
             adapter=model.fingerprint,
             settings=settings,

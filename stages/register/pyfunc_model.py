@@ -29,8 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.checksums import verify_checksums
 from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
+from model.painting.painter import RequestPainter, ShowPreview
+from model.painting.request import PaintedPicture, PictureRequest, PreparedRequest
 from model.pipeline import RealCustomPipeline
-from model.request_painter import PreparedRequest, RequestPainter
 
 # As in `stages.registered_model`, which is not registered with this file.
 _VERIFY_CHECKSUMS = "verify_checksums"
@@ -92,19 +93,24 @@ class RealwordModel(PythonModel):
         Raises:
             ValueError: One sentence on the first invalid request.
         """
-        prepared = [
-            self.prepare(_decode(request.subject), **request.model_dump(exclude={"subject"}, exclude_none=True))
-            for request in model_input
+        prepared = [self._prepare(request) for request in model_input]
+        return [
+            Painting(picture=_encode(painted.picture), mask=_encode(painted.mask or b""))
+            for painted in self.paint([picture for request in prepared for picture in request.pictures])
         ]
-        return [Painting(picture=_encode(picture), mask=_encode(mask)) for picture, mask in self.paint(prepared)]
 
-    def prepare(self, subject: bytes, word: str, prompt: str, seed: int = 0, **options: Any) -> PreparedRequest:
+    def _prepare(self, request: PaintRequest) -> PreparedRequest:
+        options = request.model_dump(exclude={"subject", "word", "prompt", "seed"}, exclude_none=True)
+        subject = {"picture": _decode(request.subject), "word": request.word}
+        return self.prepare(request.prompt, [subject], [request.seed], **options)
+
+    def prepare(self, *arguments: Any, **options: Any) -> PreparedRequest:
         """See `RequestPainter.prepare`; the default settings are those that the evaluation used."""
-        return self.painter.prepare(subject, word, prompt, seed, **options)
+        return self.painter.prepare(*arguments, **options)
 
-    def paint(self, requests: Sequence[PreparedRequest]) -> list[tuple[bytes, bytes]]:
+    def paint(self, requests: Sequence[PictureRequest], show: ShowPreview | None = None) -> list[PaintedPicture]:
         """See `RequestPainter.paint`."""
-        return self.painter.paint(requests)
+        return self.painter.paint(requests, show)
 
 
 def _decode(subject: str) -> bytes:

@@ -24,7 +24,8 @@ class ServeConfig:
     max_queued_requests: Operation[NonNegativeInt] = 16
     """More are refused."""
     max_picture_bytes: Operation[PositiveInt] = 10_000_000
+    """Of all pictures and masks of a request together."""
     max_steps: Operation[Annotated[int, Ge(1), Le(1000)]] = 100
     """Of the sampler, for a request."""
     timeout_seconds: Operation[PositiveFloat] = 60.0
-    """From the request to the picture, waiting included."""
+    """From the request to its last picture, waiting included."""

@@ -41,7 +41,7 @@ def find_champion(name: str, tracking_uri: str | None, run_folder: Path, profile
         raise StageError(f"The registered model {title} is damaged: {reason}; {again}") from error
     if not can_serve:
         raise StageError(f"The registered model {title} is of another version of Realword; {again}")
-    return ServedModel(title=title, load=functools.partial(load_registered_model, str(folder), title))
+    return ServedModel(name=name, title=title, load=functools.partial(load_registered_model, str(folder), title))
 
 
 def _champion_version(name: str, tracking_uri: str) -> str | None:

@@ -2,9 +2,8 @@
 
     curl -F subject=@mug.png -F word=mug -F prompt="a photo of a mug in the snow" localhost:8000/generate -o painted.png
 
-Listens on the loopback interface unless `serve.host` says otherwise; it has no authentication. Answers: 200 and a PNG;
-413, 415 or 422 for an invalid request; 503 with Retry-After when too many requests wait; 504 when painting takes too
-long.
+Listens on the loopback interface unless `serve.host` says otherwise; it has no authentication. The routes are those of
+`stages.serve.web` and, for OpenAI's clients, of `stages.serve.openai_api`.
 """
 
 from __future__ import annotations
@@ -116,11 +115,11 @@ def _wait_until_ready(settings: ServeConfig) -> str:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy is between us and this machine
     while True:
         try:
-            with direct.open(f"{address}/health", timeout=10):
+            with direct.open(f"{address}/ready", timeout=10):
                 return address
         except (urllib.error.URLError, TimeoutError) as error:
             if time.monotonic() > deadline:
-                raise StageError(f"{address}/health does not answer: {error}.") from error
+                raise StageError(f"{address}/ready does not answer: {error}.") from error
             time.sleep(0.2)
 
 

@@ -9,7 +9,7 @@ import torch
 from model.errors import ModelError
 from model.guidance.settings import InferenceSettings
 from model.micro_sd.shipped_adapter import ShippedModel, find_shipped_model
-from model.request_painter import RequestPainter
+from model.painting.painter import RequestPainter
 from stages.config import Config
 from stages.contract import StageError
 from stages.serve.served_model import ServedModel
@@ -19,7 +19,7 @@ def shipped_model(config: Config) -> ServedModel:
     """Verify the shipped weights, once for all replicas.
 
     Args:
-        config: The section `inference`, and the weights' dtype.
+        config: The section `inference`, the model's name, and the weights' dtype.
 
     Raises:
         StageError: A file is missing or damaged.
@@ -29,7 +29,7 @@ def shipped_model(config: Config) -> ServedModel:
     except ModelError as error:
         raise StageError(str(error)) from error
     load = functools.partial(_load, shipped, config.inference, config.backbone.dtype)
-    return ServedModel(title=shipped.title, load=load)
+    return ServedModel(name=config.register.model_name, title=shipped.title, load=load)
 
 
 def _load(shipped: ShippedModel, settings: InferenceSettings, dtype: str) -> RequestPainter:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from model.backbone import Backbone, load_backbone
 from model.errors import BackboneError
-from tests.support.tiny_models import RESOLUTION
+from tests.support.tiny_models import MAX_TOKENS, RESOLUTION
 
 
 def test_sd_prompt_embedding_is_that_of_diffusers(sd: Backbone, sd_folder: Path) -> None:
@@ -97,3 +98,21 @@ def test_missing_and_damaged_parts(sd_folder: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(BackboneError, match="unet"):
         load_backbone(damaged)
+
+
+def test_threads_share_a_tokenizer(sd: Backbone) -> None:
+    def encode(number: int) -> int:
+        if number % 3 == 0:
+            return sd.token_count("a cat " * 50) - 100
+        if number % 3 == 1:
+            return len(sd.token_positions("a cat in a hat", "cat"))
+        return sd.token_ids(["a cat"])[0].shape[1]
+
+    with ThreadPoolExecutor(8) as pool:
+        lengths = set(pool.map(encode, range(600)))
+    assert lengths == {2, 1, MAX_TOKENS}
+
+
+def test_tokens_are_counted_beyond_the_encoders_end(sd: Backbone) -> None:
+    assert sd.token_count("a cat in") == 5
+    assert sd.token_count("cat " * 40) == 42

@@ -8,7 +8,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "mlflow", "transformers", "diffusers", "pandas")
-LIGHT_MODULES = ("stages.serve.form", "stages.serve.registry", "stages.serve.server", "stages.register.lineage")
+LIGHT_MODULES = (
+    "stages.serve.web.application",
+    "stages.serve.registry",
+    "stages.serve.server",
+    "stages.register.lineage",
+)
 
 
 def packages() -> list[str]:

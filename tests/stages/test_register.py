@@ -156,16 +156,14 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     request = PaintRequest(subject=picture(), word="mug", prompt="a photo of a mug in the snow")
     (painting,) = model.predict(context, [request])
     assert Image.open(io.BytesIO(base64.b64decode(painting.picture))).size == (64, 64)
-    prepared = model.prepare(base64.b64decode(request.subject), request.word, request.prompt)
-    assert prepared.cut_off == ""
-    assert model.prepare(base64.b64decode(request.subject), "mug", "a mug" + " snow" * 100).cut_off.endswith(
-        "snow snow"
-    )
-    other = model.prepare(base64.b64decode(request.subject), request.word, request.prompt, seed=1, steps=3)
-    same, different = model.paint([prepared, other])
-    assert base64.b64encode(same[0]).decode() == painting.picture
-    assert base64.b64encode(same[1]).decode() == painting.mask
-    assert different[0] != same[0]
+    subjects = [{"picture": base64.b64decode(request.subject), "word": request.word}]
+    prepared = model.prepare(request.prompt, subjects)
+    other = model.prepare(request.prompt, subjects, [1], steps=3)
+    same, different = model.paint([*prepared.pictures, *other.pictures])
+    assert base64.b64encode(same.picture).decode() == painting.picture
+    assert same.mask is not None
+    assert base64.b64encode(same.mask).decode() == painting.mask
+    assert different.picture != same.picture
 
 
 # The registry

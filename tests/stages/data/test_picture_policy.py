@@ -19,10 +19,10 @@ from PIL import Image
 
 from model.errors import ModelError
 from model.guidance.settings import InferenceSettings
+from model.painting.painter import RequestPainter
 from model.pictures.containers import take_apart
 from model.pictures.crops import square_crop
 from model.pictures.decoding import MAX_PIXELS, load_picture, picture_format
-from model.request_painter import RequestPainter
 from stages.contract import Reporter, StageError
 from stages.customize.subjects import Subject, read_pictures
 from stages.data.jpeg import encode_jpeg
@@ -98,11 +98,23 @@ def serving(file: Path) -> bool:
 
 
 class BlankPipeline:
-    backbone = SimpleNamespace(token_positions=lambda *_: [1], cut_off=lambda *_: "")
+    backbone = SimpleNamespace(
+        token_positions=lambda *_: [1],
+        token_count=lambda _: 1,
+        cut_off=lambda *_: "",
+        resolution=8,
+        latent_scale=8,
+    )
+    image_encoders = None
+
+    def check(self, *_: Any, **__: Any) -> None:
+        """Everything fits."""
 
     def __call__(self, prompts: list[str], *_: Any, **__: Any) -> SimpleNamespace:
         blank = Image.new("RGB", (8, 8))
-        return SimpleNamespace(images=[blank for _ in prompts], masks=[[torch.ones(1, 4, 4)] for _ in prompts])
+        return SimpleNamespace(
+            images=[blank for _ in prompts], masks=[[torch.ones(1, 4, 4)] for _ in prompts], timings={}
+        )
 
 
 def without_error(action: Callable[[], object]) -> bool:

@@ -10,7 +10,8 @@ import requests
 from starlette.requests import Request
 
 from stages.serve.config import ServeConfig
-from stages.serve.form import RequestError, read_form
+from stages.serve.web.errors import RequestError
+from stages.serve.web.generate import read_form
 
 FIELDS = {"word": "mug", "prompt": " a photo of a mug "}
 SETTINGS = ServeConfig(max_picture_bytes=1000, max_steps=50)
@@ -39,8 +40,8 @@ def read_body(pieces: list[bytes], content_type: str) -> dict[str, Any]:
 
 
 def test_fields_are_read_and_the_picture_stays_encoded() -> None:
-    assert read(FIELDS) == {"subject": b"picture", "word": "mug", "prompt": "a photo of a mug"}
-    assert read({**FIELDS, "seed": "7", "steps": "50"}) == {**read(FIELDS), "seed": 7, "steps": 50}
+    assert read(FIELDS) == {"subjects": [{"picture": b"picture", "word": "mug"}], "prompt": "a photo of a mug"}
+    assert read({**FIELDS, "seed": "7", "steps": "50"}) == {**read(FIELDS), "seeds": [7], "steps": 50}
     assert read({**FIELDS, "seed": "", "steps": ""}) == read(FIELDS)  # an empty input of the page's form
 
 
@@ -88,7 +89,7 @@ def test_text_may_come_as_a_file() -> None:
     values = {"word": "mug", "prompt": "a mug of café\n", "seed": "7", "subject": "picture"}
     form = "".join(part.format(*item) for item in values.items()) + "--x--\r\n"
     read = read_body([form.encode()], "Multipart/Form-Data; Boundary=x")
-    assert read == {"word": "mug", "prompt": "a mug of café", "seed": 7, "subject": b"picture"}
+    assert read == {"subjects": [{"picture": b"picture", "word": "mug"}], "prompt": "a mug of café", "seeds": [7]}
     with pytest.raises(RequestError, match="'prompt' must be text in UTF-8"):
         read_body([form.encode("latin-1")], "multipart/form-data; boundary=x")
 

@@ -1,0 +1,90 @@
+"""A valid request for pictures, and what is painted for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.errors import GenerationError
+from model.guidance.masks import Grid
+from model.guidance.subjects import Subject
+from model.pictures.provenance import PictureFormat, Provenance
+
+
+class RequestFieldError(GenerationError):
+    """A request cannot be painted because of one of its fields.
+
+    Attributes:
+        field: An argument of `RequestPainter.prepare`, "picture", "word" or "mask" of a subject, or an option.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureRequest:
+    """One picture to paint.
+
+    Attributes:
+        subjects: With their decoded pictures and masks.
+        size: Height and width, pixels.
+        provenance: Prompt, seed and settings.
+        preview_steps: The steps, counted from 0, after which a preview is shown.
+        output_format: Of the picture's file.
+        output_compression: Quality from 0 to 100 of a WebP or JPEG; None: 100.
+    """
+
+    subjects: tuple[Subject, ...]
+    size: Grid
+    provenance: Provenance
+    preview_steps: tuple[int, ...] = ()
+    output_format: PictureFormat = "png"
+    output_compression: int | None = None
+
+    @property
+    def batch_key(self) -> str:
+        """Equal for pictures that one call of the pipeline can paint."""
+        made = self.provenance
+        guidance = (made.use_mask, made.visual_guidance_start, made.visual_guidance_end) if self.subjects else None
+        return repr((made.settings, made.negative_prompt, guidance, self.size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRequest:
+    """A valid request: one or more pictures that differ in their seeds.
+
+    Attributes:
+        pictures: To paint.
+        cut_off: The end of the prompt, which the text encoder does not read; "" if it reads all.
+        text_tokens: Of the prompt.
+        reference_tokens: Image tokens of its distinct subject pictures.
+        picture_tokens: Positions of a painted picture's latents.
+    """
+
+    pictures: list[PictureRequest]
+    cut_off: str
+    text_tokens: int
+    reference_tokens: int
+    picture_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintedPicture:
+    """A painted picture.
+
+    Attributes:
+        picture: An encoded picture.
+        mask: Where its subjects were allowed to be (white), a PNG; None if it has none.
+        timings: Seconds of the batch in which it was painted, by part.
+    """
+
+    picture: bytes
+    mask: bytes | None
+    timings: dict[str, float]
+
+
+def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
+    """The steps after which previews are shown: evenly spread, the first within a third; never the last step."""
+    found = (max(number, steps * (2 * number + 1) // (2 * previews + 1) - 1) for number in range(previews))
+    return tuple(step for step in found if step < steps - 1)

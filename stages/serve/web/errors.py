@@ -1,0 +1,115 @@
+"""Every error of the server, in the body that OpenAI's clients show: `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from stages.serve.painting import NoPainterError, PaintersBusyError, PaintingFailedError, PaintingTimeoutError
+
+_RETRY_AFTER_SECONDS = 2
+#: OpenAI's `type` and `code` by status; other statuses are errors of the request without a code.
+_KINDS: dict[int, tuple[str, str]] = {
+    404: ("invalid_request_error", "not_found"),
+    405: ("invalid_request_error", "method_not_allowed"),
+    413: ("invalid_request_error", "request_too_large"),
+    415: ("invalid_request_error", "unsupported_media_type"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    500: ("server_error", "internal_error"),
+    503: ("server_error", "not_ready"),
+    504: ("server_error", "timeout"),
+}
+#: Clients send these again by themselves unless they are asked not to, and would have the same work done again.
+_NOT_AGAIN = (500, 504)
+
+
+class RequestError(Exception):
+    """A request cannot be answered with a picture.
+
+    Attributes:
+        status: Of HTTP.
+        message: One sentence for the user.
+        param: The field that is wrong.
+        code: For programs; None: that of the status.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    """The body of an error."""
+    kind, code = _KINDS.get(error.status, ("invalid_request_error", None))
+    fields = {"message": error.message, "type": kind, "param": error.param, "code": error.code or code}
+    return {"error": fields}
+
+
+def error_response(error: RequestError, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer with an error."""
+    added = dict(headers or {})
+    if error.status in (429, 503):
+        added["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+    if error.status in _NOT_AGAIN:
+        added["x-should-retry"] = "false"
+    return JSONResponse(error_body(error), error.status, added)
+
+
+@contextmanager
+def painting_errors(seconds: float) -> Iterator[None]:
+    """Answer for what can go wrong with the painters.
+
+    Args:
+        seconds: The deadline of requests, for the message.
+
+    Raises:
+        RequestError: 429 too many requests, 500 painting failed, 503 no painter, 504 too slow.
+    """
+    try:
+        yield
+    except PaintersBusyError as error:
+        raise RequestError(429, "All painters are busy; try again in a moment.") from error
+    except NoPainterError as error:
+        raise RequestError(503, "No painter is ready; try again in a moment.") from error
+    except PaintingTimeoutError as error:
+        raise RequestError(504, f"Painting took longer than {seconds:g} s; ask for fewer steps or pictures.") from error
+    except PaintingFailedError as error:
+        logging.getLogger(__name__).error("Painting failed: %s", error)
+        raise RequestError(500, "Painting failed; the server's log says why.") from error
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let the application answer all errors in this way, also those that no route has raised."""
+
+    @app.exception_handler(RequestError)
+    async def _request_error(_: Request, error: RequestError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _query_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return error_response(RequestError(422, f"{first['msg']}.", str(first["loc"][-1])))
+
+    @app.exception_handler(HTTPException)
+    async def _no_such_address(request: Request, error: HTTPException) -> JSONResponse:
+        where = f"{request.method} {request.url.path}"
+        message = (
+            f"There is no {where}; GET /openapi.json lists the addresses."
+            if error.status_code in (404, 405)
+            else (f"{where}: {error.detail}")
+        )
+        return error_response(RequestError(error.status_code, message), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def _internal_error(_: Request, error: Exception) -> JSONResponse:
+        return error_response(RequestError(500, "The server failed; its log says why."))

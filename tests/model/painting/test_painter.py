@@ -1,0 +1,105 @@
+"""Pictures of different requests in one batch, previews, and both methods."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from model.adapters.adapter import VisualAdapter
+from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.painting.painter import RequestPainter
+from model.painting.request import PaintedPicture, RequestFieldError, preview_steps
+from tests.support.local_painters import half_mask, noise_picture, tiny_painter
+
+PROMPT = "a cat in a hat"
+CAT = {"picture": noise_picture(1), "word": "cat"}
+HAT = {"picture": noise_picture(2), "word": "hat"}
+
+
+@pytest.fixture(scope="module")
+def painter(sd_folder: Path) -> RequestPainter:
+    return tiny_painter(sd_folder)
+
+
+def pixels(painted: PaintedPicture) -> bytes:
+    return Image.open(io.BytesIO(painted.picture)).tobytes()
+
+
+def distance(one: PaintedPicture, other: PaintedPicture) -> float:
+    """The mean difference of two pictures' values."""
+    pairs = list(zip(pixels(one), pixels(other), strict=True))
+    return sum(abs(a - b) for a, b in pairs) / len(pairs)
+
+
+def test_a_picture_does_not_depend_on_its_batch(painter: RequestPainter) -> None:
+    requests: list[dict[str, Any]] = [
+        {"subjects": [CAT]},
+        {"subjects": [CAT, HAT], "seeds": [3]},
+        {"subjects": [{**CAT, "mask": half_mask()}]},
+        {"subjects": []},
+        {"subjects": [CAT], "size": (48, 32)},
+        {"subjects": [CAT], "negative_prompt": "hat"},
+        {"subjects": [HAT], "steps": 2},
+    ]
+    pictures = [painter.prepare(PROMPT, **request).pictures[0] for request in requests]
+    assert distance(*painter.paint([painter.prepare(PROMPT, seeds=[seed]).pictures[0] for seed in (0, 1)])) > 1
+    together, alone = painter.paint(pictures), [painter.paint([picture])[0] for picture in pictures]
+    for one, other in zip(together, alone, strict=True):
+        assert distance(one, other) < 0.2  # of 255: batches of other sizes round differently
+        assert (one.mask is None) == (other.mask is None)
+
+
+def test_previews_are_of_their_own_picture(painter: RequestPainter) -> None:
+    with_previews = painter.prepare(PROMPT, [CAT], [1], steps=8, previews=2).pictures[0]
+    without = painter.prepare(PROMPT, [CAT], [2], steps=8).pictures[0]
+    shown: list[tuple[int, PaintedPicture]] = []
+    painted = painter.paint([without, with_previews], lambda number, preview: shown.append((number, preview)))
+    assert [number for number, _ in shown] == [1, 1]
+    assert all(preview.mask is not None for _, preview in shown)
+    last = shown[-1][1]
+    assert distance(last, painted[1]) < distance(last, painted[0])
+
+
+@pytest.mark.parametrize(
+    ("steps", "previews", "expected"),
+    [
+        (25, 0, ()),
+        (25, 1, (7,)),
+        (25, 3, (2, 9, 16)),
+        (3, 3, (0, 1)),
+        (4, 3, (0, 1, 2)),
+        (1, 3, ()),
+        (2, 1, (0,)),
+        (4, 2, (0, 1)),
+    ],
+)
+def test_the_first_preview_comes_within_a_third(steps: int, previews: int, expected: tuple[int, ...]) -> None:
+    found = preview_steps(steps, previews)
+    assert found == expected
+    assert not found or found[0] <= max(0, steps // 3)
+    assert steps - 1 not in found
+
+
+@pytest.mark.parametrize("method", [RealCustomAdapter, RealCustomPlusAdapter])
+def test_the_image_guidance_scale_is_realcustoms(sd_folder: Path, method: type[VisualAdapter]) -> None:
+    own = tiny_painter(sd_folder, method)
+    if method is RealCustomPlusAdapter:
+        with pytest.raises(RequestFieldError, match="realcustom") as error:
+            own.prepare(PROMPT, [CAT], image_guidance_scale=1.0)
+        assert error.value.field == "image_guidance_scale"
+        return
+    weak, strong = (own.prepare(PROMPT, [CAT], image_guidance_scale=scale).pictures[0] for scale in (0.0, 8.0))
+    assert pixels(own.paint([weak])[0]) != pixels(own.paint([strong])[0])
+
+
+def test_what_is_cut_off_of_a_prompt_is_said_or_refused(painter: RequestPainter) -> None:
+    long = PROMPT + " cat" * 100
+    assert painter.prepare(PROMPT).cut_off == ""
+    assert painter.prepare(long).cut_off.endswith("cat cat")
+    with pytest.raises(RequestFieldError, match=r"would leave out 'cat cat.*shorten it"):
+        painter.prepare(long, whole_prompt=True)
