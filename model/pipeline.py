@@ -3,6 +3,7 @@
 The adapter decides the method (`model.methods`).
 """
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,11 @@ from model.dci.auxiliary_branch import AuxiliaryBranch
 from model.dci.prompts import BranchPrompts
 from model.dci.settings import DCISettings
 from model.errors import GenerationError
-from model.guidance.denoising import Generation, SubjectGuidance, predict_text_to_image
-from model.guidance.generation_branch import DenoisingStep
+from model.guidance.denoising import Generation, SubjectGuidance
 from model.guidance.mask_recipe import mask_plan
 from model.guidance.masks import Grid
-from model.guidance.sampling import clean_latents, initial_noise, scheduler_step
+from model.guidance.runs import DenoisingRun, take_step
+from model.guidance.sampling import initial_noise
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
@@ -47,6 +48,7 @@ class RealCustomOutput(BaseOutput):
     timings: dict[str, float]  # seconds: encode, guidance, generation, decode, total
     # With DCI, for each picture M_hat_a: downscale of a scale's grid -> (steps, G, G'), the mean over heads and layers.
     aggregation_masks: list[dict[int, Tensor]] = field(default_factory=list)
+    timesteps: list[int] = field(default_factory=list)  # of the steps
     cut_off: list[str] = field(default_factory=list)  # for each picture the end of its prompt that is not read; ""
 
 
@@ -187,13 +189,62 @@ class RealCustomPipeline:
         Raises:
             GenerationError: the request does not fit together, or a word is not in its prompt.
         """
+        run = self.start(
+            prompt,
+            subjects,
+            words,
+            settings=settings,
+            dci=dci,
+            negative_prompt=negative_prompt,
+            use_mask=use_mask,
+            visual_guidance_start=visual_guidance_start,
+            visual_guidance_end=visual_guidance_end,
+            height=height,
+            width=width,
+            seeds=seeds,
+            latents=latents,
+        )
+        while not run.is_finished:
+            self.step([run])
+            if callback_on_step_end is not None:
+                self._call_back(callback_on_step_end, run)
+        return self.finish(run)
+
+    @torch.no_grad()
+    def start(
+        self,
+        prompt: str | Sequence[str],
+        subjects: Image.Image | Subject | Sequence[SubjectsOfPrompt] | None = None,
+        words: str | Sequence[str] | None = None,
+        *,
+        settings: InferenceSettings | None = None,
+        dci: DCISettings | None = None,
+        negative_prompt: str | None = None,
+        use_mask: bool = True,
+        visual_guidance_start: float = 0.0,
+        visual_guidance_end: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
+        seeds: int | Sequence[int] = 0,
+        latents: Tensor | None = None,
+    ) -> DenoisingRun:
+        """Encode a request, without a step: for callers that take the steps of many requests together.
+
+        Arguments and errors are those of `__call__`, which does the same as this:
+
+            run = pipeline.start(...)
+            while not run.is_finished:
+                pipeline.step([run])
+            output = pipeline.finish(run)
+        """
         start = time.perf_counter()
         settings = settings or InferenceSettings()
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
         self._check_size(prompts, size, settings.steps)
         cut_off = [self.backbone.cut_off(prompt) for prompt in prompts]
-        self.scheduler.set_timesteps(settings.steps, device=self.backbone.device)
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(settings.steps, device=self.backbone.device)
         scale = self.backbone.latent_scale
         shape = (self.backbone.unet.config.in_channels, size[0] // scale, size[1] // scale)
         noise, generators = initial_noise(len(prompts), shape, seeds, latents)
@@ -202,12 +253,11 @@ class RealCustomPipeline:
         if dci is not None and dci.auxiliary_share:
             branches = BranchPrompts.of(self.backbone, prompts, dci)
             processors = self._dci_processors(with_subjects=subjects is not None)
-            parts = self.backbone, processors, self.scheduler
-            auxiliary = AuxiliaryBranch.of(*parts, branches, dci, size, noise, generators)
+            auxiliary = AuxiliaryBranch.of(self.backbone, processors, scheduler, branches, dci, size, noise, generators)
             prompts = branches.concept
         if subjects is not None:
             named = subjects_of(prompts, subjects, words, settings.mask_scope, settings.visual_scale)
-            steps = subject_steps(len(self.scheduler.timesteps), visual_guidance_start, visual_guidance_end)
+            steps = subject_steps(len(scheduler.timesteps), visual_guidance_start, visual_guidance_end)
             guidance = self._subject_guidance(prompts, named, steps, size, settings, use_mask=use_mask)
         generation = Generation(
             text=self.backbone.encode_prompt(prompts, size),
@@ -216,11 +266,46 @@ class RealCustomPipeline:
             image_guidance_scale=settings.image_guidance_scale,
             guidance=guidance,
             auxiliary=auxiliary,
-            latents=noise * self.scheduler.init_noise_sigma,
+            latents=noise * scheduler.init_noise_sigma,
         )
         generation.clock("encode", start)
-        self._denoise(generation, generators, callback_on_step_end)
-        return self._output(generation, cut_off, start)
+        return DenoisingRun(
+            generation=generation,
+            guidance=guidance,
+            scheduler=scheduler,
+            generators=generators,
+            cut_off=cut_off,
+            started=start,
+        )
+
+    @torch.no_grad()
+    def step(self, runs: Sequence[DenoisingRun]) -> None:
+        """Take the next step of each run: see `take_step`."""
+        take_step(self.backbone, self.adapter, runs)
+
+    @torch.no_grad()
+    def finish(self, run: DenoisingRun) -> RealCustomOutput:
+        """Decode the pictures of a run that has taken all steps.
+
+        Raises:
+            GenerationError: its latents are not finite.
+        """
+        run.check_finite()
+        generation, guidance = run.generation, run.guidance
+        now = time.perf_counter()
+        pictures = to_pictures(self.backbone.decode_latents(generation.latents) / 2 + 0.5)
+        for hook in self._offloaded:
+            hook.offload()
+        generation.timings["total"] = generation.clock("decode", now) - run.started
+        count = len(pictures)
+        return RealCustomOutput(
+            images=pictures,
+            masks=[[] for _ in range(count)] if guidance is None else guidance.masks_of_pictures(count),
+            timings=generation.timings,
+            aggregation_masks=[] if generation.auxiliary is None else generation.auxiliary.masks_of_pictures(count),
+            timesteps=[int(timestep) for timestep in run.scheduler.timesteps],
+            cut_off=run.cut_off,
+        )
 
     def check(
         self,
@@ -297,50 +382,9 @@ class RealCustomPipeline:
             )
         return self._attached_processors()
 
-    def _denoise(
-        self, generation: Generation, generators: list[torch.Generator], callback: StepCallback | None
-    ) -> None:
-        """Run all steps on `generation.latents`."""
-        timesteps = self.scheduler.timesteps
-        alpha_bars = self.scheduler.alphas_cumprod[timesteps.long().cpu()].to(timesteps.device)
-        for number, (timestep, alpha_bar) in enumerate(zip(timesteps, alpha_bars, strict=True)):
-            scaled = self.scheduler.scale_model_input(generation.latents, timestep)
-            step = DenoisingStep(number, timestep, scaled, alpha_bar.expand(len(scaled)), generation.text.hidden)
-            prediction = self._predict(generation, step)
-            generation.latents = scheduler_step(self.scheduler, prediction, timestep, generation.latents, generators)
-            if callback is not None:
-                clean = clean_latents(self.scheduler, prediction, scaled, alpha_bar)
-                self._call_back(callback, generation, step, clean)
-        if not generation.latents.isfinite().all():
-            raise GenerationError("the latents became NaN or infinite; try a wider dtype or a lower guidance_scale.")
-
-    def _predict(self, generation: Generation, step: DenoisingStep) -> Tensor:
-        """The guided prediction (B, 4, h, w) of a step."""
-        guidance = generation.guidance
-        if self.adapter is None or guidance is None or step.number not in guidance.steps:
-            return predict_text_to_image(self.backbone, generation, step)
-        return method_of(self.adapter).predict(self.backbone, generation, guidance, step)
-
-    def _call_back(self, callback: StepCallback, generation: Generation, step: DenoisingStep, clean: Tensor) -> None:
-        guidance = generation.guidance
-        masks = guidance.history[-1] if guidance is not None and guidance.history else None
-        state = {"latents": generation.latents, "clean": clean, "masks": masks}
-        generation.latents = callback(self, step.number, step.timestep, state).get("latents", generation.latents)
-
-    def _output(self, generation: Generation, cut_off: list[str], start: float) -> RealCustomOutput:
-        """Decode the latents."""
-        now = time.perf_counter()
-        pictures = to_pictures(self.backbone.decode_latents(generation.latents) / 2 + 0.5)
-        for hook in self._offloaded:
-            hook.offload()
-        generation.timings["total"] = generation.clock("decode", now) - start
-        guidance, count = generation.guidance, len(pictures)
-        masks = [[] for _ in range(count)] if guidance is None else guidance.masks_of_pictures(count)
-        aggregation = [] if generation.auxiliary is None else generation.auxiliary.masks_of_pictures(count)
-        return RealCustomOutput(
-            images=pictures,
-            masks=masks,
-            timings=generation.timings,
-            aggregation_masks=aggregation,
-            cut_off=cut_off,
+    def _call_back(self, callback: StepCallback, run: DenoisingRun) -> None:
+        generation, number = run.generation, run.steps_taken - 1
+        state = {"latents": generation.latents, "clean": run.clean_latents(), "masks": run.masks()}
+        generation.latents = callback(self, number, run.scheduler.timesteps[number], state).get(
+            "latents", generation.latents
         )

@@ -33,6 +33,21 @@ class Region:
     positions: Tensor  # (B, k) of the layer's N; a row with fewer than k is padded with positions of weight 0
     weights: Tensor  # (B, k, 1), M_hat at the positions
 
+    @staticmethod
+    def cat(regions: Sequence["Region"]) -> "Region":
+        """Batches one after the other."""
+        most = max(region.positions.shape[1] for region in regions)
+        missing = [most - region.positions.shape[1] for region in regions]
+        pairs = list(zip(regions, missing, strict=True))
+        return Region(
+            torch.cat([F.pad(region.positions, (0, count)) for region, count in pairs]),
+            torch.cat([F.pad(region.weights, (0, 0, 0, count)) for region, count in pairs]),
+        )
+
+    def empty(self) -> "Region":
+        """A region of the same rows that has no position."""
+        return Region(self.positions[:, :1], torch.zeros_like(self.weights[:, :1]))
+
 
 @dataclass(frozen=True)
 class VisualCondition:
@@ -55,6 +70,30 @@ class VisualCondition:
             for layer, (key, value) in self.keys_values.items()
         }
         return VisualCondition(repeated)
+
+    @staticmethod
+    def cat(conditions: Sequence["VisualCondition"]) -> "VisualCondition":
+        """Batches one after the other: all of them with regions, or all without and with strengths for each row."""
+        pairs = {
+            layer: tuple(torch.cat([one.keys_values[layer][side] for one in conditions]) for side in (0, 1))
+            for layer in conditions[0].keys_values
+        }
+        keys_values = {layer: (key, value) for layer, (key, value) in pairs.items()}
+        regions = [one.regions for one in conditions if one.regions is not None]
+        if not regions:
+            return VisualCondition(keys_values, scale=torch.cat([torch.as_tensor(one.scale) for one in conditions]))
+        return VisualCondition(
+            keys_values,
+            {downscale: Region.cat([of_one[downscale] for of_one in regions]) for downscale in regions[0]},
+        )
+
+    def nowhere(self) -> "VisualCondition":
+        """The same reference without effect; it fills a row that has fewer references than others of its batch."""
+        if self.regions is None:
+            return VisualCondition(self.keys_values, scale=self.scale * 0)
+        return VisualCondition(
+            self.keys_values, {downscale: region.empty() for downscale, region in self.regions.items()}
+        )
 
 
 class AttentionRecorder(Protocol):

@@ -8,6 +8,8 @@ authors' code gives them the features of a black picture.
 """
 
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,15 +24,45 @@ from model.guidance.mask_recipe import MaskRecipe
 from model.guidance.masks import Grid, grid_at
 from model.guidance.schedule import MaskSchedule
 
+Scale = float | Tensor  # a number, or (B, 1, 1, 1)
 
-def guide(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+
+def guide(unconditional: Tensor, conditional: Tensor, scale: Scale) -> Tensor:
     """eps_0 + w (eps - eps_0): classifier-free guidance; with the generation branch it is RealCustom++ Eq. 15."""
     return unconditional + scale * (conditional - unconditional)
 
 
+class Guidance(ABC):
+    """What subjects add to the rows of a batch, in which steps, and inside which masks."""
+
+    @abstractmethod
+    def acts(self, step: int) -> bool:
+        """Whether the subjects take part in a step."""
+
+    @abstractmethod
+    def is_guided(self, step: int) -> bool:
+        """Whether the guidance branch finds the masks of a step."""
+
+    @abstractmethod
+    def recorder(self, *, ends_pass: bool) -> GuidanceRecorder:
+        """A recorder for the guidance branch of a step."""
+
+    @abstractmethod
+    def find_masks(self, maps: Tensor) -> None:
+        """Make new masks from the guidance branch's maps M (B, N, S)."""
+
+    @abstractmethod
+    def extrapolate_masks(self, step: int) -> None:
+        """Make new masks without the guidance branch, in the steps in which the schedule says so."""
+
+    @abstractmethod
+    def conditions(self, step: DenoisingStep) -> list[VisualCondition]:
+        """What the UNet's cross-attention takes as `visual` in the generation branch."""
+
+
 @dataclass
-class SubjectGuidance:
-    """The subjects of one generation: what they add, in which steps, and inside which masks."""
+class SubjectGuidance(Guidance):
+    """The subjects of one generation."""
 
     branch: GenerationBranch
     steps: range  # in which the subjects take part
@@ -61,19 +93,37 @@ class SubjectGuidance:
         self.masks = self.branch.subject_masks(masks, self.latent, grid, layers.visual_downscales)
         self.history.append(masks.transpose(1, 2).unflatten(2, grid))
 
+    @property
+    def subjects(self) -> int:
+        """S."""
+        return self.branch.strengths.shape[1]
+
+    def acts(self, step: int) -> bool:
+        """See `Guidance.acts`."""
+        return step in self.steps
+
+    def is_guided(self, step: int) -> bool:
+        """See `Guidance.is_guided`."""
+        return step in self.schedule.guided
+
+    def pass_key(self, step: int) -> Hashable:
+        """Equal for guidances whose steps can share passes of the UNet."""
+        layers = None if self.recipe is None else self.recipe.layers.names
+        return self.is_guided(step), layers, self.branch.keys
+
     def recorder(self, *, ends_pass: bool) -> GuidanceRecorder:
-        """A recorder for the guidance branch of a step."""
+        """See `Guidance.recorder`."""
         assert self.recipe is not None
         return GuidanceRecorder(self.recipe.layers, self.recipe.indicator, self.latent, ends_pass=ends_pass)
 
-    def find_masks(self, recorder: GuidanceRecorder) -> None:
-        """Make new masks from what the guidance branch has recorded."""
+    def find_masks(self, maps: Tensor) -> None:
+        """See `Guidance.find_masks`."""
         assert self.recipe is not None
-        self._maps = [*self._maps[-1:], recorder.maps()]
-        self.set_masks(self.recipe.masks(self._maps[-1]))
+        self._maps = [*self._maps[-1:], maps]
+        self.set_masks(self.recipe.masks(maps))
 
     def extrapolate_masks(self, step: int) -> None:
-        """Make new masks without the guidance branch, in the steps in which the schedule says so.
+        """See `Guidance.extrapolate_masks`.
 
         M continues from the last guided step in the direction in which it moved since the one before, at half the
         speed: it settles.
@@ -85,7 +135,7 @@ class SubjectGuidance:
             self.set_masks(self.recipe.masks(maps.clamp(min=0)))
 
     def conditions(self, step: DenoisingStep) -> list[VisualCondition]:
-        """What the UNet's cross-attention takes as `visual` in the generation branch."""
+        """See `Guidance.conditions`."""
         return self.branch.conditions(step, self.masks)
 
     def masks_of_pictures(self, pictures: int) -> list[list[Tensor]]:
@@ -102,9 +152,9 @@ class Generation:
 
     text: PromptEmbedding  # B rows
     empty: PromptEmbedding  # B unconditional rows
-    guidance_scale: float  # omega of RealCustom++ Eq. 15, omega_t of RealCustom Eq. 13
-    image_guidance_scale: float  # omega_i of RealCustom Eq. 13
-    guidance: SubjectGuidance | None  # None: no subjects
+    guidance_scale: Scale  # omega of RealCustom++ Eq. 15, omega_t of RealCustom Eq. 13
+    image_guidance_scale: Scale  # omega_i of RealCustom Eq. 13
+    guidance: Guidance | None  # None: no subjects
     auxiliary: AuxiliaryBranch | None  # None: without DCI
     latents: Tensor  # (B, 4, h, w)
     timings: dict[str, float] = field(
@@ -116,6 +166,11 @@ class Generation:
         now = time.perf_counter()
         self.timings[name] += now - since
         return now
+
+    def add_timings(self, timings: Mapping[str, float]) -> None:
+        """Add those of a batch in which this one took part."""
+        for name, seconds in timings.items():
+            self.timings[name] += seconds
 
 
 def predict_text_to_image(backbone: Backbone, generation: Generation, step: DenoisingStep) -> Tensor:
@@ -158,4 +213,5 @@ def predict_rows(
     `visual` and `recorder` of `attention` apply to the last prompt.
     """
     latents = cat([step.latents] * len(prompts))
-    return backbone.predict(latents, step.timestep, PromptEmbedding.cat(prompts), **attention).chunk(len(prompts))
+    timestep = step.timestep.repeat(len(prompts)) if step.timestep.ndim else step.timestep
+    return backbone.predict(latents, timestep, PromptEmbedding.cat(prompts), **attention).chunk(len(prompts))

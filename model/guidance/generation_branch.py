@@ -24,7 +24,7 @@ class DenoisingStep:
     """The input of a denoising step."""
 
     number: int
-    timestep: Tensor  # ()
+    timestep: Tensor  # (), or (B,) for rows at different timesteps
     latents: Tensor  # z_t (B, 4, h, w), the UNet's input
     alpha_bar: Tensor  # (B,), of the timestep
     text: Tensor  # f_ct (B, n_t, c_t)
@@ -44,6 +44,11 @@ class GenerationBranch(ABC):
     """The references of a batch of pictures, encoded once for all steps."""
 
     strengths: Tensor  # (B, S, K), of each subject for each reference; 0 for the references of other subjects
+
+    @property
+    @abstractmethod
+    def keys(self) -> int:
+        """n, the keys of a reference in its widest layer."""
 
     @abstractmethod
     def keys_values(self, step: DenoisingStep, masks: SubjectMasks | None) -> list[KeysValues]:

@@ -45,6 +45,11 @@ class GuidanceLayers:
     largest: int  # downscale of the largest grid
     visual_downscales: tuple[int, ...]  # of all cross-attention layers
 
+    @property
+    def names(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Of the layers: cross-attention, self-attention."""
+        return frozenset(self.cross_attention), frozenset(self.self_attention)
+
     @classmethod
     def of(
         cls,

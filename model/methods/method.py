@@ -15,7 +15,7 @@ from model.adapters.adapter import VisualAdapter
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone
-from model.guidance.denoising import Generation, SubjectGuidance
+from model.guidance.denoising import Generation, Guidance
 from model.guidance.generation_branch import DenoisingStep, GenerationBranch
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
@@ -93,7 +93,5 @@ class Method(ABC, Generic[AdapterT]):
         """
 
     @abstractmethod
-    def predict(
-        self, backbone: Backbone, generation: Generation, guidance: SubjectGuidance, step: DenoisingStep
-    ) -> Tensor:
+    def predict(self, backbone: Backbone, generation: Generation, guidance: Guidance, step: DenoisingStep) -> Tensor:
         """The guided prediction (B, 4, h, w) of a step in which the subjects take part."""

@@ -20,7 +20,7 @@ from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone
-from model.guidance.denoising import Generation, SubjectGuidance, guide, predict_rows
+from model.guidance.denoising import Generation, Guidance, Scale, guide, predict_rows
 from model.guidance.generation_branch import (
     DenoisingStep,
     GenerationBranch,
@@ -35,7 +35,7 @@ from model.methods.method import Method
 
 
 def guide_by_text_and_image(
-    unconditional: Tensor, text: Tensor, text_and_image: Tensor, text_scale: float, image_scale: float
+    unconditional: Tensor, text: Tensor, text_and_image: Tensor, text_scale: Scale, image_scale: Scale
 ) -> Tensor:
     """eps_0 + w_t (eps_T - eps_0) + w_i (eps_TI - eps_T) (RealCustom Eq. 13); with w_t = w_i it is RealCustom++'s."""
     return guide(unconditional, text, text_scale) + image_scale * (text_and_image - text)
@@ -48,6 +48,11 @@ class RealCustomBranch(GenerationBranch):
     adapter: RealCustomAdapter
     tokens: list[Tensor]  # f_ci of each of the K references, (B, n_i, c_i)
     gamma_num: float
+
+    @property
+    def keys(self) -> int:
+        """See `GenerationBranch.keys`."""
+        return token_count(self.gamma_num, self.tokens[0].shape[1])
 
     def keys_values(self, step: DenoisingStep, masks: SubjectMasks | None) -> list[KeysValues]:
         """Keys and values of each of the K references at a step."""
@@ -116,17 +121,15 @@ class RealCustom(Method[RealCustomAdapter]):
         rows = torch.tensor(references.of_prompt).T  # (K, B)
         return RealCustomBranch(strengths, adapter, [tokens[of_slot] for of_slot in rows], settings.gamma_num)
 
-    def predict(
-        self, backbone: Backbone, generation: Generation, guidance: SubjectGuidance, step: DenoisingStep
-    ) -> Tensor:
+    def predict(self, backbone: Backbone, generation: Generation, guidance: Guidance, step: DenoisingStep) -> Tensor:
         """RealCustom Eq. 13."""
         now = time.perf_counter()
         guidance.extrapolate_masks(step.number)
         text, empty = generation.text, generation.empty
-        if step.number in guidance.schedule.guided:
+        if guidance.is_guided(step.number):
             recorder = guidance.recorder(ends_pass=False)
             eps_0, eps_t = predict_rows(backbone, step, empty, text, recorder=recorder)
-            guidance.find_masks(recorder)
+            guidance.find_masks(recorder.maps())
             now = generation.clock("guidance", now)
             (eps_ti,) = predict_rows(backbone, step, text, visual=guidance.conditions(step))
         else:

@@ -17,7 +17,7 @@ from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone
-from model.guidance.denoising import Generation, SubjectGuidance, guide, predict_guided_rows
+from model.guidance.denoising import Generation, Guidance, guide, predict_guided_rows
 from model.guidance.generation_branch import (
     DenoisingStep,
     GenerationBranch,
@@ -36,6 +36,11 @@ class RealCustomPlusBranch(GenerationBranch):
     """Keys and values that are the same at every step."""
 
     pairs: list[KeysValues]  # of each of the K references
+
+    @property
+    def keys(self) -> int:
+        """See `GenerationBranch.keys`."""
+        return max(key.shape[1] for key, _ in self.pairs[0].values())
 
     def keys_values(self, step: DenoisingStep, masks: SubjectMasks | None) -> list[KeysValues]:
         """Keys and values of each of the K references."""
@@ -88,16 +93,14 @@ class RealCustomPlusPlus(Method[RealCustomPlusAdapter]):
             ],
         )
 
-    def predict(
-        self, backbone: Backbone, generation: Generation, guidance: SubjectGuidance, step: DenoisingStep
-    ) -> Tensor:
+    def predict(self, backbone: Backbone, generation: Generation, guidance: Guidance, step: DenoisingStep) -> Tensor:
         """RealCustom++ Eq. 15."""
         now = time.perf_counter()
         guidance.extrapolate_masks(step.number)
-        if step.number in guidance.schedule.guided:
+        if guidance.is_guided(step.number):
             recorder = guidance.recorder(ends_pass=True)
             run_guidance_branch(backbone, step.latents, step.timestep, generation.text, recorder)
-            guidance.find_masks(recorder)
+            guidance.find_masks(recorder.maps())
         now = generation.clock("guidance", now)
         visual = guidance.conditions(step)
         unconditional, conditional = predict_guided_rows(backbone, generation, step, visual=visual)

@@ -123,13 +123,12 @@ class MaskPainter:
     def _measure(self, cases: Sequence[Mapping[str, Any]], output: RealCustomOutput) -> list[dict[str, Any]]:
         masks = torch.stack([torch.stack([mask[0] for mask in steps]) for steps in output.masks])  # (B, steps, G, G')
         truth = self.judge.object_mask(to_tensor(output.images), (masks.shape[2], masks.shape[3])).cpu()
-        timesteps = self.pipeline.scheduler.timesteps.tolist()
         rows: list[dict[str, Any]] = []
         for case, own, true, picture in zip(cases, masks, truth, output.images, strict=True):
             if true.any():
                 same = {key: case[key] for key in ("recipe", "subject", "prompt", "seed")}
                 steps = _measure_steps(own, true, picture)
-                rows += [{**same, "timestep": int(timesteps[row["step"]]), **row} for row in steps]
+                rows += [{**same, "timestep": output.timesteps[row["step"]], **row} for row in steps]
         return rows
 
 

@@ -18,7 +18,7 @@ from model.adapters.adapter import VisualAdapter, cross_attention_widths
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone
-from model.guidance.denoising import Generation, SubjectGuidance, guide, predict_rows
+from model.guidance.denoising import Generation, Guidance, guide, predict_rows
 from model.guidance.generation_branch import (
     DenoisingStep,
     GenerationBranch,
@@ -54,6 +54,10 @@ class MeanAdapter(VisualAdapter):
 @dataclass(frozen=True)
 class MeanBranch(GenerationBranch):
     pairs: list[KeysValues]
+
+    @property
+    def keys(self) -> int:
+        return 1
 
     def keys_values(self, step: DenoisingStep, masks: SubjectMasks | None) -> list[KeysValues]:
         return self.pairs
@@ -91,9 +95,7 @@ class MeanMethod(Method[MeanAdapter]):
         condition = adapter(encoders.encode_tokens(references.pictures))
         return MeanBranch(reference_strengths(subjects, references), [condition.keys_values])
 
-    def predict(
-        self, backbone: Backbone, generation: Generation, guidance: SubjectGuidance, step: DenoisingStep
-    ) -> Tensor:
+    def predict(self, backbone: Backbone, generation: Generation, guidance: Guidance, step: DenoisingStep) -> Tensor:
         visual = guidance.conditions(step)
         eps_0, eps = predict_rows(backbone, step, generation.empty, generation.text, visual=visual)
         return guide(eps_0, eps, generation.guidance_scale)
