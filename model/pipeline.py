@@ -3,7 +3,6 @@
 The adapter decides the method (`model.methods`).
 """
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from model.guidance.denoising import Generation, SubjectGuidance
 from model.guidance.mask_recipe import mask_plan
 from model.guidance.masks import Grid
 from model.guidance.runs import DenoisingRun, take_step
-from model.guidance.sampling import initial_noise
+from model.guidance.sampling import initial_noise, scheduler_of_steps
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
@@ -243,8 +242,7 @@ class RealCustomPipeline:
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
         self._check_size(prompts, size, settings.steps)
         cut_off = [self.backbone.cut_off(prompt) for prompt in prompts]
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(settings.steps, device=self.backbone.device)
+        scheduler = scheduler_of_steps(self.scheduler, settings.steps, self.backbone.device)
         scale = self.backbone.latent_scale
         shape = (self.backbone.unet.config.in_channels, size[0] // scale, size[1] // scale)
         noise, generators = initial_noise(len(prompts), shape, seeds, latents)
@@ -330,6 +328,7 @@ class RealCustomPipeline:
             GenerationError: as `__call__`.
         """
         self._check_size([prompt], size, settings.steps)
+        scheduler_of_steps(self.scheduler, settings.steps, self.backbone.device)
         if subjects:
             named = subjects_of([prompt], [subjects], None, settings.mask_scope, settings.visual_scale)
             steps = subject_steps(settings.steps, visual_guidance_start, visual_guidance_end)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.utils import cached_file
 
+from model.adapters.encoding_cache import Encoding, EncodingCache
 from model.errors import ModelError
 from model.files import read_text
 from model.pictures.crops import square_crop
@@ -122,6 +123,9 @@ class ImageEncoders(nn.Module):
         reference_size: side of the encoders' input, pixels.
         tiles: the high-resolution reference is cut into tiles x tiles views of `reference_size`.
 
+    Attributes:
+        cache: of `encode` or `encode_tokens`, whichever the adapter's method uses; it keeps nothing by default.
+
     Raises:
         ImageEncoderError: the towers do not fit together.
     """
@@ -143,6 +147,7 @@ class ImageEncoders(nn.Module):
         self.patches = sides[0] ** 2
         self.levels = len(towers[0].shallow_layers)
         self.width = sum(tower.width for tower in towers)
+        self.cache = EncodingCache(0)
         self._black: ReferenceFeatures | None = None
 
     @classmethod
@@ -209,12 +214,19 @@ class ImageEncoders(nn.Module):
         A picture of at least tiles * reference_size is resized to that, a smaller one to `reference_size`. Pictures are
         encoded one by one, so that a picture's features do not depend on the batch.
         """
-        return ReferenceFeatures.cat([self.features(self._prepare(picture)[None]) for picture in pictures])
+        return ReferenceFeatures.cat([ReferenceFeatures(*self.cache.get(one, self._features_of)) for one in pictures])
 
     @apply_forward_hook
     def encode_tokens(self, pictures: Sequence[Image.Image]) -> Tensor:
         """RealCustom's image tokens (B, n, c) of the central squares of RGB pictures of any size."""
-        return torch.cat([self.tokens(self._prepare(picture)[None]) for picture in pictures])
+        return torch.cat([self.cache.get(picture, self._tokens_of)[0] for picture in pictures])
+
+    def _features_of(self, picture: Image.Image) -> Encoding:
+        features = self.features(self._prepare(picture)[None])
+        return features.deep, features.shallow, features.high
+
+    def _tokens_of(self, picture: Image.Image) -> Encoding:
+        return (self.tokens(self._prepare(picture)[None]),)
 
     def black(self, batch: int) -> ReferenceFeatures:
         """The dropped image condition: features of a black picture (zeros before normalization), `batch` times."""

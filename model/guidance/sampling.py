@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -37,6 +38,20 @@ def initial_noise(
     if not latents.isfinite().all():
         raise GenerationError("the initial latents contain NaN or infinite values.")
     return latents, generators
+
+
+def scheduler_of_steps(scheduler: Any, steps: int, device: torch.device) -> Any:
+    """A copy of a scheduler for one run, with the timesteps of its steps.
+
+    Raises:
+        GenerationError: It has no timesteps for so many steps.
+    """
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(steps, device=device)
+    trained = len(own.alphas_cumprod)
+    if own.timesteps.max() >= trained:  # diffusers adds `steps_offset` to the last one
+        raise GenerationError(f"{steps} steps are too many for a scheduler of {trained} timesteps; take fewer.")
+    return own
 
 
 def clean_latents(scheduler: Any, prediction: Tensor, scaled: Tensor, alpha_bar: Tensor) -> Tensor:

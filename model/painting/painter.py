@@ -1,14 +1,19 @@
-"""The painter of encoded requests: subjects' files in, files of the pictures and their masks out."""
+"""The painter of encoded requests: subjects' files in, files of the pictures and their masks out.
+
+`paint` takes all steps of some requests. A server takes them one by one, for whatever pictures are running then:
+
+    running = [painter.start(picture) for picture in painter.prepare(prompt, subjects, seeds).pictures]
+    painter.step(running)
+    painter.preview(running[0])
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
+from model.adapters.encoding_cache import EncodingCache
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
@@ -21,14 +26,10 @@ from model.painting.preparation import (
     picture_size,
 )
 from model.painting.request import PaintedPicture, PictureRequest, PreparedRequest, preview_steps
-from model.pictures.provenance import PictureFormat, Provenance, encode_with_provenance, png_with_provenance
-from model.pictures.tensors import mask_picture, to_pictures
+from model.painting.running_picture import RunningPicture
+from model.pictures.provenance import PictureFormat, Provenance
+from model.pictures.tensors import to_pictures
 from model.pipeline import RealCustomPipeline
-
-_MASK_SIDE = 256
-
-#: Called during painting with the number of a picture in the batch, and its preview.
-ShowPreview = Callable[[int, PaintedPicture], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,73 +146,50 @@ class RequestPainter:
         with field_errors("subjects"):
             self.pipeline.check(prompt, subjects, settings=settings, size=size, **guidance)
 
-    def paint(self, requests: Sequence[PictureRequest], show: ShowPreview | None = None) -> list[PaintedPicture]:
-        """Paint pictures; those that one call of the pipeline can paint are painted together.
+    def cache_encodings(self, max_bytes: int) -> None:
+        """Keep the encodings of subjects' pictures for later requests; see `EncodingCache`."""
+        if self.pipeline.image_encoders is not None:
+            self.pipeline.image_encoders.cache = EncodingCache(max_bytes)
 
-        Args:
-            requests: Pictures of any prepared requests.
-            show: Gets the previews that the requests ask for.
-        """
-        groups: dict[str, list[int]] = defaultdict(list)
-        for number, request in enumerate(requests):
-            groups[request.batch_key].append(number)
-        painted: dict[int, PaintedPicture] = {}
-        for numbers in groups.values():
-            painted |= self._paint_group({number: requests[number] for number in numbers}, show)
-        return [painted[number] for number in range(len(requests))]
-
-    def _paint_group(
-        self, requests: Mapping[int, PictureRequest], show: ShowPreview | None
-    ) -> dict[int, PaintedPicture]:
-        made = [request.provenance for request in requests.values()]
-        height, width = next(iter(requests.values())).size
-        output = self.pipeline(
-            [one.prompt for one in made],
-            [request.subjects for request in requests.values()] if made[0].subjects else None,
-            settings=made[0].settings,
-            negative_prompt=made[0].negative_prompt,
-            use_mask=made[0].use_mask,
-            visual_guidance_start=made[0].visual_guidance_start,
-            visual_guidance_end=made[0].visual_guidance_end,
+    def start(self, request: PictureRequest) -> RunningPicture:
+        """Encode a request for a picture, without a step."""
+        made = request.provenance
+        height, width = request.size
+        run = self.pipeline.start(
+            made.prompt,
+            [request.subjects] if request.subjects else None,
+            settings=made.settings,
+            negative_prompt=made.negative_prompt,
+            use_mask=made.use_mask,
+            visual_guidance_start=made.visual_guidance_start,
+            visual_guidance_end=made.visual_guidance_end,
             height=height,
             width=width,
-            seeds=[one.seed for one in made],
-            callback_on_step_end=None if show is None else _Previews(requests, show),
+            seeds=[made.seed],
         )
-        return {
-            number: _encoded(requests[number], image, masks[-1] if masks else None, output.timings)
-            for number, image, masks in zip(requests, output.images, output.masks, strict=True)
-        }
+        return RunningPicture(request, run)
 
+    def step(self, pictures: Sequence[RunningPicture]) -> None:
+        """Take the next step of each picture; see `model.guidance.runs.take_step`."""
+        self.pipeline.step([picture.run for picture in pictures])
 
-@dataclass(frozen=True)
-class _Previews:
-    """Shows previews after the steps in which requests of a batch ask for one: a callback of the pipeline."""
+    def preview(self, picture: RunningPicture) -> PaintedPicture | None:
+        """The finished picture as the last step predicts it, if the request asks for a preview after this step."""
+        if picture.run.steps_taken - 1 not in picture.request.preview_steps:
+            return None
+        latents, masks = picture.run.clean_latents(), picture.run.masks()
+        (image,) = to_pictures(self.pipeline.backbone.decode_latents(latents) / 2 + 0.5)
+        return picture.encoded(image, None if masks is None else masks[0])
 
-    requests: Mapping[int, PictureRequest]
-    show: ShowPreview
+    def finish(self, picture: RunningPicture) -> PaintedPicture:
+        """Decode a picture that has taken all steps."""
+        output = self.pipeline.finish(picture.run)
+        ((image,), (masks,)) = output.images, output.masks
+        return picture.encoded(image, masks[-1] if masks else None)
 
-    def __call__(
-        self, pipeline: RealCustomPipeline, step: int, timestep: Tensor, state: dict[str, Any]
-    ) -> dict[str, Any]:
-        asked = [
-            (row, number, request)
-            for row, (number, request) in enumerate(self.requests.items())
-            if step in request.preview_steps
-        ]
-        if asked:
-            clean = state["clean"][[row for row, _, _ in asked]]
-            images = to_pictures(pipeline.backbone.decode_latents(clean) / 2 + 0.5)
-            for (row, number, request), image in zip(asked, images, strict=True):
-                masks = None if state["masks"] is None else state["masks"][row, : len(request.subjects)]
-                self.show(number, _encoded(request, image, masks, {}))
-        return {}
-
-
-def _encoded(request: PictureRequest, image: Any, masks: Tensor | None, timings: dict[str, float]) -> PaintedPicture:
-    made = request.provenance
-    return PaintedPicture(
-        picture=encode_with_provenance(image, made, request.output_format, request.output_compression),
-        mask=None if masks is None else png_with_provenance(mask_picture(masks, _MASK_SIDE), made),
-        timings=timings,
-    )
+    def paint(self, requests: Sequence[PictureRequest]) -> list[PaintedPicture]:
+        """Paint pictures of any prepared requests together."""
+        pictures = [self.start(request) for request in requests]
+        while running := [picture for picture in pictures if not picture.is_finished]:
+            self.step(running)
+        return [self.finish(picture) for picture in pictures]

@@ -43,11 +43,9 @@ class PictureRequest:
     output_compression: int | None = None
 
     @property
-    def batch_key(self) -> str:
-        """Equal for pictures that one call of the pipeline can paint."""
-        made = self.provenance
-        guidance = (made.use_mask, made.visual_guidance_start, made.visual_guidance_end) if self.subjects else None
-        return repr((made.settings, made.negative_prompt, guidance, self.size))
+    def steps(self) -> int:
+        """Of its denoising."""
+        return self.provenance.settings.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +74,14 @@ class PaintedPicture:
     Attributes:
         picture: An encoded picture.
         mask: Where its subjects were allowed to be (white), a PNG; None if it has none.
-        timings: Seconds of the batch in which it was painted, by part.
+        timings: Seconds by part; guidance and generation are of the batches in which its steps were taken.
+        batch_size: Of these batches, the mean.
     """
 
     picture: bytes
     mask: bytes | None
     timings: dict[str, float]
+    batch_size: float
 
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ MLflow runs this file by itself, with the copy of the package `model` that was r
     model = mlflow.pyfunc.load_model("models:/realword-micro@champion")
     model.predict([{"subject": base64_of_a_picture, "word": "mug", "prompt": "a photo of a mug in the snow"}])
 
-The server calls `prepare` and `paint` of the Python object beneath, which take and return encoded pictures.
+The server uses the painter of the Python object beneath, which takes and returns encoded pictures.
 
 Artifacts: `backbone` and `adapter` (folders; a backbone from the hub is only named), `inference` (inference.json: how
 to load the parts, the default settings, and the checksums of all files), `lineage` (lineage.json: the outputs that the
@@ -17,9 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import torch
@@ -29,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.checksums import verify_checksums
 from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
-from model.painting.painter import RequestPainter, ShowPreview
-from model.painting.request import PaintedPicture, PictureRequest, PreparedRequest
+from model.painting.painter import RequestPainter
+from model.painting.request import PreparedRequest
 from model.pipeline import RealCustomPipeline
 
 # As in `stages.registered_model`, which is not registered with this file.
@@ -96,21 +94,13 @@ class RealwordModel(PythonModel):
         prepared = [self._prepare(request) for request in model_input]
         return [
             Painting(picture=_encode(painted.picture), mask=_encode(painted.mask or b""))
-            for painted in self.paint([picture for request in prepared for picture in request.pictures])
+            for painted in self.painter.paint([picture for request in prepared for picture in request.pictures])
         ]
 
     def _prepare(self, request: PaintRequest) -> PreparedRequest:
         options = request.model_dump(exclude={"subject", "word", "prompt", "seed"}, exclude_none=True)
         subject = {"picture": _decode(request.subject), "word": request.word}
-        return self.prepare(request.prompt, [subject], [request.seed], **options)
-
-    def prepare(self, *arguments: Any, **options: Any) -> PreparedRequest:
-        """See `RequestPainter.prepare`; the default settings are those that the evaluation used."""
-        return self.painter.prepare(*arguments, **options)
-
-    def paint(self, requests: Sequence[PictureRequest], show: ShowPreview | None = None) -> list[PaintedPicture]:
-        """See `RequestPainter.paint`."""
-        return self.painter.paint(requests, show)
+        return self.painter.prepare(request.prompt, [subject], [request.seed], **options)
 
 
 def _decode(subject: str) -> bytes:

@@ -39,10 +39,9 @@ def build_app(model: ServedModel, settings: ServeConfig) -> serve.Application:
     # Type checkers see the classes, not what @serve.deployment makes of them.
     painters = Painter.options(  # type: ignore[attr-defined]
         num_replicas=settings.replicas,
-        max_ongoing_requests=2 * settings.max_batch_size,  # one batch is painted while the next one gathers
-        max_queued_requests=settings.max_queued_requests,
+        max_ongoing_requests=_MAX_CONNECTIONS,  # painters queue requests themselves, and refuse those that are too many
         graceful_shutdown_timeout_s=_GRACE_SECONDS,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if settings.use_gpu else 0},
-    ).bind(model.load, settings.replicas, settings.max_batch_size)
+    ).bind(model.load, settings)
     front = Front.options(max_ongoing_requests=_MAX_CONNECTIONS)  # type: ignore[attr-defined]
     return front.bind(painters, model.name, model.title, settings)

@@ -20,9 +20,11 @@ class ServeConfig:
     replicas: Operation[PositiveInt] = 1
     use_gpu: Operation[bool] = False
     max_batch_size: Operation[PositiveInt] = 4
-    """Pictures painted at once."""
+    """Pictures that a replica paints at once."""
     max_queued_requests: Operation[NonNegativeInt] = 16
-    """More are refused."""
+    """Pictures that wait for a place in a replica's batch; requests with more are refused."""
+    max_cached_bytes: Operation[NonNegativeInt] = 268_435_456
+    """Of the encodings of subjects' pictures, which a replica keeps for the next request with them."""
     max_picture_bytes: Operation[PositiveInt] = 10_000_000
     """Of all pictures and masks of a request together."""
     max_steps: Operation[Annotated[int, Ge(1), Le(1000)]] = 100

@@ -7,86 +7,70 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from ray import serve
 
-from stages.serve.painting import Accepted, Event, Fields, Painted, Preview, Refused
-
-_BATCH_WAIT_SECONDS = 0.02
-_END = None  # of a request's events
-
-
-@dataclass
-class _Picture:
-    """A picture to paint, and where its events go. `request` is a `model.painting.request.PictureRequest`."""
-
-    index: int
-    request: Any
-    events: asyncio.Queue[Event | None]
-    previews: int = 0
-
-    def show(self, preview: Any) -> None:
-        """Pass on a preview, in the event loop's thread."""
-        shown = Preview(index=self.index, number=self.previews, picture=preview.picture, mask=preview.mask)
-        self.previews += 1
-        self.events.put_nowait(shown)
+from stages.serve.batch import ContinuousBatch, Job
+from stages.serve.config import ServeConfig
+from stages.serve.painting import Accepted, Busy, Event, Fields, Painted, Refused, TooLong
 
 
 class ModelPainter:
-    """Paints with one copy of the model, in threads: the event loop goes on answering.
+    """Paints with one copy of the model, in a thread: the event loop goes on answering.
 
     Args:
         model: As `ServedModel.load` returns it.
-        paint_batch: Calls `paint_together` with a picture and others that wait at the same time.
+        settings: Sizes of the batch, the queue and the cache.
     """
 
-    def __init__(self, model: Any, paint_batch: Callable[[_Picture], Awaitable[Any]]) -> None:
+    def __init__(self, model: Any, settings: ServeConfig) -> None:
         self.model = model
-        self._paint_batch = paint_batch
+        self.model.cache_encodings(settings.max_cached_bytes)
+        self._batch = ContinuousBatch(model, settings.max_batch_size)
+        self._max_waiting = settings.max_queued_requests
 
-    async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
-        """As `Painters.paint`. An invalid request is refused here, before it enters a batch."""
+    async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
+        """As `Painters.paint`. An invalid request is refused here, before it enters the batch."""
         try:
             prepared = await asyncio.to_thread(self.model.prepare, **fields)
         except ValueError as error:
             yield Refused(field=getattr(error, "field", ""), message=str(error))
             return
-        height, width = prepared.pictures[0].size
-        yield Accepted(
-            size=(width, height),
-            text_tokens=prepared.text_tokens,
-            reference_tokens=prepared.reference_tokens,
-            picture_tokens=prepared.picture_tokens,
-            warning=_warning(prepared.cut_off),
-        )
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
-        pictures = [_Picture(index, request, events) for index, request in enumerate(prepared.pictures)]
-        painting = asyncio.gather(*(self._paint_picture(picture) for picture in pictures))
-        painting.add_done_callback(lambda _: events.put_nowait(_END))
+        events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        jobs = [Job(index=index, request=request, events=events) for index, request in enumerate(prepared.pictures)]
+        if refusal := self._refusal(jobs, seconds):
+            yield refusal
+            return
+        self._batch.add(jobs)
         try:
-            while (event := await events.get()) is not _END:
+            height, width = prepared.pictures[0].size
+            yield Accepted(
+                size=(width, height),
+                text_tokens=prepared.text_tokens,
+                reference_tokens=prepared.reference_tokens,
+                picture_tokens=prepared.picture_tokens,
+                warning=_warning(prepared.cut_off),
+            )
+            unfinished = len(jobs)
+            while unfinished:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
                 yield event
-            await painting  # raises what went wrong
+                unfinished -= isinstance(event, Painted)
         finally:
-            painting.cancel()
+            self._batch.remove(jobs)
 
-    async def _paint_picture(self, picture: _Picture) -> None:
-        painted = await self._paint_batch(picture)
-        picture.events.put_nowait(
-            Painted(index=picture.index, picture=painted.picture, mask=painted.mask, timings=painted.timings)
-        )
-
-    async def paint_together(self, pictures: list[_Picture]) -> list[Any]:
-        """Paint a batch."""
-        loop = asyncio.get_running_loop()
-
-        def show(number: int, preview: Any) -> None:
-            loop.call_soon_threadsafe(pictures[number].show, preview)
-
-        return await asyncio.to_thread(self.model.paint, [picture.request for picture in pictures], show)
+    def _refusal(self, jobs: list[Job], seconds: float) -> Busy | TooLong | None:
+        """Why the pictures are not accepted: the queue is full, or they could not be ready in time."""
+        if self._batch.seconds_alone(jobs) > seconds:
+            return TooLong()
+        is_full = self._batch.waiting + len(jobs) - self._batch.free > self._max_waiting
+        if is_full or self._batch.seconds_until_done(jobs) > seconds:
+            return Busy(seconds=self._batch.seconds_until_done())
+        return None
 
 
 def _warning(cut_off: str) -> str:
@@ -95,30 +79,23 @@ def _warning(cut_off: str) -> str:
 
 @serve.deployment
 class Painter:
-    """Holds one copy of the model. Pictures that wait at the same time are painted together.
+    """Holds one copy of the model.
 
     Args:
         load: Returns the model.
-        replicas: How many painters share this machine's cores.
-        max_batch_size: Pictures that are painted together at most.
+        settings: Of the endpoint.
     """
 
-    def __init__(self, load: Callable[[], Any], replicas: int, max_batch_size: int) -> None:
+    def __init__(self, load: Callable[[], Any], settings: ServeConfig) -> None:
         import torch
 
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
-        self.painter = ModelPainter(load(), self.paint_batch)
-        self.paint_batch.set_max_batch_size(max_batch_size)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.replicas))
+        self._painter = ModelPainter(load(), settings)
 
-    async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
+    async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """See `ModelPainter.paint`."""
-        async for event in self.painter.paint(fields):
+        async for event in self._painter.paint(fields, seconds):
             yield event
-
-    @serve.batch(batch_wait_timeout_s=_BATCH_WAIT_SECONDS)
-    async def paint_batch(self, pictures: list[_Picture]) -> list[Any]:
-        """Serve gathers the pictures of a batch."""
-        return await self.painter.paint_together(pictures)
 
     async def ready(self) -> bool:
         """Answers as soon as the model is loaded."""

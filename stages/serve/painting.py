@@ -44,6 +44,22 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Busy:
+    """The request is valid, but because of others it would wait too long.
+
+    Attributes:
+        seconds: Until all accepted requests will have been painted, as far as can be known.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooLong:
+    """The request is valid, but even alone it could not be painted before its deadline."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preview:
     """A picture that is being painted.
 
@@ -68,21 +84,33 @@ class Painted:
         index: Of the picture in the request.
         picture: An encoded picture.
         mask: A PNG; None if it has none.
-        timings: Seconds of the batch in which it was painted, by part.
+        timings: Seconds by part, as in `model.painting.request.PaintedPicture`.
+        steps: Of its denoising.
+        batch_size: Pictures that took these steps together, the mean.
     """
 
     index: int
     picture: bytes
     mask: bytes | None
     timings: dict[str, float]
+    steps: int
+    batch_size: float
 
 
-Event = Accepted | Refused | Preview | Painted
+Event = Accepted | Refused | Busy | TooLong | Preview | Painted
 Fields = Mapping[str, Any]  # the arguments of `model.painting.painter.RequestPainter.prepare`
 
 
 class PaintersBusyError(Exception):
-    """The queue of the painters is full."""
+    """The painters cannot paint the request in time.
+
+    Attributes:
+        seconds: Until it may be sent again.
+    """
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class NoPainterError(Exception):
@@ -94,19 +122,23 @@ class PaintingFailedError(Exception):
 
 
 class PaintingTimeoutError(Exception):
-    """The deadline of a request has passed while it was being painted."""
+    """The deadline of a request has passed while it was being painted, or is too early for it."""
 
 
 class Painters(Protocol):
     """All painters behind one queue."""
 
-    def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
-        """Paint a request: `Refused`, or `Accepted` and then the previews and pictures as they are made.
+    def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
+        """Paint a request: `Accepted`, then previews and pictures as they are made; or one event that refuses it.
 
-        Closing the generator before its end cancels the request.
+        Closing the generator before its end stops the painting at its next step.
+
+        Args:
+            fields: What to paint.
+            seconds: Until the deadline.
 
         Raises:
-            PaintersBusyError: Nothing was painted.
+            PaintersBusyError: No painter has taken it.
             NoPainterError: Ask again later.
             PaintingFailedError: Asking again would fail again.
         """
@@ -122,15 +154,17 @@ class Painters(Protocol):
         ...
 
 
-async def until_deadline(events: AsyncGenerator[Event, None], seconds: float) -> AsyncGenerator[Event, None]:
-    """The events, until a deadline; then the request is cancelled.
+async def paint_until(painters: Painters, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
+    """The events of a request, until a deadline; then the request is cancelled.
 
     Raises:
+        PaintersBusyError: The painters cannot paint it in time.
         NoPainterError: It has passed before a painter took the request.
-        PaintingTimeoutError: It has passed afterwards.
+        PaintingTimeoutError: It has passed afterwards, or the painting would take longer.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     is_taken = False
+    events = painters.paint(fields, seconds)
     try:
         while True:
             try:
@@ -142,6 +176,10 @@ async def until_deadline(events: AsyncGenerator[Event, None], seconds: float) ->
                 if is_taken:
                     raise PaintingTimeoutError from error
                 raise NoPainterError from error
+            if isinstance(event, Busy):
+                raise PaintersBusyError(event.seconds)
+            if isinstance(event, TooLong):
+                raise PaintingTimeoutError
             is_taken = True
             yield event
     finally:

@@ -21,9 +21,9 @@ class RayPainters:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
+    async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """See `Painters.paint`."""
-        events = self._handle.options(stream=True).paint.remote(fields)
+        events = self._handle.options(stream=True).paint.remote(fields, seconds)
         try:
             with _our_errors():
                 async for event in events:

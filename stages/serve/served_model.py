@@ -20,8 +20,7 @@ class ServedModel:
     Attributes:
         name: In OpenAI's routes.
         title: How messages and answers call it: a name and a version.
-        load: Called in each painter; returns an object with the methods `prepare` and `paint` of
-            `model.painting.painter.RequestPainter`.
+        load: Called in each painter; returns a `model.painting.painter.RequestPainter`.
     """
 
     name: str
@@ -30,8 +29,8 @@ class ServedModel:
 
 
 def load_registered_model(folder: str, title: str) -> Any:
-    """Load a model that was registered in MLflow."""
+    """The painter of a model that was registered in MLflow."""
     import mlflow
 
     loaded = mlflow.pyfunc.load_model(folder, model_config={VERIFY_CHECKSUMS: False, TITLE: title})
-    return loaded.unwrap_python_model()
+    return loaded.unwrap_python_model().painter

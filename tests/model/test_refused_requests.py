@@ -73,6 +73,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mask_cross_downscales": [16]}, r"downscales \[1, 2, 4, 8\]"),
     ({"mask_self_downscales": [16]}, r"mask_self_downscales \[16\]: this base has self-attention at"),
     ({"height": 33}, "multiples of 2"),
+    ({"steps": 1000}, "1000 steps are too many for a scheduler of 1000 timesteps"),
     ({"latents": torch.zeros(1, 4, 8, 8)}, "latents have shape"),
     ({"latents": torch.full((1, 4, 16, 16), torch.nan)}, "NaN"),
     ({"callback_on_step_end": lambda *_: {"latents": torch.full((1, 4, 16, 16), torch.nan)}}, "became NaN"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
@@ -25,14 +24,12 @@ SETTINGS = ServeConfig(max_picture_bytes=100_000, max_steps=50, timeout_seconds=
 
 
 class LocalPainters(ModelPainter):
-    """One painter without a queue and without batches."""
+    """One painter."""
 
-    def __init__(self, model: RequestPainter) -> None:
-        super().__init__(model, self._paint_alone)
-
-    async def _paint_alone(self, picture: Any) -> Any:
-        (painted,) = await self.paint_together([picture])
-        return painted
+    @property
+    def free(self) -> int:
+        """Places in the batch."""
+        return self._batch.free
 
     async def check_ready(self) -> None:
         """It always is."""
@@ -45,7 +42,7 @@ def tiny_painter(folder: Path, method: type[VisualAdapter] = RealCustomPlusAdapt
 
 
 def tiny_application(folder: Path) -> FastAPI:
-    return make_application(LocalPainters(tiny_painter(folder)), NAME, f"{NAME} version 1", SETTINGS)
+    return make_application(LocalPainters(tiny_painter(folder), SETTINGS), NAME, f"{NAME} version 1", SETTINGS)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:

@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from stages.serve.openai_api.requests import ImageRequest
@@ -51,7 +52,7 @@ def images_response(
 
 
 async def server_sent_events(
-    request: ImageRequest, accepted: Accepted, events: AsyncIterator[Event], deadline: float
+    request: ImageRequest, accepted: Accepted, events: AsyncGenerator[Event, None], deadline: float
 ) -> AsyncIterator[str]:
     """Previews and pictures as they are made. An error ends the stream: its status has been sent before.
 
@@ -63,9 +64,10 @@ async def server_sent_events(
     """
     try:
         with painting_errors(deadline):
-            async for event in events:
-                if isinstance(event, Preview | Painted):
-                    yield _server_sent(_event(request, accepted, event))
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Preview | Painted):
+                        yield _server_sent(_event(request, accepted, event))
     except RequestError as error:
         yield _server_sent({"type": "error", **error_body(error)})
 

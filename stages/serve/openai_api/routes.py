@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +13,8 @@ from stages.serve.config import ServeConfig
 from stages.serve.openai_api.answers import first_event, images_response, server_sent_events
 from stages.serve.openai_api.requests import ImageRequest, read_edit, read_generation
 from stages.serve.openai_api.schema import EDIT, GENERATION, MODEL, MODELS
-from stages.serve.painting import Painted, Painters, until_deadline
+from stages.serve.painting import Painted, Painters, paint_until
+from stages.serve.web.connection import while_connected
 from stages.serve.web.errors import RequestError, painting_errors
 
 
@@ -41,24 +43,25 @@ def openai_routes(painters: Painters, name: str, settings: ServeConfig) -> APIRo
     @routes.post("/images/generations", openapi_extra=GENERATION)
     async def generate_images(request: Request) -> Response:
         """Pictures from a prompt alone."""
-        return await answer(await read_generation(request, settings))
+        return await while_connected(request, answer(await read_generation(request, settings)))
 
     @routes.post("/images/edits", openapi_extra=EDIT)
     async def edit_images(request: Request) -> Response:
         """Pictures of the subjects of your pictures, in the words of the prompt that stand for them."""
-        return await answer(await read_edit(request, settings))
+        return await while_connected(request, answer(await read_edit(request, settings)))
 
     async def answer(request: ImageRequest) -> Response:
         started, seconds = time.perf_counter(), settings.timeout_seconds
         if request.asked.model is not None:
             _check_model(request.asked.model, name)
-        events = until_deadline(painters.paint(request.painting), seconds)
+        events = paint_until(painters, request.painting, seconds)
         with painting_errors(seconds):
             accepted = await first_event(request, events)
             if request.asked.stream:
                 stream = server_sent_events(request, accepted, events, seconds)
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            pictures = [event async for event in events if isinstance(event, Painted)]
+            async with aclosing(events):
+                pictures = [event async for event in events if isinstance(event, Painted)]
         body: dict[str, Any] = images_response(request, name, accepted, pictures, time.perf_counter() - started)
         return JSONResponse(body)
 

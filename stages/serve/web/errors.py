@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from stages.serve.painting import NoPainterError, PaintersBusyError, PaintingFailedError, PaintingTimeoutError
+from stages.serve.web.connection import ClientGoneError
 
 _RETRY_AFTER_SECONDS = 2
 #: OpenAI's `type` and `code` by status; other statuses are errors of the request without a code.
@@ -28,6 +30,7 @@ _KINDS: dict[int, tuple[str, str]] = {
 }
 #: Clients send these again by themselves unless they are asked not to, and would have the same work done again.
 _NOT_AGAIN = (500, 504)
+_CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody reads it
 
 
 class RequestError(Exception):
@@ -38,14 +41,23 @@ class RequestError(Exception):
         message: One sentence for the user.
         param: The field that is wrong.
         code: For programs; None: that of the status.
+        retry_after: Seconds until it may be sent again, for 429 and 503.
     """
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int = _RETRY_AFTER_SECONDS,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after = retry_after
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
@@ -59,7 +71,7 @@ def error_response(error: RequestError, headers: dict[str, str] | None = None) -
     """The answer with an error."""
     added = dict(headers or {})
     if error.status in (429, 503):
-        added["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+        added["Retry-After"] = str(error.retry_after)
     if error.status in _NOT_AGAIN:
         added["x-should-retry"] = "false"
     return JSONResponse(error_body(error), error.status, added)
@@ -78,11 +90,13 @@ def painting_errors(seconds: float) -> Iterator[None]:
     try:
         yield
     except PaintersBusyError as error:
-        raise RequestError(429, "All painters are busy; try again in a moment.") from error
+        seconds = max(1, math.ceil(error.seconds))
+        message = f"All painters are busy; try again in {seconds} s."
+        raise RequestError(429, message, retry_after=seconds) from error
     except NoPainterError as error:
         raise RequestError(503, "No painter is ready; try again in a moment.") from error
     except PaintingTimeoutError as error:
-        raise RequestError(504, f"Painting took longer than {seconds:g} s; ask for fewer steps or pictures.") from error
+        raise RequestError(504, f"Painting takes more than {seconds:g} s; ask for fewer steps or pictures.") from error
     except PaintingFailedError as error:
         logging.getLogger(__name__).error("Painting failed: %s", error)
         raise RequestError(500, "Painting failed; the server's log says why.") from error
@@ -94,6 +108,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def _request_error(_: Request, error: RequestError) -> JSONResponse:
         return error_response(error)
+
+    @app.exception_handler(ClientGoneError)
+    async def _client_gone(_: Request, error: ClientGoneError) -> Response:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(RequestValidationError)
     async def _query_error(_: Request, error: RequestValidationError) -> JSONResponse:

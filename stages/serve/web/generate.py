@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import FormData
 
 from stages.serve.config import ServeConfig
-from stages.serve.painting import Accepted, Painted, Painters, Refused, until_deadline
+from stages.serve.painting import Accepted, Painted, Painters, Refused, paint_until
 from stages.serve.web.bodies import check_characters, multipart_form, read_pictures, read_text
+from stages.serve.web.connection import while_connected
 from stages.serve.web.errors import RequestError, painting_errors
 
 FIELDS = ("subject", "word", "prompt", "seed", "steps")
@@ -40,7 +41,7 @@ def generate_routes(painters: Painters, settings: ServeConfig) -> APIRouter:
         JSON's `warning` or the header `X-Warning` says what was cut off.
         """
         fields = await read_form(request, settings)
-        painted, warning = await _paint(painters, fields, settings.timeout_seconds)
+        painted, warning = await while_connected(request, _paint(painters, fields, settings.timeout_seconds))
         pictures = {"picture": painted.picture, "mask": painted.mask or b""}
         if "application/json" in request.headers.get("accept", "").lower():
             encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items()}
@@ -55,7 +56,7 @@ async def _paint(painters: Painters, fields: dict[str, Any], seconds: float) -> 
     """The picture and the painter's warning."""
     warning = ""
     with painting_errors(seconds):
-        async with aclosing(until_deadline(painters.paint(fields), seconds)) as events:
+        async with aclosing(paint_until(painters, fields, seconds)) as events:
             async for event in events:
                 if isinstance(event, Refused):
                     param = "subject" if event.field == "picture" else event.field or None

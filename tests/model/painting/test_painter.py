@@ -57,12 +57,17 @@ def test_a_picture_does_not_depend_on_its_batch(painter: RequestPainter) -> None
 def test_previews_are_of_their_own_picture(painter: RequestPainter) -> None:
     with_previews = painter.prepare(PROMPT, [CAT], [1], steps=8, previews=2).pictures[0]
     without = painter.prepare(PROMPT, [CAT], [2], steps=8).pictures[0]
-    shown: list[tuple[int, PaintedPicture]] = []
-    painted = painter.paint([without, with_previews], lambda number, preview: shown.append((number, preview)))
-    assert [number for number, _ in shown] == [1, 1]
-    assert all(preview.mask is not None for _, preview in shown)
-    last = shown[-1][1]
+    running = [painter.start(request) for request in (without, with_previews)]
+    shown: list[list[PaintedPicture]] = [[], []]
+    while not running[0].is_finished:
+        painter.step(running)
+        for own, picture in zip(shown, running, strict=True):
+            own += [preview] if (preview := painter.preview(picture)) is not None else []
+    assert [len(own) for own in shown] == [0, 2]
+    assert all(preview.mask is not None for preview in shown[1])
+    painted, last = [painter.finish(picture) for picture in running], shown[1][-1]
     assert distance(last, painted[1]) < distance(last, painted[0])
+    assert painted[0].batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -103,3 +108,16 @@ def test_what_is_cut_off_of_a_prompt_is_said_or_refused(painter: RequestPainter)
     assert painter.prepare(long).cut_off.endswith("cat cat")
     with pytest.raises(RequestFieldError, match=r"would leave out 'cat cat.*shorten it"):
         painter.prepare(long, whole_prompt=True)
+
+
+def test_a_picture_that_comes_again_is_not_encoded_again(sd_folder: Path) -> None:
+    own = tiny_painter(sd_folder)
+    own.cache_encodings(10_000_000)
+    assert own.pipeline.image_encoders is not None
+    cache = own.pipeline.image_encoders.cache
+    first, again = (own.paint(own.prepare(PROMPT, [subject]).pictures)[0] for subject in (CAT, {**CAT}))
+    assert (cache.misses, cache.hits) == (1, 1)
+    assert pixels(first) == pixels(again)
+    other = own.paint(own.prepare(PROMPT, [{**HAT, "word": "cat"}]).pictures)[0]
+    assert (cache.misses, cache.hits) == (2, 1)
+    assert pixels(other) != pixels(first)

@@ -19,7 +19,7 @@ from stages.serve.painting import (
     PaintersBusyError,
     PaintingFailedError,
     Refused,
-    until_deadline,
+    paint_until,
 )
 from stages.serve.web.application import make_application
 from tests.support.local_painters import NAME, noise_picture
@@ -37,7 +37,7 @@ class FailingPainters:
         self.taken = taken
         self.closed = False
 
-    async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
+    async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         try:
             if self.taken:
                 yield ACCEPTED
@@ -110,7 +110,7 @@ def test_an_error_in_a_stream_is_an_event() -> None:
 def test_a_reader_that_leaves_ends_the_painting() -> None:
     async def leave() -> bool:
         painters = FailingPainters(None, taken=True)
-        events = until_deadline(painters.paint({}), 60)
+        events = paint_until(painters, {}, 60)
         assert await anext(events) == ACCEPTED
         await events.aclose()
         return painters.closed
@@ -201,7 +201,7 @@ def test_the_schema_has_every_field_and_its_examples_are_accepted(client: TestCl
 
 def test_refusals_without_a_field_have_no_param() -> None:
     class Refusing(FailingPainters):
-        async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
+        async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
             yield Refused(field="", message="It does not fit.")
 
     error = ask_edits(client_of(Refusing(None))).json()["error"]

@@ -1,0 +1,176 @@
+"""Continuous batching: pictures join the running batch and leave it between denoising steps.
+
+This module imports nothing of `model`, as `stages.serve.served_model` explains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.serve.painting import Event, Painted, Preview
+
+_SMOOTHING = 0.2  # of the newest measurement
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """A picture to paint.
+
+    Attributes:
+        index: Of the picture in its request.
+        request: A `model.painting.request.PictureRequest`.
+        events: Gets `Preview`s and then `Painted`, or the exception that ended the painting.
+        running: A `model.painting.running_picture.RunningPicture`; None before it has joined the batch.
+    """
+
+    index: int
+    request: Any
+    events: asyncio.Queue[Event | Exception]
+    running: Any = None
+    previews: int = 0
+
+    @property
+    def steps_left(self) -> int:
+        """Denoising steps that are still to be taken."""
+        taken: int = 0 if self.running is None else self.running.run.steps_taken
+        return int(self.request.steps) - taken
+
+
+@dataclass
+class StepTimes:
+    """How long a step takes, by the number of pictures that take it."""
+
+    _seconds: dict[int, float] = field(default_factory=dict)
+
+    def record(self, pictures: int, seconds: float) -> None:
+        """Add a measurement."""
+        before = self._seconds.get(pictures, seconds)
+        self._seconds[pictures] = before + _SMOOTHING * (seconds - before)
+
+    def of(self, pictures: int) -> float:
+        """Seconds of a step of so many pictures, from the nearest number that was measured; 0 before the first one."""
+        if not self._seconds:
+            return 0.0
+        nearest = min(self._seconds, key=lambda measured: abs(measured - pictures))
+        return self._seconds[nearest] * max(1.0, pictures / nearest)
+
+
+class ContinuousBatch:
+    """Takes the steps of all running pictures in turn, in a thread; the event loop goes on answering.
+
+    All methods are called in the event loop.
+
+    Args:
+        model: A `model.painting.painter.RequestPainter`.
+        max_size: Pictures that run at the same time at most; others wait in the order in which they came.
+    """
+
+    def __init__(self, model: Any, max_size: int) -> None:
+        self._model = model
+        self._max_size = max_size
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._times = StepTimes()
+        self._stepping: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that have not joined the batch yet."""
+        return len(self._waiting)
+
+    @property
+    def free(self) -> int:
+        """Pictures that could join the batch now."""
+        return max(0, self._max_size - len(self._running) - len(self._waiting))
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Queue pictures."""
+        self._waiting.extend(jobs)
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.create_task(self._run())
+
+    def remove(self, jobs: Sequence[Job]) -> None:
+        """Paint pictures no further: running ones leave the batch at its next step."""
+        for job in jobs:
+            if job in self._running:
+                self._running.remove(job)
+            elif job in self._waiting:
+                self._waiting.remove(job)
+
+    def seconds_until_done(self, jobs: Sequence[Job] = ()) -> float:
+        """An estimate for all pictures that are here, and for those that would be added."""
+        return self.seconds_alone([*self._running, *self._waiting, *jobs])
+
+    def seconds_alone(self, jobs: Sequence[Job]) -> float:
+        """An estimate for pictures without any others."""
+        if not jobs:
+            return 0.0
+        size = min(self._max_size, len(jobs))
+        steps = [job.steps_left for job in jobs]
+        return max(*steps, math.ceil(sum(steps) / size)) * self._times.of(size)
+
+    async def _run(self) -> None:
+        while self._waiting or self._running:
+            while self._waiting and len(self._running) < self._max_size:
+                self._running.append(self._waiting.popleft())
+            jobs = list(self._running)
+            try:
+                results = await asyncio.to_thread(self._step, jobs)
+            except Exception as error:  # of a step that all of them share
+                results = dict.fromkeys(jobs, error)
+            for job, result in results.items():
+                self._deliver(job, result)
+
+    def _deliver(self, job: Job, result: Any) -> None:
+        if job not in self._running:  # it was removed during the step
+            return
+        if isinstance(result, Preview):
+            job.previews += 1
+        else:
+            self._running.remove(job)
+        job.events.put_nowait(result)
+
+    def _step(self, jobs: Sequence[Job]) -> dict[Job, Preview | Painted | Exception]:
+        """Take a step of all pictures, in a thread; what there is to say of some of them."""
+        start = time.perf_counter()
+        results: dict[Job, Preview | Painted | Exception] = {}
+        for job in jobs:
+            if job.running is None:
+                try:
+                    job.running = self._model.start(job.request)
+                except Exception as error:
+                    results[job] = error
+        taking = [job for job in jobs if job not in results]
+        if taking:
+            self._model.step([job.running for job in taking])
+        for job in taking:
+            try:
+                if result := self._result(job):
+                    results[job] = result
+            except Exception as error:
+                results[job] = error
+        self._times.record(len(jobs), time.perf_counter() - start)
+        return results
+
+    def _result(self, job: Job) -> Preview | Painted | None:
+        """The picture if it is finished, or a preview if one is asked for after this step."""
+        if job.running.is_finished:
+            painted = self._model.finish(job.running)
+            return Painted(
+                index=job.index,
+                picture=painted.picture,
+                mask=painted.mask,
+                timings=painted.timings,
+                steps=job.request.steps,
+                batch_size=painted.batch_size,
+            )
+        shown = self._model.preview(job.running)
+        if shown is None:
+            return None
+        return Preview(index=job.index, number=job.previews, picture=shown.picture, mask=shown.mask)
