@@ -312,6 +312,7 @@ class RealCustomPipeline:
         *,
         settings: InferenceSettings,
         size: Grid,
+        dci: DCISettings | None = None,
         use_mask: bool = True,
         visual_guidance_start: float = 0.0,
         visual_guidance_end: float = 1.0,
@@ -323,12 +324,16 @@ class RealCustomPipeline:
             subjects: of the prompt; none: from text alone.
             settings: see `__call__`, also for the others.
             size: height and width of the picture, pixels.
+            dci: see `__call__`.
 
         Raises:
             GenerationError: as `__call__`.
         """
         self._check_size([prompt], size, settings.steps)
         scheduler_of_steps(self.scheduler, settings.steps, self.backbone.device)
+        if dci is not None and dci.auxiliary_share:
+            BranchPrompts.of(self.backbone, [prompt], dci)
+            self._dci_processors(with_subjects=bool(subjects))
         if subjects:
             named = subjects_of([prompt], [subjects], None, settings.mask_scope, settings.visual_scale)
             steps = subject_steps(settings.steps, visual_guidance_start, visual_guidance_end)

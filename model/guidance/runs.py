@@ -115,7 +115,7 @@ def _pass_key(run: DenoisingRun, step: DenoisingStep) -> Hashable:
         return id(run)
     guidance = run.guidance
     subjects = guidance.pass_key(step.number) if guidance is not None and guidance.acts(step.number) else None
-    return run.generation.latents.shape[1:], subjects
+    return run.generation.latents.shape[1:], step.text.shape[1:], subjects
 
 
 def _take_shared_step(

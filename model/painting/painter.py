@@ -10,13 +10,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.adapters.encoding_cache import EncodingCache
+from model.dci.settings import DCISettings
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
+from model.painting.concepts import Concepts
 from model.painting.preparation import (
     SubjectReader,
     check_length,
@@ -32,7 +34,7 @@ from model.pictures.tensors import to_pictures
 from model.pipeline import RealCustomPipeline
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RequestPainter:
     """Paints requests.
 
@@ -41,12 +43,17 @@ class RequestPainter:
         settings: The defaults of the inference.
         title: How painted pictures name the model in their metadata; None for one without a name.
         adapter: The adapter's fingerprint.
+        concepts: Learned concepts that requests can name; none at first.
     """
 
     pipeline: RealCustomPipeline
     settings: InferenceSettings
     title: str | None
     adapter: str
+    concepts: Concepts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.concepts = Concepts(self.pipeline)
 
     def prepare(
         self,
@@ -63,6 +70,10 @@ class RequestPainter:
         output_format: PictureFormat = "png",
         output_compression: int | None = None,
         previews: int = 0,
+        concepts: Sequence[str] = (),
+        dci_lambda: float | None = None,
+        dci_auxiliary_noun: str | None = None,
+        dci_share: float | None = None,
         **options: Any,
     ) -> PreparedRequest:
         """Validate a request, so that `paint` does not fail because of it.
@@ -80,17 +91,24 @@ class RequestPainter:
             output_format: Of the pictures' files; masks are PNGs.
             output_compression: Quality from 0 to 100 of WebP and JPEG; None: 100.
             previews: How many to show of each picture while it is painted.
+            concepts: Learned concepts that the prompt names, from `RequestPainter.concepts`.
+            dci_lambda: DCI's lambda; with one of these three settings the concept's context has a second branch.
+            dci_auxiliary_noun: The common noun of that branch.
+            dci_share: Share of the steps in which there are two branches.
             **options: Replace the default settings.
 
         Raises:
             RequestFieldError: The word is not in the prompt (lists its words), a file is no picture, the model cannot
                 paint this size, or options do not fit together.
         """
-        grid = picture_size(self.pipeline, size)
-        settings = inference_settings(self.pipeline, self.settings, **options)
+        self.concepts.check(concepts, prompt)
+        pipeline = self.concepts.for_checks(concepts)
+        grid = picture_size(pipeline, size)
+        settings = inference_settings(pipeline, self.settings, **options)
+        dci = self.concepts.dci(concepts, prompt, dci_lambda, dci_auxiliary_noun, dci_share)
         if whole_prompt:
-            check_length(self.pipeline, "prompt", prompt)
-            check_length(self.pipeline, "negative_prompt", negative_prompt or "")
+            check_length(pipeline, "prompt", prompt)
+            check_length(pipeline, "negative_prompt", negative_prompt or "")
         guidance: dict[str, Any] = {
             "use_mask": use_mask,
             "visual_guidance_start": visual_guidance_start,
@@ -99,7 +117,7 @@ class RequestPainter:
         reader = SubjectReader(grid)
         read = [reader.read(number, given) for number, given in enumerate(subjects, 1)]
         named = tuple(subject for subject, _ in read)
-        self._check(prompt, named, settings, grid, guidance)
+        _check(pipeline, prompt, named, settings, grid, guidance, dci)
         pictures = [
             PictureRequest(
                 subjects=named,
@@ -112,6 +130,8 @@ class RequestPainter:
                     adapter=self.adapter,
                     settings=settings,
                     negative_prompt=negative_prompt,
+                    concepts=tuple(concepts),
+                    dci=dci,
                     **guidance,
                 ),
                 preview_steps=preview_steps(settings.steps, previews),
@@ -120,31 +140,14 @@ class RequestPainter:
             )
             for seed in seeds
         ]
-        encoders, scale = self.pipeline.image_encoders, self.pipeline.backbone.latent_scale
+        encoders, scale = pipeline.image_encoders, pipeline.backbone.latent_scale
         return PreparedRequest(
             pictures=pictures,
-            cut_off=self.pipeline.backbone.cut_off(prompt),
-            text_tokens=self.pipeline.backbone.token_count(prompt),
+            cut_off=pipeline.backbone.cut_off(prompt),
+            text_tokens=pipeline.backbone.token_count(prompt),
             reference_tokens=len(reader.pictures) * (0 if encoders is None else encoders.patches),
             picture_tokens=(grid[0] // scale) * (grid[1] // scale),
         )
-
-    def _check(
-        self,
-        prompt: str,
-        subjects: Sequence[Subject],
-        settings: InferenceSettings,
-        size: tuple[int, int],
-        guidance: Mapping[str, Any],
-    ) -> None:
-        """Name the field in what the pipeline refuses."""
-        with field_errors("prompt"):
-            self.pipeline.check(prompt, [], settings=settings, size=size)
-        check_words(self.pipeline, prompt, subjects)
-        with field_errors("visual_guidance_start"):
-            subject_steps(settings.steps, guidance["visual_guidance_start"], guidance["visual_guidance_end"])
-        with field_errors("subjects"):
-            self.pipeline.check(prompt, subjects, settings=settings, size=size, **guidance)
 
     def cache_encodings(self, max_bytes: int) -> None:
         """Keep the encodings of subjects' pictures for later requests; see `EncodingCache`."""
@@ -155,10 +158,12 @@ class RequestPainter:
         """Encode a request for a picture, without a step."""
         made = request.provenance
         height, width = request.size
+        self.concepts.use(made.concepts)
         run = self.pipeline.start(
             made.prompt,
             [request.subjects] if request.subjects else None,
             settings=made.settings,
+            dci=made.dci,
             negative_prompt=made.negative_prompt,
             use_mask=made.use_mask,
             visual_guidance_start=made.visual_guidance_start,
@@ -170,8 +175,17 @@ class RequestPainter:
         return RunningPicture(request, run)
 
     def step(self, pictures: Sequence[RunningPicture]) -> None:
-        """Take the next step of each picture; see `model.guidance.runs.take_step`."""
-        self.pipeline.step([picture.run for picture in pictures])
+        """Take the next step of each picture; see `model.guidance.runs.take_step`.
+
+        Pictures with the same concepts take it together, first those whose concepts are in the model already.
+        """
+        by_concepts: dict[tuple[str, ...], list[RunningPicture]] = {self.concepts.loaded: []}
+        for picture in pictures:
+            by_concepts.setdefault(picture.request.provenance.concepts, []).append(picture)
+        for concepts, own in by_concepts.items():
+            if own:
+                self.concepts.use(concepts)
+                self.pipeline.step([picture.run for picture in own])
 
     def preview(self, picture: RunningPicture) -> PaintedPicture | None:
         """The finished picture as the last step predicts it, if the request asks for a preview after this step."""
@@ -193,3 +207,24 @@ class RequestPainter:
         while running := [picture for picture in pictures if not picture.is_finished]:
             self.step(running)
         return [self.finish(picture) for picture in pictures]
+
+
+def _check(
+    pipeline: RealCustomPipeline,
+    prompt: str,
+    subjects: Sequence[Subject],
+    settings: InferenceSettings,
+    size: tuple[int, int],
+    guidance: Mapping[str, Any],
+    dci: DCISettings | None,
+) -> None:
+    """Name the field in what the pipeline refuses."""
+    with field_errors("prompt"):
+        pipeline.check(prompt, [], settings=settings, size=size)
+    check_words(pipeline, prompt, subjects)
+    with field_errors("visual_guidance_start"):
+        subject_steps(settings.steps, guidance["visual_guidance_start"], guidance["visual_guidance_end"])
+    with field_errors("dci_auxiliary_noun"):
+        pipeline.check(prompt, [], settings=settings, size=size, dci=dci)
+    with field_errors("subjects"):
+        pipeline.check(prompt, subjects, settings=settings, size=size, dci=dci, **guidance)

@@ -60,13 +60,18 @@ def picture_size(pipeline: RealCustomPipeline, size: tuple[int, int] | None) -> 
     return height, width
 
 
-def inference_settings(pipeline: RealCustomPipeline, defaults: InferenceSettings, **options: Any) -> InferenceSettings:
+def inference_settings(
+    pipeline: RealCustomPipeline, defaults: InferenceSettings, *, method: str | None = None, **options: Any
+) -> InferenceSettings:
     """The default settings with some replaced.
 
     Raises:
         RequestFieldError: An option does not fit another one or the adapter's method.
     """
-    if "image_guidance_scale" in options and not _is_realcustom(pipeline):
+    own = None if pipeline.adapter is None else method_of(pipeline.adapter).name
+    if method not in (None, own):
+        raise RequestFieldError("method", f"this model is of the method {own}.")
+    if "image_guidance_scale" in options and own != "realcustom":
         raise RequestFieldError("image_guidance_scale", "only models of the method realcustom have it.")
     steps = options.pop("steps", None)
     base = defaults if steps is None else defaults.with_steps(steps)
@@ -75,10 +80,6 @@ def inference_settings(pipeline: RealCustomPipeline, defaults: InferenceSettings
     except ValidationError as error:
         name = "mask_steps" if "mask_steps" in options else next(iter(options), "steps")
         raise RequestFieldError(name, error.errors()[0]["msg"].removeprefix("Value error, ") + ".") from error
-
-
-def _is_realcustom(pipeline: RealCustomPipeline) -> bool:
-    return pipeline.adapter is not None and method_of(pipeline.adapter).name == "realcustom"
 
 
 @dataclass

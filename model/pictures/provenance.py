@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
+from model.dci.settings import DCISettings
 from model.guidance.settings import InferenceSettings
 
 PictureFormat = Literal["png", "webp", "jpeg"]
@@ -54,6 +55,8 @@ class Provenance:
         use_mask: False: the subjects acted on the whole picture.
         visual_guidance_start: Share of the steps before the subjects acted.
         visual_guidance_end: Share of the steps after which they no longer did.
+        concepts: Names of the learned concepts in the prompt.
+        dci: How their context was generated; None: in one branch.
     """
 
     prompt: str
@@ -66,6 +69,8 @@ class Provenance:
     use_mask: bool = True
     visual_guidance_start: float = 0.0
     visual_guidance_end: float = 1.0
+    concepts: tuple[str, ...] = ()
+    dci: DCISettings | None = None
 
     def as_json(self) -> str:
         """What differs from the defaults; a subject that has only a word is `word` and `subject_sha256`."""

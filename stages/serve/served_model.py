@@ -14,6 +14,25 @@ from stages.registered_model import TITLE, VERIFY_CHECKSUMS
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedConcept:
+    """A learned concept that requests can name.
+
+    Attributes:
+        name: In OpenAI's routes it is the model `<name of the model>:<this name>`.
+        folder: On this machine.
+        placeholder: As it is written in prompts; of subjects that were learned together, separated by ", ".
+        word: The class word; likewise.
+        method: That learned it.
+    """
+
+    name: str
+    folder: str
+    placeholder: str
+    word: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model whose files are on this machine and have been verified.
 

@@ -11,11 +11,14 @@ from PIL import Image
 
 from model.adapters.adapter import VisualAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.concepts.folder import write_concept
 from model.guidance.settings import InferenceSettings
 from model.painting.painter import RequestPainter
 from stages.serve.config import ServeConfig
 from stages.serve.painter import ModelPainter
+from stages.serve.served_model import ServedConcept
 from stages.serve.web.application import make_application
+from tests.support.concepts import METHODS
 from tests.support.tiny_pipelines import CROSS, build
 
 NAME = "realword-tiny"
@@ -42,7 +45,23 @@ def tiny_painter(folder: Path, method: type[VisualAdapter] = RealCustomPlusAdapt
 
 
 def tiny_application(folder: Path) -> FastAPI:
-    return make_application(LocalPainters(tiny_painter(folder), SETTINGS), NAME, f"{NAME} version 1", SETTINGS)
+    """An application with two learned concepts."""
+    painter, concepts = tiny_painter(folder), []
+    for name, method in (("tom", "textual_inversion"), ("tina", "dreambooth")):
+        concept = METHODS[method](painter.pipeline)
+        write_concept(folder / "concepts" / name, concept)
+        painter.concepts.offer(name, folder / "concepts" / name)
+        (token,) = concept.tokens
+        concepts.append(
+            ServedConcept(
+                name=name,
+                folder=str(folder / "concepts" / name),
+                placeholder=token.placeholder,
+                word=token.word,
+                method=method,
+            )
+        )
+    return make_application(LocalPainters(painter, SETTINGS), NAME, f"{NAME} version 1", SETTINGS, concepts)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:

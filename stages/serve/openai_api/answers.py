@@ -47,6 +47,7 @@ def images_response(
         "model": model,
         "seeds": seeds,
         "words": request.words,
+        "concepts": request.painting["concepts"],
         "timings": {"total": round(seconds, 4)},
     }
 

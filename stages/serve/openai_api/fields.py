@@ -6,12 +6,14 @@ values are allowed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from model.files import text_damage
+from model.methods.names import MethodName
 from model.pictures.provenance import PictureFormat
 from stages.serve.web.bodies import MAX_TEXT_CHARACTERS
 from stages.serve.web.errors import RequestError
@@ -28,15 +30,29 @@ def _undamaged(text: str) -> str:
     return text
 
 
+def _listed(names: Any) -> Any:
+    """A form has a list as JSON, or as names with commas between them."""
+    if not isinstance(names, str):
+        return names
+    try:
+        listed = json.loads(names)
+    except (ValueError, RecursionError):
+        listed = [name.strip() for name in names.split(",")]
+    return listed if isinstance(listed, list) else [listed]
+
+
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_undamaged)]
 Prompt = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_TEXT_CHARACTERS),
     AfterValidator(_undamaged),
 ]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Scale = Annotated[float, Field(ge=0, le=_MAX_SCALE, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scope = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+DCIStrength = Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE, allow_inf_nan=False)]
+ConceptNames = Annotated[list[Name], Field(max_length=MAX_SUBJECTS), BeforeValidator(_listed)]
 Size = Annotated[str, StringConstraints(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 Given = TypeVar("Given", bound=BaseModel)
 
@@ -66,6 +82,14 @@ class ImageFields(BaseModel):
     steps: int | None = Field(default=None, ge=1, description="Denoising steps.")
     guidance_scale: Scale | None = None
     negative_prompt: Text | None = None
+    concepts: ConceptNames = Field(
+        default=[], description="Learned concepts that the prompt names, besides that of `model`.", examples=[["mug"]]
+    )
+    dci_lambda: DCIStrength | None = Field(
+        default=None, description="DCI's lambda for a concept, usually -2 to 2: a larger one follows the prompt more."
+    )
+    dci_auxiliary_noun: Name | None = Field(default=None, description="DCI's common noun; by default a likely one.")
+    dci_share: Share | None = Field(default=None, description="Share of the steps in which DCI has a second branch.")
 
 
 class GenerationFields(ImageFields):
@@ -85,6 +109,7 @@ class EditFields(ImageFields):
         " words are marked in the prompt.",
         examples=['[{"word": "mug", "scope": 0.2, "strength": 1.0}]'],
     )
+    method: MethodName | None = Field(default=None, description="Refused if the model is of another method.")
     image_guidance_scale: Scale | None = Field(default=None, description="Of models of the method realcustom.")
     visual_scale: Scale | None = Field(default=None, description="Strength of all subjects without their own.")
     visual_guidance_start: Share = Field(0.0, description="Share of the steps before the subjects act.")

@@ -13,6 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from stages.serve.config import ServeConfig
 from stages.serve.openai_api.fields import MAX_SUBJECTS, EditFields, GenerationFields, ImageFields, checked
+from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.subjects import read_subjects
 from stages.serve.painting import Refused
 from stages.serve.web.bodies import multipart_form, read_json_object, read_pictures, read_text
@@ -23,9 +24,9 @@ _MAX_PARTS = 64
 _DRAWN_SEED = 2**31  # smaller ones, which JavaScript's numbers hold
 #: One picture is `image`; a list is `image[]` or `image[0]`, `image[1]`, ... by client.
 _IMAGE = re.compile(r"^image(\[\d{0,3}\])?$")
-_OPTIONS = ("steps", "guidance_scale")
+_OPTIONS = ("steps", "guidance_scale", "dci_lambda", "dci_auxiliary_noun", "dci_share")
 _MASK_OPTIONS = ("mask_scope", "mask_steps", "mask_every", "mask_binary")
-_SUBJECT_OPTIONS = ("image_guidance_scale", "visual_scale", *_MASK_OPTIONS)
+_SUBJECT_OPTIONS = ("method", "image_guidance_scale", "visual_scale", *_MASK_OPTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +60,19 @@ class ImageRequest:
         return isinstance(self.asked, EditFields) and self.asked.subjects is None
 
 
-async def read_generation(request: Request, settings: ServeConfig) -> ImageRequest:
+async def read_generation(request: Request, settings: ServeConfig, models: Models) -> ImageRequest:
     """A JSON body of `POST /v1/images/generations`.
 
     Raises:
         RequestError: It cannot be read, or a field is missing, unknown or invalid.
     """
     asked = checked(GenerationFields, await read_json_object(request), strict=True)
-    painting = {**_painting(asked, settings), "prompt": asked.prompt}
+    concepts = models.concepts_of(asked.model, asked.concepts)
+    painting = {**_painting(asked, settings), "prompt": asked.prompt, "concepts": concepts}
     return ImageRequest(kind="image_generation", asked=asked, painting=painting)
 
 
-async def read_edit(request: Request, settings: ServeConfig) -> ImageRequest:
+async def read_edit(request: Request, settings: ServeConfig, models: Models) -> ImageRequest:
     """A form of `POST /v1/images/edits`.
 
     Raises:
@@ -89,12 +91,15 @@ async def read_edit(request: Request, settings: ServeConfig) -> ImageRequest:
         pictures = await read_pictures(files, "image", limit, 400)
         mask = await _mask(form, limit - sum(map(len, pictures)))
     _check_masks_used(asked)
-    prompt, subjects = read_subjects(asked.prompt, asked.subjects, pictures, mask, use_mask=asked.use_mask)
+    concepts = models.concepts_of(asked.model, asked.concepts)
+    unmarked = models.placeholders(concepts)
+    prompt, subjects = read_subjects(asked.prompt, asked.subjects, pictures, mask, unmarked, use_mask=asked.use_mask)
     options = {name: value for name in _SUBJECT_OPTIONS if (value := getattr(asked, name)) is not None}
     painting = {
         **_painting(asked, settings),
         **options,
         "prompt": prompt,
+        "concepts": concepts,
         "subjects": subjects,
         "use_mask": asked.use_mask,
         "visual_guidance_start": asked.visual_guidance_start,

@@ -11,49 +11,46 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stages.serve.config import ServeConfig
 from stages.serve.openai_api.answers import first_event, images_response, server_sent_events
+from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.requests import ImageRequest, read_edit, read_generation
 from stages.serve.openai_api.schema import EDIT, GENERATION, MODEL, MODELS
 from stages.serve.painting import Painted, Painters, paint_until
 from stages.serve.web.connection import while_connected
-from stages.serve.web.errors import RequestError, painting_errors
+from stages.serve.web.errors import painting_errors
 
 
-def openai_routes(painters: Painters, name: str, settings: ServeConfig) -> APIRouter:
+def openai_routes(painters: Painters, models: Models, settings: ServeConfig) -> APIRouter:
     """The routes.
 
     Args:
         painters: Paint the requests.
-        name: The model's.
+        models: That requests can name.
         settings: Limits of requests.
     """
     routes = APIRouter(prefix="/v1")
-    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "realword"}
 
     @routes.get("/models", openapi_extra=MODELS)
     async def list_models() -> JSONResponse:
         """The models that are served."""
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": models.entries()})
 
     @routes.get("/models/{model_id:path}", openapi_extra=MODEL)
     async def get_model(model_id: str) -> JSONResponse:
         """One of them."""
-        _check_model(model_id, name)
-        return JSONResponse(model)
+        return JSONResponse(models.entry(model_id))
 
     @routes.post("/images/generations", openapi_extra=GENERATION)
     async def generate_images(request: Request) -> Response:
         """Pictures from a prompt alone."""
-        return await while_connected(request, answer(await read_generation(request, settings)))
+        return await while_connected(request, answer(await read_generation(request, settings, models)))
 
     @routes.post("/images/edits", openapi_extra=EDIT)
     async def edit_images(request: Request) -> Response:
         """Pictures of the subjects of your pictures, in the words of the prompt that stand for them."""
-        return await while_connected(request, answer(await read_edit(request, settings)))
+        return await while_connected(request, answer(await read_edit(request, settings, models)))
 
     async def answer(request: ImageRequest) -> Response:
         started, seconds = time.perf_counter(), settings.timeout_seconds
-        if request.asked.model is not None:
-            _check_model(request.asked.model, name)
         events = paint_until(painters, request.painting, seconds)
         with painting_errors(seconds):
             accepted = await first_event(request, events)
@@ -62,13 +59,9 @@ def openai_routes(painters: Painters, name: str, settings: ServeConfig) -> APIRo
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
             async with aclosing(events):
                 pictures = [event async for event in events if isinstance(event, Painted)]
-        body: dict[str, Any] = images_response(request, name, accepted, pictures, time.perf_counter() - started)
+        body: dict[str, Any] = images_response(
+            request, request.asked.model or models.name, accepted, pictures, time.perf_counter() - started
+        )
         return JSONResponse(body)
 
     return routes
-
-
-def _check_model(asked: str, name: str) -> None:
-    if asked != name:
-        message = f"There is no model {asked[:80]!r}; this server has {name!r}."
-        raise RequestError(404, message, "model", "model_not_found")

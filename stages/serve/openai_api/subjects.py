@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,7 +33,13 @@ class SubjectEntry(BaseModel):
 
 
 def read_subjects(
-    prompt: str, field: str | None, pictures: Sequence[bytes], mask: bytes | None, *, use_mask: bool
+    prompt: str,
+    field: str | None,
+    pictures: Sequence[bytes],
+    mask: bytes | None,
+    placeholders: Collection[str] = (),
+    *,
+    use_mask: bool,
 ) -> tuple[str, list[dict[str, Any]]]:
     """The prompt without marks, and the subjects as `RequestPainter.prepare` takes them.
 
@@ -42,6 +48,7 @@ def read_subjects(
         field: `subjects`.
         pictures: Encoded.
         mask: Of the first picture, encoded.
+        placeholders: Of learned concepts, which may be in brackets too.
         use_mask: False: words are not needed.
 
     Raises:
@@ -51,7 +58,7 @@ def read_subjects(
         entries = _entries(field, len(pictures))
     else:
         needs_words = use_mask and (mask is None or len(pictures) > 1)
-        prompt, entries = _marked(prompt, len(pictures), needs_words=needs_words)
+        prompt, entries = _marked(prompt, len(pictures), placeholders, needs_words=needs_words)
     subjects = [_subject(number, entry, pictures) for number, entry in enumerate(entries)]
     of_first = [subject for subject in subjects if subject["picture"] is pictures[0]]
     if mask is not None:
@@ -85,8 +92,12 @@ def _entries(field: str, pictures: int) -> list[SubjectEntry]:
     return entries
 
 
-def _marked(prompt: str, pictures: int, *, needs_words: bool) -> tuple[str, list[SubjectEntry]]:
-    words = [word.strip() for word in _MARK.findall(prompt)]
+def _marked(
+    prompt: str, pictures: int, placeholders: Collection[str], *, needs_words: bool
+) -> tuple[str, list[SubjectEntry]]:
+    kept = {placeholder.casefold() for placeholder in placeholders}
+    marks = [mark for mark in _MARK.finditer(prompt) if mark[0].casefold() not in kept]
+    words = [mark[1].strip() for mark in marks]
     if not words and not needs_words:
         return prompt, [SubjectEntry() for _ in range(pictures)]
     if not words:
@@ -94,7 +105,8 @@ def _marked(prompt: str, pictures: int, *, needs_words: bool) -> tuple[str, list
     if len(words) != pictures or not all(words):
         reason = f"The prompt marks {len(words)} words for {pictures} pictures; mark one for each, or send subjects."
         raise RequestError(400, reason, "prompt")
-    return _MARK.sub(r"\1", prompt), [SubjectEntry(word=word) for word in words]
+    plain = _MARK.sub(lambda mark: mark[0] if mark[0].casefold() in kept else mark[1], prompt)
+    return plain, [SubjectEntry(word=word) for word in words]
 
 
 def _subject(number: int, entry: SubjectEntry, pictures: Sequence[bytes]) -> dict[str, Any]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from stages.serve.config import ServeConfig
+from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.routes import openai_routes
 from stages.serve.painting import NoPainterError, Painters, PaintersBusyError
+from stages.serve.served_model import ServedConcept
 from stages.serve.web.errors import RequestError, add_error_handlers
 from stages.serve.web.generate import generate_routes
 
 _PAGE = Path(__file__).parents[1] / "page.html"
 
 
-def make_application(painters: Painters, name: str, title: str, settings: ServeConfig) -> FastAPI:
+def make_application(
+    painters: Painters, name: str, title: str, settings: ServeConfig, concepts: Sequence[ServedConcept] = ()
+) -> FastAPI:
     """The application.
 
     Args:
@@ -24,6 +29,7 @@ def make_application(painters: Painters, name: str, title: str, settings: ServeC
         name: The model's, in OpenAI's routes.
         title: The model's name and version, for people.
         settings: Limits of requests.
+        concepts: That requests can name.
     """
     # The browser's page for the schema would load scripts from elsewhere.
     app = FastAPI(
@@ -56,5 +62,5 @@ def make_application(painters: Painters, name: str, title: str, settings: ServeC
         return JSONResponse({"status": "ready", "model": title})
 
     app.include_router(generate_routes(painters, settings))
-    app.include_router(openai_routes(painters, name, settings))
+    app.include_router(openai_routes(painters, Models(name, concepts), settings))
     return app

@@ -182,8 +182,11 @@ def test_the_page_health_and_readiness(client: TestClient) -> None:
 
 
 def test_models(client: TestClient) -> None:
-    (model,) = client.get("/v1/models").json()["data"]
+    model, *concepts = client.get("/v1/models").json()["data"]
     assert model == client.get(f"/v1/models/{NAME}").json()
+    assert [concept["id"] for concept in concepts] == [f"{NAME}:tom", f"{NAME}:tina"]
+    assert concepts[0] == client.get(f"/v1/models/{NAME}:tom").json()
+    assert (concepts[0]["concept"], concepts[0]["placeholder"], concepts[0]["word"]) == (True, "[v]", "cat")
     assert (model["id"], model["object"], model["owned_by"]) == (NAME, "model", "realword")
     for other in ("gpt-image-2", "a/b"):
         error = client.get(f"/v1/models/{other}")
