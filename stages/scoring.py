@@ -58,10 +58,7 @@ class ScoringModels:
     """
 
     def __init__(self, settings: ScoringSettings, backbone: str, device: str) -> None:
-        inside = Path(backbone) / settings.clip
-        clip: str | Path = inside if inside.is_dir() else settings.clip
-        tokenizer = Path(backbone) / "tokenizer" if inside.is_dir() else None
-        self.clip = ClipScorer.from_pretrained(clip, tokenizer).to(device)
+        self.clip = ClipScorer.of_backbone(backbone, settings.clip).to(device)
         self.judge: JudgeScorer | None = None
         if settings.similarity == "judge":
             self.judge = JudgeScorer.from_pretrained(Path(backbone) / "judge")

@@ -31,6 +31,7 @@ from model.micro_sd.fingerprint import (
 )
 from model.micro_sd.weights import WEIGHTS_FOLDER, WEIGHTS_FORMAT, clean_config, verify_weights
 from model.pipeline import RealCustomPipeline
+from model.scoring.metrics import ClipScorer
 
 ADAPTER_FOLDER = Path(__file__).parent / "adapter"  # what ships with the code
 ADAPTER_FORMAT = "micro-stable-diffusion-adapter/1"
@@ -53,6 +54,10 @@ class ShippedModel:
     fingerprint: str
     loading: Mapping[str, Any]
     title: str = "realword-micro as shipped"
+
+    def load_clip(self) -> ClipScorer:
+        """The base's CLIP."""
+        return ClipScorer.of_backbone(self.base, "clip")
 
     def load(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> RealCustomPipeline:
         """The pipeline of both."""

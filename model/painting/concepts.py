@@ -73,9 +73,8 @@ class Concepts:
             raise RequestFieldError("concepts", f"there is no concept {unknown[0]!r}; there are: {listed}.")
         placeholders: set[str] = set()
         for name in names:
-            phrases = [f"{token.placeholder} {token.word}" for token in self._tokens[name]]
             if not any(self._is_in(prompt, token.placeholder, names) for token in self._tokens[name]):
-                written = " or ".join(map(repr, phrases))
+                written = " or ".join(map(repr, self.phrases([name])))
                 raise RequestFieldError("prompt", f"it does not name the concept {name!r}; write {written}.")
             own = {token.placeholder for token in self._tokens[name]}
             if common := placeholders & own:
@@ -83,6 +82,10 @@ class Concepts:
                     "concepts", f"two concepts have the placeholder {min(common)!r}; name one of them at a time."
                 )
             placeholders |= own
+
+    def phrases(self, names: Sequence[str]) -> list[str]:
+        """How prompts name the subjects of concepts: placeholder and class word."""
+        return [f"{token.placeholder} {token.word}" for name in names for token in self._tokens[name]]
 
     def dci(
         self, names: Sequence[str], prompt: str, strength: float | None, noun: str | None, share: float | None
@@ -96,7 +99,7 @@ class Concepts:
         given = {name: value for name, value in given.items() if value is not None}
         if not given:
             return None
-        phrases = [f"{token.placeholder} {token.word}" for name in names for token in self._tokens[name]]
+        phrases = self.phrases(names)
         found = [phrase for phrase in phrases if self._is_in(prompt, phrase, names)]
         if len(found) != 1:
             listed = " or ".join(map(repr, phrases)) or "a concept, which needs a model or the field 'concepts'"

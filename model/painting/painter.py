@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from model.adapters.encoding_cache import EncodingCache
@@ -20,6 +21,7 @@ from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
 from model.painting.concepts import Concepts
 from model.painting.preparation import (
+    ReadSubject,
     SubjectReader,
     check_length,
     check_words,
@@ -27,11 +29,13 @@ from model.painting.preparation import (
     inference_settings,
     picture_size,
 )
-from model.painting.request import PaintedPicture, PictureRequest, PreparedRequest, preview_steps
+from model.painting.request import PaintedPicture, PictureRequest, PreparedRequest, RequestFieldError, preview_steps
 from model.painting.running_picture import RunningPicture
+from model.painting.words import WordFinder
 from model.pictures.provenance import PictureFormat, Provenance
 from model.pictures.tensors import to_pictures
 from model.pipeline import RealCustomPipeline
+from model.scoring.metrics import ClipScorer
 
 
 @dataclass(kw_only=True)
@@ -43,6 +47,7 @@ class RequestPainter:
         settings: The defaults of the inference.
         title: How painted pictures name the model in their metadata; None for one without a name.
         adapter: The adapter's fingerprint.
+        clip: Loads a CLIP, which finds the words of subjects that have none; None: such requests are refused.
         concepts: Learned concepts that requests can name; none at first.
     """
 
@@ -50,6 +55,7 @@ class RequestPainter:
     settings: InferenceSettings
     title: str | None
     adapter: str
+    clip: Callable[[], ClipScorer] | None = None
     concepts: Concepts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +86,8 @@ class RequestPainter:
 
         Args:
             prompt: What to paint.
-            subjects: See `SubjectReader.read`; none: paint from text alone.
+            subjects: See `SubjectReader.read`; none: paint from text alone. Words are found for those without word and
+                mask.
             seeds: Of the initial noise, one for each picture.
             size: Width and height, pixels; None: the backbone's resolution.
             negative_prompt: Of the unconditional rows.
@@ -116,6 +123,8 @@ class RequestPainter:
         }
         reader = SubjectReader(grid)
         read = [reader.read(number, given) for number, given in enumerate(subjects, 1)]
+        if use_mask:
+            read = self._with_words(read, prompt, concepts)
         named = tuple(subject for subject, _ in read)
         _check(pipeline, prompt, named, settings, grid, guidance, dci)
         pictures = [
@@ -143,11 +152,34 @@ class RequestPainter:
         encoders, scale = pipeline.image_encoders, pipeline.backbone.latent_scale
         return PreparedRequest(
             pictures=pictures,
+            words=[subject.word for subject in named],
             cut_off=pipeline.backbone.cut_off(prompt),
             text_tokens=pipeline.backbone.token_count(prompt),
             reference_tokens=len(reader.pictures) * (0 if encoders is None else encoders.patches),
             picture_tokens=(grid[0] // scale) * (grid[1] // scale),
         )
+
+    @cached_property
+    def _word_finder(self) -> WordFinder | None:
+        try:
+            return None if self.clip is None else WordFinder(self.clip())
+        except (OSError, ValueError):  # a CLIP from the hub that is not there; words must be named then
+            return None
+
+    def _with_words(self, read: Sequence[ReadSubject], prompt: str, concepts: Sequence[str]) -> list[ReadSubject]:
+        """Find the words of subjects that have none and need one."""
+        without = [number for number, (subject, _) in enumerate(read) if subject.word is None and subject.mask is None]
+        if not without:
+            return list(read)
+        if self._word_finder is None:
+            raise RequestFieldError("word", "which word of the prompt a picture stands for is not said.")
+        taken = [*self.concepts.phrases(concepts), *(subject.word for subject, _ in read if subject.word is not None)]
+        pictures = [read[number][0].picture for number in without]
+        found = list(read)
+        for number, word in zip(without, self._word_finder.find(prompt, pictures, taken), strict=True):
+            subject, made = read[number]
+            found[number] = replace(subject, word=word), replace(made, word=word)
+        return found
 
     def cache_encodings(self, max_bytes: int) -> None:
         """Keep the encodings of subjects' pictures for later requests; see `EncodingCache`."""

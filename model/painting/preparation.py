@@ -21,6 +21,8 @@ from model.pictures.decoding import MAX_PIXELS, load_picture, open_picture
 from model.pictures.provenance import SubjectProvenance
 from model.pipeline import RealCustomPipeline
 
+ReadSubject = tuple[Subject, SubjectProvenance]
+
 #: A picture may have this many times the pixels of the backbone's training pictures, and sides from half of theirs.
 _MAX_AREA = 4
 
@@ -95,7 +97,7 @@ class SubjectReader:
     pictures: dict[str, Image.Image] = field(default_factory=dict)
     _pixels_left: int = MAX_PIXELS
 
-    def read(self, number: int, given: Mapping[str, Any]) -> tuple[Subject, SubjectProvenance]:
+    def read(self, number: int, given: Mapping[str, Any]) -> ReadSubject:
         """Decode one subject.
 
         Args:

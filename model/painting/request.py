@@ -54,6 +54,7 @@ class PreparedRequest:
 
     Attributes:
         pictures: To paint.
+        words: Of the subjects; None of one with a mask.
         cut_off: The end of the prompt, which the text encoder does not read; "" if it reads all.
         text_tokens: Of the prompt.
         reference_tokens: Image tokens of its distinct subject pictures.
@@ -61,6 +62,7 @@ class PreparedRequest:
     """
 
     pictures: list[PictureRequest]
+    words: list[str | None]
     cut_off: str
     text_tokens: int
     reference_tokens: int

@@ -82,6 +82,14 @@ class ClipScorer(nn.Module):
         picture_input = PictureInput.from_pretrained(name, clip.config.vision_config.image_size)
         return cls(clip, AutoTokenizer.from_pretrained(tokenizer or name), picture_input)
 
+    @classmethod
+    def of_backbone(cls, backbone: str | Path, clip: str) -> ClipScorer:
+        """Load a CLIP from a subfolder of a backbone, whose tokenizer it has, or from a folder or hub id of its own."""
+        inside = Path(backbone) / clip
+        if inside.is_dir():
+            return cls.from_pretrained(inside, Path(backbone) / "tokenizer")
+        return cls.from_pretrained(clip)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -30,6 +31,7 @@ from model.guidance.settings import InferenceSettings
 from model.painting.painter import RequestPainter
 from model.painting.request import PreparedRequest
 from model.pipeline import RealCustomPipeline
+from model.scoring.metrics import ClipScorer
 
 # As in `stages.registered_model`, which is not registered with this file.
 _VERIFY_CHECKSUMS = "verify_checksums"
@@ -71,8 +73,9 @@ class RealwordModel(PythonModel):
         if config.get(_VERIFY_CHECKSUMS, True):
             for name, checksums in settings["checksums"].items():
                 verify_checksums(Path(context.artifacts[name]), checksums)
+        backbone = context.artifacts.get("backbone", settings["backbone"])
         pipeline = RealCustomPipeline.from_pretrained(
-            context.artifacts.get("backbone", settings["backbone"]),
+            backbone,
             context.artifacts["adapter"],
             dtype=getattr(torch, settings["dtype"]),
             device="cuda" if torch.cuda.is_available() else "cpu",
@@ -83,6 +86,7 @@ class RealwordModel(PythonModel):
             settings=InferenceSettings(**settings["painting"]),
             title=config.get(_TITLE),
             adapter=settings["adapter"],
+            clip=partial(ClipScorer.of_backbone, backbone, settings["clip"]),
         )
 
     def predict(self, context: PythonModelContext, model_input: list[PaintRequest]) -> list[Painting]:

@@ -120,6 +120,7 @@ def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
         "dtype": config.backbone.dtype,
         "loading": loading_options(config.backbone),
         "painting": asdict(config.inference),
+        "clip": config.evaluate.clip,
         "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
     }
     files = {key: context.scratch / f"{key}.json" for key in ("inference", "lineage")}

@@ -51,6 +51,7 @@ class ModelPainter:
                 text_tokens=prepared.text_tokens,
                 reference_tokens=prepared.reference_tokens,
                 picture_tokens=prepared.picture_tokens,
+                words=prepared.words,
                 warning=_warning(prepared.cut_off),
             )
             unfinished = len(jobs)

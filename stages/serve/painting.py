@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -20,6 +20,7 @@ class Accepted:
         text_tokens: As in `model.painting.request.PreparedRequest`, also the next two.
         reference_tokens: Of its subjects.
         picture_tokens: Of one picture.
+        words: Of the subjects, also those that the painter has found; None of one with a mask.
         warning: What is not done as asked; "" if all is.
     """
 
@@ -27,6 +28,7 @@ class Accepted:
     text_tokens: int
     reference_tokens: int
     picture_tokens: int
+    words: list[str | None] = field(default_factory=list)
     warning: str = ""
 
 

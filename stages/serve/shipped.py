@@ -35,4 +35,6 @@ def shipped_model(config: Config) -> ServedModel:
 def _load(shipped: ShippedModel, settings: InferenceSettings, dtype: str) -> RequestPainter:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = shipped.load(getattr(torch, dtype), device)
-    return RequestPainter(pipeline=pipeline, settings=settings, title=shipped.title, adapter=shipped.fingerprint)
+    return RequestPainter(
+        pipeline=pipeline, settings=settings, title=shipped.title, adapter=shipped.fingerprint, clip=shipped.load_clip
+    )

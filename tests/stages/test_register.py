@@ -145,6 +145,7 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
         "dtype": "float32",
         "loading": loading_options(config.backbone),
         "painting": asdict(config.inference.with_steps(2)),
+        "clip": "clip",
         "checksums": {"adapter": folder_checksums(adapter)},
     }
     (tmp_path / "inference.json").write_text(json.dumps(settings))

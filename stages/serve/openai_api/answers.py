@@ -46,7 +46,7 @@ def images_response(
         **_identifier(request),
         "model": model,
         "seeds": seeds,
-        "words": request.words,
+        "words": accepted.words,
         "concepts": request.painting["concepts"],
         "timings": {"total": round(seconds, 4)},
     }
@@ -92,7 +92,7 @@ def _event(request: ImageRequest, accepted: Accepted, event: Preview | Painted) 
         "usage": _usage(accepted, 1),
         **fields,
         **_identifier(request),
-        "words": request.words,
+        "words": accepted.words,
         "timings": _rounded(event.timings),
     }
 

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from stages.serve.config import ServeConfig
 from stages.serve.openai_api.fields import MAX_SUBJECTS, EditFields, GenerationFields, ImageFields, checked
 from stages.serve.openai_api.models import Models
-from stages.serve.openai_api.subjects import read_subjects
+from stages.serve.openai_api.subjects import HOW_TO_NAME, read_subjects
 from stages.serve.painting import Refused
 from stages.serve.web.bodies import multipart_form, read_json_object, read_pictures, read_text
 from stages.serve.web.errors import RequestError
@@ -46,18 +46,20 @@ class ImageRequest:
     return_masks: bool = False
 
     @property
-    def words(self) -> list[str | None]:
-        """Of the subjects."""
+    def _words(self) -> list[str | None]:
         return [subject["word"] for subject in self.painting.get("subjects", ())]
 
     def refusal(self, refused: Refused) -> RequestError:
         """The error for what a painter refuses, with the field's name in this API."""
         renamed = {"picture": "image", "word": "prompt" if self._is_marked else "subjects", "": None}
-        return RequestError(400, refused.message, renamed.get(refused.field, refused.field), "invalid_value")
+        how = f" Please {HOW_TO_NAME}." if refused.field == "word" and None in self._words else ""
+        field = renamed.get(refused.field, refused.field)
+        return RequestError(400, refused.message + how, field, "invalid_value")
 
     @property
     def _is_marked(self) -> bool:
-        return isinstance(self.asked, EditFields) and self.asked.subjects is None
+        is_edit = isinstance(self.asked, EditFields) and self.asked.subjects is None
+        return is_edit and None not in self._words
 
 
 async def read_generation(request: Request, settings: ServeConfig, models: Models) -> ImageRequest:

@@ -17,7 +17,7 @@ from stages.serve.web.errors import RequestError
 _MARK = re.compile(r"\[([^\[\]]*)\]")
 _DATA_URL = re.compile(r"^data:image/[a-z+]+;base64,", re.IGNORECASE)
 _EXAMPLE = 'for example [{"word": "toy"}]'
-_HOW = 'mark them in the prompt, as in "a [toy] in the jungle", or send subjects=[{"word": "toy"}]'
+HOW_TO_NAME = 'mark them in the prompt, as in "a [toy] in the jungle", or send subjects=[{"word": "toy"}]'
 
 
 class SubjectEntry(BaseModel):
@@ -49,7 +49,7 @@ def read_subjects(
         pictures: Encoded.
         mask: Of the first picture, encoded.
         placeholders: Of learned concepts, which may be in brackets too.
-        use_mask: False: words are not needed.
+        use_mask: Whether words, masks and scopes are used.
 
     Raises:
         RequestError: 400; the subjects, pictures, words and masks do not fit together.
@@ -57,8 +57,7 @@ def read_subjects(
     if field is not None:
         entries = _entries(field, len(pictures))
     else:
-        needs_words = use_mask and (mask is None or len(pictures) > 1)
-        prompt, entries = _marked(prompt, len(pictures), placeholders, needs_words=needs_words)
+        prompt, entries = _marked(prompt, len(pictures), placeholders)
     subjects = [_subject(number, entry, pictures) for number, entry in enumerate(entries)]
     of_first = [subject for subject in subjects if subject["picture"] is pictures[0]]
     if mask is not None:
@@ -92,16 +91,12 @@ def _entries(field: str, pictures: int) -> list[SubjectEntry]:
     return entries
 
 
-def _marked(
-    prompt: str, pictures: int, placeholders: Collection[str], *, needs_words: bool
-) -> tuple[str, list[SubjectEntry]]:
+def _marked(prompt: str, pictures: int, placeholders: Collection[str]) -> tuple[str, list[SubjectEntry]]:
     kept = {placeholder.casefold() for placeholder in placeholders}
     marks = [mark for mark in _MARK.finditer(prompt) if mark[0].casefold() not in kept]
     words = [mark[1].strip() for mark in marks]
-    if not words and not needs_words:
-        return prompt, [SubjectEntry() for _ in range(pictures)]
     if not words:
-        raise RequestError(400, f"Which words do the pictures stand for? Please {_HOW}.", "subjects")
+        return prompt, [SubjectEntry() for _ in range(pictures)]
     if len(words) != pictures or not all(words):
         reason = f"The prompt marks {len(words)} words for {pictures} pictures; mark one for each, or send subjects."
         raise RequestError(400, reason, "prompt")
