@@ -46,7 +46,7 @@ class OpenPage:
 
     def __init__(self, browser: Browser, address: str, **options: Any) -> None:
         self.tab = browser.new_page(**{"viewport": {"width": 1100, "height": 800}, **options})
-        self.tab.set_default_timeout(10_000)
+        self.tab.set_default_timeout(30_000)  # a busy machine
         self.problems: list[str] = []
         self.tab.on("console", lambda message: self.problems.append(message.text))
         self.tab.on("pageerror", lambda error: self.problems.append(str(error)))

@@ -21,7 +21,7 @@ function say(text, isError = false) {
 function readSentence() {
   words = wordsOf(sentence.value);
   element("words").replaceChildren(...words.map(wordButton));
-  pictures.keepPhrases((phrase) => occurrences(words, phrase).size > 0);
+  pictures.find((phrase) => occurrences(words, phrase).size > 0);
 }
 
 function wordButton(word, number) {
@@ -49,10 +49,10 @@ function showWords() {
   element("hint").textContent = picture
     ? `Click the word or words that picture ${picture.number} stands for.`
     : "Without pictures, the sentence alone is painted.";
-  [...element("words").children].forEach((button, number) => showWord(button, ownerOf(number), words[number].text));
+  const owners = new Map();
+  for (const one of pictures.used) for (const number of occurrences(words, one.phrase)) owners.set(number, one);
+  [...element("words").children].forEach((button, number) => showWord(button, owners.get(number), words[number].text));
 }
-
-const ownerOf = (number) => pictures.all.find((picture) => occurrences(words, picture.phrase).has(number));
 
 function showWord(button, owner, text) {
   if (owner) button.dataset.subject = owner.item.dataset.subject;

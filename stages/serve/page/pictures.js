@@ -1,6 +1,9 @@
 import { copyOf } from "./dom.js";
 
-/** The user's pictures. Each has a file, a number from 1, and the phrase of the sentence that it stands for, or "". */
+/**
+ * The user's pictures. Each has a file, a number from 1, the phrase that was chosen for it, and the same phrase once
+ * more, or "" while the sentence does not have it.
+ */
 export class Pictures {
   /** `changed` is called after each change. */
   constructor(list, changed) {
@@ -15,7 +18,8 @@ export class Pictures {
   }
 
   add(file, phrase = "") {
-    const picture = { file, address: URL.createObjectURL(file), phrase: "", item: copyOf("picture-template") };
+    const picture = { file, address: URL.createObjectURL(file), chosen: "", phrase: "" };
+    picture.item = copyOf("picture-template");
     const [choose, remove] = picture.item.querySelectorAll("button");
     choose.querySelector("img").src = picture.address;
     choose.addEventListener("click", () => this.select(picture));
@@ -41,16 +45,17 @@ export class Pictures {
     this.#show();
   }
 
-  /** Let a picture stand for a phrase, which no other picture keeps. */
+  /** Let a picture stand for a phrase; other pictures whose phrases overlap with it lose theirs. */
   assign(picture, phrase, overlaps = (other) => other === phrase) {
-    for (const other of this.all) if (other !== picture && overlaps(other.phrase)) other.phrase = "";
-    picture.phrase = phrase;
+    const others = this.all.filter((other) => other !== picture && overlaps(other.chosen));
+    for (const other of others) other.chosen = other.phrase = "";
+    picture.chosen = picture.phrase = phrase;
     this.#show();
   }
 
-  /** Take the phrases that are no longer in the sentence from their pictures. */
-  keepPhrases(isThere) {
-    for (const picture of this.all) if (!isThere(picture.phrase)) picture.phrase = "";
+  /** Look for the phrases in a new sentence. They are not forgotten: words come back while a sentence is rewritten. */
+  find(isThere) {
+    for (const picture of this.all) picture.phrase = isThere(picture.chosen) ? picture.chosen : "";
     this.#show();
   }
 
