@@ -47,6 +47,7 @@ def picture_of_the_page(address: str) -> Image.Image:
     with chromium() as browser:
         page = OpenPage(browser, address, viewport={"width": 880, "height": 760})
         page.button("Try it with a picture of a mug").click()
+        page.write("a photo of a mug in the snow")
         page.button("mug").click()
         page.tab.get_by_label("Seed", exact=True).fill(_SEED)
         page.tab.get_by_label("Compare with text only").check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
+from tests.support.local_painters import noise_picture
+
+SENTENCE = "a cat in a hat"
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OPTIONS = (
     "--no-sandbox",
@@ -37,7 +40,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class OpenPage:
-    """The page in a context of its own.
+    """The page in a context of its own, with a sentence.
 
     Attributes:
         tab: As Playwright drives it.
@@ -52,6 +55,7 @@ class OpenPage:
         self.tab.on("pageerror", lambda error: self.problems.append(str(error)))
         self.tab.on("request", lambda request: self._check_address(request.url, address))
         self.tab.goto(f"{address}/")
+        self.write(SENTENCE)
 
     def _check_address(self, asked: str, address: str) -> None:
         if not asked.startswith((address, f"blob:{address}")):
@@ -68,6 +72,11 @@ class OpenPage:
         ]
         self.tab.get_by_label("Add pictures").set_input_files(files)
         self.tab.locator("#pictures li").nth(before + len(pictures) - 1).wait_for()
+
+    def add_cat(self) -> None:
+        """Add a picture, and click the word that it stands for."""
+        self.add(noise_picture())
+        self.button("cat").click()
 
     def write(self, sentence: str) -> None:
         self.tab.get_by_label("Sentence", exact=True).fill(sentence)
@@ -88,6 +97,9 @@ class OpenPage:
         with self.tab.expect_download() as download:
             self.figure(number).get_by_role("link", name="Download").click()
         return Path(download.value.path()).read_bytes()
+
+
+Open = Callable[..., OpenPage]  # the fixture `open_page`
 
 
 def names_of_controls(page: Page) -> list[tuple[str, str]]:

@@ -35,10 +35,14 @@ function wordButton(word, number) {
 function chooseWord(number) {
   const picture = pictures.selected;
   const phrase = phraseAfterClick(sentence.value, words, picture.phrase, number);
-  const taken = occurrences(words, phrase);
-  pictures.assign(picture, phrase, (other) => !occurrences(words, other).isDisjointFrom(taken));
+  assign(picture, phrase);
   const next = pictures.all.find((other) => !other.phrase);
   if (phrase && next) pictures.select(next);
+}
+
+function assign(picture, phrase) {
+  const taken = occurrences(words, phrase);
+  pictures.assign(picture, phrase, (other) => !occurrences(words, other).isDisjointFrom(taken));
 }
 
 /** Show which words are whose; called whenever pictures or words change. */
@@ -107,6 +111,7 @@ async function start() {
 function setPainting(controller) {
   painting = controller;
   element("paint").setAttribute("aria-disabled", Boolean(controller));
+  if (document.activeElement === element("cancel")) element("paint").focus(); // before it is hidden
   element("cancel").hidden = !controller;
 }
 
@@ -147,9 +152,10 @@ function askForKey() {
 }
 
 function takeFurther(file, phrase) {
-  pictures.add(file, occurrences(words, phrase).size ? phrase : "");
-  const { number, phrase: word } = pictures.selected;
-  say(`The result is picture ${number}${word ? ` and stands for “${word}”` : ""}.`);
+  const picture = pictures.add(file);
+  if (occurrences(words, phrase).size) assign(picture, phrase);
+  pictures.select(picture);
+  say(`The result is picture ${picture.number}${picture.phrase && ` and stands for “${picture.phrase}”`}.`);
   sentence.focus();
 }
 
@@ -175,10 +181,7 @@ function listen() {
     event.preventDefault();
     start();
   });
-  element("cancel").addEventListener("click", () => {
-    painting.abort();
-    element("paint").focus();
-  });
+  element("cancel").addEventListener("click", () => painting.abort());
   element("seed").addEventListener("input", () => (element("hold").checked = Boolean(element("seed").value)));
   element("lambda").addEventListener("input", () => (element("lambda-value").textContent = element("lambda").value));
   element("example").addEventListener("click", async () => {

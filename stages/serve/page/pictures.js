@@ -17,7 +17,8 @@ export class Pictures {
     return this.all.filter((picture) => picture.phrase);
   }
 
-  add(file, phrase = "") {
+  /** Add a picture; it is selected unless the selected one still waits for its word. */
+  add(file) {
     const picture = { file, address: URL.createObjectURL(file), chosen: "", phrase: "" };
     picture.item = copyOf("picture-template");
     const [choose, remove] = picture.item.querySelectorAll("button");
@@ -26,8 +27,8 @@ export class Pictures {
     remove.addEventListener("click", () => this.remove(picture));
     this.all.push(picture);
     this.list.append(picture.item);
-    if (phrase) this.assign(picture, phrase);
-    this.select(phrase || !this.selected || this.selected.phrase ? picture : this.selected);
+    this.select(this.selected && !this.selected.phrase ? this.selected : picture);
+    return picture;
   }
 
   remove(picture) {
@@ -45,8 +46,8 @@ export class Pictures {
     this.#show();
   }
 
-  /** Let a picture stand for a phrase; other pictures whose phrases overlap with it lose theirs. */
-  assign(picture, phrase, overlaps = (other) => other === phrase) {
+  /** Let a picture stand for a phrase; pictures whose phrases overlap with it lose theirs. */
+  assign(picture, phrase, overlaps) {
     const others = this.all.filter((other) => other !== picture && overlaps(other.chosen));
     for (const other of others) other.chosen = other.phrase = "";
     picture.chosen = picture.phrase = phrase;

@@ -1,4 +1,5 @@
 const KEY = "api-key";
+const JSON_TYPE = { "Content-Type": "application/json" };
 
 /** Keep an API key for this tab. */
 export const keepKey = (key) => sessionStorage.setItem(KEY, key);
@@ -44,8 +45,6 @@ export async function* paint({ subjects, ...fields }, signal) {
   }
   if (!isFinished) throw new ServerError("The server stopped before the picture was finished.");
 }
-
-const JSON_TYPE = { "Content-Type": "application/json" };
 
 function formOf(fields, subjects) {
   const form = new FormData();

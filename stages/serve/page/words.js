@@ -1,3 +1,4 @@
+const JOINED = /^[\s\p{Pd}'’]*$/u; // what may stand between the words of a phrase
 const segmenter = new Intl.Segmenter(undefined, { granularity: "word" });
 
 /** The words of a sentence, each with its text, start and end; also in scripts without spaces. */
@@ -21,18 +22,14 @@ export function occurrences(words, phrase) {
 /** The phrase after a click on a word: the word joins its neighbours, leaves the phrase, or replaces it. */
 export function phraseAfterClick(sentence, words, phrase, number) {
   const chosen = occurrences(words, phrase);
-  const was = chosen.has(number);
-  if (was) chosen.delete(number);
-  else chosen.add(number);
-  const near = (step) => {
-    let end = number;
-    while (chosen.has(end + step)) end += step;
-    return end;
-  };
-  const [first, last] = [near(-1), near(1)];
-  if (!was) return sentence.slice(words[first].start, words[last].end);
-  if (first < number && last > number) return "";
-  if (first === last) return "";
-  const [from, to] = first < number ? [first, number - 1] : [number + 1, last];
-  return sentence.slice(words[from].start, words[to].end);
+  const isJoined = (left) => JOINED.test(sentence.slice(words[left].end, words[left + 1].start));
+  let [first, last] = [number, number];
+  while (chosen.has(first - 1) && isJoined(first - 1)) first--;
+  while (chosen.has(last + 1) && isJoined(last)) last++;
+  if (chosen.has(number)) {
+    if ((number === first) === (number === last)) return ""; // the only word, or one in the middle
+    if (number === first) first++;
+    else last--;
+  }
+  return sentence.slice(words[first].start, words[last].end);
 }
