@@ -158,9 +158,9 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     (painting,) = model.predict(context, [request])
     assert Image.open(io.BytesIO(base64.b64decode(painting.picture))).size == (64, 64)
     subjects = [{"picture": base64.b64decode(request.subject), "word": request.word}]
-    prepared = model.prepare(request.prompt, subjects)
-    other = model.prepare(request.prompt, subjects, [1], steps=3)
-    same, different = model.paint([*prepared.pictures, *other.pictures])
+    prepared = model.painter.prepare(request.prompt, subjects)
+    other = model.painter.prepare(request.prompt, subjects, [1], steps=3)
+    same, different = model.painter.paint([*prepared.pictures, *other.pictures])
     assert base64.b64encode(same.picture).decode() == painting.picture
     assert same.mask is not None
     assert base64.b64encode(same.mask).decode() == painting.mask

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
@@ -62,6 +67,23 @@ def tiny_application(folder: Path) -> FastAPI:
             )
         )
     return make_application(LocalPainters(painter, SETTINGS), NAME, f"{NAME} version 1", SETTINGS, concepts)
+
+
+@contextmanager
+def listening(application: FastAPI) -> Iterator[str]:
+    """The address at which a thread serves the application, on a free port of the loopback interface."""
+    config = uvicorn.Config(application, port=0, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:

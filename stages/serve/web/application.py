@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 
 from stages.serve.config import ServeConfig
 from stages.serve.openai_api.models import Models
@@ -15,8 +14,7 @@ from stages.serve.painting import NoPainterError, Painters, PaintersBusyError
 from stages.serve.served_model import ServedConcept
 from stages.serve.web.errors import RequestError, add_error_handlers
 from stages.serve.web.generate import generate_routes
-
-_PAGE = Path(__file__).parents[1] / "page.html"
+from stages.serve.web.page import add_page
 
 
 def make_application(
@@ -36,12 +34,7 @@ def make_application(
         title="Realword", description=f"Pictures of your own subjects. Model: {title}.", docs_url=None, redoc_url=None
     )
     add_error_handlers(app)
-    page = _PAGE.read_text().replace("{{ model }}", title)
-
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def index() -> HTMLResponse:
-        """A page with the form."""
-        return HTMLResponse(page)
+    add_page(app)
 
     @app.get("/health")
     @app.head("/health", include_in_schema=False)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 
-from tests.support.local_painters import NAME, SIDE, noise_picture
+from tests.support.local_painters import NAME, SIDE, listening, noise_picture
 
 PROMPT = "a [cat] in a [hat]"
 PICTURES = [noise_picture(1), noise_picture(2)]
@@ -22,15 +19,8 @@ PICTURES = [noise_picture(1), noise_picture(2)]
 
 @pytest.fixture(scope="module")
 def openai_client(application: FastAPI) -> Iterator[OpenAI]:
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    server.should_exit = True
-    thread.join()
+    with listening(application) as address:
+        yield OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
 
 def side_of(picture: str | None) -> int:

@@ -196,9 +196,8 @@ def test_what_is_cut_off_of_a_prompt_is_said(server: Server) -> None:
 def test_page_health_and_request_ids(server: Server) -> None:
     title = "realword-micro version 1"
     page = requests.get(server.address, timeout=30)
-    assert title in page.text
-    assert "{{" not in page.text
-    assert not re.search(r"(src|href)=\"", page.text)
+    for address in re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text):
+        assert requests.get(f"{server.address}/{address}", timeout=30).status_code == 200
     health, ready = (requests.get(f"{server.address}/{name}", timeout=30) for name in ("health", "ready"))
     assert (health.json(), ready.json()) == ({"status": "alive", "model": title}, {"status": "ready", "model": title})
     for path in ("", "/health", "/ready"):

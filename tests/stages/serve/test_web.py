@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -167,18 +168,40 @@ def test_generate_answers_with_a_picture(client: TestClient) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "word")
 
 
-def test_the_page_health_and_readiness(client: TestClient) -> None:
-    page = client.get("/").text
-    assert f"{NAME} version 1" in page
-    assert "{{" not in page
-    assert client.get("/health").json()["status"] == "alive"
+def test_health_and_readiness(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "alive", "model": f"{NAME} version 1"}
     assert client.get("/ready").json()["status"] == "ready"
-    for path in ("/", "/health", "/ready"):
+    for path in ("/", "/page/page.js", "/health", "/ready"):
         assert client.head(path).status_code == 200  # as load balancers ask
     assert client_of(FailingPainters(PaintersBusyError())).get("/ready").json()["status"] == "busy"
     broken = client_of(FailingPainters(NoPainterError()))
     assert broken.get("/ready").status_code == 503
     assert broken.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html"),
+        ("/page/page.js", "text/javascript"),
+        ("/page/page.css", "text/css"),
+        ("/page/icon.svg", "image/svg"),
+    ],
+)
+def test_the_page_may_load_nothing_from_elsewhere(client: TestClient, path: str, kind: str) -> None:
+    answer = client.get(path)
+    assert answer.headers["content-type"].startswith(kind)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert not re.search(r"<style|<script>|style=|\son\w+=|https?://(?!www\.w3\.org/)", answer.text)
+
+
+@pytest.mark.parametrize("path", ["/page/", "/page/nothing.js", "/page/../web/page.py", "/page/%2e%2e/config.py"])
+def test_only_files_of_the_page_are_served(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+    assert client.get(path).json()["error"]["code"] == "not_found"
 
 
 def test_models(client: TestClient) -> None:
