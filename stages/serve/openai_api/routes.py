@@ -13,6 +13,7 @@ from stages.serve.openai_api.answers import first_event, images_response, server
 from stages.serve.openai_api.requests import ImageRequest, read_edit, read_generation
 from stages.serve.openai_api.schema import EDIT, GENERATION, MODEL, MODELS
 from stages.serve.painting import Painted, Painters, until_deadline
+from stages.serve.web.access import count_pictures
 from stages.serve.web.errors import RequestError, painting_errors
 
 
@@ -41,15 +42,16 @@ def openai_routes(painters: Painters, name: str, settings: ServeConfig) -> APIRo
     @routes.post("/images/generations", openapi_extra=GENERATION)
     async def generate_images(request: Request) -> Response:
         """Pictures from a prompt alone."""
-        return await answer(await read_generation(request, settings))
+        return await answer(request, await read_generation(request, settings))
 
     @routes.post("/images/edits", openapi_extra=EDIT)
     async def edit_images(request: Request) -> Response:
         """Pictures of the subjects of your pictures, in the words of the prompt that stand for them."""
-        return await answer(await read_edit(request, settings))
+        return await answer(request, await read_edit(request, settings))
 
-    async def answer(request: ImageRequest) -> Response:
+    async def answer(received: Request, request: ImageRequest) -> Response:
         started, seconds = time.perf_counter(), settings.timeout_seconds
+        count_pictures(received.scope, request.asked.n)
         if request.asked.model is not None:
             _check_model(request.asked.model, name)
         events = until_deadline(painters.paint(request.painting), seconds)

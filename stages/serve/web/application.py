@@ -6,17 +6,24 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.middleware import Middleware
 
+from stages.serve.api_keys import ApiKeys
 from stages.serve.config import ServeConfig
 from stages.serve.openai_api.routes import openai_routes
 from stages.serve.painting import NoPainterError, Painters, PaintersBusyError
-from stages.serve.web.errors import RequestError, add_error_handlers
+from stages.serve.web.access import AccessMiddleware
+from stages.serve.web.errors import ErrorsMiddleware, RequestError, add_error_handlers
 from stages.serve.web.generate import generate_routes
+from stages.serve.web.headers import HeadersMiddleware
+from stages.serve.web.metrics import MeasuredPainters, Metrics, MetricsMiddleware, metrics_routes
 
 _PAGE = Path(__file__).parents[1] / "page.html"
 
 
-def make_application(painters: Painters, name: str, title: str, settings: ServeConfig) -> FastAPI:
+def make_application(
+    painters: Painters, name: str, title: str, settings: ServeConfig, keys: ApiKeys | None = None
+) -> FastAPI:
     """The application.
 
     Args:
@@ -24,10 +31,22 @@ def make_application(painters: Painters, name: str, title: str, settings: ServeC
         name: The model's, in OpenAI's routes.
         title: The model's name and version, for people.
         settings: Limits of requests.
+        keys: That requests may have; None: they need none.
     """
+    metrics = Metrics()
+    painters = MeasuredPainters(painters, metrics)
     # The browser's page for the schema would load scripts from elsewhere.
     app = FastAPI(
-        title="Realword", description=f"Pictures of your own subjects. Model: {title}.", docs_url=None, redoc_url=None
+        title="Realword",
+        description=f"Pictures of your own subjects. Model: {title}.",
+        docs_url=None,
+        redoc_url=None,
+        middleware=[
+            Middleware(HeadersMiddleware),
+            Middleware(MetricsMiddleware, metrics),
+            Middleware(ErrorsMiddleware),
+            Middleware(AccessMiddleware, settings, keys or ApiKeys()),
+        ],
     )
     add_error_handlers(app)
     page = _PAGE.read_text().replace("{{ model }}", title)
@@ -55,6 +74,7 @@ def make_application(painters: Painters, name: str, title: str, settings: ServeC
             raise RequestError(503, "No painter is ready; try again in a moment.") from error
         return JSONResponse({"status": "ready", "model": title})
 
+    app.include_router(metrics_routes(metrics))
     app.include_router(generate_routes(painters, settings))
     app.include_router(openai_routes(painters, name, settings))
     return app

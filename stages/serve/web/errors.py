@@ -11,16 +11,20 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.serve.painting import NoPainterError, PaintersBusyError, PaintingFailedError, PaintingTimeoutError
 
 _RETRY_AFTER_SECONDS = 2
 #: OpenAI's `type` and `code` by status; other statuses are errors of the request without a code.
 _KINDS: dict[int, tuple[str, str]] = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    403: ("invalid_request_error", "cross_site"),
     404: ("invalid_request_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
+    421: ("invalid_request_error", "wrong_host"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
     500: ("server_error", "internal_error"),
     503: ("server_error", "not_ready"),
@@ -38,14 +42,24 @@ class RequestError(Exception):
         message: One sentence for the user.
         param: The field that is wrong.
         code: For programs; None: that of the status.
+        retry_after: Seconds after which it may be sent again, of 429 and 503.
     """
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        *,
+        retry_after: int = _RETRY_AFTER_SECONDS,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after = retry_after
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
@@ -59,7 +73,9 @@ def error_response(error: RequestError, headers: dict[str, str] | None = None) -
     """The answer with an error."""
     added = dict(headers or {})
     if error.status in (429, 503):
-        added["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+        added["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        added["WWW-Authenticate"] = "Bearer"
     if error.status in _NOT_AGAIN:
         added["x-should-retry"] = "false"
     return JSONResponse(error_body(error), error.status, added)
@@ -110,6 +126,27 @@ def add_error_handlers(app: FastAPI) -> None:
         )
         return error_response(RequestError(error.status_code, message), dict(error.headers or {}))
 
-    @app.exception_handler(Exception)
-    async def _internal_error(_: Request, error: Exception) -> JSONResponse:
-        return error_response(RequestError(500, "The server failed; its log says why."))
+
+class ErrorsMiddleware:
+    """Answers for errors that no handler of the application has seen: those of other middleware, and of the code."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception as error:
+            if has_started or scope["type"] != "http":
+                raise
+            if not isinstance(error, RequestError):
+                logging.getLogger(__name__).exception("The server failed.")
+                error = RequestError(500, "The server failed; its log says why.")
+            await error_response(error)(scope, receive, send)

@@ -19,5 +19,5 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
 
 @pytest.fixture(scope="session")
 def client(application: FastAPI) -> Iterator[TestClient]:
-    with TestClient(application, raise_server_exceptions=False) as client:
+    with TestClient(application, base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
