@@ -61,6 +61,7 @@ class RequestPainter:
         visual_guidance_end: float = 1.0,
         output_format: PictureFormat = "png",
         output_compression: int | None = None,
+        mark_generated: bool = True,
         previews: int = 0,
         **options: Any,
     ) -> PreparedRequest:
@@ -78,6 +79,7 @@ class RequestPainter:
             visual_guidance_end: Share of the steps after which they stop.
             output_format: Of the pictures' files; masks are PNGs.
             output_compression: Quality from 0 to 100 of WebP and JPEG; None: 100.
+            mark_generated: The files say in IPTC's terms that a model has made the pictures.
             previews: How many to show of each picture while it is painted.
             **options: Replace the default settings.
 
@@ -116,6 +118,7 @@ class RequestPainter:
                 preview_steps=preview_steps(settings.steps, previews),
                 output_format=output_format,
                 output_compression=output_compression,
+                mark_generated=mark_generated,
             )
             for seed in seeds
         ]
@@ -209,9 +212,10 @@ class _Previews:
 
 
 def _encoded(request: PictureRequest, image: Any, masks: Tensor | None, timings: dict[str, float]) -> PaintedPicture:
-    made = request.provenance
-    return PaintedPicture(
-        picture=encode_with_provenance(image, made, request.output_format, request.output_compression),
-        mask=None if masks is None else png_with_provenance(mask_picture(masks, _MASK_SIDE), made),
-        timings=timings,
+    made, mark = request.provenance, request.mark_generated
+    picture = encode_with_provenance(
+        image, made, request.output_format, request.output_compression, mark_generated=mark
     )
+    drawn = None if masks is None else mask_picture(masks, _MASK_SIDE)
+    mask = None if drawn is None else png_with_provenance(drawn, made, mark_generated=mark)
+    return PaintedPicture(picture=picture, mask=mask, timings=timings)

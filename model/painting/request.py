@@ -33,6 +33,7 @@ class PictureRequest:
         preview_steps: The steps, counted from 0, after which a preview is shown.
         output_format: Of the picture's file.
         output_compression: Quality from 0 to 100 of a WebP or JPEG; None: 100.
+        mark_generated: See `encode_with_provenance`.
     """
 
     subjects: tuple[Subject, ...]
@@ -41,6 +42,7 @@ class PictureRequest:
     preview_steps: tuple[int, ...] = ()
     output_format: PictureFormat = "png"
     output_compression: int | None = None
+    mark_generated: bool = True
 
     @property
     def batch_key(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from model.files import TextError, decode_text
+from model.pictures.decoding import PictureError, open_picture
 from stages.serve.web.errors import RequestError
 
 _OVERHEAD_BYTES = 64_000  # field names, boundaries, texts
@@ -123,3 +125,31 @@ async def read_pictures(parts: list[Any], name: str, max_bytes: int, status: int
     if sum(map(len, pictures)) > max_bytes:
         raise RequestError(413, f"The pictures are too large; at most {max_bytes} bytes are accepted.", name)
     return pictures
+
+
+async def check_pixels(files: Sequence[tuple[str, str, bytes]], limit: int, status: int) -> None:
+    """Check by their headers that pictures can be decoded without taking up too much memory.
+
+    Args:
+        files: Of each picture the field, how a message names it, and its bytes.
+        limit: Pixels of all of them together.
+        status: Of the error.
+
+    Raises:
+        RequestError: One is no picture, or they have too many pixels.
+    """
+    await asyncio.to_thread(_check_pixels, files, limit, status)
+
+
+def _check_pixels(files: Sequence[tuple[str, str, bytes]], limit: int, status: int) -> None:
+    left = limit
+    for field, name, data in files:
+        try:
+            with open_picture(data, limit, name) as opened:
+                width, height = opened.image.size
+        except PictureError as error:
+            raise RequestError(status, str(error), field, "invalid_value") from error
+        left -= width * height
+        if left < 0:
+            message = f"The pictures and masks have more than {limit} pixels together; send smaller ones."
+            raise RequestError(status, message, field, "invalid_value")

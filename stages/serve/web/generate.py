@@ -12,7 +12,7 @@ from starlette.datastructures import FormData
 
 from stages.serve.config import ServeConfig
 from stages.serve.painting import Accepted, Painted, Painters, Refused, until_deadline
-from stages.serve.web.bodies import check_characters, multipart_form, read_pictures, read_text
+from stages.serve.web.bodies import check_characters, check_pixels, multipart_form, read_pictures, read_text
 from stages.serve.web.errors import RequestError, painting_errors
 
 FIELDS = ("subject", "word", "prompt", "seed", "steps")
@@ -40,6 +40,9 @@ def generate_routes(painters: Painters, settings: ServeConfig) -> APIRouter:
         JSON's `warning` or the header `X-Warning` says what was cut off.
         """
         fields = await read_form(request, settings)
+        (subject,) = fields["subjects"]
+        await check_pixels([("subject", "the picture", subject["picture"])], settings.max_picture_pixels, 422)
+        fields["mark_generated"] = settings.mark_generated
         painted, warning = await _paint(painters, fields, settings.timeout_seconds)
         pictures = {"picture": painted.picture, "mask": painted.mask or b""}
         if "application/json" in request.headers.get("accept", "").lower():
