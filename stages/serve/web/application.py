@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.middleware import Middleware
 
 from stages.serve.api_keys import ApiKeys
@@ -13,7 +14,7 @@ from stages.serve.config import ServeConfig
 from stages.serve.openai_api.routes import openai_routes
 from stages.serve.painting import NoPainterError, Painters, PaintersBusyError
 from stages.serve.web.access import AccessMiddleware
-from stages.serve.web.errors import ErrorsMiddleware, RequestError, add_error_handlers
+from stages.serve.web.errors import ErrorsMiddleware, RequestError, add_error_handlers, error_schema
 from stages.serve.web.generate import generate_routes
 from stages.serve.web.headers import HeadersMiddleware
 from stages.serve.web.metrics import MeasuredPainters, Metrics, MetricsMiddleware, metrics_routes
@@ -41,6 +42,7 @@ def make_application(
         description=f"Pictures of your own subjects. Model: {title}.",
         docs_url=None,
         redoc_url=None,
+        responses={"default": error_schema("An error; see its status.")},
         middleware=[
             Middleware(HeadersMiddleware),
             Middleware(MetricsMiddleware, metrics),
@@ -56,14 +58,14 @@ def make_application(
         """A page with the form."""
         return HTMLResponse(page)
 
-    @app.get("/health")
     @app.head("/health", include_in_schema=False)
+    @app.get("/health")
     async def health() -> JSONResponse:
         """200 while the server is alive."""
         return JSONResponse({"status": "alive", "model": title})
 
-    @app.get("/ready")
     @app.head("/ready", include_in_schema=False)
+    @app.get("/ready")
     async def ready() -> JSONResponse:
         """200 while a painter answers or is busy painting, else 503."""
         try:
@@ -74,7 +76,11 @@ def make_application(
             raise RequestError(503, "No painter is ready; try again in a moment.") from error
         return JSONResponse({"status": "ready", "model": title})
 
-    app.include_router(metrics_routes(metrics))
-    app.include_router(generate_routes(painters, settings))
-    app.include_router(openai_routes(painters, name, settings))
+    asks_key = [Security(HTTPBearer(auto_error=False))] if keys else []  # for the schema; `AccessMiddleware` checks it
+    for routes in (
+        metrics_routes(metrics),
+        generate_routes(painters, settings),
+        openai_routes(painters, name, settings),
+    ):
+        app.include_router(routes, dependencies=asks_key)
     return app

@@ -36,7 +36,7 @@ async def multipart_form(
         RequestError: 413 too large, 415 no multipart form, 422 it cannot be read.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise RequestError(415, f"Send a multipart form with {example} (curl: -F).")
+        raise RequestError(415, f"Send a multipart form with {example} (curl: -F), pictures as files and not as URLs.")
     limit = max_picture_bytes + _OVERHEAD_BYTES
     body = _limited(request, limit, f"The pictures are too large; at most {max_picture_bytes} bytes are accepted.")
     parser = MultiPartParser(request.headers, body, max_files=max_parts, max_fields=max_parts, max_part_size=limit)

@@ -30,6 +30,22 @@ _KINDS: dict[int, tuple[str, str]] = {
     503: ("server_error", "not_ready"),
     504: ("server_error", "timeout"),
 }
+_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
 #: Clients send these again by themselves unless they are asked not to, and would have the same work done again.
 _NOT_AGAIN = (500, 504)
 
@@ -67,6 +83,11 @@ def error_body(error: RequestError) -> dict[str, Any]:
     kind, code = _KINDS.get(error.status, ("invalid_request_error", None))
     fields = {"message": error.message, "type": kind, "param": error.param, "code": error.code or code}
     return {"error": fields}
+
+
+def error_schema(description: str) -> dict[str, Any]:
+    """An error as a response in OpenAPI's schema."""
+    return {"description": description, "content": {"application/json": {"schema": _SCHEMA}}}
 
 
 def error_response(error: RequestError, headers: dict[str, str] | None = None) -> JSONResponse:

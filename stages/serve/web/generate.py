@@ -12,16 +12,24 @@ from starlette.datastructures import FormData
 
 from stages.serve.config import ServeConfig
 from stages.serve.painting import Accepted, Painted, Painters, Refused, until_deadline
-from stages.serve.web.bodies import check_characters, check_pixels, multipart_form, read_pictures, read_text
+from stages.serve.web.bodies import (
+    MAX_TEXT_CHARACTERS,
+    check_characters,
+    check_pixels,
+    multipart_form,
+    read_pictures,
+    read_text,
+)
 from stages.serve.web.errors import RequestError, painting_errors
 
 FIELDS = ("subject", "word", "prompt", "seed", "steps")
 MAX_SEED = 2**63 - 1
+_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS}
 _PROPERTIES = {
     "subject": {"type": "string", "format": "binary", "description": "A picture of the subject."},
-    "word": {"type": "string", "description": "The word of the prompt that the subject stands for.", "example": "mug"},
-    "prompt": {"type": "string", "example": "a photo of a mug in the snow"},
-    "seed": {"type": "integer", "minimum": 0, "default": 0},
+    "word": {**_TEXT, "description": "The word of the prompt that the subject stands for.", "example": "mug"},
+    "prompt": {**_TEXT, "example": "a photo of a mug in the snow"},
+    "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0},
     "steps": {"type": "integer", "minimum": 1},
 }
 _SCHEMA: dict[str, Any] = {"type": "object", "properties": _PROPERTIES, "required": ["subject", "word", "prompt"]}
