@@ -35,7 +35,7 @@ def make_application(
         keys: That requests may have; None: they need none.
     """
     metrics = Metrics()
-    painters = MeasuredPainters(painters, metrics)
+    measured = MeasuredPainters(painters, metrics)
     # The browser's page for the schema would load scripts from elsewhere.
     app = FastAPI(
         title="Realword",
@@ -79,8 +79,8 @@ def make_application(
     asks_key = [Security(HTTPBearer(auto_error=False))] if keys else []  # for the schema; `AccessMiddleware` checks it
     for routes in (
         metrics_routes(metrics),
-        generate_routes(painters, settings),
-        openai_routes(painters, name, settings),
+        generate_routes(measured, settings),
+        openai_routes(measured, name, settings),
     ):
         app.include_router(routes, dependencies=asks_key)
     return app

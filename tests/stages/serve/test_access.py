@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from stages.serve.api_keys import ApiKeys, parse_api_keys
+from stages.serve.api_keys import parse_api_keys
 from stages.serve.config import ServeConfig
 from stages.serve.painting import Accepted, NoPainterError
 from stages.serve.web.application import make_application
@@ -32,8 +33,12 @@ class NoPainters:
         """They pretend to be there."""
 
 
+def application_of(keys: str | None = None, **settings: Any) -> FastAPI:
+    return make_application(NoPainters(), "model", "model 1", ServeConfig(**settings), parse_api_keys(keys))
+
+
 def client_of(keys: str | None = None, **settings: Any) -> TestClient:
-    application = make_application(NoPainters(), "model", "model 1", ServeConfig(**settings), parse_api_keys(keys))
+    application = application_of(keys, **settings)
     return TestClient(application, base_url="http://localhost", raise_server_exceptions=False)
 
 
@@ -267,10 +272,9 @@ def test_the_rate_of_a_key_counts_its_pictures() -> None:
 # Every answer
 
 
-@pytest.mark.parametrize("keys", [ApiKeys(), parse_api_keys(KEYS)])
-def test_headers_of_every_answer(keys: ApiKeys) -> None:
-    application = make_application(NoPainters(), "model", "model 1", ServeConfig(), keys)
-    client = TestClient(application, base_url="http://localhost", raise_server_exceptions=False)
+@pytest.mark.parametrize("keys", [None, KEYS])
+def test_headers_of_every_answer(keys: str | None) -> None:
+    client = client_of(keys)
     evil = {"host": "evil.example"}
     asked = [client.get("/health"), client.get("/nowhere"), client.get("/", headers=evil), post(client)]
     assert len({answer.headers["x-request-id"] for answer in asked}) == len(asked)
@@ -286,9 +290,8 @@ def test_a_proxy_that_counts_requests_adds_their_ids() -> None:
     assert "x-request-id" not in answer.headers  # the proxy adds it
 
 
-def test_other_middleware_is_left_in_peace() -> None:
+def test_what_is_no_request_passes() -> None:
     async def started() -> list[str]:
-        application = make_application(NoPainters(), "model", "model 1", ServeConfig())
         received = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
         sent: list[str] = []
 
@@ -298,7 +301,7 @@ def test_other_middleware_is_left_in_peace() -> None:
         async def send(message: Any) -> None:
             sent.append(message["type"])
 
-        await application({"type": "lifespan", "state": {}}, receive, send)
+        await application_of()({"type": "lifespan", "state": {}}, receive, send)
         return sent
 
     assert asyncio.run(started()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
