@@ -62,11 +62,9 @@ def hostile_pictures() -> dict[str, bytes]:
     }
 
 
-def _edit(picture: bytes = b"", **fields: Any) -> Asked:
-    return Asked(
-        EDITS,
-        options={"files": {"image": ("a.png", picture or noise_picture())}, "data": {"prompt": _PROMPT, **fields}},
-    )
+def _edit(picture: bytes | None = None, **fields: str) -> Asked:
+    files = {"image": ("a.png", noise_picture() if picture is None else picture)}
+    return Asked(EDITS, options={"files": files, "data": {"prompt": _PROMPT, **fields}})
 
 
 def _generation(content: bytes, **headers: str) -> Asked:
@@ -81,8 +79,10 @@ def hostile_requests() -> dict[str, Asked]:
     """Requests that must be refused, by what is wrong with them."""
     part = b'--x\r\nContent-Disposition: form-data; name="'
     pictures = hostile_pictures()
-    refused = ("cut_png", "noise_after_a_signature", "bomb_png", "bomb_gif", "bomb_webp", "svg", "pickle", "no pixels")
-    refused += ("4 billion pixels a side", "80 million pixels")
+    refused = [
+        *("cut_png", "noise_after_a_signature", "bomb_png", "bomb_gif", "bomb_webp", "svg", "pickle", "no pixels"),
+        *("4 billion pixels a side", "80 million pixels"),
+    ]
     return {
         **{f"a picture: {name}": _edit(pictures[name]) for name in refused},
         "a mask that is a bomb": _edit(subjects=json.dumps({"word": "cat", "mask": "A" * 50_000})),
@@ -91,7 +91,7 @@ def hostile_requests() -> dict[str, Asked]:
             EDITS,
             options={"data": b'{"prompt": "a", "images": [{"image_url": "file:///etc/passwd"}]}', "headers": _JSON},
         ),
-        "a picture by id": _edit(**{"images[0][file_id]": "file-abc"}),
+        "a picture by id": _edit(None, **{"images[0][file_id]": "file-abc"}),
         "a picture by URL in a subject": _edit(subjects='[{"word": "cat", "image_url": "http://localhost/"}]'),
         "deep JSON": _generation(b'{"prompt":' * 10_000),
         "deep lists": _generation(b"[" * 60_000),

@@ -59,7 +59,7 @@ def openai_routes(painters: Painters, name: str, settings: ServeConfig) -> APIRo
             accepted = await first_event(request, events)
             if request.asked.stream:
                 stream = server_sent_events(request, accepted, events, seconds)
-                return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+                return StreamingResponse(stream, media_type="text/event-stream")
             pictures = [event async for event in events if isinstance(event, Painted)]
         body: dict[str, Any] = images_response(request, name, accepted, pictures, time.perf_counter() - started)
         return JSONResponse(body)
