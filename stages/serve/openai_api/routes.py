@@ -14,6 +14,7 @@ from stages.serve.openai_api.requests import ImageRequest, read_edit, read_gener
 from stages.serve.openai_api.schema import EDIT, GENERATION, MODEL, MODELS
 from stages.serve.painting import Painted, Painters, until_deadline
 from stages.serve.web.access import count_pictures
+from stages.serve.web.bodies import arriving_within
 from stages.serve.web.errors import RequestError, painting_errors
 
 
@@ -42,12 +43,16 @@ def openai_routes(painters: Painters, name: str, settings: ServeConfig) -> APIRo
     @routes.post("/images/generations", openapi_extra=GENERATION)
     async def generate_images(request: Request) -> Response:
         """Pictures from a prompt alone."""
-        return await answer(request, await read_generation(request, settings))
+        async with arriving_within(settings.timeout_seconds):
+            asked = await read_generation(request, settings)
+        return await answer(request, asked)
 
     @routes.post("/images/edits", openapi_extra=EDIT)
     async def edit_images(request: Request) -> Response:
         """Pictures of the subjects of your pictures, in the words of the prompt that stand for them."""
-        return await answer(request, await read_edit(request, settings))
+        async with arriving_within(settings.timeout_seconds):
+            asked = await read_edit(request, settings)
+        return await answer(request, asked)
 
     async def answer(received: Request, request: ImageRequest) -> Response:
         started, seconds = time.perf_counter(), settings.timeout_seconds

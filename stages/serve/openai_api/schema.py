@@ -14,6 +14,7 @@ _STATUSES = {
     "401": "The API key is missing or wrong.",
     "403": "The request comes from a page of another site.",
     "404": "There is no such model.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "415": "The body has another type.",
     "421": "The server has another host name.",

@@ -21,6 +21,20 @@ MAX_TEXT_CHARACTERS = 2000
 
 
 @asynccontextmanager
+async def arriving_within(seconds: float) -> AsyncGenerator[None, None]:
+    """A block that reads a body.
+
+    Raises:
+        RequestError: 408; it did not arrive in time.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise RequestError(408, f"The request did not arrive within {seconds:g} s.") from error
+
+
+@asynccontextmanager
 async def multipart_form(
     request: Request, max_picture_bytes: int, max_parts: int, example: str
 ) -> AsyncGenerator[FormData, None]:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.serve.painting import NoPainterError, PaintersBusyError, PaintingFailedError, PaintingTimeoutError
@@ -22,6 +23,7 @@ _KINDS: dict[int, tuple[str, str]] = {
     403: ("invalid_request_error", "cross_site"),
     404: ("invalid_request_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
+    408: ("invalid_request_error", "request_timeout"),
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
     421: ("invalid_request_error", "wrong_host"),
@@ -47,7 +49,7 @@ _SCHEMA = {
     },
 }
 #: Clients send these again by themselves unless they are asked not to, and would have the same work done again.
-_NOT_AGAIN = (500, 504)
+_NOT_AGAIN = (408, 500, 504)
 
 
 class RequestError(Exception):
@@ -164,6 +166,8 @@ class ErrorsMiddleware:
 
         try:
             await self._app(scope, receive, send_and_note)
+        except ClientDisconnect:  # while its body was read: nobody waits for an answer
+            return
         except Exception as error:
             if has_started or scope["type"] != "http":
                 raise

@@ -14,6 +14,7 @@ from stages.serve.config import ServeConfig
 from stages.serve.painting import Accepted, Painted, Painters, Refused, until_deadline
 from stages.serve.web.bodies import (
     MAX_TEXT_CHARACTERS,
+    arriving_within,
     check_characters,
     check_pixels,
     multipart_form,
@@ -47,7 +48,8 @@ def generate_routes(painters: Painters, settings: ServeConfig) -> APIRouter:
         With `Accept: application/json` both, in base64. A prompt that is too long is painted as far as it is read; the
         JSON's `warning` or the header `X-Warning` says what was cut off.
         """
-        fields = await read_form(request, settings)
+        async with arriving_within(settings.timeout_seconds):
+            fields = await read_form(request, settings)
         (subject,) = fields["subjects"]
         await check_pixels([("subject", "the picture", subject["picture"])], settings.max_picture_pixels, 422)
         fields["mark_generated"] = settings.mark_generated

@@ -290,18 +290,33 @@ def test_a_proxy_that_counts_requests_adds_their_ids() -> None:
     assert "x-request-id" not in answer.headers  # the proxy adds it
 
 
+async def sent_by(application: FastAPI, scope: dict[str, Any], *received: dict[str, Any]) -> list[Any]:
+    """What the application sends to a client that sends these messages, and then none."""
+    messages, sent = iter(received), []
+
+    async def receive() -> Any:
+        return next(messages, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await application(scope, receive, send)
+    return sent
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/images/edits", "/v1/images/generations"])
+def test_a_body_that_does_not_come_is_not_waited_for(path: str) -> None:
+    kind = b"application/json" if path.endswith("generations") else b"multipart/form-data; boundary=x"
+    headers = [(b"host", b"localhost"), (b"content-type", kind)]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    body = {"type": "http.request", "body": b"--x\r\n", "more_body": True}
+    start, _ = asyncio.run(sent_by(application_of(timeout_seconds=0.05), dict(scope), body))
+    assert start["status"] == 408
+    assert (b"x-should-retry", b"false") in start["headers"]
+    assert asyncio.run(sent_by(application_of(), dict(scope), body, {"type": "http.disconnect"})) == []
+
+
 def test_what_is_no_request_passes() -> None:
-    async def started() -> list[str]:
-        received = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
-        sent: list[str] = []
-
-        async def receive() -> Any:
-            return next(received)
-
-        async def send(message: Any) -> None:
-            sent.append(message["type"])
-
-        await application_of()({"type": "lifespan", "state": {}}, receive, send)
-        return sent
-
-    assert asyncio.run(started()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    messages = {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}
+    sent = asyncio.run(sent_by(application_of(), {"type": "lifespan", "state": {}}, *messages))
+    assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
