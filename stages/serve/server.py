@@ -25,6 +25,7 @@ from types import FrameType
 from stages.config import Config
 from stages.contract import StageError
 from stages.ray_tools.cluster import local_cluster
+from stages.serve import proxy
 from stages.serve.api_keys import VARIABLE, check_exposure, parse_api_keys
 from stages.serve.config import ServeConfig
 from stages.serve.registry import find_champion
@@ -51,6 +52,7 @@ def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, sh
     settings = config.serve
     keys = parse_api_keys(os.environ.pop(VARIABLE, None))  # Ray's processes inherit the environment
     check_exposure(settings, keys)
+    os.environ[proxy.VARIABLE] = proxy.FUNCTION  # before Ray's processes start
     check_address(settings)
     if shipped:
         from stages.serve.shipped import shipped_model
@@ -74,7 +76,8 @@ def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, sh
             serve.run(build_app(model, settings, keys), name=_APP, logging_config=quiet)
             address = _wait_until_ready(settings)
             print(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
-            print(f"  {example(address, run_folder)}", flush=True)
+            with_key = " -H 'Authorization: Bearer ...'" if keys else ""
+            print(f"  {example(address, run_folder)}{with_key}", flush=True)
             signal.pause()
         finally:
             serve.delete(_APP)  # pictures that are being painted are finished; Ray itself ends after that
