@@ -103,3 +103,12 @@ def test_what_is_cut_off_of_a_prompt_is_said_or_refused(painter: RequestPainter)
     assert painter.prepare(long).cut_off.endswith("cat cat")
     with pytest.raises(RequestFieldError, match=r"would leave out 'cat cat.*shorten it"):
         painter.prepare(long, whole_prompt=True)
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_pictures_previews_and_masks_are_marked_as_generated(painter: RequestPainter, mark: bool) -> None:
+    asked = painter.prepare(PROMPT, [CAT], previews=1, mark_generated=mark).pictures
+    files: list[bytes | None] = []
+    (painted,) = painter.paint(asked, lambda _, preview: files.extend((preview.picture, preview.mask)))
+    files += (painted.picture, painted.mask)
+    assert [b"digitalsourcetype/trainedAlgorithmicMedia" in (file or b"") for file in files] == [mark] * 4

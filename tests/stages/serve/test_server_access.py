@@ -35,7 +35,11 @@ def test_keys_are_asked_for_and_stay_where_they_are(tmp_path: Path, monkeypatch:
         assert not any("," in one for one in ids)  # Serve's alone
         metrics = requests.get(f"{server.address}/metrics", headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
         assert 'realword_requests_total{route="other",status="401"} 3.0' in metrics.text
-        odd = {"X-Request-ID": b"\xff", "serve_multiplexed_model_id": b"\xff", "x-request-timeout-seconds": "0"}
+        odd: dict[str, str | bytes] = {
+            "X-Request-ID": b"\xff",
+            "serve_multiplexed_model_id": b"\xff",
+            "x-request-timeout-seconds": "0",
+        }
         assert requests.get(f"{server.address}/health", headers=odd, timeout=30).status_code == 200
         rebound = requests.get(f"{server.address}/health", headers={"Host": "evil.example"}, timeout=30)
         assert rebound.status_code == 421
