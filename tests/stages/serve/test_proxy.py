@@ -16,11 +16,9 @@ def passed(*headers: tuple[bytes, bytes], kind: str = "http") -> list[tuple[byte
     async def application(scope: Any, receive: Any, send: Any) -> None:
         found.append(scope)
 
-    async def nothing(*_: Any) -> None:
-        """Neither is called."""
-
     scope = {"type": kind, "headers": list(headers)}
-    asyncio.run(proxy.ProxyMiddleware(application)(scope, nothing, nothing))
+    never: Any = None  # neither is called
+    asyncio.run(proxy.ProxyMiddleware(application)(scope, never, never))
     return found[0]["headers"]
 
 
