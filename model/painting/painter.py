@@ -75,6 +75,7 @@ class RequestPainter:
         visual_guidance_end: float = 1.0,
         output_format: PictureFormat = "png",
         output_compression: int | None = None,
+        mark_generated: bool = True,
         previews: int = 0,
         concepts: Sequence[str] = (),
         dci_lambda: float | None = None,
@@ -97,6 +98,7 @@ class RequestPainter:
             visual_guidance_end: Share of the steps after which they stop.
             output_format: Of the pictures' files; masks are PNGs.
             output_compression: Quality from 0 to 100 of WebP and JPEG; None: 100.
+            mark_generated: The files say in IPTC's terms that a model has made the pictures.
             previews: How many to show of each picture while it is painted.
             concepts: Learned concepts that the prompt names, from `RequestPainter.concepts`.
             dci_lambda: DCI's lambda; with one of these three settings the concept's context has a second branch.
@@ -146,6 +148,7 @@ class RequestPainter:
                 preview_steps=preview_steps(settings.steps, previews),
                 output_format=output_format,
                 output_compression=output_compression,
+                mark_generated=mark_generated,
             )
             for seed in seeds
         ]
@@ -191,6 +194,8 @@ class RequestPainter:
         made = request.provenance
         height, width = request.size
         self.concepts.use(made.concepts)
+        cache = None if self.pipeline.image_encoders is None else self.pipeline.image_encoders.cache
+        before = (0, 0) if cache is None else (cache.hits, cache.misses)
         run = self.pipeline.start(
             made.prompt,
             [request.subjects] if request.subjects else None,
@@ -204,7 +209,8 @@ class RequestPainter:
             width=width,
             seeds=[made.seed],
         )
-        return RunningPicture(request, run)
+        after = (0, 0) if cache is None else (cache.hits, cache.misses)
+        return RunningPicture(request, run, after[0] - before[0], after[1] - before[1])
 
     def step(self, pictures: Sequence[RunningPicture]) -> None:
         """Take the next step of each picture; see `model.guidance.runs.take_step`.

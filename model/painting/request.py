@@ -33,6 +33,7 @@ class PictureRequest:
         preview_steps: The steps, counted from 0, after which a preview is shown.
         output_format: Of the picture's file.
         output_compression: Quality from 0 to 100 of a WebP or JPEG; None: 100.
+        mark_generated: See `encode_with_provenance`.
     """
 
     subjects: tuple[Subject, ...]
@@ -41,6 +42,7 @@ class PictureRequest:
     preview_steps: tuple[int, ...] = ()
     output_format: PictureFormat = "png"
     output_compression: int | None = None
+    mark_generated: bool = True
 
     @property
     def steps(self) -> int:
@@ -78,12 +80,16 @@ class PaintedPicture:
         mask: Where its subjects were allowed to be (white), a PNG; None if it has none.
         timings: Seconds by part; guidance and generation are of the batches in which its steps were taken.
         batch_size: Of these batches, the mean.
+        encodings_kept: Pictures of its subjects whose encoding was in the cache.
+        encodings_made: Pictures of its subjects that were encoded for it.
     """
 
     picture: bytes
     mask: bytes | None
     timings: dict[str, float]
     batch_size: float
+    encodings_kept: int = 0
+    encodings_made: int = 0
 
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:

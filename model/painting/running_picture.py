@@ -17,10 +17,12 @@ _MASK_SIDE = 256
 
 @dataclass(frozen=True, eq=False)
 class RunningPicture:
-    """What was asked for, and its denoising."""
+    """What was asked for, its denoising, and how many of its subjects' pictures were encoded before and for it."""
 
     request: PictureRequest
     run: DenoisingRun
+    encodings_kept: int
+    encodings_made: int
 
     @property
     def is_finished(self) -> bool:
@@ -35,9 +37,16 @@ class RunningPicture:
             masks: Of its subjects, (S, G, G').
         """
         request, made, together = self.request, self.request.provenance, self.run.rows_together
+        mark = request.mark_generated
+        picture = encode_with_provenance(
+            image, made, request.output_format, request.output_compression, mark_generated=mark
+        )
+        drawn = None if masks is None else mask_picture(masks, _MASK_SIDE)
         return PaintedPicture(
-            picture=encode_with_provenance(image, made, request.output_format, request.output_compression),
-            mask=None if masks is None else png_with_provenance(mask_picture(masks, _MASK_SIDE), made),
+            picture=picture,
+            mask=None if drawn is None else png_with_provenance(drawn, made, mark_generated=mark),
             timings=dict(self.run.generation.timings),
             batch_size=sum(together) / len(together),
+            encodings_kept=self.encodings_kept,
+            encodings_made=self.encodings_made,
         )

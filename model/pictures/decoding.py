@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 #: Of pictures that are not read.
 _OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".bmp", ".tif", ".tiff", ".dng", ".cr2", ".nef", ".arw")
+_OBJECT = re.compile(r" <[^<>]+ object at 0x[0-9a-fA-F]+>")
 SIGNATURE_BYTES = 16  # that `picture_format` needs at most
 #: The transpositions that make pictures upright, for each EXIF orientation but 1.
 _UPRIGHT = {
@@ -257,4 +259,5 @@ def _damaged(name: str, words: str) -> PictureError:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Without Pillow's "<_io.BytesIO object at 0x...>", which differs from run to run and helps attackers."""
+    return " ".join(_OBJECT.sub("", str(error)).split())[:200] or type(error).__name__

@@ -1,4 +1,8 @@
-"""How a painted picture was made, kept in the picture's file."""
+"""How a painted picture was made, kept in the picture's file.
+
+Files also say in the standard way that a model has made the picture: IPTC's digital source type, which search engines
+and picture programs read, in an XMP packet.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,18 @@ PictureFormat = Literal["png", "webp", "jpeg"]
 #: The keyword of the PNG text chunk that holds a `Provenance` as JSON; in other formats it is EXIF's user comment.
 KEYWORD = "realword"
 _SOFTWARE = "Realword"
+#: See "IPTC Photo Metadata Standard", Digital Source Type, and "XMP Specification Part 3" for the PNG keyword.
+_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_XMP_KEYWORD = "XML:com.adobe.xmp"
+_XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about=""
+ xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+ Iptc4xmpExt:DigitalSourceType="{_SOURCE_TYPE}" xmp:CreatorTool="{_SOFTWARE}"/>
+</rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
 _BEST_QUALITY = 100
 
 
@@ -87,12 +103,19 @@ def _without_defaults(made: Provenance | SubjectProvenance) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(made) if values[field.name] != field.default}
 
 
-def png_with_provenance(picture: Image.Image, provenance: Provenance) -> bytes:
+def png_with_provenance(picture: Image.Image, provenance: Provenance, *, mark_generated: bool = True) -> bytes:
     """Encode a picture as PNG, with text chunks that say how it was made.
 
     `Description` and `Software` are keywords of the PNG specification, which picture viewers show.
+
+    Args:
+        picture: To encode.
+        provenance: Of the picture.
+        mark_generated: Add IPTC's digital source type.
     """
     text = PngInfo()
+    if mark_generated:
+        text.add_itxt(_XMP_KEYWORD, _XMP)
     text.add_text("Software", _SOFTWARE)
     text.add_text("Description", provenance.prompt)
     text.add_text(KEYWORD, provenance.as_json())
@@ -102,7 +125,12 @@ def png_with_provenance(picture: Image.Image, provenance: Provenance) -> bytes:
 
 
 def encode_with_provenance(
-    picture: Image.Image, provenance: Provenance, kind: PictureFormat, quality: int | None = None
+    picture: Image.Image,
+    provenance: Provenance,
+    kind: PictureFormat,
+    quality: int | None = None,
+    *,
+    mark_generated: bool = True,
 ) -> bytes:
     """Encode a picture; PNG as `png_with_provenance`, the other formats with EXIF data that say how it was made.
 
@@ -111,12 +139,14 @@ def encode_with_provenance(
         provenance: Of the picture.
         kind: The file format.
         quality: From 0 to 100, of WebP and JPEG; None: 100.
+        mark_generated: Add IPTC's digital source type.
     """
     if kind == "png":
-        return png_with_provenance(picture, provenance)
+        return png_with_provenance(picture, provenance, mark_generated=mark_generated)
     exif = Image.Exif()
     exif[Base.Software] = _SOFTWARE
     exif.get_ifd(IFD.Exif)[Base.UserComment] = b"ASCII\0\0\0" + f"{KEYWORD}: {provenance.as_json()}".encode("ascii")
     buffer = io.BytesIO()
-    picture.save(buffer, kind.upper(), quality=_BEST_QUALITY if quality is None else quality, exif=exif)
+    options: dict[str, Any] = {"xmp": _XMP.encode()} if mark_generated else {}
+    picture.save(buffer, kind.upper(), quality=_BEST_QUALITY if quality is None else quality, exif=exif, **options)
     return buffer.getvalue()

@@ -169,6 +169,8 @@ class ContinuousBatch:
                 timings=painted.timings,
                 steps=job.request.steps,
                 batch_size=painted.batch_size,
+                encodings_kept=painted.encodings_kept,
+                encodings_made=painted.encodings_made,
             )
         shown = self._model.preview(job.running)
         if shown is None:

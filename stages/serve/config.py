@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Annotated
 
 from annotated_types import Ge, Le
+from pydantic import StringConstraints
 from pydantic.dataclasses import dataclass
 
-from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Text
+from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Text, Words
 from stages.settings import Operation, Port
+
+HostName = Annotated[
+    str,
+    StringConstraints(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"),
+    Words("a host name or an address without a port, or *.name for all below a name, or *"),
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -17,6 +25,14 @@ class ServeConfig:
 
     host: Operation[Text] = "127.0.0.1"
     port: Operation[Port] = 8000
+    allow_anonymous: Operation[bool] = False
+    """Needed to listen to other machines without API keys (REALWORD_API_KEYS in the environment)."""
+    allowed_hosts: Operation[list[HostName]] = field(default_factory=list)
+    """Names by which clients ask this server, besides `host` and those of this machine's loopback interface."""
+    requests_per_minute: Operation[PositiveInt | None] = None
+    """Of an API key, or without keys of an address; a request for n pictures counts as n; null: no limit."""
+    concurrent_requests: Operation[PositiveInt | None] = None
+    """Of an API key, or without keys of an address; null: no limit."""
     replicas: Operation[PositiveInt] = 1
     use_gpu: Operation[bool] = False
     max_batch_size: Operation[PositiveInt] = 4
@@ -27,7 +43,11 @@ class ServeConfig:
     """Of the encodings of subjects' pictures, which a replica keeps for the next request with them."""
     max_picture_bytes: Operation[PositiveInt] = 10_000_000
     """Of all pictures and masks of a request together."""
+    max_picture_pixels: Operation[PositiveInt] = 16_777_216
+    """Width times height of all pictures and masks of a request together."""
     max_steps: Operation[Annotated[int, Ge(1), Le(1000)]] = 100
     """Of the sampler, for a request."""
     timeout_seconds: Operation[PositiveFloat] = 60.0
     """From the request to its last picture, waiting included."""
+    mark_generated: Operation[bool] = True
+    """Painted pictures say in their metadata that a model has made them (IPTC's digital source type)."""

@@ -89,6 +89,8 @@ class Painted:
         timings: Seconds by part, as in `model.painting.request.PaintedPicture`.
         steps: Of its denoising.
         batch_size: Pictures that took these steps together, the mean.
+        encodings_kept: Pictures of its subjects whose encoding was kept from an earlier request.
+        encodings_made: Pictures of its subjects that were encoded for it.
     """
 
     index: int
@@ -97,6 +99,8 @@ class Painted:
     timings: dict[str, float]
     steps: int
     batch_size: float
+    encodings_kept: int = 0
+    encodings_made: int = 0
 
 
 Event = Accepted | Refused | Busy | TooLong | Preview | Painted

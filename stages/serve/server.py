@@ -2,7 +2,7 @@
 
     curl -F subject=@mug.png -F word=mug -F prompt="a photo of a mug in the snow" localhost:8000/generate -o painted.png
 
-Listens on the loopback interface unless `serve.host` says otherwise; it has no authentication. The routes are those of
+Listens on the loopback interface unless `serve.host` says otherwise, which needs API keys. The routes are those of
 `stages.serve.web` and, for OpenAI's clients, of `stages.serve.openai_api`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -24,6 +25,8 @@ from types import FrameType
 from stages.config import Config
 from stages.contract import StageError
 from stages.ray_tools.cluster import local_cluster
+from stages.serve import proxy
+from stages.serve.api_keys import VARIABLE, check_exposure, parse_api_keys
 from stages.serve.config import ServeConfig
 from stages.serve.registry import find_champion
 
@@ -43,9 +46,13 @@ def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, sh
         shipped: Serve the shipped model.
 
     Raises:
-        StageError: The port is taken, there is no champion, or its files are damaged; nothing was started.
+        StageError: The port is taken, there is no champion, its files are damaged, or other machines would need no
+            API key; nothing was started.
     """
     settings = config.serve
+    keys = parse_api_keys(os.environ.pop(VARIABLE, None))  # Ray's processes inherit the environment
+    check_exposure(settings, keys)
+    os.environ[proxy.VARIABLE] = proxy.FUNCTION  # before Ray's processes start
     check_address(settings)
     if shipped:
         from stages.serve.shipped import shipped_model
@@ -66,10 +73,11 @@ def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, sh
             http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None}, logging_config=quiet
         )
         try:
-            serve.run(build_app(model, settings), name=_APP, logging_config=quiet)
+            serve.run(build_app(model, settings, keys), name=_APP, logging_config=quiet)
             address = _wait_until_ready(settings)
             print(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
-            print(f"  {example(address, run_folder)}", flush=True)
+            with_key = " -H 'Authorization: Bearer ...'" if keys else ""
+            print(f"  {example(address, run_folder)}{with_key}", flush=True)
             signal.pause()
         finally:
             serve.delete(_APP)  # pictures that are being painted are finished; Ray itself ends after that

@@ -23,9 +23,9 @@ class HeldPainters(LocalPainters):
         self.fails = False
         self.asked: list[Fields] = []
 
-    async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
+    async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         self.asked.append(fields)
-        events = super().paint(fields)
+        events = super().paint(fields, seconds)
         try:
             async for event in events:
                 yield event

@@ -34,6 +34,9 @@ SETTINGS = ServeConfig(max_picture_bytes=100_000, max_steps=50, timeout_seconds=
 class LocalPainters(ModelPainter):
     """One painter."""
 
+    def __init__(self, model: RequestPainter, settings: ServeConfig = SETTINGS) -> None:
+        super().__init__(model, settings)
+
     @property
     def free(self) -> int:
         """Places in the batch."""
@@ -66,7 +69,7 @@ def tiny_application(folder: Path) -> FastAPI:
                 method=method,
             )
         )
-    return make_application(LocalPainters(painter, SETTINGS), NAME, f"{NAME} version 1", SETTINGS, concepts)
+    return make_application(LocalPainters(painter), NAME, f"{NAME} version 1", SETTINGS, concepts=concepts)
 
 
 @contextmanager

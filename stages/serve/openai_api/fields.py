@@ -7,6 +7,7 @@ values are allowed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +23,9 @@ from stages.serve.web.generate import MAX_SEED
 MAX_SUBJECTS = 16  # as in OpenAI's API
 _MAX_SCALE = 100.0  # beyond it pictures are noise, and half precision overflows
 _MAX_NAME = 80
+#: Pictures by URL or by a file's id, as OpenAI's API takes them in JSON, or in the wrong route.
+_PICTURE_NAME = re.compile(r"^(images?|mask)\b|url|file_id", re.IGNORECASE)
+_HOW_PICTURES = "send pictures as files in a form to POST /v1/images/edits; nothing is fetched by URL or id"
 
 
 def _undamaged(text: str) -> str:
@@ -149,7 +153,8 @@ def _field_error(name: str, problem: Mapping[str, Any], param: str | None) -> Re
     where = f"The field {name!r}" if param is None else f"{name!r} in the field {param!r}"
     named = param or name
     if problem["type"] == "extra_forbidden":
-        return RequestError(400, f"{where} is not supported.", named, "unknown_parameter")
+        advice = f"; {_HOW_PICTURES}" if _PICTURE_NAME.search(str(problem["loc"][0])) else ""
+        return RequestError(400, f"{where} is not supported{advice}.", named, "unknown_parameter")
     if problem["type"] == "missing":
         return RequestError(400, f"{where} is missing.", named, "missing_required_parameter")
     reason = problem["msg"].removeprefix("Value error, ")

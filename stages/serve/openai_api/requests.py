@@ -16,7 +16,7 @@ from stages.serve.openai_api.fields import MAX_SUBJECTS, EditFields, GenerationF
 from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.subjects import HOW_TO_NAME, read_subjects
 from stages.serve.painting import Refused
-from stages.serve.web.bodies import multipart_form, read_json_object, read_pictures, read_text
+from stages.serve.web.bodies import check_pixels, multipart_form, read_json_object, read_pictures, read_text
 from stages.serve.web.errors import RequestError
 from stages.serve.web.generate import MAX_SEED
 
@@ -96,6 +96,7 @@ async def read_edit(request: Request, settings: ServeConfig, models: Models) -> 
     concepts = models.concepts_of(asked.model, asked.concepts)
     unmarked = models.placeholders(concepts)
     prompt, subjects = read_subjects(asked.prompt, asked.subjects, pictures, mask, unmarked, use_mask=asked.use_mask)
+    await _check_pixels(pictures, subjects, settings.max_picture_pixels)
     options = {name: value for name in _SUBJECT_OPTIONS if (value := getattr(asked, name)) is not None}
     painting = {
         **_painting(asked, settings),
@@ -129,6 +130,17 @@ async def _mask(form: FormData, max_bytes: int) -> bytes | None:
     return (await read_pictures(list(parts), "mask", max_bytes, 400))[0]
 
 
+async def _check_pixels(pictures: list[bytes], subjects: list[dict[str, Any]], limit: int) -> None:
+    named = enumerate(pictures, 1)
+    files = [("image", "the picture" if len(pictures) == 1 else f"picture {number}", data) for number, data in named]
+    files += [
+        ("mask", f"the mask of picture {number}", subject["mask"])
+        for number, subject in enumerate(subjects, 1)
+        if subject["mask"] is not None
+    ]
+    await check_pixels(files, limit, 400)
+
+
 def _painting(asked: ImageFields, settings: ServeConfig) -> dict[str, Any]:
     """What both routes ask of the painters."""
     _check_together(asked, settings)
@@ -141,6 +153,7 @@ def _painting(asked: ImageFields, settings: ServeConfig) -> dict[str, Any]:
         "output_format": asked.output_format,
         "output_compression": asked.output_compression,
         "previews": asked.partial_images,
+        "mark_generated": settings.mark_generated,
     }
     return painting | {name: value for name in _OPTIONS if (value := getattr(asked, name)) is not None}
 

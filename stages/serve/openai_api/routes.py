@@ -15,6 +15,8 @@ from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.requests import ImageRequest, read_edit, read_generation
 from stages.serve.openai_api.schema import EDIT, GENERATION, MODEL, MODELS
 from stages.serve.painting import Painted, Painters, paint_until
+from stages.serve.web.access import count_pictures
+from stages.serve.web.bodies import arriving_within
 from stages.serve.web.connection import while_connected
 from stages.serve.web.errors import painting_errors
 
@@ -42,26 +44,30 @@ def openai_routes(painters: Painters, models: Models, settings: ServeConfig) -> 
     @routes.post("/images/generations", openapi_extra=GENERATION)
     async def generate_images(request: Request) -> Response:
         """Pictures from a prompt alone."""
-        return await while_connected(request, answer(await read_generation(request, settings, models)))
+        async with arriving_within(settings.timeout_seconds):
+            asked = await read_generation(request, settings, models)
+        return await while_connected(request, answer(request, asked))
 
     @routes.post("/images/edits", openapi_extra=EDIT)
     async def edit_images(request: Request) -> Response:
         """Pictures of the subjects of your pictures, in the words of the prompt that stand for them."""
-        return await while_connected(request, answer(await read_edit(request, settings, models)))
+        async with arriving_within(settings.timeout_seconds):
+            asked = await read_edit(request, settings, models)
+        return await while_connected(request, answer(request, asked))
 
-    async def answer(request: ImageRequest) -> Response:
+    async def answer(received: Request, request: ImageRequest) -> Response:
         started, seconds = time.perf_counter(), settings.timeout_seconds
+        count_pictures(received.scope, request.asked.n)
         events = paint_until(painters, request.painting, seconds)
         with painting_errors(seconds):
             accepted = await first_event(request, events)
             if request.asked.stream:
                 stream = server_sent_events(request, accepted, events, seconds)
-                return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+                return StreamingResponse(stream, media_type="text/event-stream")
             async with aclosing(events):
                 pictures = [event async for event in events if isinstance(event, Painted)]
-        body: dict[str, Any] = images_response(
-            request, request.asked.model or models.name, accepted, pictures, time.perf_counter() - started
-        )
+        model = request.asked.model or models.name
+        body: dict[str, Any] = images_response(request, model, accepted, pictures, time.perf_counter() - started)
         return JSONResponse(body)
 
     return routes

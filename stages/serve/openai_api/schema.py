@@ -7,30 +7,19 @@ from typing import Any
 from pydantic import BaseModel
 
 from stages.serve.openai_api.fields import EditFields, GenerationFields
+from stages.serve.web.errors import error_schema
 
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
 _STATUSES = {
     "400": "A field is missing, unknown or invalid; `param` names it.",
+    "401": "The API key is missing or wrong.",
+    "403": "The request comes from a page of another site.",
     "404": "There is no such model.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "415": "The body has another type.",
+    "421": "The server has another host name.",
     "422": "The form cannot be read.",
-    "429": "Too many requests wait; `Retry-After` says when to ask again.",
+    "429": "Too many requests wait, or the API key has sent too many; `Retry-After` says when to ask again.",
     "500": "Painting failed.",
     "503": "No painter is ready.",
     "504": "Painting took too long.",
@@ -63,7 +52,7 @@ _FILE = {"type": "string", "format": "binary"}
 def _route(media_type: str, body: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
     content = {
         "application/json": {"schema": {"type": "object"}, "example": _IMAGES_EXAMPLE},
-        "text/event-stream": {"schema": {"type": "string"}, "example": _EVENT_EXAMPLE},
+        "text/event-stream": {"schema": {}, "example": _EVENT_EXAMPLE},  # OpenAPI 3.1 has no words for events
     }
     return {
         "requestBody": {"required": True, "content": {media_type: {"schema": body, "example": example}}},
@@ -72,8 +61,7 @@ def _route(media_type: str, body: dict[str, Any], example: dict[str, Any]) -> di
 
 
 def _errors(*statuses: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": _ERROR}}
-    return {status: {"description": _STATUSES[status], "content": content} for status in statuses}
+    return {status: error_schema(_STATUSES[status]) for status in statuses}
 
 
 def _ok(example: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +76,7 @@ def _body(fields: type[BaseModel]) -> dict[str, Any]:
 
 def _edit_body() -> dict[str, Any]:
     body = _body(EditFields)
+    body["properties"] = {name: _without_null(schema) for name, schema in body["properties"].items()}
     pictures = {"type": "array", "items": _FILE, "minItems": 1, "description": "One `image`, or several `image[]`."}
     mask = {
         **_FILE,
@@ -96,6 +85,15 @@ def _edit_body() -> dict[str, Any]:
     body["properties"] = {"image": pictures, "mask": mask, **body["properties"]}
     body["required"] = ["image", *body["required"]]
     return body
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A field of a form, which has no null: one that is not there is empty or left out."""
+    kinds = schema.get("anyOf", [])
+    if {"type": "null"} not in kinds:
+        return schema
+    (kind,) = (kind for kind in kinds if kind != {"type": "null"})
+    return kind | {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
 
 
 GENERATION = _route("application/json", _body(GenerationFields), {"prompt": "a photo of a mug in the snow", "seed": 7})

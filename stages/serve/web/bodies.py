@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,10 +13,25 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from model.files import TextError, decode_text
+from model.pictures.decoding import PictureError, open_picture
 from stages.serve.web.errors import RequestError
 
 _OVERHEAD_BYTES = 64_000  # field names, boundaries, texts
 MAX_TEXT_CHARACTERS = 2000
+
+
+@asynccontextmanager
+async def arriving_within(seconds: float) -> AsyncGenerator[None, None]:
+    """A block that reads a body.
+
+    Raises:
+        RequestError: 408; it did not arrive in time.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise RequestError(408, f"The request did not arrive within {seconds:g} s.") from error
 
 
 @asynccontextmanager
@@ -34,7 +50,7 @@ async def multipart_form(
         RequestError: 413 too large, 415 no multipart form, 422 it cannot be read.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise RequestError(415, f"Send a multipart form with {example} (curl: -F).")
+        raise RequestError(415, f"Send a multipart form with {example} (curl: -F), pictures as files and not as URLs.")
     limit = max_picture_bytes + _OVERHEAD_BYTES
     body = _limited(request, limit, f"The pictures are too large; at most {max_picture_bytes} bytes are accepted.")
     parser = MultiPartParser(request.headers, body, max_files=max_parts, max_fields=max_parts, max_part_size=limit)
@@ -123,3 +139,31 @@ async def read_pictures(parts: list[Any], name: str, max_bytes: int, status: int
     if sum(map(len, pictures)) > max_bytes:
         raise RequestError(413, f"The pictures are too large; at most {max_bytes} bytes are accepted.", name)
     return pictures
+
+
+async def check_pixels(files: Sequence[tuple[str, str, bytes]], limit: int, status: int) -> None:
+    """Check by their headers that pictures can be decoded without taking up too much memory.
+
+    Args:
+        files: Of each picture the field, how a message names it, and its bytes.
+        limit: Pixels of all of them together.
+        status: Of the error.
+
+    Raises:
+        RequestError: One is no picture, or they have too many pixels.
+    """
+    await asyncio.to_thread(_check_pixels, files, limit, status)
+
+
+def _check_pixels(files: Sequence[tuple[str, str, bytes]], limit: int, status: int) -> None:
+    left = limit
+    for field, name, data in files:
+        try:
+            with open_picture(data, limit, name) as opened:
+                width, height = opened.image.size
+        except PictureError as error:
+            raise RequestError(status, str(error), field, "invalid_value") from error
+        left -= width * height
+        if left < 0:
+            message = f"The pictures and masks have more than {limit} pixels together; send smaller ones."
+            raise RequestError(status, message, field, "invalid_value")

@@ -7,12 +7,9 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 Result = TypeVar("Result")
-
-
-class ClientGoneError(Exception):
-    """The client has closed the connection."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -23,13 +20,13 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         work: For the request.
 
     Raises:
-        ClientGoneError: Nobody waits any longer.
+        ClientDisconnect: Nobody waits any longer.
     """
     working, leaving = asyncio.create_task(work), asyncio.create_task(_until_gone(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGoneError
+            raise ClientDisconnect
         return await working
     finally:
         for task in (working, leaving):

@@ -10,27 +10,47 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.serve.painting import NoPainterError, PaintersBusyError, PaintingFailedError, PaintingTimeoutError
-from stages.serve.web.connection import ClientGoneError
 
 _RETRY_AFTER_SECONDS = 2
 #: OpenAI's `type` and `code` by status; other statuses are errors of the request without a code.
 _KINDS: dict[int, tuple[str, str]] = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    403: ("invalid_request_error", "cross_site"),
     404: ("invalid_request_error", "not_found"),
     405: ("invalid_request_error", "method_not_allowed"),
+    408: ("invalid_request_error", "request_timeout"),
     413: ("invalid_request_error", "request_too_large"),
     415: ("invalid_request_error", "unsupported_media_type"),
+    421: ("invalid_request_error", "wrong_host"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
     500: ("server_error", "internal_error"),
     503: ("server_error", "not_ready"),
     504: ("server_error", "timeout"),
 }
+_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
 #: Clients send these again by themselves unless they are asked not to, and would have the same work done again.
-_NOT_AGAIN = (500, 504)
-_CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody reads it
+_NOT_AGAIN = (408, 500, 504)
 
 
 class RequestError(Exception):
@@ -41,7 +61,7 @@ class RequestError(Exception):
         message: One sentence for the user.
         param: The field that is wrong.
         code: For programs; None: that of the status.
-        retry_after: Seconds until it may be sent again, for 429 and 503.
+        retry_after: Seconds after which it may be sent again, of 429 and 503.
     """
 
     def __init__(
@@ -50,6 +70,7 @@ class RequestError(Exception):
         message: str,
         param: str | None = None,
         code: str | None = None,
+        *,
         retry_after: int = _RETRY_AFTER_SECONDS,
     ) -> None:
         super().__init__(message)
@@ -67,11 +88,18 @@ def error_body(error: RequestError) -> dict[str, Any]:
     return {"error": fields}
 
 
+def error_schema(description: str) -> dict[str, Any]:
+    """An error as a response in OpenAPI's schema."""
+    return {"description": description, "content": {"application/json": {"schema": _SCHEMA}}}
+
+
 def error_response(error: RequestError, headers: dict[str, str] | None = None) -> JSONResponse:
     """The answer with an error."""
     added = dict(headers or {})
     if error.status in (429, 503):
         added["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        added["WWW-Authenticate"] = "Bearer"
     if error.status in _NOT_AGAIN:
         added["x-should-retry"] = "false"
     return JSONResponse(error_body(error), error.status, added)
@@ -109,10 +137,6 @@ def add_error_handlers(app: FastAPI) -> None:
     async def _request_error(_: Request, error: RequestError) -> JSONResponse:
         return error_response(error)
 
-    @app.exception_handler(ClientGoneError)
-    async def _client_gone(_: Request, error: ClientGoneError) -> Response:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
-
     @app.exception_handler(RequestValidationError)
     async def _query_error(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
@@ -128,6 +152,29 @@ def add_error_handlers(app: FastAPI) -> None:
         )
         return error_response(RequestError(error.status_code, message), dict(error.headers or {}))
 
-    @app.exception_handler(Exception)
-    async def _internal_error(_: Request, error: Exception) -> JSONResponse:
-        return error_response(RequestError(500, "The server failed; its log says why."))
+
+class ErrorsMiddleware:
+    """Answers for errors that no handler of the application has seen: those of other middleware, and of the code."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except ClientDisconnect:  # nobody waits for an answer
+            return
+        except Exception as error:
+            if has_started or scope["type"] != "http":
+                raise
+            if not isinstance(error, RequestError):
+                logging.getLogger(__name__).exception("The server failed.")
+                error = RequestError(500, "The server failed; its log says why.")
+            await error_response(error)(scope, receive, send)

@@ -12,17 +12,26 @@ from starlette.datastructures import FormData
 
 from stages.serve.config import ServeConfig
 from stages.serve.painting import Accepted, Painted, Painters, Refused, paint_until
-from stages.serve.web.bodies import check_characters, multipart_form, read_pictures, read_text
+from stages.serve.web.bodies import (
+    MAX_TEXT_CHARACTERS,
+    arriving_within,
+    check_characters,
+    check_pixels,
+    multipart_form,
+    read_pictures,
+    read_text,
+)
 from stages.serve.web.connection import while_connected
 from stages.serve.web.errors import RequestError, painting_errors
 
 FIELDS = ("subject", "word", "prompt", "seed", "steps")
 MAX_SEED = 2**63 - 1
+_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_CHARACTERS}
 _PROPERTIES = {
     "subject": {"type": "string", "format": "binary", "description": "A picture of the subject."},
-    "word": {"type": "string", "description": "The word of the prompt that the subject stands for.", "example": "mug"},
-    "prompt": {"type": "string", "example": "a photo of a mug in the snow"},
-    "seed": {"type": "integer", "minimum": 0, "default": 0},
+    "word": {**_TEXT, "description": "The word of the prompt that the subject stands for.", "example": "mug"},
+    "prompt": {**_TEXT, "example": "a photo of a mug in the snow"},
+    "seed": {"type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0},
     "steps": {"type": "integer", "minimum": 1},
 }
 _SCHEMA: dict[str, Any] = {"type": "object", "properties": _PROPERTIES, "required": ["subject", "word", "prompt"]}
@@ -40,7 +49,11 @@ def generate_routes(painters: Painters, settings: ServeConfig) -> APIRouter:
         With `Accept: application/json` both, in base64. A prompt that is too long is painted as far as it is read; the
         JSON's `warning` or the header `X-Warning` says what was cut off.
         """
-        fields = await read_form(request, settings)
+        async with arriving_within(settings.timeout_seconds):
+            fields = await read_form(request, settings)
+        (subject,) = fields["subjects"]
+        await check_pixels([("subject", "the picture", subject["picture"])], settings.max_picture_pixels, 422)
+        fields["mark_generated"] = settings.mark_generated
         painted, warning = await while_connected(request, _paint(painters, fields, settings.timeout_seconds))
         pictures = {"picture": painted.picture, "mask": painted.mask or b""}
         if "application/json" in request.headers.get("accept", "").lower():

@@ -121,3 +121,17 @@ def test_a_picture_that_comes_again_is_not_encoded_again(sd_folder: Path) -> Non
     other = own.paint(own.prepare(PROMPT, [{**HAT, "word": "cat"}]).pictures)[0]
     assert (cache.misses, cache.hits) == (2, 1)
     assert pixels(other) != pixels(first)
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_pictures_previews_and_masks_are_marked_as_generated(painter: RequestPainter, mark: bool) -> None:
+    asked = painter.prepare(PROMPT, [CAT], previews=1, mark_generated=mark).pictures
+    files: list[bytes | None] = []
+    running = painter.start(asked[0])
+    while not running.is_finished:
+        painter.step([running])
+        if preview := painter.preview(running):
+            files += (preview.picture, preview.mask)
+    painted = painter.finish(running)
+    files += (painted.picture, painted.mask)
+    assert [b"digitalsourcetype/trainedAlgorithmicMedia" in (file or b"") for file in files] == [mark] * 4

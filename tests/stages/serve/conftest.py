@@ -31,7 +31,7 @@ def application(sd_folder: Path) -> FastAPI:
 
 @pytest.fixture(scope="session")
 def client(application: FastAPI) -> Iterator[TestClient]:
-    with TestClient(application, raise_server_exceptions=False) as client:
+    with TestClient(application, base_url="http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 

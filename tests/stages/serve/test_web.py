@@ -56,7 +56,8 @@ class FailingPainters:
 
 def client_of(painters: FailingPainters) -> TestClient:
     settings = ServeConfig(timeout_seconds=0.2)
-    return TestClient(make_application(painters, NAME, NAME, settings), raise_server_exceptions=False)
+    application = make_application(painters, NAME, NAME, settings)
+    return TestClient(application, base_url="http://localhost", raise_server_exceptions=False)
 
 
 def ask_generate(client: TestClient) -> Any:
