@@ -24,7 +24,7 @@ PROMPT = {"prompt": "a cat"}
 class NoPainters:
     """Painters that are gone: a request that comes to them is answered with 503."""
 
-    async def paint(self, fields: Any) -> Any:
+    async def paint(self, fields: Any, seconds: float) -> Any:
         if fields:
             raise NoPainterError
         yield Accepted(size=(1, 1), text_tokens=1, reference_tokens=1, picture_tokens=1)
