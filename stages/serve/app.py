@@ -44,6 +44,6 @@ def build_app(model: ServedModel, settings: ServeConfig, keys: ApiKeys) -> serve
         max_ongoing_requests=_MAX_CONNECTIONS,  # painters queue requests themselves, and refuse those that are too many
         graceful_shutdown_timeout_s=_GRACE_SECONDS,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if settings.use_gpu else 0},
-    ).bind(model.load, settings)
+    ).bind(model.load, settings.replicas, settings.painter_limits)
     front = Front.options(max_ongoing_requests=_MAX_CONNECTIONS)  # type: ignore[attr-defined]
     return front.bind(painters, model.name, model.title, settings, keys)

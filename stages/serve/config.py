@@ -10,6 +10,7 @@ from pydantic import StringConstraints
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Text, Words
+from stages.serve.painting import PainterLimits
 from stages.settings import Operation, Port
 
 HostName = Annotated[
@@ -51,3 +52,10 @@ class ServeConfig:
     """From the request to its last picture, waiting included."""
     mark_generated: Operation[bool] = True
     """Painted pictures say in their metadata that a model has made them (IPTC's digital source type)."""
+
+    @property
+    def painter_limits(self) -> PainterLimits:
+        """Those of each painter."""
+        return PainterLimits(
+            batch=self.max_batch_size, waiting=self.max_queued_requests, cached_bytes=self.max_cached_bytes
+        )

@@ -13,8 +13,7 @@ from typing import Any
 from ray import serve
 
 from stages.serve.batch import ContinuousBatch, Job
-from stages.serve.config import ServeConfig
-from stages.serve.painting import Accepted, Busy, Event, Fields, Painted, Refused, TooLong
+from stages.serve.painting import Accepted, Busy, Event, Fields, Painted, PainterLimits, Refused, TooLong
 
 
 class ModelPainter:
@@ -22,14 +21,14 @@ class ModelPainter:
 
     Args:
         model: As `ServedModel.load` returns it.
-        settings: Sizes of the batch, the queue and the cache.
+        limits: Of the batch, the queue and the cache.
     """
 
-    def __init__(self, model: Any, settings: ServeConfig) -> None:
+    def __init__(self, model: Any, limits: PainterLimits) -> None:
         self.model = model
-        self.model.cache_encodings(settings.max_cached_bytes)
-        self._batch = ContinuousBatch(model, settings.max_batch_size)
-        self._max_waiting = settings.max_queued_requests
+        self.model.cache_encodings(limits.cached_bytes)
+        self._batch = ContinuousBatch(model, limits.batch)
+        self._max_waiting = limits.waiting
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """As `Painters.paint`. An invalid request is refused here, before it enters the batch."""
@@ -84,14 +83,15 @@ class Painter:
 
     Args:
         load: Returns the model.
-        settings: Of the endpoint.
+        replicas: How many painters may share this machine's cores.
+        limits: Of this painter.
     """
 
-    def __init__(self, load: Callable[[], Any], settings: ServeConfig) -> None:
+    def __init__(self, load: Callable[[], Any], replicas: int, limits: PainterLimits) -> None:
         import torch
 
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // settings.replicas))
-        self._painter = ModelPainter(load(), settings)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
+        self._painter = ModelPainter(load(), limits)
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """See `ModelPainter.paint`."""

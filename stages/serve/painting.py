@@ -12,6 +12,21 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
+class PainterLimits:
+    """What a painter may do at once: settings of `ServeConfig`, which imports `model`.
+
+    Attributes:
+        batch: Pictures that are painted at once.
+        waiting: Pictures that wait for a place in the batch.
+        cached_bytes: Of subjects' encodings that are kept.
+    """
+
+    batch: int
+    waiting: int
+    cached_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Accepted:
     """A painter has taken the request; it is valid.
 

@@ -35,7 +35,7 @@ class LocalPainters(ModelPainter):
     """One painter."""
 
     def __init__(self, model: RequestPainter, settings: ServeConfig = SETTINGS) -> None:
-        super().__init__(model, settings)
+        super().__init__(model, settings.painter_limits)
 
     @property
     def free(self) -> int:
