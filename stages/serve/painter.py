@@ -14,6 +14,7 @@ from typing import Any
 from ray import serve
 
 from stages.serve.painting import Accepted, Event, Fields, Painted, Preview, Refused
+from stages.serve.served_model import ServedModel
 
 _BATCH_WAIT_SECONDS = 0.02
 _END = None  # of a request's events
@@ -40,11 +41,13 @@ class ModelPainter:
 
     Args:
         model: As `ServedModel.load` returns it.
+        title: As `ServedModel.title`.
         paint_batch: Calls `paint_together` with a picture and others that wait at the same time.
     """
 
-    def __init__(self, model: Any, paint_batch: Callable[[_Picture], Awaitable[Any]]) -> None:
+    def __init__(self, model: Any, title: str, paint_batch: Callable[[_Picture], Awaitable[Any]]) -> None:
         self.model = model
+        self.title = title
         self._paint_batch = paint_batch
 
     async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
@@ -60,6 +63,7 @@ class ModelPainter:
             text_tokens=prepared.text_tokens,
             reference_tokens=prepared.reference_tokens,
             picture_tokens=prepared.picture_tokens,
+            title=self.title,
             warning=_warning(prepared.cut_off),
         )
         events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -98,16 +102,16 @@ class Painter:
     """Holds one copy of the model. Pictures that wait at the same time are painted together.
 
     Args:
-        load: Returns the model.
-        replicas: How many painters share this machine's cores.
+        model: What to paint with.
+        replicas: How many painters may share this machine's cores.
         max_batch_size: Pictures that are painted together at most.
     """
 
-    def __init__(self, load: Callable[[], Any], replicas: int, max_batch_size: int) -> None:
+    def __init__(self, model: ServedModel, replicas: int, max_batch_size: int) -> None:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
-        self.painter = ModelPainter(load(), self.paint_batch)
+        self.painter = ModelPainter(model.load(), model.title, self.paint_batch)
         self.paint_batch.set_max_batch_size(max_batch_size)
 
     async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
@@ -120,6 +124,6 @@ class Painter:
         """Serve gathers the pictures of a batch."""
         return await self.painter.paint_together(pictures)
 
-    async def ready(self) -> bool:
-        """Answers as soon as the model is loaded."""
-        return True
+    async def ready(self) -> str:
+        """The model's title, as soon as the model is loaded."""
+        return self.painter.title

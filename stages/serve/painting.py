@@ -20,6 +20,7 @@ class Accepted:
         text_tokens: As in `model.painting.request.PreparedRequest`, also the next two.
         reference_tokens: Of its subjects.
         picture_tokens: Of one picture.
+        title: Of the model that paints it: all pictures of a request are painted by one version.
         warning: What is not done as asked; "" if all is.
     """
 
@@ -27,6 +28,7 @@ class Accepted:
     text_tokens: int
     reference_tokens: int
     picture_tokens: int
+    title: str
     warning: str = ""
 
 
@@ -98,7 +100,13 @@ class PaintingTimeoutError(Exception):
 
 
 class Painters(Protocol):
-    """All painters behind one queue."""
+    """All painters behind one queue.
+
+    Attributes:
+        title: Of the model that answered last: its name and version.
+    """
+
+    title: str
 
     def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
         """Paint a request: `Refused`, or `Accepted` and then the previews and pictures as they are made.

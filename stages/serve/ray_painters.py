@@ -10,16 +10,22 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from stages.serve.painting import Event, Fields, NoPainterError, PaintersBusyError, PaintingFailedError
+from stages.serve.painting import Accepted, Event, Fields, NoPainterError, PaintersBusyError, PaintingFailedError
 
 _READY_SECONDS = 5
 
 
 class RayPainters:
-    """`stages.serve.painting.Painters` behind a handle of the deployment `Painter`."""
+    """`stages.serve.painting.Painters` behind a handle of the deployment `Painter`.
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    Args:
+        handle: Of the deployment.
+        title: Until a painter has answered.
+    """
+
+    def __init__(self, handle: DeploymentHandle, title: str) -> None:
         self._handle = handle
+        self.title = title
 
     async def paint(self, fields: Fields) -> AsyncGenerator[Event, None]:
         """See `Painters.paint`."""
@@ -27,6 +33,8 @@ class RayPainters:
         try:
             with _our_errors():
                 async for event in events:
+                    if isinstance(event, Accepted):
+                        self.title = event.title
                     yield event
         except (GeneratorExit, asyncio.CancelledError):  # nobody waits any longer
             events.cancel()
@@ -41,7 +49,7 @@ class RayPainters:
                 raise NoPainterError from error
 
     async def _ask_ready(self) -> None:
-        await self._handle.ready.remote()
+        self.title = await self._handle.ready.remote()
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.checksums import DamagedArtifactError, verify_checksums
@@ -13,50 +15,78 @@ from stages.registered_model import CHAMPION, INTERFACE
 from stages.serve.served_model import ServedModel, load_registered_model
 
 
-def find_champion(name: str, tracking_uri: str | None, run_folder: Path, profile: str) -> ServedModel:
-    """Fetch and verify the version that the alias `champion` names now.
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """The versions of a model in MLflow's registry, which may change at any time.
 
-    This is done once, before the server starts: all replicas, also those that are restarted, load the same files and
-    need not verify them again.
-
-    Raises:
-        StageError: There is no champion yet, its files are damaged, or this code cannot serve it.
+    Attributes:
+        name: Of the model.
+        locate: Returns the URI of the registry as it is now; None when there is none yet.
+        run_folder: For errors.
+        profile: For errors.
     """
-    command = "python pipeline.py run --stage {}" + ("" if profile == "micro" else f" --profile {profile}")
-    version = None if tracking_uri is None else _champion_version(name, tracking_uri)
-    if version is None:
-        make = command.format("all")
-        raise StageError(f"There is no {CHAMPION} of the model {name} in {run_folder} yet; make one with: {make}")
-    import mlflow
 
-    title = f"{name} version {version}"
-    again = f"register it again with: {command.format('register')} --force register"
-    try:
-        # Not of "models:/...", for which MLflow writes a file into the model's folder.
-        location = mlflow.MlflowClient().get_model_version_download_uri(name, version)
-        folder = Path(mlflow.artifacts.download_artifacts(location))
-        can_serve = _verify(folder)
-    except (DamagedArtifactError, OSError, json.JSONDecodeError, mlflow.MlflowException) as error:
-        reason = str(error).rstrip(".")
-        raise StageError(f"The registered model {title} is damaged: {reason}; {again}") from error
-    if not can_serve:
-        raise StageError(f"The registered model {title} is of another version of Realword; {again}")
-    return ServedModel(name=name, title=title, load=functools.partial(load_registered_model, str(folder), title))
+    name: str
+    locate: Callable[[], str | None]
+    run_folder: Path
+    profile: str
 
+    def champion(self) -> str | None:
+        """The version that the alias `champion` names now; None if it names none.
 
-def _champion_version(name: str, tracking_uri: str) -> str | None:
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    try:
-        return str(mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION).version)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        Raises:
+            StageError: The registry cannot be read.
+        """
+        uri = self.locate()
+        if uri is None:
             return None
-        raise
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
+        try:
+            return str(mlflow.MlflowClient().get_model_version_by_alias(self.name, CHAMPION).version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise StageError(f"The registry of {self.run_folder} cannot be read: {reason}.") from error
+
+    def fetch(self, version: str | None) -> ServedModel:
+        """Fetch and verify a version that `champion` has returned.
+
+        This is done once, before a painter loads it: all replicas, also those that are restarted, load the same files
+        and need not verify them again.
+
+        Raises:
+            StageError: There is no champion yet, its files are damaged, or this code cannot serve it.
+        """
+        if version is None:
+            make = self._command("all")
+            raise StageError(
+                f"There is no {CHAMPION} of the model {self.name} in {self.run_folder} yet; make one with: {make}"
+            )
+        import mlflow
+
+        title = f"{self.name} version {version}"
+        again = f"register it again with: {self._command('register')} --force register"
+        try:
+            # Not of "models:/...", for which MLflow writes a file into the model's folder.
+            location = mlflow.MlflowClient().get_model_version_download_uri(self.name, version)
+            folder = Path(mlflow.artifacts.download_artifacts(location))
+            can_serve = _verify(folder)
+        except Exception as error:  # of MLflow, YAML, JSON, or of what they hold: all are damage
+            reason = str(error).rstrip(".") if isinstance(error, DamagedArtifactError | OSError) else repr(error)
+            raise StageError(f"The registered model {title} is damaged: {reason}; {again}") from error
+        if not can_serve:
+            raise StageError(f"The registered model {title} is of another version of Realword; {again}")
+        return ServedModel(title=title, load=functools.partial(load_registered_model, str(folder), title))
+
+    def _command(self, stage: str) -> str:
+        profile = "" if self.profile == "micro" else f" --profile {self.profile}"
+        return f"python pipeline.py run --stage {stage}{profile}"
 
 
 def _verify(folder: Path) -> bool:

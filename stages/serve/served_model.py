@@ -18,13 +18,11 @@ class ServedModel:
     """A model whose files are on this machine and have been verified.
 
     Attributes:
-        name: In OpenAI's routes.
         title: How messages and answers call it: a name and a version.
         load: Called in each painter; returns an object with the methods `prepare` and `paint` of
             `model.painting.painter.RequestPainter`.
     """
 
-    name: str
     title: str
     load: Callable[[], Any]
 

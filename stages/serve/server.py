@@ -2,77 +2,108 @@
 
     curl -F subject=@mug.png -F word=mug -F prompt="a photo of a mug in the snow" localhost:8000/generate -o painted.png
 
-Listens on the loopback interface unless `serve.host` says otherwise; it has no authentication. The routes are those of
-`stages.serve.web` and, for OpenAI's clients, of `stages.serve.openai_api`.
+Listens on the loopback interface unless `serve.host` says otherwise. The routes are those of `stages.serve.web` and,
+for OpenAI's clients, of `stages.serve.openai_api`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
 from stages.config import Config
 from stages.contract import StageError
-from stages.ray_tools.cluster import local_cluster
+from stages.ray_tools.cluster import connected_cluster, local_cluster
+from stages.serve.champion import ChampionFollower
 from stages.serve.config import ServeConfig
-from stages.serve.registry import find_champion
+from stages.serve.registry import Registry
+from stages.serve.served_model import ServedModel
 
-_APP = "realword"
 _START_SECONDS = 60
-_EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "subject.png"
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_EXAMPLE = _REPOSITORY / "docs" / "subject.png"
 _EXAMPLE_WORD = "mug"
 
 
-def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, shipped: bool = False) -> None:
-    """Serve the champion of `register.model_name`, or the model that ships with the code, until SIGINT or SIGTERM.
+def run_server(config: Config, registry: Registry, *, shipped: bool = False, cluster: str | None = None) -> None:
+    """Serve the champion, whichever version that is, until SIGINT or SIGTERM; then finish what is running.
 
     Args:
         config: Sections `register` (the name) and `serve`; for the shipped model also `inference`.
-        tracking_uri: Where the registry is; None when there is none yet.
-        run_folder: Of the run: for errors, and for the picture of the example.
-        shipped: Serve the shipped model.
+        registry: Where the champion is.
+        shipped: Serve the model that ships with the code as long as there is no champion.
+        cluster: The address of a running Ray cluster; None: a local Ray, which ends with the server.
 
     Raises:
-        StageError: The port is taken, there is no champion, or its files are damaged; nothing was started.
+        StageError: The port is taken, there is no champion, its files are damaged, or the cluster has not what it
+            takes; no request was answered.
     """
     settings = config.serve
-    check_address(settings)
-    if shipped:
-        from stages.serve.shipped import shipped_model
+    if cluster is None:
+        check_address(settings)
 
-        model = shipped_model(config)
-        reason = f"There is no registered model in {run_folder} yet"
-        print(f"{reason}: the base and adapter that ship with Realword answer.", flush=True)
-    else:
-        model = find_champion(config.register.model_name, tracking_uri, run_folder, config.profile)
-    with local_cluster(dashboard=False), _stopped_by_signals():
-        from ray import serve
+    def deploy(model: ServedModel) -> None:
+        from stages.serve.ray_serve import deploy_painters
 
-        from stages.serve.app import build_app
+        deploy_painters(model, settings, _say)
 
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # after the import, which sets it
-        quiet = {"log_level": "ERROR", "enable_access_log": False}
-        serve.start(
-            http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None}, logging_config=quiet
-        )
-        try:
-            serve.run(build_app(model, settings), name=_APP, logging_config=quiet)
-            address = _wait_until_ready(settings)
-            print(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
-            print(f"  {example(address, run_folder)}", flush=True)
-            signal.pause()
-        finally:
-            serve.delete(_APP)  # pictures that are being painted are finished; Ray itself ends after that
+    follower = ChampionFollower(
+        registry=registry, shipped=_shipped_model(config) if shipped else None, deploy=deploy, say=_say
+    )
+    model = follower.choose()
+    with _ray(cluster), _stopped_by_signals(), _serve(settings, cluster):
+        from stages.serve.ray_serve import deploy_front
+
+        _say(f"Loading {model.title}.")
+        deploy(model)
+        deploy_front(registry.name, settings, _say)
+        address = _wait_until_ready(settings)
+        _say(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:")
+        _say(f"  {example(address, registry.run_folder)}")
+        while True:
+            time.sleep(settings.registry_check_seconds)
+            follower.check()
+
+
+def _ray(cluster: str | None) -> AbstractContextManager[str]:
+    return local_cluster(dashboard=False) if cluster is None else connected_cluster(cluster, str(_REPOSITORY))
+
+
+@contextmanager
+def _serve(settings: ServeConfig, cluster: str | None) -> Iterator[None]:
+    """Start Serve for the block; at its end, finish what is running, and leave nothing of ours on a cluster."""
+    from stages.serve.ray_serve import check_gpus, drain, remove, start_serve
+
+    check_gpus(settings)
+    started = start_serve(settings)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(f"Stopping: requests that are being answered are finished, within {settings.timeout_seconds:g} s.")
+        drain(settings)
+        raise
+    finally:
+        if cluster is not None:  # a local Ray ends, with all that runs on it
+            remove(with_serve=started)
+
+
+def _shipped_model(config: Config) -> Callable[[], ServedModel]:
+    from stages.serve.shipped import shipped_model_of  # with torch
+
+    return shipped_model_of(config)
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
 
 
 def check_address(settings: ServeConfig) -> None:
@@ -125,12 +156,12 @@ def _wait_until_ready(settings: ServeConfig) -> str:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """End the block at SIGINT (Ctrl-C) and SIGTERM, so that what it has started is stopped."""
+    """End the block at SIGINT (Ctrl-C), SIGTERM and SIGHUP, so that what it has started is stopped."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     except KeyboardInterrupt:

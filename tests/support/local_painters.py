@@ -20,6 +20,7 @@ from stages.serve.web.application import make_application
 from tests.support.tiny_pipelines import CROSS, build
 
 NAME = "realword-tiny"
+TITLE = f"{NAME} version 1"
 SIDE = 32  # of its pictures
 SETTINGS = ServeConfig(max_picture_bytes=100_000, max_steps=50, timeout_seconds=60)
 
@@ -28,7 +29,7 @@ class LocalPainters(ModelPainter):
     """One painter without a queue and without batches."""
 
     def __init__(self, model: RequestPainter) -> None:
-        super().__init__(model, self._paint_alone)
+        super().__init__(model, TITLE, self._paint_alone)
 
     async def _paint_alone(self, picture: Any) -> Any:
         (painted,) = await self.paint_together([picture])
@@ -45,7 +46,7 @@ def tiny_painter(folder: Path, method: type[VisualAdapter] = RealCustomPlusAdapt
 
 
 def tiny_application(folder: Path) -> FastAPI:
-    return make_application(LocalPainters(tiny_painter(folder)), NAME, f"{NAME} version 1", SETTINGS)
+    return make_application(LocalPainters(tiny_painter(folder)), NAME, SETTINGS)
 
 
 def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:

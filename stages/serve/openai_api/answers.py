@@ -44,6 +44,7 @@ def images_response(
         "usage": _usage(accepted, len(data)),
         **_identifier(request),
         "model": model,
+        "version": accepted.title,
         "seeds": seeds,
         "words": request.words,
         "timings": {"total": round(seconds, 4)},
@@ -89,6 +90,7 @@ def _event(request: ImageRequest, accepted: Accepted, event: Preview | Painted) 
         "usage": _usage(accepted, 1),
         **fields,
         **_identifier(request),
+        "version": accepted.title,
         "words": request.words,
         "timings": _rounded(event.timings),
     }

@@ -16,32 +16,29 @@ from stages.serve.web.generate import generate_routes
 _PAGE = Path(__file__).parents[1] / "page.html"
 
 
-def make_application(painters: Painters, name: str, title: str, settings: ServeConfig) -> FastAPI:
+def make_application(painters: Painters, name: str, settings: ServeConfig) -> FastAPI:
     """The application.
 
     Args:
         painters: Paint the requests.
         name: The model's, in OpenAI's routes.
-        title: The model's name and version, for people.
         settings: Limits of requests.
     """
     # The browser's page for the schema would load scripts from elsewhere.
-    app = FastAPI(
-        title="Realword", description=f"Pictures of your own subjects. Model: {title}.", docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="Realword", description="Pictures of your own subjects.", docs_url=None, redoc_url=None)
     add_error_handlers(app)
-    page = _PAGE.read_text().replace("{{ model }}", title)
+    page = _PAGE.read_text()
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> HTMLResponse:
         """A page with the form."""
-        return HTMLResponse(page)
+        return HTMLResponse(page.replace("{{ model }}", painters.title))
 
     @app.get("/health")
     @app.head("/health", include_in_schema=False)
     async def health() -> JSONResponse:
         """200 while the server is alive."""
-        return JSONResponse({"status": "alive", "model": title})
+        return JSONResponse({"status": "alive", "model": painters.title})
 
     @app.get("/ready")
     @app.head("/ready", include_in_schema=False)
@@ -50,10 +47,10 @@ def make_application(painters: Painters, name: str, title: str, settings: ServeC
         try:
             await painters.check_ready()
         except PaintersBusyError:
-            return JSONResponse({"status": "busy", "model": title})
+            return JSONResponse({"status": "busy", "model": painters.title})
         except NoPainterError as error:
             raise RequestError(503, "No painter is ready; try again in a moment.") from error
-        return JSONResponse({"status": "ready", "model": title})
+        return JSONResponse({"status": "ready", "model": painters.title})
 
     app.include_router(generate_routes(painters, settings))
     app.include_router(openai_routes(painters, name, settings))

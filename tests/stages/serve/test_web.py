@@ -24,13 +24,15 @@ from stages.serve.painting import (
 from stages.serve.web.application import make_application
 from tests.support.local_painters import NAME, noise_picture
 
-ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1)
+ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1, title=NAME)
 FORM = {"prompt": "a [cat]", "word": "cat"}
 PICTURE = noise_picture()
 
 
 class FailingPainters:
     """Painters that raise an error, at once or after they have taken the request."""
+
+    title = NAME
 
     def __init__(self, error: Exception | None, *, taken: bool = False) -> None:
         self.error = error
@@ -55,7 +57,7 @@ class FailingPainters:
 
 def client_of(painters: FailingPainters) -> TestClient:
     settings = ServeConfig(timeout_seconds=0.2)
-    return TestClient(make_application(painters, NAME, NAME, settings), raise_server_exceptions=False)
+    return TestClient(make_application(painters, NAME, settings), raise_server_exceptions=False)
 
 
 def ask_generate(client: TestClient) -> Any:
