@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,16 +25,21 @@ _PROGRESS_SECONDS = 10
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
-def start_serve(settings: ServeConfig) -> bool:
-    """Start Serve unless it runs on the cluster already; return whether it was started.
+def serve_runs() -> bool:
+    """Whether Serve runs on the cluster."""
+    return bool(serve.status().proxies)
+
+
+def start_serve(settings: ServeConfig) -> None:
+    """Start Serve unless it runs on the cluster already.
 
     Raises:
         StageError: Another server runs on the cluster.
     """
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Serve has set it when it was imported
-    status = serve.status()
+    applications = serve.status().applications
     for name in (APP, painters_name(APP)):
-        if name in status.applications:
+        if name in applications:
             raise StageError(
                 f"The cluster has an application {name} already; stop the server that it belongs to, or delete the "
                 f"application with ray.serve.delete({name!r})."
@@ -41,7 +47,6 @@ def start_serve(settings: ServeConfig) -> bool:
     # No limit of Serve's: the front has its own, and answers with its own errors.
     address = {"host": settings.host, "port": settings.port, "request_timeout_s": None}
     serve.start(http_options=address, logging_config=_QUIET)
-    return not status.proxies
 
 
 def check_gpus(settings: ServeConfig) -> None:
@@ -145,6 +150,6 @@ def _waiting(reason: str) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Of a traceback: the error."""
+    """Of a traceback: the error, without its type."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason is known"
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1]) if lines else "no reason is known"

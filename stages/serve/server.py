@@ -63,9 +63,9 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
     with _ray(cluster), _stopped_by_signals(), _serve(settings, cluster):
         from stages.serve.ray_serve import deploy_front
 
+        deploy_front(registry.name, settings, _say)
         _say(f"Loading {model.title}.")
         deploy(model)
-        deploy_front(registry.name, settings, _say)
         address = _wait_until_ready(settings)
         _say(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:")
         _say(f"  {example(address, registry.run_folder)}")
@@ -81,10 +81,15 @@ def _ray(cluster: str | None) -> AbstractContextManager[str]:
 @contextmanager
 def _serve(settings: ServeConfig, cluster: str | None) -> Iterator[None]:
     """Start Serve for the block; at its end, finish what is running, and leave nothing of ours on a cluster."""
-    from stages.serve.ray_serve import check_gpus, drain, remove, start_serve
+    from stages.serve.ray_serve import check_gpus, drain, remove, serve_runs, start_serve
 
     check_gpus(settings)
-    started = start_serve(settings)
+    running = serve_runs()
+    if running:
+        _check_listening(settings)
+    elif cluster is not None:
+        check_address(settings)
+    start_serve(settings)
     try:
         yield
     except KeyboardInterrupt:
@@ -93,7 +98,7 @@ def _serve(settings: ServeConfig, cluster: str | None) -> Iterator[None]:
         raise
     finally:
         if cluster is not None:  # a local Ray ends, with all that runs on it
-            remove(with_serve=started)
+            remove(with_serve=not running)
 
 
 def _shipped_model(config: Config) -> Callable[[], ServedModel]:
@@ -139,19 +144,41 @@ def example(address: str, run_folder: Path) -> str:
     return f"curl -F {shlex.quote(f'subject=@{subject}')} -F word={word} -F {prompt} {address}/generate -o painted.png"
 
 
+def _check_listening(settings: ServeConfig) -> None:
+    """Check that Serve, which runs on the cluster already, listens on the address: that cannot be changed."""
+    address = _address(settings)
+    try:
+        _get(f"{address}/-/healthz")
+    except urllib.error.HTTPError:
+        return  # some proxy answers
+    except (urllib.error.URLError, OSError) as error:
+        raise StageError(
+            f"Ray Serve runs on the cluster already and does not listen on {address}; set serve.host and serve.port to "
+            "where it listens."
+        ) from error
+
+
 def _wait_until_ready(settings: ServeConfig) -> str:
     """Wait until a painter is ready; return the address."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    address, deadline = f"http://{host}:{settings.port}", time.monotonic() + _START_SECONDS
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy is between us and this machine
+    address, deadline = _address(settings), time.monotonic() + _START_SECONDS
     while True:
         try:
-            with direct.open(f"{address}/ready", timeout=10):
-                return address
-        except (urllib.error.URLError, TimeoutError) as error:
+            _get(f"{address}/ready")
+            return address
+        except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise StageError(f"{address}/ready does not answer: {error}.") from error
             time.sleep(0.2)
+
+
+def _address(settings: ServeConfig) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    return f"http://{host}:{settings.port}"
+
+
+def _get(url: str) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy is between us and this machine
+    direct.open(url, timeout=10).close()
 
 
 @contextmanager

@@ -162,7 +162,13 @@ def started(registry: Registry | None, folder: Path, **serve: Any) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = {"max_batch_size": 2, "max_queued_requests": 2, "max_picture_bytes": 100_000, "max_steps": 1000}
+    limits = {
+        "registry_check_seconds": 0.2,
+        "max_batch_size": 2,
+        "max_queued_requests": 2,
+        "max_picture_bytes": 100_000,
+        "max_steps": 1000,
+    }
     with started(registry, tmp_path_factory.mktemp("serve"), timeout_seconds=10, **limits) as found:
         yield found
 
@@ -269,9 +275,41 @@ def test_a_picture_that_takes_too_long_is_a_timeout(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_the_server_stops_at_sigterm(server: Server) -> None:
-    """The last test of this server; its painter still works on the requests that timed out."""
-    server.process.send_signal(signal.SIGTERM)
+def test_a_moved_alias_is_followed_without_a_failed_request(server: Server, registry: Registry) -> None:
+    registry.register(0.5)  # version 2, which does not become the champion
+    stopped = threading.Event()
+
+    def ask_until_stopped() -> list[tuple[int, str]]:
+        answers = []
+        while not stopped.is_set():
+            answer = server.ask()
+            made = Image.open(io.BytesIO(answer.content)).info["realword"] if answer.ok else answer.text
+            answers.append((answer.status_code, json.loads(made).get("model")))
+        return answers
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            clients = [pool.submit(ask_until_stopped) for _ in range(2)]
+            for number in ("2", "1"):
+                registry.client.set_registered_model_alias("realword-micro", "champion", number)
+                wait_for(server, f"Serving realword-micro version {number}.\n")
+            stopped.set()
+            answers = [answer for client in clients for answer in client.result()]
+    finally:
+        stopped.set()
+        registry.client.set_registered_model_alias("realword-micro", "champion", "1")
+    assert set(answers) == {(200, f"realword-micro version {number}") for number in "12"}
+    assert requests.get(f"{server.address}/ready", timeout=30).json()["model"] == "realword-micro version 1"
+
+
+@pytest.mark.slow
+def test_at_sigterm_the_server_finishes_what_is_running(server: Server) -> None:
+    """The last test of this server."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.ask, steps=100)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert running.result().status_code == 200
     assert server.process.wait(timeout=90) == 0
     time.sleep(0.5)
     assert server.printed[-1] == "Stopped.\n"
@@ -319,6 +357,13 @@ def test_a_damaged_shipped_model_is_refused_before_anything_starts(
     config = a_config(tmp_path)
     with pytest.raises(StageError, match=r"ships with Realword cannot be used: .*adapter.*; restore "):
         run_server(config, registry_at(None, config, tmp_path), shipped=True)
+
+
+def wait_for(server: Server, line: str) -> None:
+    deadline = time.monotonic() + 90
+    while line not in server.printed:
+        assert time.monotonic() < deadline, server.printed
+        time.sleep(0.1)
 
 
 def a_registered_model(registry: Registry, name: str, folder: Path) -> tuple[Config, Path]:
