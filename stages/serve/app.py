@@ -5,6 +5,7 @@ They are two, so that a new version of the model replaces the painters only: the
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ray import serve
@@ -22,6 +23,11 @@ APP = "realword"
 _PAINTER = "Painter"
 _MAX_CONNECTIONS = 1000  # of the front, which only waits
 _LOAD_ATTEMPTS = 2
+#: Variables of this process that the painters need also on a cluster that was started without them: no telemetry, no
+#: request to the hub, and threads that sleep while they wait.
+_ENVIRONMENT = (
+    "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MLFLOW_DISABLE_TELEMETRY", "OMP_WAIT_POLICY",
+)  # fmt: skip
 
 
 def painters_name(app: str) -> str:
@@ -81,6 +87,7 @@ def painters_application(model: ServedModel, settings: ServeConfig, gpus: float)
         gpus: Of the cluster.
     """
     share, surge = _gpu_share(settings, gpus)
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     painters = Painter.options(  # type: ignore[attr-defined]
         name=_PAINTER,
         max_ongoing_requests=2 * settings.max_batch_size,  # one batch is painted while the next one gathers
@@ -88,7 +95,7 @@ def painters_application(model: ServedModel, settings: ServeConfig, gpus: float)
         max_surge_percent=surge,
         max_constructor_retry_count=_LOAD_ATTEMPTS,
         graceful_shutdown_timeout_s=settings.timeout_seconds,
-        ray_actor_options={"num_cpus": 1, "num_gpus": share},
+        ray_actor_options={"num_cpus": 1, "num_gpus": share, "runtime_env": {"env_vars": environment}},
         **_replicas(settings),
     )
     return painters.bind(model, settings.max_replicas or settings.replicas, settings.max_batch_size)

@@ -243,6 +243,34 @@ def test_the_official_client_paints_and_streams(server: Server) -> None:
 
 
 @pytest.mark.slow
+def test_a_moved_alias_is_followed_without_a_failed_request(server: Server, registry: Registry) -> None:
+    registry.register(0.5)  # version 2, which does not become the champion
+    stopped = threading.Event()
+
+    def ask_until_stopped() -> list[tuple[int, str]]:
+        answers = []
+        while not stopped.is_set():
+            answer = server.ask()
+            made = Image.open(io.BytesIO(answer.content)).info["realword"] if answer.ok else answer.text
+            answers.append((answer.status_code, json.loads(made).get("model")))
+        return answers
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            clients = [pool.submit(ask_until_stopped) for _ in range(2)]
+            for number in ("2", "1"):
+                registry.client.set_registered_model_alias("realword-micro", "champion", number)
+                wait_for(server, f"Serving realword-micro version {number}.\n")
+            stopped.set()
+            answers = [answer for client in clients for answer in client.result()]
+    finally:
+        stopped.set()
+        registry.client.set_registered_model_alias("realword-micro", "champion", "1")
+    assert set(answers) == {(200, f"realword-micro version {number}") for number in "12"}
+    assert requests.get(f"{server.address}/ready", timeout=30).json()["model"] == "realword-micro version 1"
+
+
+@pytest.mark.slow
 def test_an_endless_body_is_refused(server: Server) -> None:
     def endless() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="subject"; filename="a.png"\r\n\r\n'
@@ -275,41 +303,9 @@ def test_a_picture_that_takes_too_long_is_a_timeout(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_moved_alias_is_followed_without_a_failed_request(server: Server, registry: Registry) -> None:
-    registry.register(0.5)  # version 2, which does not become the champion
-    stopped = threading.Event()
-
-    def ask_until_stopped() -> list[tuple[int, str]]:
-        answers = []
-        while not stopped.is_set():
-            answer = server.ask()
-            made = Image.open(io.BytesIO(answer.content)).info["realword"] if answer.ok else answer.text
-            answers.append((answer.status_code, json.loads(made).get("model")))
-        return answers
-
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            clients = [pool.submit(ask_until_stopped) for _ in range(2)]
-            for number in ("2", "1"):
-                registry.client.set_registered_model_alias("realword-micro", "champion", number)
-                wait_for(server, f"Serving realword-micro version {number}.\n")
-            stopped.set()
-            answers = [answer for client in clients for answer in client.result()]
-    finally:
-        stopped.set()
-        registry.client.set_registered_model_alias("realword-micro", "champion", "1")
-    assert set(answers) == {(200, f"realword-micro version {number}") for number in "12"}
-    assert requests.get(f"{server.address}/ready", timeout=30).json()["model"] == "realword-micro version 1"
-
-
-@pytest.mark.slow
-def test_at_sigterm_the_server_finishes_what_is_running(server: Server) -> None:
-    """The last test of this server."""
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(server.ask, steps=100)
-        time.sleep(0.5)
-        server.process.send_signal(signal.SIGTERM)
-        assert running.result().status_code == 200
+def test_the_server_stops_at_sigterm(server: Server) -> None:
+    """The last test of this server; its painter still works on the requests that timed out."""
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=90) == 0
     time.sleep(0.5)
     assert server.printed[-1] == "Stopped.\n"
@@ -344,6 +340,12 @@ def test_the_shipped_model_is_served_without_a_registry(tmp_path: Path) -> None:
         health = requests.get(f"{server.address}/health", timeout=30).json()
         assert health == {"status": "alive", "model": shipped.title}
         answer = server.ask(steps=2, seed=7)
+        with ThreadPoolExecutor(1) as pool:  # what is running when the server is stopped is finished
+            running = pool.submit(server.ask, steps=40)
+            time.sleep(0.5)
+            server.process.send_signal(signal.SIGTERM)
+            assert running.result().status_code == 200
+        assert server.process.wait(timeout=90) == 0
     made = json.loads(Image.open(io.BytesIO(answer.content)).info["realword"])
     assert (made["model"], made["adapter"], made["seed"]) == (shipped.title, shipped.fingerprint, 7)
     assert not [path for path in tmp_path.rglob("*") if "mlflow" in str(path.relative_to(tmp_path))]
