@@ -21,7 +21,7 @@ from stages.serve.config import ServeConfig
 from stages.serve.served_model import ServedModel
 
 _POLL_SECONDS = 0.2
-_PROGRESS_SECONDS = 10
+_PROGRESS_SECONDS = 10  # until it is said that it takes long; twice as long until the next time
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
@@ -120,16 +120,21 @@ def _deploy(
     target = serve.RunTarget(target=application, name=name, route_prefix=route, logging_config=_QUIET)
     try:
         serve.run_many([target], wait_for_applications_running=False)
-    except RayServeException as error:
+        _wait_until_running(name, what, say)
+    except (RayServeException, RayError) as error:
         raise StageError(f"{what} failed: {_last_line(str(error))}") from error
-    begun = said = time.monotonic()
+
+
+def _wait_until_running(name: str, what: str, say: Callable[[str], None]) -> None:
+    begun, next_word = time.monotonic(), _PROGRESS_SECONDS
     while (status := _status(name)).status != ApplicationStatus.RUNNING:
         reason = "; ".join(found.message for found in status.deployments.values() if found.message)
         if status.status == ApplicationStatus.DEPLOY_FAILED:
             raise StageError(f"{what} failed: {_last_line(reason or status.message)}")
-        if time.monotonic() - said > _PROGRESS_SECONDS:
-            said = time.monotonic()
-            say(f"{what}: {said - begun:.0f} s{_waiting(reason)}")
+        seconds = time.monotonic() - begun
+        if seconds > next_word:
+            next_word *= 2
+            say(f"{what}: {seconds:.0f} s{_waiting(reason)}")
         time.sleep(_POLL_SECONDS)
 
 
