@@ -3,6 +3,9 @@
 #: The alias of the version to serve.
 CHAMPION = "champion"
 
+#: Between the names of a model and of a learned concept: the name of the concept's registered model.
+CONCEPT_INFIX = "-concept-"
+
 #: The model's settings (`inference.json` among its artifacts) carry this number. It changes with the methods of the
 #: registered Python object that the server calls.
 INTERFACE = 4

@@ -48,6 +48,11 @@ class Concepts:
         self._read: Callable[[Path], Concept] = lru_cache(_KEPT)(read_concept)
         self._with_placeholders = lru_cache(_KEPT)(self._pipeline_for_checks)
 
+    @property
+    def names(self) -> list[str]:
+        """Of all that are offered."""
+        return list(self._folders)
+
     def offer(self, name: str, folder: Path) -> None:
         """Let requests name a concept.
 
@@ -69,7 +74,7 @@ class Concepts:
             RequestFieldError: They are not.
         """
         if unknown := [name for name in names if name not in self._tokens]:
-            listed = ", ".join(self._folders) or "none"
+            listed = ", ".join(self.names) or "none"
             raise RequestFieldError("concepts", f"there is no concept {unknown[0]!r}; there are: {listed}.")
         placeholders: set[str] = set()
         for name in names:

@@ -31,16 +31,11 @@ def make_parser() -> argparse.ArgumentParser:
     run = _add(commands, "run", "run stages that are not up to date, and what they need")
     _add_selection(run)
     run.add_argument("--dry-run", action="store_true", help="say what would run and why, and run nothing")
-    run.add_argument(
-        "--ray-address",
-        default="local",
-        metavar="ADDRESS",
-        help="a running Ray cluster: host:port, or auto to find it; default: local, a Ray that ends with the run",
-    )
+    _add_ray_address(run)
     _add_selection(_add(commands, "plan", "say what would run, and why"))
     _add(commands, "status", "each stage's state, rows, time and output of the last run")
     _add_generate(_add(commands, "generate", "paint a subject from a sentence"))
-    _add(commands, "serve", "answer requests to paint over HTTP")
+    _add_ray_address(_add(commands, "serve", "answer requests to paint over HTTP"))
     storage = _add(commands, "storage", "list what the run folder holds, and free its space")
     storage.add_argument(
         "--remove",
@@ -70,6 +65,15 @@ def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
         help="override a setting (docs/configuration.md), such as filter.min_aesthetic=6.0; may be repeated",
     )
     return parser
+
+
+def _add_ray_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ray-address",
+        default="local",
+        metavar="ADDRESS",
+        help="a running Ray cluster: host:port, or auto to find it; default: local, a Ray that ends with the command",
+    )
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:

@@ -14,16 +14,15 @@ from types import FrameType
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
-from pipelines.cli.shipped import asks_for_default_model, shipped_model_answers
+from pipelines.cli.painting_run import last_run, painting_run
 from pipelines.cli.storage import storage
-from pipelines.config.loading import config_from_dict, config_to_dict, load_config, with_values
+from pipelines.config.loading import config_to_dict, load_config
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
 from pipelines.graph import Graph, pipeline_graph
 from pipelines.plan import Action, Step, check_files, make_plan
-from pipelines.store.records import artifact_location, copy_for_reading, database_file, relocate
+from pipelines.store.records import artifact_location, database_file, relocate, unusable_database
 from pipelines.store.store import Output, Store
-from stages.config import Config
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,14 +58,14 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def status(arguments: argparse.Namespace) -> None:
     """Print the state of each stage of the last run."""
-    config, store = last_run(arguments)
+    config, store = last_run(arguments.profile, arguments.settings)
     graph = pipeline_graph(config)
     print(messages.status_table(make_plan(graph, store, graph.order), store))
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Print the path of the last run's HTML report."""
-    _, store = last_run(arguments)
+    _, store = last_run(arguments.profile, arguments.settings)
     output = store.latest_outputs().get("evaluate")
     if output is None:
         command = messages.command("run --stage evaluate", arguments)
@@ -76,7 +75,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Generate pictures of the subjects from a prompt, with their masks; print their paths."""
-    config, store, shipped = _painting_run(arguments, "train_adapter")
+    config, store, shipped = painting_run(arguments.profile, arguments.settings, "train_adapter")
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
     from pipelines.cli.painting_model import model_of_run, shipped_model
@@ -101,17 +100,15 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
-    config, store, shipped = _painting_run(arguments, "register")
+    config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
     set_environment(config.profile)
     with temporary_folder(store.folder) as temporary, _stage_errors_as_pipeline_errors():
+        from pipelines.served_registry import served_registry
+        from stages.ray_tools.cluster import find_cluster
         from stages.serve.server import run_server
 
-        if shipped:
-            run_server(config, None, store.folder, shipped=True)
-            return
-        with _database_errors(store):
-            registry = copy_for_reading(store, temporary)
-        run_server(config, registry, store.folder)
+        cluster = find_cluster(arguments.ray_address)
+        run_server(config, served_registry(config, store, temporary), shipped=shipped, cluster=cluster)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -123,32 +120,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "report": report,
     "storage": storage,
 }
-
-
-def last_run(arguments: argparse.Namespace) -> tuple[Config, Store]:
-    """The configuration of the last run in the arguments' run folder, overridden by their settings."""
-    store = Store(Path(load_config(arguments.profile, arguments.settings).run.folder))
-    stored = store.read_latest()[0]
-    try:
-        config_from_dict(stored)
-    except UsageError as error:
-        raise PipelineError(f"{store.latest_file} is of another version ({error}); run the pipeline again.") from error
-    config = config_from_dict(stored, arguments.settings)
-    return with_values(config, {"run.folder": str(store.folder)}), store  # it may have been moved since
-
-
-def _painting_run(arguments: argparse.Namespace, stage: str) -> tuple[Config, Store, bool]:
-    """The configuration to paint with, the run folder, and whether the shipped model answers in place of the run's.
-
-    Args:
-        arguments: Of the command line.
-        stage: The one that makes the model.
-    """
-    config = load_config(arguments.profile, arguments.settings)
-    store = Store(Path(config.run.folder))
-    if store.latest_file.exists() or not asks_for_default_model(config, arguments.settings):
-        config, store = last_run(arguments)
-    return config, store, shipped_model_answers(config, store, arguments.settings, stage)
 
 
 def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) -> dict[str, Output]:
@@ -225,9 +196,7 @@ def _database_errors(store: Store) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise PipelineError(
-            f"MLflow's database {database_file(store)} cannot be used ({error}); if a program has it open, end that."
-        ) from error
+        raise PipelineError(unusable_database(store, error)) from error
 
 
 @contextmanager

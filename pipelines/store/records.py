@@ -43,6 +43,11 @@ def sqlite_uri(database: Path) -> str:
     return f"sqlite+pysqlite:///{quote(str(database.absolute()))}"
 
 
+def unusable_database(store: Store, error: sqlite3.Error) -> str:
+    """A sentence for the user."""
+    return f"MLflow's database {database_file(store)} cannot be used ({error}); if a program has it open, end that."
+
+
 def relocate(database: Path, location: str) -> None:
     """Make the paths in a database, if there is one, those of an artifact location.
 

@@ -148,9 +148,22 @@ def _cluster_of_this_machine() -> str:
         ray.shutdown()
 
 
-def connect(address: str, working_dir: str | None = None) -> None:
+def connect(address: str, working_dir: str | None = None, *, show_logs: bool = True) -> None:
     """Join the cluster at `address` as a driver; `working_dir` is shipped to clusters that do not share our disk."""
     import ray
 
     environment = {"working_dir": working_dir, "excludes": ["runs", ".venv", ".git"]} if working_dir else None
-    ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=True)
+    level = logging.WARNING if show_logs else logging.ERROR
+    ray.init(address=address, runtime_env=environment, logging_level=level, log_to_driver=show_logs)
+
+
+@contextmanager
+def connected_cluster(address: str, working_dir: str) -> Iterator[str]:
+    """Join a running cluster for the block, with a copy of the code in `working_dir`; yield its address."""
+    import ray
+
+    connect(address, working_dir, show_logs=False)
+    try:
+        yield address
+    finally:
+        ray.shutdown()

@@ -21,6 +21,7 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from stages.contract import StageContext
 from stages.register.lineage import Lineage, lineage_of
+from stages.registered_model import CONCEPT_INFIX
 
 #: Of the names that MLflow takes (`stages.register.config.ModelName`).
 _LONGEST_NAME = 200
@@ -50,7 +51,7 @@ def concept_model_names(model: str, entries: Sequence[Mapping[str, Any]]) -> lis
     names: list[str] = []
     for entry in entries:
         own = re.sub(r"[^\w.-]+", "-", Path(entry["folder"]).name)
-        name, number = f"{model}-concept-{own}"[:_LONGEST_NAME], 1
+        name, number = f"{model}{CONCEPT_INFIX}{own}"[:_LONGEST_NAME], 1
         while name in names:
             number += 1
             name = f"{name[: _LONGEST_NAME - 10]}-{number}"

@@ -32,7 +32,8 @@ from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
 SCORED_ARM = "adapter_mask"
 _MODEL_CODE = Path(pyfunc_model.__file__).resolve()
 _PACKAGES = (
-    "diffusers", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch", "transformers",
+    "accelerate", "annotated-types", "diffusers", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers",
+    "torch", "transformers",
 )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
             python_model=str(_MODEL_CODE),
             code_paths=[str(_copy_code(context.scratch))],
             artifacts={key: str(path) for key, path in _artifacts(context, lineage).items()},
-            pip_requirements=_requirements(),
+            pip_requirements=requirements(),
             model_config={VERIFY_CHECKSUMS: True, TITLE: None},
             registered_model_name=name,
         )
@@ -129,7 +130,7 @@ def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
     return {**files, **folders}
 
 
-def _requirements() -> list[str]:
+def requirements() -> list[str]:
     """The installed versions of the model's packages, without a local part such as "+cpu"."""
     return [f"{package}=={version(package).partition('+')[0]}" for package in _PACKAGES]
 

@@ -1,6 +1,12 @@
-"""The application on Ray Serve: a front that only waits, and the painters behind it."""
+"""The applications on Ray Serve: a front that only waits, and the painters behind it.
+
+They are two, so that a new version of the model replaces the painters only: the front keeps its connections.
+"""
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -9,41 +15,124 @@ from ray.serve.handle import DeploymentHandle
 from stages.serve.api_keys import ApiKeys
 from stages.serve.config import ServeConfig
 from stages.serve.painter import Painter
+from stages.serve.painting import PainterLimits, Served
 from stages.serve.ray_painters import RayPainters
 from stages.serve.served_model import ServedModel
 from stages.serve.web.application import make_application
+from stages.serve.web.draining import Draining
 
-_GRACE_SECONDS = 5  # for pictures that are being painted when the server is stopped
+#: Of the application with the front, unless a file for `serve deploy` names it otherwise.
+APP = "realword"
+_PAINTER = "Painter"
 _MAX_CONNECTIONS = 1000  # of the front, which only waits
+_LOAD_ATTEMPTS = 2
+#: Variables of this process that the painters need also on a cluster that was started without them: no telemetry, no
+#: request to the hub, and threads that sleep while they wait.
+_ENVIRONMENT = (
+    "DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MLFLOW_DISABLE_TELEMETRY", "OMP_WAIT_POLICY",
+)  # fmt: skip
+
+
+def painters_name(app: str) -> str:
+    """The name of the application with the painters of an application."""
+    return f"{app}-painters"
 
 
 @serve.deployment
 @serve.ingress()
 class Front:
-    """Validates the form of requests, and passes them to the painters. Serve adds `x-request-id` to all answers."""
+    """Validates the form of requests, and passes them to the painters. Serve adds `x-request-id` to all answers.
 
-    def __init__(self, painters: DeploymentHandle, name: str, title: str, settings: ServeConfig, keys: ApiKeys) -> None:
-        self._application = make_application(RayPainters(painters), name, title, settings, keys)
+    Args:
+        name: The model's, in OpenAI's routes.
+        settings: Of the endpoint.
+        keys: That requests may have.
+        others: Other deployments of this application, which the front does not use.
+    """
+
+    def __init__(self, name: str, settings: ServeConfig, keys: ApiKeys, *others: DeploymentHandle) -> None:
+        painters = DeploymentHandle(_PAINTER, painters_name(serve.get_replica_context().app_name))
+        self._draining = Draining()
+        served = RayPainters(painters, Served(title=name))
+        self._application = make_application(served, name, settings, keys, self._draining)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
         return self._application
 
+    async def drain(self) -> None:
+        """Refuse new requests; return when the others are answered."""
+        await self._draining.drain()
 
-def build_app(model: ServedModel, settings: ServeConfig, keys: ApiKeys) -> serve.Application:
-    """The front with its painters.
+
+def front_application(name: str, settings: ServeConfig, keys: ApiKeys, *others: serve.Application) -> serve.Application:
+    """The front, which finds its painters by the name of its application.
+
+    Args:
+        name: The model's.
+        settings: Of the endpoint.
+        keys: That requests may have. Ray's processes get their hashes, not the keys.
+        others: What else belongs to the application.
+    """
+    # Type checkers see the classes, not what @serve.deployment makes of them.
+    front = Front.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=_MAX_CONNECTIONS,
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=settings.timeout_seconds,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return front.bind(name, settings, keys, *others)
+
+
+def painters_application(model: ServedModel, settings: ServeConfig, gpus: float) -> serve.Application:
+    """The painters. Deployed again with another model, they go on until those with that model are ready.
 
     Args:
         model: The model to serve.
         settings: Of the endpoint.
-        keys: That requests may have. Ray's processes get their hashes, not the keys.
+        gpus: Of the cluster.
     """
-    # Type checkers see the classes, not what @serve.deployment makes of them.
+    share, surge = _gpu_share(settings, gpus)
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     painters = Painter.options(  # type: ignore[attr-defined]
-        num_replicas=settings.replicas,
+        name=_PAINTER,
         max_ongoing_requests=_MAX_CONNECTIONS,  # painters queue requests themselves, and refuse those that are too many
-        graceful_shutdown_timeout_s=_GRACE_SECONDS,
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if settings.use_gpu else 0},
-    ).bind(model.load, settings.replicas, settings.painter_limits)
-    front = Front.options(max_ongoing_requests=_MAX_CONNECTIONS)  # type: ignore[attr-defined]
-    return front.bind(painters, model.name, model.title, settings, keys)
+        max_surge_percent=surge,
+        max_constructor_retry_count=_LOAD_ATTEMPTS,
+        graceful_shutdown_timeout_s=settings.timeout_seconds,
+        ray_actor_options={"num_cpus": 1, "num_gpus": share, "runtime_env": {"env_vars": environment}},
+        **_replicas(settings),
+    )
+    return painters.bind(model, settings.max_replicas or settings.replicas, painter_limits(settings))
+
+
+def painter_limits(settings: ServeConfig) -> PainterLimits:
+    """Those of each painter."""
+    return PainterLimits(
+        batch=settings.max_batch_size, waiting=settings.max_queued_requests, cached_bytes=settings.max_cached_bytes
+    )
+
+
+def _gpu_share(settings: ServeConfig, gpus: float) -> tuple[float, int]:
+    """The GPUs of a painter, and how many painters more there may be while a new version replaces them, in percent.
+
+    By default, Serve stops an old replica before it starts a new one. With more than one, the others go on meanwhile,
+    but a single painter must leave room for the next one.
+    """
+    if not settings.use_gpu:
+        return 0, 100
+    if gpus > (settings.max_replicas or settings.replicas):
+        return 1, 100
+    return (1, 0) if settings.replicas > 1 else (0.5, 100)
+
+
+def _replicas(settings: ServeConfig) -> dict[str, Any]:
+    """How many painters there are; with a maximum, Serve starts more when each has more than one batch to paint."""
+    if settings.max_replicas is None:
+        return {"num_replicas": settings.replicas}
+    scaling = {
+        "min_replicas": settings.replicas,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": settings.max_batch_size,
+    }
+    return {"autoscaling_config": scaling}

@@ -10,7 +10,6 @@ from pydantic import StringConstraints
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Text, Words
-from stages.serve.painting import PainterLimits
 from stages.settings import Operation, Port
 
 HostName = Annotated[
@@ -34,8 +33,14 @@ class ServeConfig:
     """Of an API key, or without keys of an address; a request for n pictures counts as n; null: no limit."""
     concurrent_requests: Operation[PositiveInt | None] = None
     """Of an API key, or without keys of an address; null: no limit."""
+    registry_check_seconds: Operation[PositiveFloat] = 10.0
+    """How often the registry is asked which versions are the champions."""
     replicas: Operation[PositiveInt] = 1
+    """Copies of the model."""
+    max_replicas: Operation[PositiveInt | None] = None
+    """More copies are started while requests wait, up to this many; null: never."""
     use_gpu: Operation[bool] = False
+    """A GPU for each copy."""
     max_batch_size: Operation[PositiveInt] = 4
     """Pictures that a replica paints at once."""
     max_queued_requests: Operation[NonNegativeInt] = 16
@@ -49,13 +54,12 @@ class ServeConfig:
     max_steps: Operation[Annotated[int, Ge(1), Le(1000)]] = 100
     """Of the sampler, for a request."""
     timeout_seconds: Operation[PositiveFloat] = 60.0
-    """From the request to its last picture, waiting included."""
+    """From the request to its last picture, waiting included; a server that is stopped ends within this time."""
     mark_generated: Operation[bool] = True
     """Painted pictures say in their metadata that a model has made them (IPTC's digital source type)."""
 
-    @property
-    def painter_limits(self) -> PainterLimits:
-        """Those of each painter."""
-        return PainterLimits(
-            batch=self.max_batch_size, waiting=self.max_queued_requests, cached_bytes=self.max_cached_bytes
-        )
+    def __post_init__(self) -> None:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas={self.max_replicas} is below replicas={self.replicas}; raise it, or lower that"
+            )

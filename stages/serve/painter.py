@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray import serve
 
 from stages.serve.batch import ContinuousBatch, Job
-from stages.serve.painting import Accepted, Busy, Event, Fields, Painted, PainterLimits, Refused, TooLong
+from stages.serve.painting import Accepted, Busy, Event, Fields, Painted, PainterLimits, Refused, Served, TooLong
+from stages.serve.served_model import ServedModel
 
 
 class ModelPainter:
@@ -21,11 +22,13 @@ class ModelPainter:
 
     Args:
         model: As `ServedModel.load` returns it.
+        title: As `ServedModel.title`.
         limits: Of the batch, the queue and the cache.
     """
 
-    def __init__(self, model: Any, limits: PainterLimits) -> None:
+    def __init__(self, model: Any, title: str, limits: PainterLimits) -> None:
         self.model = model
+        self.title = title
         self.model.cache_encodings(limits.cached_bytes)
         self._batch = ContinuousBatch(model, limits.batch)
         self._max_waiting = limits.waiting
@@ -51,6 +54,7 @@ class ModelPainter:
                 reference_tokens=prepared.reference_tokens,
                 picture_tokens=prepared.picture_tokens,
                 words=prepared.words,
+                title=self.title,
                 warning=_warning(prepared.cut_off),
             )
             unfinished = len(jobs)
@@ -82,22 +86,25 @@ class Painter:
     """Holds one copy of the model.
 
     Args:
-        load: Returns the model.
+        model: What to paint with.
         replicas: How many painters may share this machine's cores.
         limits: Of this painter.
     """
 
-    def __init__(self, load: Callable[[], Any], replicas: int, limits: PainterLimits) -> None:
+    def __init__(self, model: ServedModel, replicas: int, limits: PainterLimits) -> None:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
-        self._painter = ModelPainter(load(), limits)
+        self._painter = ModelPainter(model.load(), model.title, limits)
+        self._concepts = model.concepts
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """See `ModelPainter.paint`."""
         async for event in self._painter.paint(fields, seconds):
             yield event
 
-    async def ready(self) -> bool:
-        """Answers as soon as the model is loaded."""
-        return True
+    async def ready(self) -> Served:
+        """What this painter paints, as soon as the model is loaded."""
+        offered = self._painter.model.concepts.names
+        concepts = tuple(concept for concept in self._concepts if concept.name in offered)
+        return Served(title=self._painter.title, concepts=concepts)

@@ -10,6 +10,21 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from stages.serve.served_model import ServedConcept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What painters paint.
+
+    Attributes:
+        title: Of the model: its name and version.
+        concepts: That requests can name.
+    """
+
+    title: str
+    concepts: tuple[ServedConcept, ...] = ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class PainterLimits:
@@ -36,6 +51,7 @@ class Accepted:
         reference_tokens: Of its subjects.
         picture_tokens: Of one picture.
         words: Of the subjects, also those that the painter has found; None of one with a mask.
+        title: Of the model that paints it: all pictures of a request are painted by one version.
         warning: What is not done as asked; "" if all is.
     """
 
@@ -43,6 +59,7 @@ class Accepted:
     text_tokens: int
     reference_tokens: int
     picture_tokens: int
+    title: str
     words: list[str | None] = field(default_factory=list)
     warning: str = ""
 
@@ -149,6 +166,11 @@ class PaintingTimeoutError(Exception):
 class Painters(Protocol):
     """All painters behind one queue."""
 
+    @property
+    def served(self) -> Served:
+        """What the painter that answered last paints."""
+        ...
+
     def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """Paint a request: `Accepted`, then previews and pictures as they are made; or one event that refuses it.
 
@@ -165,8 +187,8 @@ class Painters(Protocol):
         """
         ...
 
-    async def check_ready(self) -> None:
-        """Return when a painter answers.
+    async def check_ready(self) -> Served:
+        """What a painter paints, as soon as one answers.
 
         Raises:
             PaintersBusyError: All of them are painting.

@@ -5,21 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from stages.serve.painting import Event, Fields, NoPainterError, PaintersBusyError, PaintingFailedError
+from stages.serve.painting import (
+    Accepted,
+    Event,
+    Fields,
+    NoPainterError,
+    PaintersBusyError,
+    PaintingFailedError,
+    Served,
+)
 
 _READY_SECONDS = 5
 
 
 class RayPainters:
-    """`stages.serve.painting.Painters` behind a handle of the deployment `Painter`."""
+    """`stages.serve.painting.Painters` behind a handle of the deployment `Painter`.
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    Args:
+        handle: Of the deployment.
+        served: Until a painter has answered.
+    """
+
+    def __init__(self, handle: DeploymentHandle, served: Served) -> None:
         self._handle = handle
+        self.served = served
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """See `Painters.paint`."""
@@ -27,21 +42,25 @@ class RayPainters:
         try:
             with _our_errors():
                 async for event in events:
+                    if isinstance(event, Accepted):
+                        self.served = replace(self.served, title=event.title)
                     yield event
         except (GeneratorExit, asyncio.CancelledError):  # nobody waits any longer
             events.cancel()
             raise
 
-    async def check_ready(self) -> None:
+    async def check_ready(self) -> Served:
         """See `Painters.check_ready`."""
         with _our_errors():
             try:
-                await asyncio.wait_for(self._ask_ready(), _READY_SECONDS)
+                self.served = await asyncio.wait_for(self._ask_ready(), _READY_SECONDS)
             except TimeoutError as error:
                 raise NoPainterError from error
+        return self.served
 
-    async def _ask_ready(self) -> None:
-        await self._handle.ready.remote()
+    async def _ask_ready(self) -> Served:
+        served: Served = await self._handle.ready.remote()
+        return served
 
 
 @contextmanager

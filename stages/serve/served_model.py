@@ -6,8 +6,10 @@ loads the model, and a copy that is imported already would be used instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stages.registered_model import TITLE, VERIFY_CHECKSUMS
@@ -37,19 +39,25 @@ class ServedModel:
     """A model whose files are on this machine and have been verified.
 
     Attributes:
-        name: In OpenAI's routes.
         title: How messages and answers call it: a name and a version.
+        concepts: That were registered beside it; a painter offers those that fit the model.
         load: Called in each painter; returns a `model.painting.painter.RequestPainter`.
     """
 
-    name: str
     title: str
     load: Callable[[], Any]
+    concepts: tuple[ServedConcept, ...] = ()
 
 
-def load_registered_model(folder: str, title: str) -> Any:
+def load_registered_model(folder: str, title: str, concepts: Sequence[ServedConcept] = ()) -> Any:
     """The painter of a model that was registered in MLflow."""
     import mlflow
 
     loaded = mlflow.pyfunc.load_model(folder, model_config={VERIFY_CHECKSUMS: False, TITLE: title})
-    return loaded.unwrap_python_model().painter
+    painter = loaded.unwrap_python_model().painter
+    for concept in concepts:
+        try:
+            painter.concepts.offer(concept.name, Path(concept.folder))
+        except ValueError as error:  # of a damaged folder, or of another backbone
+            logging.getLogger(__name__).error("A concept is not served: %s", error)
+    return painter

@@ -9,7 +9,6 @@ Listens on the loopback interface unless `serve.host` says otherwise, which need
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import signal
@@ -17,70 +16,106 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
 from stages.config import Config
 from stages.contract import StageError
-from stages.ray_tools.cluster import local_cluster
+from stages.ray_tools.cluster import connected_cluster, local_cluster
 from stages.serve import proxy
 from stages.serve.api_keys import VARIABLE, check_exposure, parse_api_keys
+from stages.serve.champion import ChampionFollower
 from stages.serve.config import ServeConfig
-from stages.serve.registry import find_champion
+from stages.serve.registry import Registry
+from stages.serve.served_model import ServedModel
 
-_APP = "realword"
 _START_SECONDS = 60
-_EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "subject.png"
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_EXAMPLE = _REPOSITORY / "docs" / "subject.png"
 _EXAMPLE_WORD = "mug"
 
 
-def run_server(config: Config, tracking_uri: str | None, run_folder: Path, *, shipped: bool = False) -> None:
-    """Serve the champion of `register.model_name`, or the model that ships with the code, until SIGINT or SIGTERM.
+def run_server(config: Config, registry: Registry, *, shipped: bool = False, cluster: str | None = None) -> None:
+    """Serve the champion, whichever version that is, until SIGINT or SIGTERM; then finish what is running.
 
     Args:
         config: Sections `register` (the name) and `serve`; for the shipped model also `inference`.
-        tracking_uri: Where the registry is; None when there is none yet.
-        run_folder: Of the run: for errors, and for the picture of the example.
-        shipped: Serve the shipped model.
+        registry: Where the champion is.
+        shipped: Serve the model that ships with the code as long as there is no champion.
+        cluster: The address of a running Ray cluster; None: a local Ray, which ends with the server.
 
     Raises:
-        StageError: The port is taken, there is no champion, its files are damaged, or other machines would need no
-            API key; nothing was started.
+        StageError: The port is taken, there is no champion, its files are damaged, other machines would need no API
+            key, or the cluster has not what it takes; no request was answered.
     """
     settings = config.serve
     keys = parse_api_keys(os.environ.pop(VARIABLE, None))  # Ray's processes inherit the environment
     check_exposure(settings, keys)
     os.environ[proxy.VARIABLE] = proxy.FUNCTION  # before Ray's processes start
-    check_address(settings)
-    if shipped:
-        from stages.serve.shipped import shipped_model
+    if cluster is None:
+        check_address(settings)
 
-        model = shipped_model(config)
-        reason = f"There is no registered model in {run_folder} yet"
-        print(f"{reason}: the base and adapter that ship with Realword answer.", flush=True)
-    else:
-        model = find_champion(config.register.model_name, tracking_uri, run_folder, config.profile)
-    with local_cluster(dashboard=False), _stopped_by_signals():
-        from ray import serve
+    def deploy(model: ServedModel) -> None:
+        from stages.serve.ray_serve import deploy_painters
 
-        from stages.serve.app import build_app
+        deploy_painters(model, settings, _say)
 
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # after the import, which sets it
-        quiet = {"log_level": "ERROR", "enable_access_log": False}
-        serve.start(
-            http_options={"host": settings.host, "port": settings.port, "request_timeout_s": None}, logging_config=quiet
-        )
-        try:
-            serve.run(build_app(model, settings, keys), name=_APP, logging_config=quiet)
-            address = _wait_until_ready(settings)
-            print(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:", flush=True)
-            with_key = " -H 'Authorization: Bearer ...'" if keys else ""
-            print(f"  {example(address, run_folder)}{with_key}", flush=True)
-            signal.pause()
-        finally:
-            serve.delete(_APP)  # pictures that are being painted are finished; Ray itself ends after that
+    follower = ChampionFollower(
+        registry=registry, shipped=_shipped_model(config) if shipped else None, deploy=deploy, say=_say
+    )
+    model = follower.choose()
+    with _ray(cluster), _stopped_by_signals(), _serve(settings, cluster):
+        from stages.serve.ray_serve import deploy_front
+
+        deploy_front(registry.name, settings, keys, _say)
+        _say(f"Loading {model.title}.")
+        deploy(model)
+        address = _wait_until_ready(settings)
+        _say(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:")
+        with_key = " -H 'Authorization: Bearer ...'" if keys else ""
+        _say(f"  {example(address, registry.run_folder)}{with_key}")
+        while True:
+            time.sleep(settings.registry_check_seconds)
+            follower.check()
+
+
+def _ray(cluster: str | None) -> AbstractContextManager[str]:
+    return local_cluster(dashboard=False) if cluster is None else connected_cluster(cluster, str(_REPOSITORY))
+
+
+@contextmanager
+def _serve(settings: ServeConfig, cluster: str | None) -> Iterator[None]:
+    """Start Serve for the block; at its end, finish what is running, and leave nothing of ours on a cluster."""
+    from stages.serve.ray_serve import check_gpus, drain, remove, serve_runs, start_serve
+
+    check_gpus(settings)
+    running = serve_runs()
+    if running:
+        _check_listening(settings)
+    elif cluster is not None:
+        check_address(settings)
+    start_serve(settings)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(f"Stopping: requests that are being answered are finished, within {settings.timeout_seconds:g} s.")
+        drain(settings)
+        raise
+    finally:
+        if cluster is not None:  # a local Ray ends, with all that runs on it
+            remove(with_serve=not running)
+
+
+def _shipped_model(config: Config) -> Callable[[], ServedModel]:
+    from stages.serve.shipped import shipped_model_of  # with torch
+
+    return shipped_model_of(config)
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
 
 
 def check_address(settings: ServeConfig) -> None:
@@ -116,29 +151,54 @@ def example(address: str, run_folder: Path) -> str:
     return f"curl -F {shlex.quote(f'subject=@{subject}')} -F word={word} -F {prompt} {address}/generate -o painted.png"
 
 
+def _check_listening(settings: ServeConfig) -> None:
+    """Check that Serve, which runs on the cluster already, listens on the address: that cannot be changed."""
+    address = _address(settings)
+    try:
+        _get(f"{address}/-/healthz")
+    except urllib.error.HTTPError:
+        return  # some proxy answers
+    except (urllib.error.URLError, OSError) as error:
+        raise StageError(
+            f"Ray Serve runs on the cluster already and does not listen on {address}; set serve.host and serve.port to "
+            "where it listens."
+        ) from error
+
+
 def _wait_until_ready(settings: ServeConfig) -> str:
     """Wait until a painter is ready; return the address."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    address, deadline = f"http://{host}:{settings.port}", time.monotonic() + _START_SECONDS
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy is between us and this machine
+    address, deadline = _address(settings), time.monotonic() + _START_SECONDS
     while True:
         try:
-            with direct.open(f"{address}/ready", timeout=10):
-                return address
-        except (urllib.error.URLError, TimeoutError) as error:
+            _get(f"{address}/ready")
+            return address
+        except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > deadline:
                 raise StageError(f"{address}/ready does not answer: {error}.") from error
             time.sleep(0.2)
 
 
+def _address(settings: ServeConfig) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    return f"http://{host}:{settings.port}"
+
+
+def _get(url: str) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy is between us and this machine
+    direct.open(url, timeout=10).close()
+
+
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """End the block at SIGINT (Ctrl-C) and SIGTERM, so that what it has started is stopped."""
+    """End the block at SIGINT (Ctrl-C), SIGTERM and SIGHUP, so that what it has started is stopped."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as after nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -29,7 +30,12 @@ def shipped_model(config: Config) -> ServedModel:
     except ModelError as error:
         raise StageError(str(error)) from error
     load = functools.partial(_load, shipped, config.inference, config.backbone.dtype)
-    return ServedModel(name=config.register.model_name, title=shipped.title, load=load)
+    return ServedModel(title=shipped.title, load=load)
+
+
+def shipped_model_of(config: Config) -> Callable[[], ServedModel]:
+    """`shipped_model` for a configuration."""
+    return functools.partial(shipped_model, config)
 
 
 def _load(shipped: ShippedModel, settings: InferenceSettings, dtype: str) -> RequestPainter:

@@ -39,7 +39,7 @@ def shipped_application() -> FastAPI:
         title=shipped.title,
         adapter=shipped.fingerprint,
     )
-    return make_application(LocalPainters(painter), config.register.model_name, shipped.title, ServeConfig())
+    return make_application(LocalPainters(painter), config.register.model_name, ServeConfig())
 
 
 def picture_of_the_page(address: str) -> Image.Image:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,15 +30,17 @@ from pipelines.store.store import Store
 from stages.config import Config
 from stages.contract import StageError, StageResult
 from stages.inference import loading_options
+from stages.register import pyfunc_model
 from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
-from stages.register.stage import compare_versions, run, score_of
+from stages.register.stage import compare_versions, requirements, run, score_of
 from stages.registered_model import VERIFY_CHECKSUMS
 from tests.support.contexts import make_context
 from tests.support.random_adapter import write_random_adapter
 from tests.support.random_backbone import write_random_backbone
 from tests.support.registered_model import Registry
 from tests.support.toy_pipeline import commit_stage
+from tests.test_architecture import imported
 
 NAME = "realword-micro"
 
@@ -46,6 +49,25 @@ def picture(seed: int = 0) -> str:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(256, size=(80, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+# What a fresh environment needs
+
+
+def test_the_requirements_name_every_package_that_the_model_imports() -> None:
+    root = Path(pyfunc_model.__file__).parents[2]
+    files, found, packages = [Path(pyfunc_model.__file__)], set[Path](), set[str]()
+    while files:
+        found.add(file := files.pop())
+        for name in imported(file):
+            if name.startswith("model."):
+                files += {root / f"{name.replace('.', '/')}.py"} - found
+            else:
+                packages.add(name.partition(".")[0])
+    required, distributions = {line.partition("==")[0] for line in requirements()}, packages_distributions()
+    for package in packages - set(sys.stdlib_module_names):
+        assert required & {name.lower() for name in distributions[package]}, package
+    assert len(found) > 20
 
 
 # The choice of the champion
@@ -160,7 +182,7 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     subjects = [{"picture": base64.b64decode(request.subject), "word": request.word}]
     prepared = model.painter.prepare(request.prompt, subjects)
     other = model.painter.prepare(request.prompt, subjects, [1], steps=3)
-    same, different = model.painter.paint([*prepared.pictures, *other.pictures])
+    (same,), (different,) = (model.painter.paint(request.pictures) for request in (prepared, other))
     assert base64.b64encode(same.picture).decode() == painting.picture
     assert same.mask is not None
     assert base64.b64encode(same.mask).decode() == painting.mask

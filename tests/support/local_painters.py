@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,14 +19,17 @@ from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.concepts.folder import write_concept
 from model.guidance.settings import InferenceSettings
 from model.painting.painter import RequestPainter
+from stages.serve.app import painter_limits
 from stages.serve.config import ServeConfig
 from stages.serve.painter import ModelPainter
+from stages.serve.painting import Served
 from stages.serve.served_model import ServedConcept
 from stages.serve.web.application import make_application
 from tests.support.concepts import METHODS
 from tests.support.tiny_pipelines import CROSS, build
 
 NAME = "realword-tiny"
+TITLE = f"{NAME} version 1"
 SIDE = 32  # of its pictures
 SETTINGS = ServeConfig(max_picture_bytes=100_000, max_steps=50, timeout_seconds=60)
 
@@ -34,16 +37,20 @@ SETTINGS = ServeConfig(max_picture_bytes=100_000, max_steps=50, timeout_seconds=
 class LocalPainters(ModelPainter):
     """One painter."""
 
-    def __init__(self, model: RequestPainter, settings: ServeConfig = SETTINGS) -> None:
-        super().__init__(model, settings.painter_limits)
+    def __init__(
+        self, model: RequestPainter, settings: ServeConfig = SETTINGS, concepts: Sequence[ServedConcept] = ()
+    ) -> None:
+        super().__init__(model, TITLE, painter_limits(settings))
+        self.served = Served(title=TITLE, concepts=tuple(concepts))
 
     @property
     def free(self) -> int:
         """Places in the batch."""
         return self._batch.free
 
-    async def check_ready(self) -> None:
+    async def check_ready(self) -> Served:
         """It always is."""
+        return self.served
 
 
 def tiny_painter(folder: Path, method: type[VisualAdapter] = RealCustomPlusAdapter) -> RequestPainter:
@@ -69,7 +76,7 @@ def tiny_application(folder: Path) -> FastAPI:
                 method=method,
             )
         )
-    return make_application(LocalPainters(painter), NAME, f"{NAME} version 1", SETTINGS, concepts=concepts)
+    return make_application(LocalPainters(painter, concepts=concepts), NAME, SETTINGS)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ def images_response(
         "usage": _usage(accepted, len(data)),
         **_identifier(request),
         "model": model,
+        "version": accepted.title,
         "seeds": seeds,
         "words": accepted.words,
         "concepts": request.painting["concepts"],
@@ -92,6 +93,7 @@ def _event(request: ImageRequest, accepted: Accepted, event: Preview | Painted) 
         "usage": _usage(accepted, 1),
         **fields,
         **_identifier(request),
+        "version": accepted.title,
         "words": accepted.words,
         "timings": _rounded(event.timings),
     }

@@ -6,55 +6,65 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from stages.serve.painting import Painters
 from stages.serve.served_model import ServedConcept
-from stages.serve.web.errors import RequestError
+from stages.serve.web.errors import RequestError, painting_errors
+
+_LISTED = 9  # in a message
 
 
 class Models:
     """The models that requests can name.
 
     Args:
-        name: Of the base model.
-        concepts: `<name>:<concept>` is the base model with a concept.
+        name: Of the base model; `<name>:<concept>` is the base model with a concept.
+        painters: Know the concepts, which may change while the server runs.
     """
 
-    def __init__(self, name: str, concepts: Sequence[ServedConcept]) -> None:
+    def __init__(self, name: str, painters: Painters) -> None:
         self.name = name
-        self._concepts = {concept.name: concept for concept in concepts}
+        self._painters = painters
         self._created = int(time.time())
 
-    def entries(self) -> list[dict[str, Any]]:
+    async def entries(self) -> list[dict[str, Any]]:
         """As `GET /v1/models` lists them."""
-        return [self._entry(self.name), *map(self._concept_entry, self._concepts.values())]
+        return [self._entry(self.name), *map(self._concept_entry, await self._concepts())]
 
-    def entry(self, model: str) -> dict[str, Any]:
+    async def entry(self, model: str) -> dict[str, Any]:
         """As `GET /v1/models/{id}` shows one.
 
         Raises:
             RequestError: 404; there is no such model.
         """
-        for entry in self.entries():
+        entries = await self.entries()
+        for entry in entries:
             if entry["id"] == model:
                 return entry
-        listed = ", ".join(repr(entry["id"]) for entry in self.entries()[:9])
+        listed = ", ".join(repr(entry["id"]) for entry in entries[:_LISTED])
         message = f"There is no model {model[:80]!r}; this server has {listed}."
         raise RequestError(404, message, "model", "model_not_found")
 
-    def concepts_of(self, model: str | None, names: Sequence[str]) -> list[str]:
-        """The concepts of a request: that of its model, and those that it names, with or without the model's name.
+    async def concepts_of(self, model: str | None, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The concepts of a request, that of its model and those that it names, and their placeholders.
+
+        Args:
+            model: The base model or that of a concept; None: the base model.
+            names: With or without the base model's name before them.
 
         Raises:
             RequestError: 404; there is no such model. Painters refuse concepts that do not exist.
         """
+        if model in (None, self.name) and not names:
+            return [], []
         prefix = f"{self.name}:"
-        of_model = [] if model is None else [self.entry(model)["id"].removeprefix(self.name).removeprefix(":")]
-        plain = [name.removeprefix(prefix) for name in names]
-        return list(dict.fromkeys(name for name in (*of_model, *plain) if name))
+        of_model = [] if model in (None, self.name) else [(await self.entry(str(model)))["id"]]
+        asked = list(dict.fromkeys(name.removeprefix(prefix) for name in (*of_model, *names)))
+        known = [concept for concept in await self._concepts() if concept.name in asked]
+        return asked, [placeholder for concept in known for placeholder in concept.placeholder.split(", ")]
 
-    def placeholders(self, concepts: Sequence[str]) -> list[str]:
-        """As prompts write these concepts."""
-        known = [self._concepts[name] for name in concepts if name in self._concepts]
-        return [placeholder for concept in known for placeholder in concept.placeholder.split(", ")]
+    async def _concepts(self) -> Sequence[ServedConcept]:
+        with painting_errors(0):
+            return (await self._painters.check_ready()).concepts
 
     def _entry(self, identifier: str) -> dict[str, Any]:
         return {"id": identifier, "object": "model", "created": self._created, "owned_by": "realword"}

@@ -69,7 +69,7 @@ async def read_generation(request: Request, settings: ServeConfig, models: Model
         RequestError: It cannot be read, or a field is missing, unknown or invalid.
     """
     asked = checked(GenerationFields, await read_json_object(request), strict=True)
-    concepts = models.concepts_of(asked.model, asked.concepts)
+    concepts, _ = await models.concepts_of(asked.model, asked.concepts)
     painting = {**_painting(asked, settings), "prompt": asked.prompt, "concepts": concepts}
     return ImageRequest(kind="image_generation", asked=asked, painting=painting)
 
@@ -93,9 +93,10 @@ async def read_edit(request: Request, settings: ServeConfig, models: Models) -> 
         pictures = await read_pictures(files, "image", limit, 400)
         mask = await _mask(form, limit - sum(map(len, pictures)))
     _check_masks_used(asked)
-    concepts = models.concepts_of(asked.model, asked.concepts)
-    unmarked = models.placeholders(concepts)
-    prompt, subjects = read_subjects(asked.prompt, asked.subjects, pictures, mask, unmarked, use_mask=asked.use_mask)
+    concepts, placeholders = await models.concepts_of(asked.model, asked.concepts)
+    prompt, subjects = read_subjects(
+        asked.prompt, asked.subjects, pictures, mask, placeholders, use_mask=asked.use_mask
+    )
     await _check_pixels(pictures, subjects, settings.max_picture_pixels)
     options = {name: value for name in _SUBJECT_OPTIONS if (value := getattr(asked, name)) is not None}
     painting = {

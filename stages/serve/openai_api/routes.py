@@ -34,12 +34,12 @@ def openai_routes(painters: Painters, models: Models, settings: ServeConfig) -> 
     @routes.get("/models", openapi_extra=MODELS)
     async def list_models() -> JSONResponse:
         """The models that are served."""
-        return JSONResponse({"object": "list", "data": models.entries()})
+        return JSONResponse({"object": "list", "data": await models.entries()})
 
     @routes.get("/models/{model_id:path}", openapi_extra=MODEL)
     async def get_model(model_id: str) -> JSONResponse:
         """One of them."""
-        return JSONResponse(models.entry(model_id))
+        return JSONResponse(await models.entry(model_id))
 
     @routes.post("/images/generations", openapi_extra=GENERATION)
     async def generate_images(request: Request) -> Response:

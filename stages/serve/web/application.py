@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fastapi import FastAPI, Security
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
@@ -14,8 +12,8 @@ from stages.serve.config import ServeConfig
 from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.routes import openai_routes
 from stages.serve.painting import NoPainterError, Painters, PaintersBusyError
-from stages.serve.served_model import ServedConcept
 from stages.serve.web.access import AccessMiddleware
+from stages.serve.web.draining import Draining, DrainingMiddleware
 from stages.serve.web.errors import ErrorsMiddleware, RequestError, add_error_handlers, error_schema
 from stages.serve.web.generate import generate_routes
 from stages.serve.web.headers import HeadersMiddleware
@@ -26,27 +24,25 @@ from stages.serve.web.page import add_page
 def make_application(
     painters: Painters,
     name: str,
-    title: str,
     settings: ServeConfig,
     keys: ApiKeys | None = None,
-    concepts: Sequence[ServedConcept] = (),
+    draining: Draining | None = None,
 ) -> FastAPI:
     """The application.
 
     Args:
         painters: Paint the requests.
         name: The model's, in OpenAI's routes.
-        title: The model's name and version, for people.
         settings: Limits of requests.
         keys: That requests may have; None: they need none.
-        concepts: That requests can name.
+        draining: Says when the server ends.
     """
     metrics = Metrics()
     measured = MeasuredPainters(painters, metrics)
     # The browser's page for the schema would load scripts from elsewhere.
     app = FastAPI(
         title="Realword",
-        description=f"Pictures of your own subjects. Model: {title}.",
+        description="Pictures of your own subjects.",
         docs_url=None,
         redoc_url=None,
         responses={"default": error_schema("An error; see its status.")},
@@ -54,6 +50,7 @@ def make_application(
             Middleware(HeadersMiddleware),
             Middleware(MetricsMiddleware, metrics),
             Middleware(ErrorsMiddleware),
+            Middleware(DrainingMiddleware, draining or Draining()),
             Middleware(AccessMiddleware, settings, keys or ApiKeys()),
         ],
     )
@@ -64,7 +61,7 @@ def make_application(
     @app.get("/health")
     async def health() -> JSONResponse:
         """200 while the server is alive."""
-        return JSONResponse({"status": "alive", "model": title})
+        return JSONResponse({"status": "alive", "model": painters.served.title})
 
     @app.head("/ready", include_in_schema=False)
     @app.get("/ready")
@@ -73,16 +70,16 @@ def make_application(
         try:
             await painters.check_ready()
         except PaintersBusyError:
-            return JSONResponse({"status": "busy", "model": title})
+            return JSONResponse({"status": "busy", "model": painters.served.title})
         except NoPainterError as error:
             raise RequestError(503, "No painter is ready; try again in a moment.") from error
-        return JSONResponse({"status": "ready", "model": title})
+        return JSONResponse({"status": "ready", "model": painters.served.title})
 
     asks_key = [Security(HTTPBearer(auto_error=False))] if keys else []  # for the schema; `AccessMiddleware` checks it
     for routes in (
         metrics_routes(metrics),
         generate_routes(measured, settings),
-        openai_routes(measured, Models(name, concepts), settings),
+        openai_routes(measured, Models(name, measured), settings),
     ):
         app.include_router(routes, dependencies=asks_key)
     return app

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stages.serve.painting import Event, Fields, Painted, Painters, Preview
+from stages.serve.painting import Event, Fields, Painted, Painters, Preview, Served
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 _BATCH_SIZES = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -98,9 +98,14 @@ class MeasuredPainters:
         finally:
             phase.dec()
 
-    async def check_ready(self) -> None:
+    @property
+    def served(self) -> Served:
+        """See `Painters`."""
+        return self._painters.served
+
+    async def check_ready(self) -> Served:
         """See `Painters.check_ready`."""
-        await self._painters.check_ready()
+        return await self._painters.check_ready()
 
 
 class MetricsMiddleware:

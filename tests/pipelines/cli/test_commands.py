@@ -19,7 +19,7 @@ FLAGS = {
     "plan": "--force --from --help --profile --set --stage",
     "status": "--help --profile --set",
     "generate": "--help --out --profile --prompt --seed --set --steps --subject --word",
-    "serve": "--help --profile --set",
+    "serve": "--help --profile --ray-address --set",
     "report": "--help --profile --set",
     "storage": "--help --profile --remove --set",
 }

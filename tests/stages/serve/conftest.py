@@ -51,7 +51,7 @@ def address(browser: Browser, application: FastAPI) -> Iterator[str]:
 def held(browser: Browser, sd_folder: Path) -> Iterator[HeldPainters]:
     """Painters of a server of their own."""
     painters = HeldPainters(tiny_painter(sd_folder))
-    with listening(make_application(painters, NAME, NAME, ServeConfig(max_steps=50))) as painters.address:
+    with listening(make_application(painters, NAME, ServeConfig(max_steps=50))) as painters.address:
         yield painters
         painters.go_on.set()
 

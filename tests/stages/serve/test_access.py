@@ -12,10 +12,11 @@ from starlette.testclient import TestClient
 
 from stages.serve.api_keys import parse_api_keys
 from stages.serve.config import ServeConfig
-from stages.serve.painting import Accepted, NoPainterError
+from stages.serve.painting import Accepted, NoPainterError, Served
 from stages.serve.web.application import make_application
 from stages.serve.web.errors import RequestError
 from stages.serve.web.rates import Rates
+from tests.support.local_painters import TITLE
 
 KEYS = "anna=topsecret,ben=other-secret"
 PROMPT = {"prompt": "a cat"}
@@ -24,17 +25,20 @@ PROMPT = {"prompt": "a cat"}
 class NoPainters:
     """Painters that are gone: a request that comes to them is answered with 503."""
 
+    served = Served(title=TITLE)
+
     async def paint(self, fields: Any, seconds: float) -> Any:
         if fields:
             raise NoPainterError
-        yield Accepted(size=(1, 1), text_tokens=1, reference_tokens=1, picture_tokens=1)
+        yield Accepted(size=(1, 1), text_tokens=1, reference_tokens=1, picture_tokens=1, title=TITLE)
 
-    async def check_ready(self) -> None:
+    async def check_ready(self) -> Served:
         """They pretend to be there."""
+        return self.served
 
 
 def application_of(keys: str | None = None, **settings: Any) -> FastAPI:
-    return make_application(NoPainters(), "model", "model 1", ServeConfig(**settings), parse_api_keys(keys))
+    return make_application(NoPainters(), "model", ServeConfig(**settings), parse_api_keys(keys))
 
 
 def client_of(keys: str | None = None, **settings: Any) -> TestClient:

@@ -28,7 +28,7 @@ def painters(tmp_path_factory: pytest.TempPathFactory) -> LocalPainters:
 
 @pytest.fixture(scope="module")
 def address(painters: LocalPainters) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(make_application(painters, NAME, NAME, SETTINGS), port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(make_application(painters, NAME, SETTINGS), port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -10,12 +10,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from stages.serve.painting import Accepted, Event, Fields, Painted, PaintersBusyError, Preview, Refused
+from stages.serve.painting import Accepted, Event, Fields, Painted, PaintersBusyError, Preview, Refused, Served
 from stages.serve.web.application import make_application
 from stages.serve.web.metrics import MeasuredPainters, Metrics
-from tests.support.local_painters import NAME, SETTINGS
+from tests.support.local_painters import NAME, SETTINGS, TITLE
 
-ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1)
+ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1, title=TITLE)
 PREVIEW = Preview(index=0, number=0, picture=b"", mask=None)
 PAINTED = Painted(
     index=0,
@@ -32,6 +32,8 @@ PAINTED = Painted(
 class ScriptedPainters:
     """Painters with given events."""
 
+    served = Served(title=TITLE)
+
     def __init__(self, *events: Event, error: Exception | None = None) -> None:
         self.events = events
         self.error = error
@@ -42,8 +44,9 @@ class ScriptedPainters:
         if self.error is not None:
             raise self.error
 
-    async def check_ready(self) -> None:
+    async def check_ready(self) -> Served:
         """They are."""
+        return self.served
 
 
 def values_of(text: str) -> dict[str, float]:
@@ -58,7 +61,7 @@ def values_of(text: str) -> dict[str, float]:
 
 def measured(painters: ScriptedPainters, **requests: Any) -> dict[str, float]:
     client = TestClient(
-        make_application(painters, NAME, NAME, SETTINGS), base_url="http://localhost", raise_server_exceptions=False
+        make_application(painters, NAME, SETTINGS), base_url="http://localhost", raise_server_exceptions=False
     )
     for method, path in requests.values():
         client.request(method, path, json={"prompt": "a cat", "n": 2} if method == "POST" else None)

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from stages.serve.api_keys import parse_api_keys
-from stages.serve.painting import Accepted, Event, Fields, PaintingFailedError
+from stages.serve.painting import Accepted, Event, Fields, PaintingFailedError, Served
 from stages.serve.web.application import make_application
-from tests.support.local_painters import NAME, SETTINGS, noise_picture
+from tests.support.local_painters import NAME, SETTINGS, TITLE, noise_picture
 
 KEY, PROMPT, NAME_OF_FILE = "kept-secret-key", "a [cat] in a hat", "kept-secret-file.png"
 PICTURE = noise_picture(7)
@@ -32,15 +32,18 @@ SECRETS = [
 class LosingPainters:
     """Painters that fail after they have taken a request."""
 
+    served = Served(title=TITLE)
+
     def __init__(self, error: Exception) -> None:
         self.error = error
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
-        yield Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1)
+        yield Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1, title=TITLE)
         raise self.error
 
-    async def check_ready(self) -> None:
+    async def check_ready(self) -> Served:
         """They are."""
+        return self.served
 
 
 class Logs:
@@ -93,11 +96,11 @@ def test_of_requests_that_are_painted_or_refused(application: FastAPI, logs: Log
 
 def test_of_requests_that_fail(logs: Logs) -> None:
     painters = LosingPainters(PaintingFailedError("MemoryError: no memory is left"))
-    statuses = ask_all(make_application(painters, NAME, NAME, SETTINGS, parse_api_keys(f"anna={KEY}")))
+    statuses = ask_all(make_application(painters, NAME, SETTINGS, parse_api_keys(f"anna={KEY}")))
     assert statuses[:6] == [500, 200, 500, 400, 401, 500]  # the second one is a stream
     assert "no memory is left" in logs.read()
 
 
 def test_of_an_error_in_the_code(logs: Logs) -> None:
-    assert ask_all(make_application(LosingPainters(KeyError(7)), NAME, NAME, SETTINGS))[0] == 500
+    assert ask_all(make_application(LosingPainters(KeyError(7)), NAME, SETTINGS))[0] == 500
     assert "KeyError: 7" in logs.read()

@@ -12,9 +12,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from stages.serve.config import ServeConfig
-from stages.serve.painting import Event, Fields, NoPainterError
+from stages.serve.painting import Event, Fields, NoPainterError, Served
 from stages.serve.web.application import make_application
-from tests.support.local_painters import encoded, half_mask, noise_picture
+from tests.support.local_painters import TITLE, encoded, half_mask, noise_picture
 
 PICTURE, SQUARE = noise_picture(side=40), noise_picture(1, side=40)  # of 1600 pixels
 MASK = half_mask((40, 40))
@@ -24,6 +24,8 @@ LIMIT = 3000
 class AbsentPainters:
     """Painters that keep what they are asked for, and answer with 503."""
 
+    served = Served(title=TITLE)
+
     asked: Fields | None = None
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
@@ -32,13 +34,14 @@ class AbsentPainters:
             raise NoPainterError
         yield
 
-    async def check_ready(self) -> None:
+    async def check_ready(self) -> Served:
         """They pretend to be there."""
+        return self.served
 
 
 def ask(path: str, files: Any, fields: dict[str, str], **settings: Any) -> tuple[Any, Fields | None]:
     painters = AbsentPainters()
-    application = make_application(painters, "model", "model 1", ServeConfig(**settings))
+    application = make_application(painters, "model", ServeConfig(**settings))
     client = TestClient(application, base_url="http://localhost", raise_server_exceptions=False)
     return client.post(path, data=fields, files=files), painters.asked
 
@@ -131,7 +134,7 @@ def test_pictures_by_url_are_refused_with_what_to_send(fields: dict[str, str], p
 
 @pytest.mark.parametrize("name", ["image", "images", "image_url", "mask", "input_image_url"])
 def test_pictures_in_json_are_refused_with_what_to_send(name: str) -> None:
-    application = make_application(AbsentPainters(), "model", "model 1", ServeConfig())
+    application = make_application(AbsentPainters(), "model", ServeConfig())
     client = TestClient(application, base_url="http://localhost")
     body = {"prompt": "a cat", name: [{"image_url": "https://example.org/cat.png"}]}
     error = client.post("/v1/images/generations", json=body).json()["error"]

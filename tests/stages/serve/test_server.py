@@ -31,6 +31,7 @@ from PIL import Image
 from model.micro_sd.shipped_adapter import find_shipped_model
 from stages.config import Config
 from stages.contract import StageError
+from stages.serve.registry import Registry as ServedRegistry
 from stages.serve.server import check_address, example, run_server
 from tests.support.contexts import make_context
 from tests.support.registered_model import Registry
@@ -40,9 +41,10 @@ import json, sys
 from pathlib import Path
 from pipelines.config.loading import config_from_dict
 from stages.serve.server import run_server
+from tests.stages.serve.test_server import registry_at
 given = json.loads(sys.argv[1])
-shipped = given["uri"] is None
-run_server(config_from_dict(given["config"], []), given["uri"], Path(given["folder"]), shipped=shipped)
+config = config_from_dict(given["config"], [])
+run_server(config, registry_at(given["uri"], config, Path(given["folder"])), shipped=given["uri"] is None)
 """
 
 
@@ -63,6 +65,11 @@ def a_config(folder: Path, **serve: Any) -> Config:
     return config
 
 
+def registry_at(uri: str | None, config: Config, folder: Path) -> ServedRegistry:
+    name = config.register.model_name
+    return ServedRegistry(name=name, locate=lambda: uri, run_folder=folder, profile=config.profile)
+
+
 # Errors before the server starts
 
 
@@ -72,7 +79,7 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
         other.listen()
         config = a_config(tmp_path, port=other.getsockname()[1])
         with pytest.raises(StageError, match=r"127\.0\.0\.1 port \d+.*--set serve\.port"):
-            run_server(config, None, tmp_path)
+            run_server(config, registry_at(None, config, tmp_path))
 
 
 @pytest.mark.parametrize("address", [{"host": "no.such.host.invalid"}, {"host": "192.0.2.1"}])
@@ -82,10 +89,11 @@ def test_an_impossible_address_is_refused(tmp_path: Path, address: dict[str, Any
 
 
 def test_the_error_without_a_champion_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
     with pytest.raises(
         StageError, match=r"no champion of the model realword-micro .*python pipeline\.py run --stage all"
     ):
-        run_server(a_config(tmp_path), None, tmp_path)
+        run_server(config, registry_at(None, config, tmp_path))
 
 
 def test_the_example_names_a_picture_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,14 +164,21 @@ def started(registry: Registry | None, folder: Path, **serve: Any) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = {"max_batch_size": 2, "max_queued_requests": 2, "max_picture_bytes": 100_000, "max_steps": 1000}
+    limits = {
+        "registry_check_seconds": 0.2,
+        "max_batch_size": 2,
+        "max_queued_requests": 2,
+        "max_picture_bytes": 100_000,
+        "max_steps": 1000,
+    }
     with started(registry, tmp_path_factory.mktemp("serve"), timeout_seconds=10, **limits) as found:
         yield found
 
 
 @pytest.mark.slow
 def test_a_request_is_answered_with_a_picture(server: Server) -> None:
-    assert re.fullmatch(r"Serving realword-micro version 1 at http://127\.0\.0\.1:\d+/ .*\n", server.printed[0])
+    assert server.printed[0] == "Loading realword-micro version 1.\n"
+    assert re.fullmatch(r"Serving realword-micro version 1 at http://127\.0\.0\.1:\d+/ .*\n", server.printed[-2])
     answer = server.ask()
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
@@ -226,6 +241,34 @@ def test_the_official_client_paints_and_streams(server: Server) -> None:
     with pytest.raises(BadRequestError, match=r"dragon.*photo.*mug.*snow") as error:
         client.images.edit(image=a_picture(), prompt=prompt, extra_body={"subjects": '[{"word": "dragon"}]'})
     assert (error.value.param, bool(error.value.request_id)) == ("subjects", True)
+
+
+@pytest.mark.slow
+def test_a_moved_alias_is_followed_without_a_failed_request(server: Server, registry: Registry) -> None:
+    registry.register(0.5)  # version 2, which does not become the champion
+    stopped = threading.Event()
+
+    def ask_until_stopped() -> list[tuple[int, str]]:
+        answers = []
+        while not stopped.is_set():
+            answer = server.ask()
+            made = Image.open(io.BytesIO(answer.content)).info["realword"] if answer.ok else answer.text
+            answers.append((answer.status_code, json.loads(made).get("model")))
+        return answers
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            clients = [pool.submit(ask_until_stopped) for _ in range(2)]
+            for number in ("2", "1"):
+                registry.client.set_registered_model_alias("realword-micro", "champion", number)
+                wait_for(server, f"Serving realword-micro version {number}.\n")
+            stopped.set()
+            answers = [answer for client in clients for answer in client.result()]
+    finally:
+        stopped.set()
+        registry.client.set_registered_model_alias("realword-micro", "champion", "1")
+    assert set(answers) == {(200, f"realword-micro version {number}") for number in "12"}
+    assert requests.get(f"{server.address}/ready", timeout=30).json()["model"] == "realword-micro version 1"
 
 
 @pytest.mark.slow
@@ -292,7 +335,7 @@ def test_a_damaged_model_is_refused_before_anything_starts(registry: Registry, t
     weights = next(model.rglob("adapter/*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(StageError, match=r"damaged version 1 .*adapter.*--force register"):
-        run_server(config, registry.uri, tmp_path)
+        run_server(config, registry_at(registry.uri, config, tmp_path))
 
 
 @pytest.mark.slow
@@ -301,7 +344,7 @@ def test_a_model_that_the_server_cannot_call_must_be_registered_again(registry: 
     settings = next(model.rglob("inference.json"))
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "interface": 1}))
     with pytest.raises(StageError, match=r"old version 1 .*python pipeline\.py run --stage register --force register"):
-        run_server(config, registry.uri, tmp_path)
+        run_server(config, registry_at(registry.uri, config, tmp_path))
 
 
 @pytest.mark.slow
@@ -309,10 +352,16 @@ def test_the_shipped_model_is_served_without_a_registry(tmp_path: Path) -> None:
     shipped = find_shipped_model()
     with started(None, tmp_path) as server:
         assert server.printed[0].startswith(f"There is no registered model in {tmp_path} yet: ")
-        assert server.printed[1].startswith(f"Serving {shipped.title} at ")
+        assert server.printed[-2].startswith(f"Serving {shipped.title} at ")
         health = requests.get(f"{server.address}/health", timeout=30).json()
         assert health == {"status": "alive", "model": shipped.title}
         answer = server.ask(steps=2, seed=7)
+        with ThreadPoolExecutor(1) as pool:  # what is running when the server is stopped is finished
+            running = pool.submit(server.ask, steps=40)
+            time.sleep(0.5)
+            server.process.send_signal(signal.SIGTERM)
+            assert running.result().status_code == 200
+        assert server.process.wait(timeout=90) == 0
     made = json.loads(Image.open(io.BytesIO(answer.content)).info["realword"])
     assert (made["model"], made["adapter"], made["seed"]) == (shipped.title, shipped.fingerprint, 7)
     assert not [path for path in tmp_path.rglob("*") if "mlflow" in str(path.relative_to(tmp_path))]
@@ -323,8 +372,16 @@ def test_a_damaged_shipped_model_is_refused_before_anything_starts(
 ) -> None:
     find = functools.partial(find_shipped_model, adapter=tmp_path / "adapter")
     monkeypatch.setattr("stages.serve.shipped.find_shipped_model", find)
+    config = a_config(tmp_path)
     with pytest.raises(StageError, match=r"ships with Realword cannot be used: .*adapter.*; restore "):
-        run_server(a_config(tmp_path), None, tmp_path, shipped=True)
+        run_server(config, registry_at(None, config, tmp_path), shipped=True)
+
+
+def wait_for(server: Server, line: str) -> None:
+    deadline = time.monotonic() + 90
+    while line not in server.printed:
+        assert time.monotonic() < deadline, server.printed
+        time.sleep(0.1)
 
 
 def a_registered_model(registry: Registry, name: str, folder: Path) -> tuple[Config, Path]:

@@ -20,18 +20,21 @@ from stages.serve.painting import (
     PaintersBusyError,
     PaintingFailedError,
     Refused,
+    Served,
     paint_until,
 )
 from stages.serve.web.application import make_application
 from tests.support.local_painters import NAME, noise_picture
 
-ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1)
+ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1, title=NAME)
 FORM = {"prompt": "a [cat]", "word": "cat"}
 PICTURE = noise_picture()
 
 
 class FailingPainters:
     """Painters that raise an error, at once or after they have taken the request."""
+
+    served = Served(title=NAME)
 
     def __init__(self, error: Exception | None, *, taken: bool = False) -> None:
         self.error = error
@@ -49,14 +52,15 @@ class FailingPainters:
         finally:
             self.closed = True
 
-    async def check_ready(self) -> None:
+    async def check_ready(self) -> Served:
         if self.error is not None:
             raise self.error
+        return self.served
 
 
 def client_of(painters: FailingPainters) -> TestClient:
     settings = ServeConfig(timeout_seconds=0.2)
-    application = make_application(painters, NAME, NAME, settings)
+    application = make_application(painters, NAME, settings)
     return TestClient(application, base_url="http://localhost", raise_server_exceptions=False)
 
 

@@ -1,0 +1,39 @@
+"""Which model paints in `generate` and `serve`: that of a run folder, or the one that ships with the code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.cli.shipped import asks_for_default_model, shipped_model_answers
+from pipelines.config.loading import config_from_dict, load_config, with_values
+from pipelines.errors import PipelineError, UsageError
+from pipelines.store.store import Store
+from stages.config import Config
+
+
+def last_run(profile: str, settings: Sequence[str]) -> tuple[Config, Store]:
+    """The configuration of the last run in the settings' run folder, overridden by the settings."""
+    store = Store(Path(load_config(profile, settings).run.folder))
+    stored = store.read_latest()[0]
+    try:
+        config_from_dict(stored)
+    except UsageError as error:
+        raise PipelineError(f"{store.latest_file} is of another version ({error}); run the pipeline again.") from error
+    config = config_from_dict(stored, settings)
+    return with_values(config, {"run.folder": str(store.folder)}), store  # it may have been moved since
+
+
+def painting_run(profile: str, settings: Sequence[str], stage: str) -> tuple[Config, Store, bool]:
+    """The configuration to paint with, the run folder, and whether the shipped model answers in place of the run's.
+
+    Args:
+        profile: Of the command line.
+        settings: Of the command line.
+        stage: The one that makes the model.
+    """
+    config = load_config(profile, settings)
+    store = Store(Path(config.run.folder))
+    if store.latest_file.exists() or not asks_for_default_model(config, settings):
+        config, store = last_run(profile, settings)
+    return config, store, shipped_model_answers(config, store, settings, stage)
