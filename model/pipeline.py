@@ -19,7 +19,7 @@ from model.adapters.adapter import AdapterError, VisualAdapter, attach_processor
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.visual_attention import VisualAttentionProcessor, attached_processors
 from model.backbone import Backbone, load_backbone
-from model.dci.auxiliary_branch import AuxiliaryBranch
+from model.dci.auxiliary_branch import AuxiliaryBranch, auxiliary_steps
 from model.dci.prompts import BranchPrompts
 from model.dci.settings import DCISettings
 from model.errors import GenerationError
@@ -330,8 +330,9 @@ class RealCustomPipeline:
             GenerationError: as `__call__`.
         """
         self._check_size([prompt], size, settings.steps)
-        scheduler_of_steps(self.scheduler, settings.steps, self.backbone.device)
+        scheduler = scheduler_of_steps(self.scheduler, settings.steps, self.backbone.device)
         if dci is not None and dci.auxiliary_share:
+            auxiliary_steps(scheduler, dci)
             BranchPrompts.of(self.backbone, [prompt], dci)
             self._dci_processors(with_subjects=bool(subjects))
         if subjects:

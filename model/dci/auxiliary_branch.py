@@ -26,13 +26,18 @@ from model.guidance.sampling import scheduler_step
 from model.seeding import generator_of
 
 
-def auxiliary_steps(timesteps: Tensor, training_steps: int, settings: DCISettings) -> range:
+def auxiliary_steps(scheduler: Any, settings: DCISettings) -> range:
     """The denoising steps with two branches: those with t / T > 1 - T_a, and no more than a share T_a of all steps.
+
+    Args:
+        scheduler: with its timesteps.
+        settings: with T_a.
 
     Raises:
         GenerationError: there is no such step, and T_a is not 0.
     """
-    first = training_steps * (1 - settings.auxiliary_share) + 1e-6
+    timesteps = scheduler.timesteps
+    first = scheduler.config.num_train_timesteps * (1 - settings.auxiliary_share) + 1e-6
     early = sum(timestep > first for timestep in timesteps.tolist())
     steps = range(min(early, settings.most_auxiliary_steps(len(timesteps))))
     if settings.auxiliary_share and not steps:
@@ -92,7 +97,7 @@ class AuxiliaryBranch:
         Raises:
             GenerationError: no step has two branches, or the text encoder cuts a phrase off.
         """
-        steps = auxiliary_steps(scheduler.timesteps, scheduler.config.num_train_timesteps, settings)
+        steps = auxiliary_steps(scheduler, settings)
         concept, auxiliary = prompts.tokens(backbone)
         if settings.auxiliary_noise == "own":
             generators = [generator_of(one.initial_seed(), "auxiliary") for one in generators]

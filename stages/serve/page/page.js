@@ -8,6 +8,7 @@ import { occurrences, phraseAfterClick, wordsOf } from "./words.js";
 const NEW_SEEDS = 1_000_000; // few digits are easy to read and to type
 const UNAUTHORIZED = 401;
 
+const concepts = new Map(); // by the names of their models
 const sentence = element("sentence");
 const pictures = new Pictures(element("pictures"), showWords);
 let words = [];
@@ -68,13 +69,15 @@ function showWord(button, owner, text) {
 
 function whatToPaint() {
   const concept = element("concept").value;
+  const dci = concept && element("dci").checked;
   const seed = element("hold").checked && element("seed").value;
   return {
     prompt: sentence.value.trim(),
     seed: seed ? Number(seed) : Math.floor(Math.random() * NEW_SEEDS),
     steps: element("steps").value ? Number(element("steps").value) : undefined,
     subjects: pictures.used.map(({ file, phrase }) => ({ file, word: phrase })),
-    ...(concept && { model: concept, dci_lambda: Number(element("lambda").value) }),
+    ...(concept && { model: concept }),
+    ...(dci && { dci_lambda: Number(element("lambda").value) }),
   };
 }
 
@@ -162,12 +165,34 @@ function takeFurther(file, phrase) {
 async function showModels() {
   try {
     element("model").textContent = await modelTitle();
-    const concepts = (await listModels()).filter((model) => model.concept);
-    element("concept").replaceChildren(new Option("None", ""), ...concepts.map(({ id }) => new Option(id)));
-    element("concept-fields").hidden = !concepts.length;
+    concepts.clear();
+    for (const model of await listModels()) if (model.concept) concepts.set(model.id, model);
+    element("concept").replaceChildren(new Option("None", ""), ...[...concepts.keys()].map((id) => new Option(id)));
+    element("concept-fields").hidden = !concepts.size;
   } catch (error) {
     explain(error);
   }
+}
+
+function chooseConcept() {
+  const concept = concepts.get(element("concept").value);
+  element("dci").disabled = !concept;
+  showLambda();
+  if (concept) nameInSentence(concept.placeholder.split(", ")[0], concept.word.split(", ")[0]);
+}
+
+/** Put the placeholder before the class word, unless the sentence has it already. */
+function nameInSentence(placeholder, word) {
+  if (sentence.value.toLowerCase().includes(placeholder.toLowerCase())) return;
+  const found = words.find(({ text }) => text.toLowerCase() === word.toLowerCase());
+  if (!found) return say(`Write “${placeholder} ${word}” where the concept is to be.`);
+  sentence.value = `${sentence.value.slice(0, found.start)}${placeholder} ${sentence.value.slice(found.start)}`;
+  readSentence();
+}
+
+function showLambda() {
+  element("lambda").disabled = element("dci").disabled || !element("dci").checked;
+  element("lambda-value").textContent = element("lambda").value;
 }
 
 function listen() {
@@ -183,7 +208,9 @@ function listen() {
   });
   element("cancel").addEventListener("click", () => painting.abort());
   element("seed").addEventListener("input", () => (element("hold").checked = Boolean(element("seed").value)));
-  element("lambda").addEventListener("input", () => (element("lambda-value").textContent = element("lambda").value));
+  element("concept").addEventListener("change", chooseConcept);
+  element("dci").addEventListener("change", showLambda);
+  element("lambda").addEventListener("input", showLambda);
   element("example").addEventListener("click", async () => {
     pictures.add(await pageFile("example.png", "image/png"));
     element("words").firstElementChild?.focus();

@@ -43,12 +43,13 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     ("timestep", "two_branches"), [(1000, True), (701, True), (700.5, True), (700, False), (1, False)]
 )
 def test_the_window_of_timesteps(timestep: float, two_branches: bool) -> None:
-    timesteps, dci = torch.tensor([timestep] * 10), replace(DCI, auxiliary_share=0.3)
+    scheduler, dci = DDIMScheduler(), replace(DCI, auxiliary_share=0.3)
+    scheduler.timesteps = torch.tensor([timestep] * 10)
     if two_branches:
-        assert auxiliary_steps(timesteps, 1000, dci) == range(3)
+        assert auxiliary_steps(scheduler, dci) == range(3)
     else:
         with pytest.raises(GenerationError, match=r"auxiliary_share 0\.3 leaves the auxiliary branch none of 10 steps"):
-            auxiliary_steps(timesteps, 1000, dci)
+            auxiliary_steps(scheduler, dci)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_the_window_of_timesteps(timestep: float, two_branches: bool) -> None:
 def test_the_window_of_a_schedule(steps: int, spacing: str, share: float, first: int, last: int, count: int) -> None:
     scheduler = DDIMScheduler(steps_offset=1, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
-    found = auxiliary_steps(scheduler.timesteps, 1000, replace(DCI, auxiliary_share=share))
+    found = auxiliary_steps(scheduler, replace(DCI, auxiliary_share=share))
     assert found == range(count)
     assert scheduler.timesteps[[0, count - 1]].tolist() == [first, last]
 

@@ -12,12 +12,11 @@ from starlette.responses import JSONResponse
 
 from tests.support.browser import SENTENCE, Open
 from tests.support.held_painters import HeldPainters
-from tests.support.local_painters import NAME, SIDE, listening, tiny_application
+from tests.support.local_painters import NAME, SIDE, TITLE, listening, tiny_application
 
 pytestmark = pytest.mark.slow
 
 KEY = "sk-right"
-CONCEPT = {"id": f"{NAME}:my-dog", "object": "model", "created": 0, "owned_by": "realword", "concept": True}
 
 
 def test_a_picture_appears_with_its_mask(open_page: Open, held: HeldPainters) -> None:
@@ -36,7 +35,7 @@ def test_a_picture_appears_with_its_mask(open_page: Open, held: HeldPainters) ->
     assert mask.evaluate("mask => getComputedStyle(mask).maskImage").startswith('url("blob:')
     page.tab.get_by_label("Show the mask").uncheck()
     assert mask.is_hidden()
-    assert page.tab.locator("#model").inner_text() == NAME
+    assert page.tab.locator("#model").inner_text() == TITLE
 
 
 def test_text_only_is_painted_beside_it_with_the_same_seed(open_page: Open) -> None:
@@ -142,17 +141,17 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(open_page: Open, sd_folder: Path
         assert page.tab.evaluate("[localStorage.length, document.cookie]") == [0, ""]
 
 
-def test_concepts_are_there_if_the_server_has_some(open_page: Open) -> None:
+def test_concepts_are_there_if_the_server_has_some(open_page: Open, held: HeldPainters) -> None:
+    assert open_page(held.address).tab.get_by_label("Learned concept").is_hidden()
     page = open_page()
-    assert page.tab.get_by_label("Learned concept").is_hidden()
-    page.tab.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": [CONCEPT]}))
-    page.tab.route("**/v1/images/generations", lambda route: route.abort())
-    page.tab.reload()
-    page.tab.get_by_label("Learned concept").select_option(str(CONCEPT["id"]))
+    page.write("a cat in a hat")
+    page.tab.get_by_label("Steps", exact=True).fill("8")
+    page.tab.get_by_label("Learned concept").select_option(f"{NAME}:tom")
+    assert page.tab.get_by_label("Sentence", exact=True).input_value() == "a [v] cat in a hat"
+    assert page.tab.get_by_label("Lambda").is_disabled()
+    page.tab.get_by_label("Generate its context apart").check()
     page.tab.get_by_label("Lambda").press("ArrowRight")
     with page.tab.expect_request("**/v1/images/generations") as request:
-        page.button("Paint").click()
+        page.paint()
     asked = json.loads(str(request.value.post_data))
-    assert (asked["model"], asked["dci_lambda"]) == (CONCEPT["id"], 0.1)
-    page.wait_for_status("The server cannot be reached.")
-    page.problems.clear()  # of the request that was not sent
+    assert (asked["model"], asked["dci_lambda"]) == (f"{NAME}:tom", 0.1)
