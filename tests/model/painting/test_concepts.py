@@ -73,7 +73,7 @@ def test_dci_changes_the_picture_and_is_in_its_metadata(painter: RequestPainter)
         ({"concepts": ["textual_inversion", "xti"]}, "concepts", r"two concepts have the placeholder '\[v\]'"),
         ({"prompt": "a [v] in a hat", "dci_lambda": 1.0}, "dci_lambda", "DCI needs a prompt with one concept"),
         ({"concepts": [], "dci_lambda": 1.0}, "dci_lambda", "which needs a model or the field 'concepts'"),
-        ({"dci_lambda": 1.0, "dci_auxiliary_noun": "cat"}, "dci_auxiliary_noun", "choose another"),
+        ({"dci_share": 0.5, "dci_auxiliary_noun": "cat"}, "dci_auxiliary_noun", "choose another"),
     ],
 )
 def test_refusals(painter: RequestPainter, changes: dict[str, Any], field: str, message: str) -> None:

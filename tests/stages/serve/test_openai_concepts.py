@@ -74,7 +74,7 @@ def test_dci(client: TestClient) -> None:
         ({"prompt": "a cat"}, 400, "prompt", r"write '[v] cat'"),
         ({"dci_lambda": 1000}, 400, "dci_lambda", "less than or equal to 100"),
         ({"dci_lambda": 1, "model": NAME}, 400, "dci_lambda", "which needs a model or the field 'concepts'"),
-        ({"dci_auxiliary_noun": "cat"}, 400, "dci_auxiliary_noun", "choose another"),
+        ({"dci_auxiliary_noun": "cat", "dci_share": 0.5}, 400, "dci_auxiliary_noun", "choose another"),
         ({"dci_share": 0.01}, 400, "dci_share", "leaves the auxiliary branch none of 3 steps"),
         ({"dci_share": 0.5, "steps": 1}, 400, "dci_share", "leaves the auxiliary branch none of 1 steps"),
     ],
