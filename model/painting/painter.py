@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 
 from model.adapters.encoding_cache import EncodingCache
 from model.dci.auxiliary_branch import auxiliary_steps
@@ -33,13 +34,22 @@ from model.painting.preparation import (
     inference_settings,
     picture_size,
 )
-from model.painting.request import PaintedPicture, PictureRequest, PreparedRequest, RequestFieldError, preview_steps
+from model.painting.request import (
+    UNSAFE,
+    PaintedPicture,
+    PictureRequest,
+    PreparedRequest,
+    RequestFieldError,
+    UnsafePictureError,
+    preview_steps,
+)
 from model.painting.running_picture import RunningPicture
 from model.painting.words import WordFinder
 from model.pictures.provenance import PictureFormat, Provenance
-from model.pictures.tensors import to_pictures
+from model.pictures.tensors import to_pictures, to_tensor
 from model.pipeline import RealCustomPipeline
 from model.scoring.metrics import ClipScorer
+from model.scoring.safety import SAFETY_THRESHOLD, SafetyScorer
 
 
 @dataclass(kw_only=True)
@@ -51,6 +61,7 @@ class RequestPainter:
         settings: The defaults of the inference.
         title: How painted pictures name the model in their metadata; None for one without a name.
         adapter: The adapter's fingerprint.
+        safety: Refuses pictures that come in and that are painted; None: nothing is refused.
         clip: Loads a CLIP, which finds the words of subjects that have none; None: such requests are refused.
         concepts: Learned concepts that requests can name; none at first.
     """
@@ -59,6 +70,7 @@ class RequestPainter:
     settings: InferenceSettings
     title: str | None
     adapter: str
+    safety: SafetyScorer | None = None
     clip: Callable[[], ClipScorer] | None = None
     concepts: Concepts = field(init=False)
 
@@ -132,6 +144,7 @@ class RequestPainter:
         if use_mask:
             read = self._with_words(read, prompt, concepts)
         named = tuple(subject for subject, _ in read)
+        self._check_safety(named)
         _check(pipeline, prompt, named, settings, grid, guidance, dci)
         pictures = [
             PictureRequest(
@@ -166,6 +179,17 @@ class RequestPainter:
             picture_tokens=(grid[0] // scale) * (grid[1] // scale),
         )
 
+    def _check_safety(self, subjects: Sequence[Subject]) -> None:
+        for number, subject in enumerate(subjects, 1):
+            if self._is_unsafe(subject.picture):
+                raise RequestFieldError("picture", f"the safety checker refuses picture {number}.", UNSAFE)
+
+    def _is_unsafe(self, picture: Image.Image) -> bool:
+        if self.safety is None:
+            return False
+        view = self.safety.picture_input(to_tensor(picture.convert("RGB"))[None])
+        return bool(self.safety(view).item() > SAFETY_THRESHOLD)
+
     @cached_property
     def _word_finder(self) -> WordFinder | None:
         try:
@@ -187,6 +211,10 @@ class RequestPainter:
             subject, made = read[number]
             found[number] = replace(subject, word=word), replace(made, word=word)
         return found
+
+    def use_safety_checker(self, name: str) -> None:
+        """Refuse pictures that Stable Diffusion's safety checker refuses; see `SafetyScorer.from_pretrained`."""
+        self.safety = SafetyScorer.from_pretrained(name).to(self.pipeline.backbone.device)
 
     def cache_encodings(self, max_bytes: int) -> None:
         """Keep the encodings of subjects' pictures for later requests; see `EncodingCache`."""
@@ -235,12 +263,20 @@ class RequestPainter:
             return None
         latents, masks = picture.run.clean_latents(), picture.run.masks()
         (image,) = to_pictures(self.pipeline.backbone.decode_latents(latents) / 2 + 0.5)
+        if self._is_unsafe(image):
+            return None
         return picture.encoded(image, None if masks is None else masks[0])
 
     def finish(self, picture: RunningPicture) -> PaintedPicture:
-        """Decode a picture that has taken all steps."""
+        """Decode a picture that has taken all steps.
+
+        Raises:
+            UnsafePictureError: The safety checker refuses it.
+        """
         output = self.pipeline.finish(picture.run)
         ((image,), (masks,)) = output.images, output.masks
+        if self._is_unsafe(image):
+            raise UnsafePictureError("the safety checker refuses the painted picture; try another seed or prompt.")
         return picture.encoded(image, masks[-1] if masks else None)
 
     def paint(self, requests: Sequence[PictureRequest]) -> list[PaintedPicture]:

@@ -9,17 +9,28 @@ from model.guidance.masks import Grid
 from model.guidance.subjects import Subject
 from model.pictures.provenance import PictureFormat, Provenance
 
+#: The code of errors about pictures that the safety checker refuses, as in OpenAI's API.
+UNSAFE = "moderation_blocked"
+
+
+class UnsafePictureError(GenerationError):
+    """The safety checker refuses a painted picture."""
+
+    code = UNSAFE
+
 
 class RequestFieldError(GenerationError):
     """A request cannot be painted because of one of its fields.
 
     Attributes:
         field: An argument of `RequestPainter.prepare`, "picture", "word" or "mask" of a subject, or an option.
+        code: For programs.
     """
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, code: str = "invalid_value") -> None:
         super().__init__(message)
         self.field = field
+        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)

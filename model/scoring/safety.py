@@ -20,6 +20,7 @@ from model.errors import ModelError
 from model.pretrained import load_pretrained
 from model.scoring.metrics import PictureInput
 
+SAFETY_THRESHOLD = 0.5  # of the score
 _STRICTER = 0.01  # added to every margin when the picture shows one of the 3 concepts
 _LOGIT_SCALE = 100.0  # of CLIP's cosines (Radford et al. 2021, Sec. 2.5)
 

@@ -109,7 +109,10 @@ def painters_application(model: ServedModel, settings: ServeConfig, gpus: float)
 def painter_limits(settings: ServeConfig) -> PainterLimits:
     """Those of each painter."""
     return PainterLimits(
-        batch=settings.max_batch_size, waiting=settings.max_queued_requests, cached_bytes=settings.max_cached_bytes
+        batch=settings.max_batch_size,
+        waiting=settings.max_queued_requests,
+        cached_bytes=settings.max_cached_bytes,
+        safety_checker=settings.safety_checker,
     )
 
 

@@ -53,6 +53,8 @@ class ServeConfig:
     """Width times height of all pictures and masks of a request together."""
     max_steps: Operation[Annotated[int, Ge(1), Le(1000)]] = 100
     """Of the sampler, for a request."""
+    safety_checker: Operation[Text | None] = None
+    """A Stable Diffusion with one, whose checker refuses pictures that come in and that are painted; null: none."""
     timeout_seconds: Operation[PositiveFloat] = 60.0
     """From the request to its last picture, waiting included; a server that is stopped ends within this time."""
     mark_generated: Operation[bool] = True

@@ -30,6 +30,8 @@ class ModelPainter:
         self.model = model
         self.title = title
         self.model.cache_encodings(limits.cached_bytes)
+        if limits.safety_checker is not None:
+            self.model.use_safety_checker(limits.safety_checker)
         self._batch = ContinuousBatch(model, limits.batch)
         self._max_waiting = limits.waiting
 
@@ -38,7 +40,7 @@ class ModelPainter:
         try:
             prepared = await asyncio.to_thread(self.model.prepare, **fields)
         except ValueError as error:
-            yield Refused(field=getattr(error, "field", ""), message=str(error))
+            yield _refused(error)
             return
         events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         jobs = [Job(index=index, request=request, events=events) for index, request in enumerate(prepared.pictures)]
@@ -61,7 +63,10 @@ class ModelPainter:
             while unfinished:
                 event = await events.get()
                 if isinstance(event, Exception):
-                    raise event
+                    if not hasattr(event, "code"):
+                        raise event
+                    yield _refused(event)  # by the safety checker
+                    return
                 yield event
                 unfinished -= isinstance(event, Painted)
         finally:
@@ -75,6 +80,11 @@ class ModelPainter:
         if is_full or self._batch.seconds_until_done(jobs) > seconds:
             return Busy(seconds=self._batch.seconds_until_done())
         return None
+
+
+def _refused(error: Exception) -> Refused:
+    field, code = getattr(error, "field", ""), getattr(error, "code", "invalid_value")
+    return Refused(field=field, message=str(error), code=code)
 
 
 def _warning(cut_off: str) -> str:

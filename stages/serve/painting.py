@@ -34,11 +34,13 @@ class PainterLimits:
         batch: Pictures that are painted at once.
         waiting: Pictures that wait for a place in the batch.
         cached_bytes: Of subjects' encodings that are kept.
+        safety_checker: A Stable Diffusion whose checker refuses pictures; None: nothing is refused.
     """
 
     batch: int
     waiting: int
     cached_bytes: int
+    safety_checker: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +68,17 @@ class Accepted:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """The request is invalid.
+    """The request is invalid, or, after `Accepted`, a painted picture may not be shown.
 
     Attributes:
         field: As in `model.painting.request.RequestFieldError`; "" for the request as a whole.
         message: One sentence.
+        code: For programs.
     """
 
     field: str
     message: str
+    code: str = "invalid_value"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,14 @@ class PaintingFailedError(Exception):
     """An error of ours; the message names it."""
 
 
+class PictureRefusedError(Exception):
+    """A painted picture may not be shown."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.message)
+        self.code = refused.code
+
+
 class PaintingTimeoutError(Exception):
     """The deadline of a request has passed while it was being painted, or is too early for it."""
 
@@ -202,6 +214,7 @@ async def paint_until(painters: Painters, fields: Fields, seconds: float) -> Asy
 
     Raises:
         PaintersBusyError: The painters cannot paint it in time.
+        PictureRefusedError: A painted picture may not be shown.
         NoPainterError: It has passed before a painter took the request.
         PaintingTimeoutError: It has passed afterwards, or the painting would take longer.
     """
@@ -223,6 +236,8 @@ async def paint_until(painters: Painters, fields: Fields, seconds: float) -> Asy
                 raise PaintersBusyError(event.seconds)
             if isinstance(event, TooLong):
                 raise PaintingTimeoutError
+            if isinstance(event, Refused) and is_taken:
+                raise PictureRefusedError(event)
             is_taken = True
             yield event
     finally:

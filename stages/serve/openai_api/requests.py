@@ -54,7 +54,7 @@ class ImageRequest:
         renamed = {"picture": "image", "word": "prompt" if self._is_marked else "subjects", "": None}
         how = f" Please {HOW_TO_NAME}." if refused.field == "word" and None in self._words else ""
         field = renamed.get(refused.field, refused.field)
-        return RequestError(400, refused.message + how, field, "invalid_value")
+        return RequestError(400, refused.message + how, field, refused.code)
 
     @property
     def _is_marked(self) -> bool:

@@ -15,7 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stages.serve.painting import NoPainterError, PaintersBusyError, PaintingFailedError, PaintingTimeoutError
+from stages.serve.painting import (
+    NoPainterError,
+    PaintersBusyError,
+    PaintingFailedError,
+    PaintingTimeoutError,
+    PictureRefusedError,
+)
 
 _RETRY_AFTER_SECONDS = 2
 #: OpenAI's `type` and `code` by status; other statuses are errors of the request without a code.
@@ -113,7 +119,8 @@ def painting_errors(seconds: float) -> Iterator[None]:
         seconds: The deadline of requests, for the message.
 
     Raises:
-        RequestError: 429 too many requests, 500 painting failed, 503 no painter, 504 too slow.
+        RequestError: 400 a picture may not be shown, 429 too many requests, 500 painting failed, 503 no painter, 504
+            too slow.
     """
     try:
         yield
@@ -123,6 +130,8 @@ def painting_errors(seconds: float) -> Iterator[None]:
         raise RequestError(429, message, retry_after=seconds) from error
     except NoPainterError as error:
         raise RequestError(503, "No painter is ready; try again in a moment.") from error
+    except PictureRefusedError as error:
+        raise RequestError(400, f"{str(error).capitalize()}", code=error.code) from error
     except PaintingTimeoutError as error:
         raise RequestError(504, f"Painting takes more than {seconds:g} s; ask for fewer steps or pictures.") from error
     except PaintingFailedError as error:

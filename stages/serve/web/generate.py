@@ -73,7 +73,7 @@ async def _paint(painters: Painters, fields: dict[str, Any], seconds: float) -> 
             async for event in events:
                 if isinstance(event, Refused):
                     param = "subject" if event.field == "picture" else event.field or None
-                    raise RequestError(422, event.message, param)
+                    raise RequestError(422, event.message, param, event.code)
                 if isinstance(event, Accepted):
                     warning = event.warning
                 if isinstance(event, Painted):
