@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import ModelError
-from model.guidance.settings import InferenceSettings
-from model.painting.painter import RequestPainter
+from model.painting.preparation import SubjectReader
 from model.pictures.containers import take_apart
 from model.pictures.crops import square_crop
 from model.pictures.decoding import MAX_PIXELS, load_picture, picture_format
@@ -36,7 +32,6 @@ from stages.filter.rules import active_rules, rejection
 from stages.ingest.config import IngestConfig
 from stages.ingest.resizer import CheckedResizer, Resized, decodable
 from stages.multiview.frames import load_frame
-from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from tests.support.hostile_web import bodies, encode, sixteen_bits
 from tests.support.picture_files import scene
 from tests.support.picture_table import picture_table
@@ -89,32 +84,8 @@ def evaluation(file: Path) -> bool:
 
 
 def serving(file: Path) -> bool:
-    """The registered model with a pipeline that paints nothing."""
-    pipeline: Any = BlankPipeline()
-    model: Any = RealwordModel()
-    model.painter = RequestPainter(pipeline=pipeline, settings=InferenceSettings(), title=None, adapter="fingerprint")
-    request = PaintRequest(prompt="a cup", word="cup", subject=base64.b64encode(file.read_bytes()).decode())
-    return without_error(lambda: model.predict(None, [request]))
-
-
-class BlankPipeline:
-    backbone = SimpleNamespace(
-        token_positions=lambda *_: [1],
-        token_count=lambda _: 1,
-        cut_off=lambda *_: "",
-        resolution=8,
-        latent_scale=8,
-    )
-    image_encoders = None
-
-    def check(self, *_: Any, **__: Any) -> None:
-        """Everything fits."""
-
-    def __call__(self, prompts: list[str], *_: Any, **__: Any) -> SimpleNamespace:
-        blank = Image.new("RGB", (8, 8))
-        return SimpleNamespace(
-            images=[blank for _ in prompts], masks=[[torch.ones(1, 4, 4)] for _ in prompts], timings={}
-        )
+    """A request's subject, of the server or of the registered model."""
+    return without_error(lambda: SubjectReader((SIDE, SIDE)).read(1, {"picture": file.read_bytes(), "word": "cup"}))
 
 
 def without_error(action: Callable[[], object]) -> bool:
