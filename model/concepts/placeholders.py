@@ -1,8 +1,8 @@
 """Placeholders in a tokenizer and their embeddings in a text encoder.
 
 A placeholder stands for one or more vectors. The tokenizer finds it in a prompt where it is written by itself
-(`model.phrases`): "sks" is not in "risks". A normalizer in front of the tokenizer's own puts
-one added token for each vector in its place.
+(`model.phrases`): "sks" is not in "risks". A normalizer in front of the tokenizer's own puts one added token for each
+vector in its place.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def add_placeholders(tokenizer: Any, vectors: dict[str, int], undo: ExitStack) -
 
 
 def _replacement(placeholder: str, names: Sequence[str]) -> Any:
-    before, after = ("" if joins_words(end) else _EDGE for end in (placeholder[0], placeholder[-1]))
+    whole = composed(placeholder)
+    before, after = ("" if joins_words(end) else _EDGE for end in (whole[0], whole[-1]))
     return normalizers.Replace(Regex(tokenizer_pattern(placeholder)), f"{before}{''.join(names)}{after}")
 
 

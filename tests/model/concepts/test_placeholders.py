@@ -42,6 +42,7 @@ FOUND = {
     "digits": ("v1", "v1 v10 v11", 1),
     "underscores": ("my_cat", "my_cat my_cats", 1),
     "stars": ("***", "a *** cat", 1),
+    "beside each other, decomposed": ("cafe\u0301", "cafécafé café", 1),
     "within Chinese": ("[v]", "一只[v]狗", 1),
     "with a Korean particle": ("[v]", "[v]를", 1),
     "no placeholder": ("[v]", "a v cat [ v ]", 0),
