@@ -1,11 +1,10 @@
 """How much a learned concept takes over its prompt's context: sim_1, sim_2 and SKL (Contextualizer, Table 1).
 
     python -m tests.benchmarks.context_overfitting --concepts runs/concepts
-    python -m tests.benchmarks.context_overfitting --concepts runs/concepts --prompts 20
+    python -m tests.benchmarks.context_overfitting --concepts runs/concepts --prompts 100
 
-Hardware and time: a core; some seconds for each concept, eight minutes for all. `--concepts` is the output of
-`tests.benchmarks.customization_methods`, from which the concepts of Textual Inversion with and without the MLM loss are
-read.
+Hardware and time: a core; two minutes. `--concepts` is the output of `tests.benchmarks.customization_methods`, from
+which the concepts of Textual Inversion with and without the MLM loss are read.
 
 For each subject, prompts that no training saw ("a photo of a [v] mug on the beach") are encoded with the concept and
 without it. Context tokens are the words for the place. Cross-attention maps are those of the 16 x 16 layers on a
@@ -56,9 +55,9 @@ class Encoded:
 
 
 def prompts_of(count: int) -> list[str]:
-    """The prompts of a subject, {} for its name: all templates with all phrases for places, at most `count`."""
+    """The prompts of a subject, {} for its name: all phrases for places with each template, at most `count`."""
     phrases = [phrase for listed in BACKGROUND_PHRASES.values() for phrase in listed]
-    return [template.format("{}", phrase) for phrase in phrases for template in _TEMPLATES][:count]
+    return [template.format("{}", phrase) for template in _TEMPLATES for phrase in phrases][:count]
 
 
 def context_words() -> set[str]:
@@ -156,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--concepts", type=Path, required=True, help="the output of customization_methods")
-    parser.add_argument("--prompts", type=int, default=100, help="of each subject")
+    parser.add_argument("--prompts", type=int, default=20, help="of each subject, at most 100")
     options: argparse.Namespace = parser.parse_args(arguments)
     disable_progress_bar()
     backbone, prompts = load_backbone(str(WEIGHTS_FOLDER)), prompts_of(options.prompts)
