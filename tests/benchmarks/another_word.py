@@ -3,7 +3,7 @@
     python -m tests.benchmarks.another_word --sheet docs/another_word.png
     python -m tests.benchmarks.another_word --subjects 2 --painting-steps 8
 
-Hardware and time: a core; six minutes. It needs no finished run.
+Hardware and time: a core; three minutes. It needs no finished run.
 
 The paper shows that a corgi stays itself in the place of "corgi", "dog" or "animal", and that in the place of "parrot"
 it makes a new creature: a parrot with the corgi's appearance. Here the shipped RealCustom++ adapter gets a held-out
