@@ -3,12 +3,12 @@
     python -m tests.benchmarks.another_word --sheet docs/another_word.png
     python -m tests.benchmarks.another_word --subjects 2 --painting-steps 8
 
-Hardware and time: a core; three minutes. It needs no finished run.
+Hardware and time: a core; four minutes. It needs no finished run.
 
 The paper shows that a corgi stays itself in the place of "corgi", "dog" or "animal", and that in the place of "parrot"
 it makes a new creature: a parrot with the corgi's appearance. Here the shipped RealCustom++ adapter gets a held-out
 subject of each category that the base model knows. Its words are its category; "toy", which all objects are called; and
-the category six further in the list. Four prompts for each, with mask and the same noise in all arms. Subject
+the category six further in the list. Ten prompts for each, with mask and the same noise in all arms. Subject
 similarity is to the subject's other views. The judge also says which category each picture shows, and whether its main
 colour is the reference's. Intervals are over subjects.
 """
@@ -48,7 +48,7 @@ SCORES = {
     "colour": "main colour is the subject's",
     "background": "background as the prompt says",
 }
-_BACKGROUNDS = ("beach", "snow", "grass", "street")
+_BACKGROUNDS = tuple(BACKGROUND_PHRASES)
 _SHOWN = 4  # subjects of the sheet
 _FURTHER = 6  # places in the list of categories
 
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Paint, print the table and draw the sheet."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--subjects", type=int, default=len(TRAINED_CATEGORIES))
-    parser.add_argument("--painting-steps", type=int, default=25)
+    parser.add_argument("--painting-steps", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0, help="of the subjects")
     parser.add_argument("--sheet", type=Path, help="where to draw the reference and a picture of each arm")
     options = parser.parse_args(arguments)
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         painted = {arm.label: paint(pipeline, arm, subject, settings) for arm in ARMS}
         for label, pictures in painted.items():
             results[label] += scores_of(judge, subject, pictures)
-        sheet.append(row([load_picture(subject.views[0]), *(pictures[1] for pictures in painted.values())]))
+        sheet.append(row([load_picture(subject.views[0]), *(pictures[2] for pictures in painted.values())]))
     print(table(results))
     if options.sheet:
         column(sheet[:_SHOWN]).save(options.sheet)
