@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 
 from model.backbone_layout import check_backbone_files
 from model.errors import BackboneError
+from model.phrases import composed
 from model.pretrained import load_pretrained
-from model.prompt_tokens import TOKENIZING, composed, cut_off, token_positions
+from model.prompt_tokens import TOKENIZING, cut_off, token_positions
 from model.training.precision import halve_products
 
 Family = Literal["sd", "sdxl"]

@@ -1,12 +1,11 @@
 """A prompt in a tokenizer's tokens: where its words are, and which end of it a text encoder does not read."""
 
-import re
 import threading
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from model.errors import GenerationError
+from model.phrases import composed, phrase_pattern
 
 #: Fast tokenizers keep padding and truncation as state, which a call in another thread would change.
 TOKENIZING = threading.Lock()
@@ -15,18 +14,16 @@ TOKENIZING = threading.Lock()
 def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
     """Positions in the encoded prompt (start token included) of all tokens of all occurrences of a phrase.
 
-    An occurrence consists of whole words, in upper or lower case, in any Unicode normal form, with any white space
-    between them. Fast tokenizers give each token's position in the text; with a slow one the tokens before and in each
-    occurrence are counted, as in the authors' code.
+    An occurrence is as in `model.phrases`, in any Unicode normal form. Fast tokenizers give each token's position in
+    the text; with a slow one the tokens before and in each occurrence are counted, as in the authors' code.
 
     Raises:
         GenerationError: the phrase is empty, not in the prompt, or only after the end that the text encoder reads.
     """
-    prompt, words = composed(prompt), composed(phrase).split()
-    if not words:
+    prompt = composed(prompt)
+    if not phrase.split():
         raise GenerationError("the word is empty.")
-    pattern = r"(?<!\w)" + r"\s+".join(re.escape(word) for word in words) + r"(?!\w)"
-    spans = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
+    spans = [match.span() for match in phrase_pattern(phrase).finditer(prompt)]
     if not spans:
         listed = ", ".join(_words(prompt)) or "none"
         raise GenerationError(f"the word {phrase!r} is not in the prompt, whose words are: {listed}.")
@@ -52,11 +49,6 @@ def cut_off(tokenizer: Any, prompt: str) -> str:
         (_, read), (start, _) = encoded["offset_mapping"][length - last - 1 : length - last + 1]
         return prompt[min(read, start) :].strip()  # the start is within a concept's placeholder
     return str(tokenizer.decode(encoded.input_ids[length - last : -last])).strip()
-
-
-def composed(text: str) -> str:
-    """The text in the normal form NFC: macOS and some keyboards write "é" as two characters."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _words(prompt: str) -> list[str]:

@@ -1,15 +1,13 @@
 """Placeholders in a tokenizer and their embeddings in a text encoder.
 
-A placeholder stands for one or more vectors. The tokenizer finds it in a prompt where it is written by itself, in upper
-or lower case, and not as a part of a word: "sks" is not in "risks". A normalizer in front of the tokenizer's own puts
-one added token for each vector in its place.
+A placeholder stands for one or more vectors. The tokenizer finds it in a prompt where it is written by itself
+(`model.phrases`): "sks" is not in "risks". A normalizer in front of the tokenizer's own puts one added token for each
+vector in its place.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-import unicodedata
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -20,9 +18,13 @@ from torch import Tensor, nn
 
 from model.concepts.concept import ConceptError
 from model.concepts.customization_settings import placeholder_key
+from model.phrases import composed, joins_words, tokenizer_pattern
 
 #: Of letters and digits only: no normalizer changes it, and no placeholder is found within it.
 _VECTOR = "realwordconceptvector{:04d}"
+#: Beside the vectors of a placeholder such as "[v]", so that "[w]" is found in "[v][w]"; a character for private use,
+#: which is removed again.
+_EDGE = "\ue000"
 
 
 def check_placeholder(tokenizer: Any, placeholder: str) -> None:
@@ -35,7 +37,7 @@ def check_placeholder(tokenizer: Any, placeholder: str) -> None:
         raise ConceptError(
             f"the {type(tokenizer).__name__} cannot get the placeholder {placeholder!r}: a fast one can."
         )
-    ids = tokenizer(unicodedata.normalize("NFC", placeholder), add_special_tokens=False).input_ids
+    ids = tokenizer(composed(placeholder), add_special_tokens=False).input_ids
     if len(ids) == 1 and placeholder_key(tokenizer.decode(ids).strip()) == placeholder_key(placeholder):
         raise ConceptError(f"the placeholder {placeholder!r} is a token already; choose another.")
 
@@ -58,7 +60,7 @@ def add_placeholders(tokenizer: Any, vectors: dict[str, int], undo: ExitStack) -
         _replacement(placeholder, names[placeholder]) for placeholder in sorted(names, key=len, reverse=True)
     ]
     own = [] if backend.normalizer is None else [backend.normalizer]
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), *replacements, *own])
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), *replacements, normalizers.Replace(_EDGE, ""), *own])
     backend.add_tokens([AddedToken(name, normalized=True) for listed in names.values() for name in listed])
     _use_backend(tokenizer, backend)
     undo.callback(setattr, tokenizer, "_tokenizer", original)
@@ -66,8 +68,9 @@ def add_placeholders(tokenizer: Any, vectors: dict[str, int], undo: ExitStack) -
 
 
 def _replacement(placeholder: str, names: Sequence[str]) -> Any:
-    composed = unicodedata.normalize("NFC", placeholder)
-    return normalizers.Replace(Regex(rf"(?i)(?<!\w){re.escape(composed)}(?!\w)"), "".join(names))
+    whole = composed(placeholder)
+    before, after = ("" if joins_words(end) else _EDGE for end in (whole[0], whole[-1]))
+    return normalizers.Replace(Regex(tokenizer_pattern(placeholder)), f"{before}{''.join(names)}{after}")
 
 
 def _use_backend(tokenizer: Any, backend: Tokenizer) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
-import unicodedata
 from typing import Any
 
 from model.concepts.concept import ConceptError
 from model.concepts.customization_settings import ConceptSubject
+from model.phrases import composed, phrase_pattern
 from model.prompt_tokens import cut_off
 
 #: Context-simple prompts (Contextualizer, Sec. 4); {} is the concept.
@@ -68,21 +67,18 @@ def reads_placeholder(tokenizer: Any, prompt: str, placeholder: str) -> bool:
 
 def _with_placeholder(caption: str, subject: ConceptSubject) -> str:
     """The caption with the placeholder before the class word, if it is not there."""
-    caption = unicodedata.normalize("NFC", caption)
-    if _whole(subject.placeholder).search(caption):
+    caption = composed(caption)
+    if phrase_pattern(subject.placeholder).search(caption):
         return caption
-    named, count = _whole(subject.word).subn(lambda found: f"{subject.placeholder} {found[0]}", caption, count=1)
+    named, count = phrase_pattern(subject.word).subn(
+        lambda found: f"{subject.placeholder} {found[0]}", caption, count=1
+    )
     if not count:
         raise ConceptError(
             f"the caption {caption!r} of the subject {subject.name} has neither {subject.placeholder!r} nor the class "
             f"word {subject.word!r}: write one of them where it names the subject."
         )
     return named
-
-
-def _whole(words: str) -> re.Pattern[str]:
-    phrase = r"\s+".join(re.escape(word) for word in unicodedata.normalize("NFC", words).split())
-    return re.compile(rf"(?<!\w){phrase}(?!\w)", re.IGNORECASE)
 
 
 def class_prompts(subject: ConceptSubject) -> list[str]:

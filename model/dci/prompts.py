@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from model.dci.auxiliary_nouns import likely_nouns
 from model.dci.integration import BranchTokens
 from model.dci.settings import DCISettings
 from model.errors import GenerationError
+from model.phrases import composed, phrase_pattern
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BranchPrompts:
             GenerationError: a prompt does not contain the concept (the message lists its words), or the auxiliary noun
                 is the concept's own, is in the prompt already, or is not in the backbone's vocabulary.
         """
-        phrase = " ".join(_composed(settings.concept).split())
+        phrase = " ".join(composed(settings.concept).split())
         for prompt in prompts:
             backbone.token_positions(prompt, phrase)
         contexts = [_replaced(prompt, phrase, "") for prompt in prompts]
@@ -61,7 +61,7 @@ class BranchPrompts:
 def _auxiliary_noun(backbone: Backbone, context: str, phrase: str, given: str | None) -> str:
     """The user's noun, or the likeliest one for the context that the backbone knows."""
     if given is not None:
-        noun = " ".join(_composed(given).split())
+        noun = " ".join(composed(given).split())
         reason = _objection(backbone, context, phrase, noun)
         if reason is not None:
             raise GenerationError(f"the auxiliary noun {noun!r} {reason}; choose another common noun.")
@@ -76,7 +76,7 @@ def _objection(backbone: Backbone, context: str, phrase: str, noun: str) -> str 
     """Why a noun cannot be the auxiliary one; None: it can."""
     if _singular(noun.split()[-1]) == _singular(phrase.split()[-1]):
         return f"is the noun of the concept {phrase!r}"
-    if _pattern(noun).search(context):
+    if phrase_pattern(noun).search(context):
         return "is in the prompt already"
     tokenizer: Any = backbone.tokenizers[0]
     ids = tokenizer(noun, add_special_tokens=False).input_ids
@@ -95,7 +95,7 @@ def _own_tokens(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
     own = torch.zeros(len(prompts), tokenizer.model_max_length, dtype=torch.bool)
     for row, prompt in zip(own, prompts, strict=True):
         # The start token comes first: CLIP's text encoders have no other special token before a text.
-        count = len(tokenizer(_composed(prompt), add_special_tokens=False).input_ids)
+        count = len(tokenizer(composed(prompt), add_special_tokens=False).input_ids)
         row[1 : min(1 + count, len(row) - 1)] = True
     return own.to(backbone.device)
 
@@ -112,7 +112,7 @@ def _phrase_tokens(backbone: Backbone, prompts: Sequence[str], phrases: Sequence
 def _context_alone(prompt: str, phrase: str) -> str:
     """A prompt without the concept and what leads to it: "a photo of a V* dog in snow" -> "a photo in snow"."""
     leading = r"(?:\bof\s+)?(?:\b(?:an?|the|my|one)\s+)?"
-    rest = " ".join(re.sub(leading + _pattern(phrase).pattern, "", _composed(prompt), flags=re.IGNORECASE).split())
+    rest = " ".join(re.sub(leading + phrase_pattern(phrase).pattern, "", composed(prompt), flags=re.IGNORECASE).split())
     if not rest.strip(" ,.;:!?"):
         raise GenerationError(
             f"the prompt {prompt!r} has nothing but the concept; without the entire prompt, name a context."
@@ -121,14 +121,4 @@ def _context_alone(prompt: str, phrase: str) -> str:
 
 
 def _replaced(prompt: str, phrase: str, noun: str) -> str:
-    return _pattern(phrase).sub(lambda _: noun, _composed(prompt))
-
-
-def _pattern(phrase: str) -> re.Pattern[str]:
-    """The occurrences of a phrase that `Backbone.token_positions` finds."""
-    words = r"\s+".join(re.escape(word) for word in phrase.split())
-    return re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
+    return phrase_pattern(phrase).sub(lambda _: noun, composed(prompt))

@@ -15,6 +15,7 @@ STAGE = Stage(
         "filter",
         "curriculum",
         "prompts",
+        *(["contextualizer"] if config.customize.mlm else []),
     ],
     settings=(
         "evaluate",

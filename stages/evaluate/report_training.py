@@ -43,6 +43,19 @@ _PLOTS = (
         "Subject similarity against prompt fidelity over the steps. Step 0 is the class word alone.",
     ),
     (
+        "customize",
+        "curves.png",
+        "Training of the concepts",
+        "The losses over the steps: diffusion on the subject's pictures, mlm on context-rich prompts (without lambda), "
+        "class on pictures of the class word.",
+    ),
+    (
+        "contextualizer",
+        "curves.png",
+        "Training of the Contextualizer",
+        "Loss and accuracy over the steps on masked words of the prompts that it is trained with.",
+    ),
+    (
         "curriculum",
         "plan.png",
         "The curriculum",

@@ -14,10 +14,11 @@ of the subject in other places, which no training sees. Prompt fidelity is the j
 that the prompt names, and CLIP-T with the prompt without V*. Neither psi nor the MLM loss sees the prompts that are
 painted. Intervals are over subjects: each concept is trained once.
 
-Experiments: `mlm` (Contextualizer, Table 2), `lambda` (Table 3), `mask_rate` (Table 4), `ico` (Customized Generation
-Reimagined, Figs. 6 and 8) and `dci` (its lambda, with as many passes in all as without DCI). A finished subject of an
-arm is a JSON file in `--output`, which the same command does not make again. The benchmark prints the tables of all
-finished arms, and draws `curves.png` and `pictures.png`.
+Experiments: `mlm` (Contextualizer, Table 2), `lambda` (Table 3), `mask_rate` (Table 4), `tailored` (Sec. 5.3),
+`ico` (Customized Generation Reimagined, Figs. 6 and 8) and `dci` (its lambda, with as many passes in all as without
+DCI). A finished subject of an arm is a JSON file in `--output`, which the same command does not make again. The
+benchmark prints the tables of all finished arms, and draws `curves.png` and `pictures.png`. "Above a curve" is the
+subject similarity minus that of a curve over the steps at the same prompt fidelity.
 """
 
 from __future__ import annotations
@@ -133,13 +134,11 @@ class Benchmark:
             print(f"{arm.name} {subject.name}", flush=True)
 
     def _train(self, arm: Arm, subject: AlbumSubject, config: Config) -> dict[int, Path]:
-        return trained_concept(
-            self.output / "concepts" / arm.training / subject.name,
-            subject,
-            config,
-            contextualizer=self._psi,
-            rich=rich_prompts(subject.word, self.config, self._evaluation) if config.customize.mlm else (),
-        )
+        rich: Sequence[str] = ()
+        if config.customize.mlm:
+            rich = rich_prompts(subject.word, self.config, self._evaluation, tailored=arm.tailored)
+        folder = self.output / "concepts" / arm.training / subject.name
+        return trained_concept(folder, subject, config, contextualizer=self._psi, rich=rich)
 
     def _paint(self, subject: AlbumSubject, folder: Path, strength: float | None) -> Painted:
         load_concept(self.painter.pipeline, folder)

@@ -30,7 +30,7 @@ def test_a_concept_that_is_the_class_word_is_measured_as_that_word_repeated(vect
     embeddings = backbone.text_encoders[0].get_input_embeddings().weight.detach()[row].repeat(vectors, 1)
     token = ConceptToken(placeholder="[v]", word="mug", subject="a mug", embeddings=(embeddings,))
     write_concept(tmp_path / "mug", Concept(method="textual_inversion", backbone="micro", tokens=(token,)))
-    found = measure(backbone, tmp_path / "mug", ["a photo of a {} on the beach"])
+    found = measure(backbone, tmp_path / "mug", ["a photo of a {} on the beach"], torch.randn(1, 4, 16, 16))
     repeated = encode(backbone, [f"a photo of a {'mug ' * vectors}mug on the beach"]).states[0]
     plain = encode(backbone, ["a photo of a mug on the beach"]).states[0]
     first, beach = 5, 8 + vectors  # after the start token
@@ -43,7 +43,8 @@ def test_a_concept_that_is_the_class_word_is_measured_as_that_word_repeated(vect
 
 
 def test_the_table_has_a_line_for_each_arm_with_intervals_over_subjects() -> None:
-    subjects = {str(number): dict.fromkeys(MEASURES, number / 10) for number in range(5)}
-    lines = table({"plain": subjects, "mlm": subjects}).splitlines()
+    plain, other = ({str(n): dict.fromkeys(MEASURES, (n + more) / 10) for n in range(5)} for more in (0, 1))
+    lines = table({"plain": plain, "mlm": other}).splitlines()
     assert len(lines) == 4
-    assert lines[2].startswith("| plain | 0.200 (")
+    assert lines[2].startswith("| plain | 0.20 (")
+    assert lines[3].endswith("| +0.10 (+0.10 to +0.10) |")

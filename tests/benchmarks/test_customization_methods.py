@@ -20,7 +20,14 @@ from stages.customize.config import CustomizeConfig
 from stages.training.config import TrainerConfig
 from tests.benchmarks.customization_methods import Budget, find_subjects, main
 from tests.benchmarks.support.concept_training import Optimizer, checkpoint_steps, rich_prompts
-from tests.benchmarks.support.customization_arms import EXPERIMENTS, METHODS, with_dci, with_mlm, with_prompts
+from tests.benchmarks.support.customization_arms import (
+    EXPERIMENTS,
+    METHODS,
+    with_dci,
+    with_mlm,
+    with_prompts,
+    with_tailored_prompts,
+)
 from tests.benchmarks.support.customization_figures import draw_pictures, plot_curves
 from tests.benchmarks.support.customization_table import CLASS_WORD, markdown, read_results
 
@@ -102,6 +109,33 @@ def test_the_curves_have_all_steps(scores: Path) -> None:
     assert [line.split("|")[3].split()[0] for line in lines] == ["0.00", "0.50"]
 
 
+def test_ico_is_compared_with_templates_at_the_same_step_and_with_their_curve(scores: Path) -> None:
+    write_scores(scores, with_prompts("fixed", 3).name, [0.2, 0.4], 0.25)
+    table = section(markdown(read_results(scores, SUBJECTS)), "same prompt fidelity")
+    assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == ["1", "2"]
+    last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
+    assert last[2].startswith("+0.20 (+0.20")
+    assert last[3].startswith("+0.25")
+    # the curve goes from (1, 0.1) to (0.25, 0) at step 1 and (0.25, 0.3) at step 2
+    assert last[5].startswith("+0.")
+
+
+def test_dci_is_compared_with_the_curves_of_both_trainings(scores: Path) -> None:
+    title = "without DCI, at the same prompt fidelity"
+    assert title not in markdown(read_results(scores, SUBJECTS))  # a training is missing
+    write_scores(scores, with_prompts("fixed", 3).name, [0.2, 0.4], 0.25)
+    row = cells(section(markdown(read_results(scores, SUBJECTS)), title), "ICO, S = 3 + DCI, lambda 1")
+    assert len(row) == 3
+
+
+def test_the_tailored_prompts_are_compared_with_no_mlm_loss(scores: Path) -> None:
+    write_scores(scores, with_tailored_prompts("textual_inversion").name, [0.5, 0.9], 0.75)
+    row = cells(
+        section(markdown(read_results(scores, SUBJECTS)), "tailored"), "TI, lambda 0.01, 15% masked, tailored prompts"
+    )
+    assert row[5].startswith("+0.25")
+
+
 def test_no_results_make_no_tables(tmp_path: Path) -> None:
     assert markdown(read_results(tmp_path, SUBJECTS)) == ""
 
@@ -181,6 +215,14 @@ def test_rich_prompts_leave_the_evaluation_s_out() -> None:
     assert seen in every
     left = rich_prompts("mug", config, [seen.replace("[v] ", "")])
     assert set(every) - set(left) == {seen}
+
+
+def test_tailored_prompts_are_others_than_the_rich_ones() -> None:
+    config = Config()
+    tailored = rich_prompts("duck", config, [], tailored=True)
+    assert len(tailored) == config.prompts.tailored_prompts
+    assert all("water" in prompt or "ocean" in prompt for prompt in tailored)
+    assert not set(tailored) & set(rich_prompts("duck", config, []))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.microworld.shapes import TRAINED_CATEGORIES
 from prompts.english.nouns import without_placeholder
 from prompts.grammars import grammar_prompts
+from prompts.schema import TAILORED
 from stages.config import Config
 from stages.customize.config import CustomizeConfig
 from stages.customize.preparation import customization_settings
@@ -49,9 +50,11 @@ class AlbumSubject:
         return cls(name=entry["subject"], word=entry["word"], album=album, views=views)
 
 
-def rich_prompts(word: str, config: Config, left_out: Sequence[str]) -> list[str]:
-    """The context-rich prompts of a word from the micro grammar, without those that serve evaluation."""
+def rich_prompts(word: str, config: Config, left_out: Sequence[str], *, tailored: bool = False) -> list[str]:
+    """The context-rich or tailored prompts of a word from the micro grammar, without those that serve evaluation."""
     counts = counts_of(config.prompts.quotas, config.prompts.prompts_per_concept)
+    if tailored:
+        counts = {TAILORED: config.prompts.tailored_prompts}
     written = grammar_prompts("micro", word, counts, config.run.seed, config.prompts.max_similarity)
     return [prompt.prompt for prompt in written if without_placeholder(prompt.prompt) not in left_out]
 

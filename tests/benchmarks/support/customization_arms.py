@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.concepts.customization_settings import Method
@@ -44,6 +44,7 @@ class Arm:
         label: For people.
         values: Settings of `customize` by dotted key, over the method's own.
         training: Name of its training; an arm with DCI shares that of the arm without.
+        tailored: Whether the context-rich prompts are tailored to the class word (Contextualizer, Sec. 5.3).
         strength: DCI's lambda; None: without DCI.
     """
 
@@ -51,6 +52,7 @@ class Arm:
     label: str
     values: Mapping[str, Any]
     training: str = ""
+    tailored: bool = False
     strength: float | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +68,12 @@ def with_mlm(method: Method, weight: float = MLM_WEIGHT, rate: float = MASK_RATE
     name = f"{method}-lambda-{weight:g}-masked-{rate:g}"
     label = f"{METHODS[method]}, lambda {weight:g}, {rate:.0%} masked"
     return Arm(name=name, label=label, values=values)
+
+
+def with_tailored_prompts(method: Method) -> Arm:
+    """A method with the MLM loss on prompts that are tailored to the class word."""
+    arm = with_mlm(method)
+    return replace(arm, name=f"{arm.name}-tailored", label=f"{arm.label}, tailored prompts", training="", tailored=True)
 
 
 def with_prompts(prompts: str, vectors: int) -> Arm:
@@ -101,6 +109,11 @@ EXPERIMENTS: dict[str, list[Arm]] = {
     "mlm": [with_mlm(method, weight) for method in METHODS for weight in (0.0, MLM_WEIGHT)],
     "lambda": [with_mlm("textual_inversion", weight) for weight in WEIGHTS],
     "mask_rate": [with_mlm("textual_inversion", rate=rate) for rate in MASK_RATES],
+    "tailored": [
+        with_mlm("textual_inversion", 0.0),
+        with_mlm("textual_inversion"),
+        with_tailored_prompts("textual_inversion"),
+    ],
     "ico": [with_prompts(prompts, vectors) for prompts in ("fixed", "ico") for vectors in VECTORS],
     "dci": [arm for concept in _CONCEPTS for arm in (concept, *(with_dci(concept, value) for value in STRENGTHS))],
 }

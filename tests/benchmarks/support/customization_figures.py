@@ -16,6 +16,7 @@ _TITLES = {
     "mlm": "with the MLM loss (solid) and without",
     "lambda": "lambda of the MLM loss",
     "mask_rate": "share of masked tokens",
+    "tailored": "MLM with prompts tailored to the class word",
     "ico": "ICO (solid) and fixed templates",
     "dci": "DCI at equal passes",
 }
@@ -24,7 +25,7 @@ _COLOURED_BY = {"mlm": "customize.method", "ico": "customize.vectors"}
 _COLUMNS = 3  # of panels
 _SHEET = ("mlm", "dci")
 _SHOWN = 5  # prompts of the sheet
-_LABEL = 215  # pixels
+_LABEL = 260  # pixels
 _PALETTE = 64
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from model.scoring.metrics import Interval, bootstrap_interval
-from tests.benchmarks.support.customization_arms import EXPERIMENTS, METHODS, MLM_WEIGHT, Arm, with_mlm
+from tests.benchmarks.support.customization_arms import (
+    EXPERIMENTS,
+    METHODS,
+    MLM_WEIGHT,
+    VECTORS,
+    Arm,
+    with_mlm,
+    with_prompts,
+)
+from tests.benchmarks.support.trade_off_curve import above_curve
 
 CLASS_WORD = "class_word"
 SCORES = {"similarity": "subject similarity", "fidelity": "background as the prompt says", "clip_t": "CLIP-T"}
@@ -53,10 +62,12 @@ def difference(rows: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, A
 def markdown(results: Results) -> str:
     """The tables of all finished arms, with 95 % intervals over subjects."""
     parts = [_class_words(results), _methods(results)]
-    for experiment, reference in (("lambda", "textual_inversion"), ("mask_rate", "textual_inversion")):
-        parts.append(_against(experiment, results, {arm.name: reference for arm in EXPERIMENTS[experiment]}))
+    for experiment in ("lambda", "mask_rate", "tailored"):
+        parts.append(_against(experiment, results, {arm.name: "textual_inversion" for arm in EXPERIMENTS[experiment]}))
     parts.append(_curves("ico", results))
+    parts.append(_ico_against_templates(results))
     parts.append(_against("dci", results, {arm.name: arm.training for arm in EXPERIMENTS["dci"]}))
+    parts.append(_dci_above_curves(results))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -108,6 +119,39 @@ def _curves(experiment: str, results: Results) -> str:
         for step, rows in sorted(results.get(arm.name, {}).items())
     ]
     return _table(experiment, ["arm", "step", *SCORES.values()], rows)
+
+
+def _ico_against_templates(results: Results) -> str:
+    """ICO at each step against fixed templates with as many vectors: at the same step, and their curve over steps."""
+    rows = []
+    for vectors in VECTORS:
+        ico, fixed = (with_prompts(prompts, vectors) for prompts in ("ico", "fixed"))
+        if ico.name not in results or fixed.name not in results or CLASS_WORD not in results:
+            continue
+        for step, own in sorted(results[ico.name].items()):
+            differences = [_shown(difference(own, results[fixed.name][step], score), "+") for score in SCORES]
+            rows.append([ico.label, str(step), *differences, _shown(above_curve(own, curve(results, fixed)), "+")])
+    title = "ico minus fixed templates; above their curve: more subject similarity at the same prompt fidelity"
+    return _table(title, ["arm", "step", *SCORES.values(), "above their curve"], rows)
+
+
+def _dci_above_curves(results: Results) -> str:
+    """How far the pictures with DCI lie outside the curves of the models without it."""
+    raw = [arm for arm in EXPERIMENTS["dci"] if arm.strength is None]
+    if CLASS_WORD not in results or any(arm.name not in results for arm in raw):
+        return ""
+    rows = [
+        [arm.label, *(_shown(above_curve(last(results, arm.name), curve(results, other)), "+") for other in raw)]
+        for arm in finished("dci", results)
+        if arm.strength is not None
+    ]
+    title = "dci: subject similarity above the curves over the steps without DCI, at the same prompt fidelity"
+    return _table(title, ["arm", *(arm.label for arm in raw)], rows)
+
+
+def curve(results: Results, arm: Arm) -> list[Sequence[Mapping[str, Any]]]:
+    """The points of an arm's trade-off curve: the class word alone, then the steps."""
+    return [last(results, CLASS_WORD), *(rows for _, rows in sorted(results[arm.name].items()))]
 
 
 def _shown(interval: Interval, sign: str = "") -> str:

@@ -42,6 +42,9 @@ FOUND = {
     "digits": ("v1", "v1 v10 v11", 1),
     "underscores": ("my_cat", "my_cat my_cats", 1),
     "stars": ("***", "a *** cat", 1),
+    "beside each other, decomposed": ("cafe\u0301", "cafécafé café", 1),
+    "within Chinese": ("[v]", "一只[v]狗", 1),
+    "with a Korean particle": ("[v]", "[v]를", 1),
     "no placeholder": ("[v]", "a v cat [ v ]", 0),
 }  # fmt: skip
 
@@ -61,6 +64,29 @@ def test_a_placeholder_within_another_is_not_mistaken_for_it(sd: Backbone) -> No
     first = len(sd.tokenizers[0])
     load_concept(sd, textual_inversion(sd, "<a"), textual_inversion(sd, "<a>"))
     assert [index for index in sd.tokenizers[0]("<a> <a").input_ids if index >= first] == [first + 1, first]
+
+
+SIDE_BY_SIDE = {
+    "brackets": ("[a][b]", [1, 2]),
+    "in the other order": ("[b][a]", [2, 1]),
+    "three": ("[a][b][a]", [1, 2, 1]),
+    "a word after brackets": ("[a]sks", [3]),
+    "brackets after a word": ("sks[a]", [3]),
+    "a Chinese word": ("狗[a]狗[b]", [4, 1, 4, 2]),
+    "within Chinese": ("一只[a]和[b]狗", [1, 2, 4]),
+}
+
+
+@pytest.mark.parametrize(("prompt", "expected"), SIDE_BY_SIDE.values(), ids=SIDE_BY_SIDE)
+def test_placeholders_side_by_side(prompt: str, expected: list[int], sd: Backbone) -> None:
+    before = len(sd.tokenizers[0]) - 1
+    placeholders = ["[a]", "[b]", "sks", "狗"]
+    load_concept(sd, *(textual_inversion(sd, placeholder) for placeholder in placeholders))
+    ids = sd.tokenizers[0](prompt).input_ids
+    assert [index - before for index in ids if index > before] == expected
+    for number, placeholder in enumerate(placeholders, 1):
+        if number in expected:
+            assert {ids[position] - before for position in sd.token_positions(prompt, placeholder)} == {number}
 
 
 def test_positions_of_a_placeholder_are_those_of_all_its_vectors(sd: Backbone) -> None:
