@@ -103,10 +103,14 @@ class Concepts:
         """Read a concept, and check that it fits the model.
 
         Raises:
-            ConceptError: The folder has no concept, or one of another backbone.
+            ConceptError: The folder has no concept, or one of another backbone or with too many vectors.
         """
-        concept = read_concept(folder)
-        check_concept(ModelParts.of(self._without_concepts), concept, f"the concept {name}")
+        concept, parts = read_concept(folder), ModelParts.of(self._without_concepts)
+        check_concept(parts, concept, f"the concept {name}")
+        readable = min(tokenizer.model_max_length for tokenizer in parts.tokenizers) - 2  # start and end
+        vectors = max((len(tensor) for token in concept.tokens for tensor in token.all_embeddings), default=0)
+        if vectors > readable:
+            raise ConceptError(f"the concept {name} has {vectors} vectors; the text encoder reads {readable}.")
         return concept
 
     def convert(self, files: Sequence[Path], folder: Path, *, placeholder: str, word: str, subject: str) -> None:

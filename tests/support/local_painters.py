@@ -38,10 +38,14 @@ class LocalPainters(ModelPainter):
     """One painter."""
 
     def __init__(
-        self, model: RequestPainter, settings: ServeConfig = SETTINGS, concepts: Sequence[ServedConcept] = ()
+        self,
+        model: RequestPainter,
+        settings: ServeConfig = SETTINGS,
+        concepts: Sequence[ServedConcept] = (),
+        uploads: Path | None = None,
     ) -> None:
-        super().__init__(model, TITLE, painter_limits(settings))
-        self.served = Served(title=TITLE, concepts=tuple(concepts))
+        super().__init__(model, TITLE, painter_limits(settings), concepts, uploads)
+        self.served = Served(title=TITLE)
 
     @property
     def free(self) -> int:
@@ -50,6 +54,7 @@ class LocalPainters(ModelPainter):
 
     async def check_ready(self) -> Served:
         """It always is."""
+        self.served = await self.ready()
         return self.served
 
 
