@@ -7,8 +7,9 @@ and no others. Two versions of a concept, or two concepts with one placeholder, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -80,7 +81,7 @@ class ChosenConcepts:
 
 
 class Concepts:
-    """The concepts that a pipeline can paint. All methods but `use` can be called in any thread.
+    """The concepts that a pipeline can paint. All methods can be called in any thread.
 
     Args:
         pipeline: Nobody else loads concepts into it.
@@ -90,6 +91,7 @@ class Concepts:
         self._pipeline = pipeline
         self._offered: dict[str, _Offered] = {}
         self._loaded: tuple[Concept, ...] = ()
+        self._lock = threading.Lock()
         self._read: Callable[[_Offered], Concept] = lru_cache(_KEPT)(_Offered.read)
         self._without_concepts = self._with_own_tokenizers(pipeline)
         self._with_placeholders = lru_cache(_KEPT)(self._pipeline_for_checks)
@@ -105,8 +107,9 @@ class Concepts:
         Raises:
             ConceptError: The folder has no concept, or one of another backbone or with too many vectors.
         """
-        concept, parts = read_concept(folder), ModelParts.of(self._without_concepts)
-        check_concept(parts, concept, f"the concept {name}")
+        concept, parts = read_concept(folder), ModelParts.of(self._pipeline)
+        with self.using(()):  # loaded concepts lengthen the table of tokens
+            check_concept(parts, concept, f"the concept {name}")
         readable = min(tokenizer.model_max_length for tokenizer in parts.tokenizers) - 2  # start and end
         vectors = max((len(tensor) for token in concept.tokens for tensor in token.all_embeddings), default=0)
         if vectors > readable:
@@ -119,8 +122,9 @@ class Concepts:
         Raises:
             ConceptError: The files have no concept, or one of another backbone.
         """
-        model = self._without_concepts
-        write_concept(folder, read_other(files, model, placeholder=placeholder, word=word, subject=subject))
+        with self.using(()):
+            concept = read_other(files, self._pipeline, placeholder=placeholder, word=word, subject=subject)
+        write_concept(folder, concept)
 
     def offer(self, name: str, folder: Path) -> None:
         """Let requests name a concept.
@@ -162,8 +166,14 @@ class Concepts:
         concepts = tuple(map(self._weights, offered))
         return ChosenConcepts(concepts=concepts, pipeline=pipeline, phrases=_phrases(offered))
 
-    def use(self, concepts: Sequence[Concept]) -> None:
-        """Load these concepts into the model and no others."""
+    @contextmanager
+    def using(self, concepts: Sequence[Concept]) -> Iterator[None]:
+        """A block in which these concepts are in the model and no others; one block at a time."""
+        with self._lock:
+            self._use(concepts)
+            yield
+
+    def _use(self, concepts: Sequence[Concept]) -> None:
         if concepts_key(self._loaded) == concepts_key(concepts):
             return
         unload_concepts(self._pipeline)
@@ -191,8 +201,6 @@ class Concepts:
             raise RequestFieldError("concepts", f"the concept {offered.name!r} cannot be read any longer.") from error
 
     def _pipeline_for_checks(self, vectors: tuple[tuple[str, int], ...]) -> RealCustomPipeline:
-        if not vectors:
-            return self._without_concepts
         checking = self._with_own_tokenizers(self._without_concepts)
         for tokenizer in {id(one): one for one in checking.backbone.tokenizers}.values():
             add_placeholders(tokenizer, dict(vectors), ExitStack())

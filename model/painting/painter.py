@@ -198,22 +198,22 @@ class RequestPainter:
         """Encode a request for a picture, without a step."""
         made = request.provenance
         height, width = request.size
-        self.concepts.use(request.concepts)
         cache = None if self.pipeline.image_encoders is None else self.pipeline.image_encoders.cache
         before = (0, 0) if cache is None else (cache.hits, cache.misses)
-        run = self.pipeline.start(
-            made.prompt,
-            [request.subjects] if request.subjects else None,
-            settings=made.settings,
-            dci=made.dci,
-            negative_prompt=made.negative_prompt,
-            use_mask=made.use_mask,
-            visual_guidance_start=made.visual_guidance_start,
-            visual_guidance_end=made.visual_guidance_end,
-            height=height,
-            width=width,
-            seeds=[made.seed],
-        )
+        with self.concepts.using(request.concepts):
+            run = self.pipeline.start(
+                made.prompt,
+                [request.subjects] if request.subjects else None,
+                settings=made.settings,
+                dci=made.dci,
+                negative_prompt=made.negative_prompt,
+                use_mask=made.use_mask,
+                visual_guidance_start=made.visual_guidance_start,
+                visual_guidance_end=made.visual_guidance_end,
+                height=height,
+                width=width,
+                seeds=[made.seed],
+            )
         after = (0, 0) if cache is None else (cache.hits, cache.misses)
         return RunningPicture(request, run, after[0] - before[0], after[1] - before[1])
 
@@ -227,8 +227,8 @@ class RequestPainter:
             by_concepts.setdefault(concepts_key(picture.request.concepts), []).append(picture)
         for own in by_concepts.values():
             if own:
-                self.concepts.use(own[0].request.concepts)
-                self.pipeline.step([picture.run for picture in own])
+                with self.concepts.using(own[0].request.concepts):
+                    self.pipeline.step([picture.run for picture in own])
 
     def preview(self, picture: RunningPicture) -> PaintedPicture | None:
         """The finished picture as the last step predicts it, if the request asks for a preview after this step."""

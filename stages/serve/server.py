@@ -50,7 +50,7 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
         StageError: The port is taken, there is no champion, its files are damaged, other machines would need no API
             key, or the cluster has not what it takes; no request was answered.
     """
-    settings, uploads = config.serve, registry.run_folder / uploaded_concepts.FOLDER
+    settings, uploads = config.serve, (registry.run_folder / uploaded_concepts.FOLDER).absolute()
     keys = parse_api_keys(os.environ.pop(VARIABLE, None))  # Ray's processes inherit the environment
     check_exposure(settings, keys)
     os.environ[proxy.VARIABLE] = proxy.FUNCTION  # before Ray's processes start
