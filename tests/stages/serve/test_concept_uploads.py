@@ -7,7 +7,6 @@ import re
 import shutil
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def refused(answer: Any, status: int = 400) -> dict[str, Any]:
 
 
 def test_an_uploaded_concept_is_a_model_until_it_is_deleted(
-    painter: RequestPainter, folders: Path, uploads: Path
+    painter: RequestPainter, sd_folder: Path, folders: Path, uploads: Path
 ) -> None:
     client, model = client_of(painter, uploads), f"{NAME}:my-mug"
     entry = upload(client, files_of(folders / "textual_inversion"), field="file[]")
@@ -107,7 +106,7 @@ def test_an_uploaded_concept_is_a_model_until_it_is_deleted(
     first = picture(generate(client, model))
     assert first != picture(generate(client, NAME))
 
-    again = client_of(tiny_painter_like(painter), uploads)  # after a restart
+    again = client_of(tiny_painter(sd_folder), uploads)  # after a restart
     assert models(again) == [NAME, model]
     assert picture(generate(again, model)) == first
     assert picture(
@@ -122,11 +121,6 @@ def test_an_uploaded_concept_is_a_model_until_it_is_deleted(
         assert refused(one.delete(f"/v1/models/{model}"), 404)["param"] == "model"
         assert models(one) == [NAME]
     assert list(uploads.iterdir()) == []
-
-
-def tiny_painter_like(painter: RequestPainter) -> RequestPainter:
-    """Another painter of the same model."""
-    return replace(painter)
 
 
 def test_another_concept_of_the_same_name_is_another_one(painter: RequestPainter, folders: Path, uploads: Path) -> None:
@@ -432,12 +426,14 @@ def test_concepts_of_the_registry_stay_as_they_are(painter: RequestPainter, fold
     assert (models(client), picture(generate(client, f"{NAME}:tom"))) == ([NAME, f"{NAME}:tom"], before)
 
 
-def test_what_was_damaged_meanwhile_is_not_served(painter: RequestPainter, folders: Path, uploads: Path) -> None:
+def test_what_was_damaged_meanwhile_is_not_served(
+    painter: RequestPainter, sd_folder: Path, folders: Path, uploads: Path
+) -> None:
     for name in ("good", "bad"):
         upload(client_of(painter, uploads), files_of(folders / "textual_inversion"), name)
     weights = load_file(uploads / "bad" / DIFFUSERS)
     (uploads / "bad" / DIFFUSERS).write_bytes(save(weights)[:-1])
-    again = client_of(tiny_painter_like(painter), uploads)
+    again = client_of(tiny_painter(sd_folder), uploads)
     assert models(again) == [NAME, f"{NAME}:good"]
     assert again.delete(f"/v1/models/{NAME}:bad").status_code == 200
 
