@@ -132,7 +132,7 @@ def test_a_reader_that_leaves_ends_the_painting() -> None:
         ("GET", "/generate", {}, 405),
         ("GET", "/v1/images/edits", {}, 405),
         ("POST", "/v1/images/variations", {}, 404),
-        ("DELETE", f"/v1/models/{NAME}", {}, 405),
+        ("PUT", f"/v1/models/{NAME}", {}, 405),
         ("POST", "/v1/images/edits", {"json": {}}, 415),
         ("POST", "/v1/images/generations", {"data": {"prompt": "a cat"}}, 415),
         ("POST", "/v1/images/generations", {"json": []}, 400),
