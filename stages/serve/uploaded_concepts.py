@@ -99,7 +99,6 @@ class ConceptFolder:
         Raises:
             OSError: There is one of that name already.
         """
-        folder.chmod(0o755)
         folder.rename(self.folder / name)
 
     def delete(self, name: str) -> None:
