@@ -82,10 +82,14 @@ def _header(file: Path) -> dict[str, dict[str, list[int]]] | None:
             return None
         try:
             header = json.loads(stream.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     is_table = isinstance(header, dict) and all(
-        name == "__metadata__" or (isinstance(entry, dict) and len(entry.get("data_offsets", ())) == 2)
+        name == "__metadata__" or (isinstance(entry, dict) and _are_offsets(entry.get("data_offsets")))
         for name, entry in header.items()
     )
     return header if is_table else None
+
+
+def _are_offsets(offsets: object) -> bool:
+    return isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(offset, int) for offset in offsets)

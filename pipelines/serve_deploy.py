@@ -24,6 +24,7 @@ from stages.serve.app import front_application
 from stages.serve.champion import ChampionFollower
 from stages.serve.ray_serve import check_gpus, delete_painters_of_deleted, deploy_painters
 from stages.serve.shipped import shipped_model_of
+from stages.serve.uploaded_concepts import FOLDER
 
 
 class Arguments(BaseModel):
@@ -41,6 +42,11 @@ class Arguments(BaseModel):
         if folder is not None and not folder.is_absolute():
             raise ValueError(f"run_folder must be an absolute path on all machines of the cluster, not {str(folder)!r}")
         return folder
+
+    @property
+    def uploads(self) -> Path | None:
+        """The folder of uploaded concepts; without a run folder there is none that all machines share."""
+        return None if self.run_folder is None else self.run_folder / FOLDER
 
     def all_settings(self) -> list[str]:
         """With the run folder among them."""
@@ -66,7 +72,7 @@ class Manager:
         self._follower = ChampionFollower(
             registry=served_registry(config, store, Path(self._temporary.name)),
             shipped=shipped_model_of(config) if shipped else None,
-            deploy=lambda model: deploy_painters(model, config.serve, log.warning, self._app),
+            deploy=lambda model: deploy_painters(model, config.serve, arguments.uploads, log.warning, self._app),
             say=log.warning,
         )
         self._follower.deploy(self._follower.choose())
@@ -91,4 +97,4 @@ def application(arguments: Arguments) -> serve.Application:
     manager = Manager.options(ray_actor_options={"num_cpus": 0})  # type: ignore[attr-defined]
     keys = parse_api_keys(os.environ.get(VARIABLE))
     check_exposure(config.serve, keys)
-    return front_application(config.register.model_name, config.serve, keys, manager.bind(arguments))
+    return front_application(config.register.model_name, config.serve, keys, arguments.uploads, manager.bind(arguments))

@@ -8,7 +8,7 @@ CONCEPT_INFIX = "-concept-"
 
 #: The model's settings (`inference.json` among its artifacts) carry this number. It changes with the methods of the
 #: registered Python object that the server calls.
-INTERFACE = 4
+INTERFACE = 5
 
 #: A key of the model's configuration in MLflow: False skips the checksums of files that the caller has verified.
 VERIFY_CHECKSUMS = "verify_checksums"

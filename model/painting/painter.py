@@ -24,7 +24,7 @@ from model.guidance.sampling import scheduler_of_steps
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
-from model.painting.concepts import Concepts
+from model.painting.concepts import Concepts, concepts_key
 from model.painting.preparation import (
     ReadSubject,
     SubjectReader,
@@ -126,11 +126,11 @@ class RequestPainter:
             RequestFieldError: The word is not in the prompt (lists its words), a file is no picture, the model cannot
                 paint this size, or options do not fit together.
         """
-        self.concepts.check(concepts, prompt)
-        pipeline = self.concepts.for_checks(concepts)
+        chosen = self.concepts.choose(concepts, prompt)
+        pipeline = chosen.pipeline
         grid = picture_size(pipeline, size)
         settings = inference_settings(pipeline, self.settings, **options)
-        dci = self.concepts.dci(concepts, prompt, dci_lambda, dci_auxiliary_noun, dci_share)
+        dci = chosen.dci(prompt, dci_lambda, dci_auxiliary_noun, dci_share)
         if whole_prompt:
             check_length(pipeline, "prompt", prompt)
             check_length(pipeline, "negative_prompt", negative_prompt or "")
@@ -142,7 +142,7 @@ class RequestPainter:
         reader = SubjectReader(grid)
         read = [reader.read(number, given) for number, given in enumerate(subjects, 1)]
         if use_mask:
-            read = self._with_words(read, prompt, concepts)
+            read = self._with_words(read, prompt, chosen.phrases)
         named = tuple(subject for subject, _ in read)
         self._check_safety(named)
         _check(pipeline, prompt, named, settings, grid, guidance, dci)
@@ -150,6 +150,7 @@ class RequestPainter:
             PictureRequest(
                 subjects=named,
                 size=grid,
+                concepts=chosen.concepts,
                 provenance=Provenance(
                     prompt=prompt,
                     seed=seed,
@@ -197,14 +198,14 @@ class RequestPainter:
         except (OSError, ValueError):  # a CLIP from the hub that is not there; words must be named then
             return None
 
-    def _with_words(self, read: Sequence[ReadSubject], prompt: str, concepts: Sequence[str]) -> list[ReadSubject]:
-        """Find the words of subjects that have none and need one."""
+    def _with_words(self, read: Sequence[ReadSubject], prompt: str, taken: Sequence[str]) -> list[ReadSubject]:
+        """Find the words of subjects that have none and need one, but not those of concepts."""
         without = [number for number, (subject, _) in enumerate(read) if subject.word is None and subject.mask is None]
         if not without:
             return list(read)
         if self._word_finder is None:
             raise RequestFieldError("word", "which word of the prompt a picture stands for is not said.")
-        taken = [*self.concepts.phrases(concepts), *(subject.word for subject, _ in read if subject.word is not None)]
+        taken = [*taken, *(subject.word for subject, _ in read if subject.word is not None)]
         pictures = [read[number][0].picture for number in without]
         found = list(read)
         for number, word in zip(without, self._word_finder.find(prompt, pictures, taken), strict=True):
@@ -225,22 +226,22 @@ class RequestPainter:
         """Encode a request for a picture, without a step."""
         made = request.provenance
         height, width = request.size
-        self.concepts.use(made.concepts)
         cache = None if self.pipeline.image_encoders is None else self.pipeline.image_encoders.cache
         before = (0, 0) if cache is None else (cache.hits, cache.misses)
-        run = self.pipeline.start(
-            made.prompt,
-            [request.subjects] if request.subjects else None,
-            settings=made.settings,
-            dci=made.dci,
-            negative_prompt=made.negative_prompt,
-            use_mask=made.use_mask,
-            visual_guidance_start=made.visual_guidance_start,
-            visual_guidance_end=made.visual_guidance_end,
-            height=height,
-            width=width,
-            seeds=[made.seed],
-        )
+        with self.concepts.using(request.concepts):
+            run = self.pipeline.start(
+                made.prompt,
+                [request.subjects] if request.subjects else None,
+                settings=made.settings,
+                dci=made.dci,
+                negative_prompt=made.negative_prompt,
+                use_mask=made.use_mask,
+                visual_guidance_start=made.visual_guidance_start,
+                visual_guidance_end=made.visual_guidance_end,
+                height=height,
+                width=width,
+                seeds=[made.seed],
+            )
         after = (0, 0) if cache is None else (cache.hits, cache.misses)
         return RunningPicture(request, run, after[0] - before[0], after[1] - before[1])
 
@@ -249,13 +250,13 @@ class RequestPainter:
 
         Pictures with the same concepts take it together, first those whose concepts are in the model already.
         """
-        by_concepts: dict[tuple[str, ...], list[RunningPicture]] = {self.concepts.loaded: []}
+        by_concepts: dict[tuple[int, ...], list[RunningPicture]] = {concepts_key(self.concepts.loaded): []}
         for picture in pictures:
-            by_concepts.setdefault(picture.request.provenance.concepts, []).append(picture)
-        for concepts, own in by_concepts.items():
+            by_concepts.setdefault(concepts_key(picture.request.concepts), []).append(picture)
+        for own in by_concepts.values():
             if own:
-                self.concepts.use(concepts)
-                self.pipeline.step([picture.run for picture in own])
+                with self.concepts.using(own[0].request.concepts):
+                    self.pipeline.step([picture.run for picture in own])
 
     def preview(self, picture: RunningPicture) -> PaintedPicture | None:
         """The finished picture as the last step predicts it, if the request asks for a preview after this step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model.concepts.concept import Concept
 from model.errors import GenerationError
 from model.guidance.masks import Grid
 from model.guidance.subjects import Subject
@@ -40,6 +41,7 @@ class PictureRequest:
     Attributes:
         subjects: With their decoded pictures and masks.
         size: Height and width, pixels.
+        concepts: Learned concepts that are in the model while it is painted.
         provenance: Prompt, seed and settings.
         preview_steps: The steps, counted from 0, after which a preview is shown.
         output_format: Of the picture's file.
@@ -49,6 +51,7 @@ class PictureRequest:
 
     subjects: tuple[Subject, ...]
     size: Grid
+    concepts: tuple[Concept, ...] = ()
     provenance: Provenance
     preview_steps: tuple[int, ...] = ()
     output_format: PictureFormat = "png"

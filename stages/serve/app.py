@@ -6,6 +6,7 @@ They are two, so that a new version of the model replaces the painters only: the
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,14 +48,17 @@ class Front:
         name: The model's, in OpenAI's routes.
         settings: Of the endpoint.
         keys: That requests may have.
+        uploads: The folder of uploaded concepts; None: clients cannot upload any.
         others: Other deployments of this application, which the front does not use.
     """
 
-    def __init__(self, name: str, settings: ServeConfig, keys: ApiKeys, *others: DeploymentHandle) -> None:
+    def __init__(
+        self, name: str, settings: ServeConfig, keys: ApiKeys, uploads: Path | None, *others: DeploymentHandle
+    ) -> None:
         painters = DeploymentHandle(_PAINTER, painters_name(serve.get_replica_context().app_name))
         self._draining = Draining()
         served = RayPainters(painters, Served(title=name))
-        self._application = make_application(served, name, settings, keys, self._draining)
+        self._application = make_application(served, name, settings, keys, self._draining, uploads)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
@@ -65,13 +69,16 @@ class Front:
         await self._draining.drain()
 
 
-def front_application(name: str, settings: ServeConfig, keys: ApiKeys, *others: serve.Application) -> serve.Application:
+def front_application(
+    name: str, settings: ServeConfig, keys: ApiKeys, uploads: Path | None, *others: serve.Application
+) -> serve.Application:
     """The front, which finds its painters by the name of its application.
 
     Args:
         name: The model's.
         settings: Of the endpoint.
         keys: That requests may have. Ray's processes get their hashes, not the keys.
+        uploads: As of `Front`.
         others: What else belongs to the application.
     """
     # Type checkers see the classes, not what @serve.deployment makes of them.
@@ -81,16 +88,19 @@ def front_application(name: str, settings: ServeConfig, keys: ApiKeys, *others: 
         graceful_shutdown_timeout_s=settings.timeout_seconds,
         ray_actor_options={"num_cpus": 0},
     )
-    return front.bind(name, settings, keys, *others)
+    return front.bind(name, settings, keys, uploads, *others)
 
 
-def painters_application(model: ServedModel, settings: ServeConfig, gpus: float) -> serve.Application:
+def painters_application(
+    model: ServedModel, settings: ServeConfig, gpus: float, uploads: Path | None = None
+) -> serve.Application:
     """The painters. Deployed again with another model, they go on until those with that model are ready.
 
     Args:
         model: The model to serve.
         settings: Of the endpoint.
         gpus: Of the cluster.
+        uploads: As of `Front`.
     """
     share, surge = _gpu_share(settings, gpus)
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -103,7 +113,7 @@ def painters_application(model: ServedModel, settings: ServeConfig, gpus: float)
         ray_actor_options={"num_cpus": 1, "num_gpus": share, "runtime_env": {"env_vars": environment}},
         **_replicas(settings),
     )
-    return painters.bind(model, settings.max_replicas or settings.replicas, painter_limits(settings))
+    return painters.bind(model, settings.max_replicas or settings.replicas, painter_limits(settings), uploads)
 
 
 def painter_limits(settings: ServeConfig) -> PainterLimits:

@@ -51,6 +51,10 @@ class ServeConfig:
     """Of all pictures and masks of a request together."""
     max_picture_pixels: Operation[PositiveInt] = 16_777_216
     """Width times height of all pictures and masks of a request together."""
+    max_concepts: Operation[NonNegativeInt] = 100
+    """That clients may upload and the run folder keeps; 0: clients cannot upload concepts."""
+    max_concept_bytes: Operation[PositiveInt] = 100_000_000
+    """Of the files of an uploaded concept together."""
     max_steps: Operation[Annotated[int, Ge(1), Le(1000)]] = 100
     """Of the sampler, for a request."""
     safety_checker: Operation[Text | None] = None

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 
 from stages.serve.batch import ContinuousBatch, Job
 from stages.serve.painting import Accepted, Busy, Event, Fields, Painted, PainterLimits, Refused, Served, TooLong
-from stages.serve.served_model import ServedModel
+from stages.serve.served_model import ServedConcept, ServedModel
+from stages.serve.uploaded_concepts import ConceptFolder, OtherFiles, UploadedConcepts, described_concept
 
 
 class ModelPainter:
@@ -24,9 +26,18 @@ class ModelPainter:
         model: As `ServedModel.load` returns it.
         title: As `ServedModel.title`.
         limits: Of the batch, the queue and the cache.
+        concepts: Registered beside the model, which offers those that fit it.
+        uploads: The folder of uploaded concepts; None: there are none.
     """
 
-    def __init__(self, model: Any, title: str, limits: PainterLimits) -> None:
+    def __init__(
+        self,
+        model: Any,
+        title: str,
+        limits: PainterLimits,
+        concepts: Sequence[ServedConcept] = (),
+        uploads: Path | None = None,
+    ) -> None:
         self.model = model
         self.title = title
         self.model.cache_encodings(limits.cached_bytes)
@@ -34,9 +45,17 @@ class ModelPainter:
             self.model.use_safety_checker(limits.safety_checker)
         self._batch = ContinuousBatch(model, limits.batch)
         self._max_waiting = limits.waiting
+        self._registered = tuple(concept for concept in concepts if concept.name in model.concepts.names)
+        self._reserved = {concept.name.lower() for concept in concepts}
+        self._uploaded: UploadedConcepts | None = None
+        if uploads is not None:
+            self._uploaded = UploadedConcepts(ConceptFolder(uploads), model.concepts, self._reserved)
+            self._uploaded.served()  # takes a while the first time
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """As `Painters.paint`. An invalid request is refused here, before it enters the batch."""
+        if self._uploaded is not None and fields.get("concepts"):
+            await asyncio.to_thread(self._uploaded.refresh, fields["concepts"])
         try:
             prepared = await asyncio.to_thread(self.model.prepare, **fields)
         except ValueError as error:
@@ -72,6 +91,23 @@ class ModelPainter:
         finally:
             self._batch.remove(jobs)
 
+    async def ready(self) -> Served:
+        """What this painter paints."""
+        uploaded = () if self._uploaded is None else await asyncio.to_thread(self._uploaded.served)
+        return Served(title=self.title, concepts=(*self._registered, *uploaded))
+
+    async def check_upload(self, folder: str, name: str, other: OtherFiles | None) -> ServedConcept | Refused:
+        """See `Painters.check_upload`."""
+        if name.lower() in self._reserved:
+            return Refused(field="name", message=f"The registry has a concept {name!r} already; choose another name.")
+        if self._uploaded is None:
+            raise RuntimeError("The painter has no folder of uploaded concepts.")
+        try:
+            checked = await asyncio.to_thread(self._uploaded.check, Path(folder), name, other)
+        except ValueError as error:
+            return Refused(field="file", message=str(error))
+        return described_concept(name, checked)
+
     def _refusal(self, jobs: list[Job], seconds: float) -> Busy | TooLong | None:
         """Why the pictures are not accepted: the queue is full, or they could not be ready in time."""
         if self._batch.seconds_alone(jobs) > seconds:
@@ -99,14 +135,14 @@ class Painter:
         model: What to paint with.
         replicas: How many painters may share this machine's cores.
         limits: Of this painter.
+        uploads: As of `ModelPainter`.
     """
 
-    def __init__(self, model: ServedModel, replicas: int, limits: PainterLimits) -> None:
+    def __init__(self, model: ServedModel, replicas: int, limits: PainterLimits, uploads: Path | None) -> None:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas))
-        self._painter = ModelPainter(model.load(), model.title, limits)
-        self._concepts = model.concepts
+        self._painter = ModelPainter(model.load(), model.title, limits, model.concepts, uploads)
 
     async def paint(self, fields: Fields, seconds: float) -> AsyncGenerator[Event, None]:
         """See `ModelPainter.paint`."""
@@ -115,6 +151,8 @@ class Painter:
 
     async def ready(self) -> Served:
         """What this painter paints, as soon as the model is loaded."""
-        offered = self._painter.model.concepts.names
-        concepts = tuple(concept for concept in self._concepts if concept.name in offered)
-        return Served(title=self._painter.title, concepts=concepts)
+        return await self._painter.ready()
+
+    async def check_upload(self, folder: str, name: str, other: OtherFiles | None) -> ServedConcept | Refused:
+        """See `Painters.check_upload`."""
+        return await self._painter.check_upload(folder, name, other)

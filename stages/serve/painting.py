@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stages.serve.served_model import ServedConcept
+from stages.serve.uploaded_concepts import OtherFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +206,24 @@ class Painters(Protocol):
         Raises:
             PaintersBusyError: All of them are painting.
             NoPainterError: None can answer.
+        """
+        ...
+
+    async def check_upload(self, folder: str, name: str, other: OtherFiles | None) -> ServedConcept | Refused:
+        """Check a concept that is to be uploaded.
+
+        Args:
+            folder: With its files, on this machine.
+            name: Of the concept.
+            other: Says more about files of another tool; None: the files are a concept's folder.
+
+        Returns:
+            The concept with the folder to keep, that of its files or one beside it; or why it cannot be served.
+
+        Raises:
+            PaintersBusyError: As `check_ready`; also the next two.
+            NoPainterError: None can answer.
+            PaintingFailedError: Asking again would fail again.
         """
         ...
 

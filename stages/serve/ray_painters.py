@@ -18,8 +18,11 @@ from stages.serve.painting import (
     NoPainterError,
     PaintersBusyError,
     PaintingFailedError,
+    Refused,
     Served,
 )
+from stages.serve.served_model import ServedConcept
+from stages.serve.uploaded_concepts import OtherFiles
 
 _READY_SECONDS = 5
 
@@ -57,6 +60,12 @@ class RayPainters:
             except TimeoutError as error:
                 raise NoPainterError from error
         return self.served
+
+    async def check_upload(self, folder: str, name: str, other: OtherFiles | None) -> ServedConcept | Refused:
+        """See `Painters.check_upload`."""
+        with _our_errors():
+            answer: ServedConcept | Refused = await self._handle.check_upload.remote(folder, name, other)
+        return answer
 
     async def _ask_ready(self) -> Served:
         served: Served = await self._handle.ready.remote()

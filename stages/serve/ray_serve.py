@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -65,28 +66,34 @@ def check_gpus(settings: ServeConfig) -> None:
         )
 
 
-def deploy_painters(model: ServedModel, settings: ServeConfig, say: Callable[[str], None], app: str = APP) -> None:
+def deploy_painters(
+    model: ServedModel, settings: ServeConfig, uploads: Path | None, say: Callable[[str], None], app: str = APP
+) -> None:
     """Let painters load a model; return when they have replaced those with another model, if there are any.
 
     Args:
         model: The model to serve.
         settings: Of the endpoint.
+        uploads: The folder of uploaded concepts; None: there are none.
         say: Shows the user how it goes on.
         app: The name of the application with the front.
 
     Raises:
         StageError: It cannot be loaded; the others go on.
     """
-    _deploy(painters_application(model, settings, _gpus()), painters_name(app), None, f"Loading {model.title}", say)
+    painters = painters_application(model, settings, _gpus(), uploads)
+    _deploy(painters, painters_name(app), None, f"Loading {model.title}", say)
 
 
-def deploy_front(name: str, settings: ServeConfig, keys: ApiKeys, say: Callable[[str], None]) -> None:
+def deploy_front(
+    name: str, settings: ServeConfig, keys: ApiKeys, uploads: Path | None, say: Callable[[str], None]
+) -> None:
     """Let the front answer requests for the model `name`, if they have one of the keys.
 
     Raises:
         StageError: It cannot.
     """
-    _deploy(front_application(name, settings, keys), APP, "/", "Starting the server", say)
+    _deploy(front_application(name, settings, keys, uploads), APP, "/", "Starting the server", say)
 
 
 def drain(settings: ServeConfig) -> None:

@@ -24,7 +24,7 @@ from types import FrameType
 from stages.config import Config
 from stages.contract import StageError
 from stages.ray_tools.cluster import connected_cluster, local_cluster
-from stages.serve import proxy
+from stages.serve import proxy, uploaded_concepts
 from stages.serve.api_keys import VARIABLE, check_exposure, parse_api_keys
 from stages.serve.champion import ChampionFollower
 from stages.serve.config import ServeConfig
@@ -50,7 +50,7 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
         StageError: The port is taken, there is no champion, its files are damaged, other machines would need no API
             key, or the cluster has not what it takes; no request was answered.
     """
-    settings = config.serve
+    settings, uploads = config.serve, (registry.run_folder / uploaded_concepts.FOLDER).absolute()
     keys = parse_api_keys(os.environ.pop(VARIABLE, None))  # Ray's processes inherit the environment
     check_exposure(settings, keys)
     os.environ[proxy.VARIABLE] = proxy.FUNCTION  # before Ray's processes start
@@ -60,7 +60,7 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
     def deploy(model: ServedModel) -> None:
         from stages.serve.ray_serve import deploy_painters
 
-        deploy_painters(model, settings, _say)
+        deploy_painters(model, settings, uploads, _say)
 
     follower = ChampionFollower(
         registry=registry, shipped=_shipped_model(config) if shipped else None, deploy=deploy, say=_say
@@ -69,7 +69,7 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
     with _ray(cluster), _stopped_by_signals(), _serve(settings, cluster):
         from stages.serve.ray_serve import deploy_front
 
-        deploy_front(registry.name, settings, keys, _say)
+        deploy_front(registry.name, settings, keys, uploads, _say)
         _say(f"Loading {model.title}.")
         deploy(model)
         address = _wait_until_ready(settings)

@@ -22,8 +22,9 @@ from model.painting.painter import RequestPainter
 from stages.serve.app import painter_limits
 from stages.serve.config import ServeConfig
 from stages.serve.painter import ModelPainter
-from stages.serve.painting import Served
+from stages.serve.painting import Refused, Served
 from stages.serve.served_model import ServedConcept
+from stages.serve.uploaded_concepts import OtherFiles
 from stages.serve.web.application import make_application
 from tests.support.concepts import METHODS
 from tests.support.tiny_pipelines import CROSS, build
@@ -38,10 +39,14 @@ class LocalPainters(ModelPainter):
     """One painter."""
 
     def __init__(
-        self, model: RequestPainter, settings: ServeConfig = SETTINGS, concepts: Sequence[ServedConcept] = ()
+        self,
+        model: RequestPainter,
+        settings: ServeConfig = SETTINGS,
+        concepts: Sequence[ServedConcept] = (),
+        uploads: Path | None = None,
     ) -> None:
-        super().__init__(model, TITLE, painter_limits(settings))
-        self.served = Served(title=TITLE, concepts=tuple(concepts))
+        super().__init__(model, TITLE, painter_limits(settings), concepts, uploads)
+        self.served = Served(title=TITLE)
 
     @property
     def free(self) -> int:
@@ -50,7 +55,15 @@ class LocalPainters(ModelPainter):
 
     async def check_ready(self) -> Served:
         """It always is."""
+        self.served = await self.ready()
         return self.served
+
+
+class WithoutUploads:
+    """Painters that check no concept."""
+
+    async def check_upload(self, folder: str, name: str, other: OtherFiles | None) -> ServedConcept | Refused:
+        raise NotImplementedError
 
 
 def tiny_painter(folder: Path, method: type[VisualAdapter] = RealCustomPlusAdapter) -> RequestPainter:

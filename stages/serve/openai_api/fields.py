@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from model.files import text_damage
 from model.methods.names import MethodName
 from model.pictures.provenance import PictureFormat
+from stages.serve.uploaded_concepts import MAX_NAME, is_concept_name
 from stages.serve.web.bodies import MAX_TEXT_CHARACTERS
 from stages.serve.web.errors import RequestError
 from stages.serve.web.generate import MAX_SEED
@@ -45,6 +47,30 @@ def _listed(names: Any) -> Any:
     return listed if isinstance(listed, list) else [listed]
 
 
+def _concept_name(name: str) -> str:
+    if not is_concept_name(name):
+        raise ValueError(
+            f"it must be letters, digits, '-', '_' and '.' inside, {MAX_NAME} at most, and no device's name"
+        )
+    return name
+
+
+def _placeholder(text: str) -> str:
+    if not all(_is_visible(character) and character != "," for character in text):
+        raise ValueError("it must be without spaces, commas and characters that cannot be seen")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if not all(_is_visible(character) or character == " " for character in text) or "," in text:
+        raise ValueError("it must be words on one line, without commas")
+    return text
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character)[0] not in "CZ"
+
+
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS), AfterValidator(_undamaged)]
 Prompt = Annotated[
     str,
@@ -57,6 +83,19 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scope = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 DCIStrength = Annotated[float, Field(ge=-_MAX_SCALE, le=_MAX_SCALE, allow_inf_nan=False)]
 ConceptNames = Annotated[list[Name], Field(max_length=MAX_SUBJECTS), BeforeValidator(_listed)]
+ConceptName = Annotated[str, StringConstraints(strip_whitespace=True), AfterValidator(_concept_name)]
+Placeholder = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_NAME),
+    AfterValidator(_undamaged),
+    AfterValidator(_placeholder),
+]
+ClassWord = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=_MAX_NAME),
+    AfterValidator(_undamaged),
+    AfterValidator(_one_line),
+]
 Size = Annotated[str, StringConstraints(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")]
 Given = TypeVar("Given", bound=BaseModel)
 
@@ -126,6 +165,23 @@ class EditFields(ImageFields):
     mask_binary: bool | None = Field(default=None, description="No weights inside masks.")
     use_mask: bool = Field(True, description="false: subjects act on the whole picture.")
     return_masks: bool = Field(False, description="Answer with the masks, as `mask_b64_json`.")
+
+
+class ConceptFields(BaseModel):
+    """Of `POST /v1/concepts`, besides its files."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: ConceptName = Field(
+        description="Letters, digits, - _ and . inside; the model is <name of the model>:<this name>.",
+        examples=["my-mug"],
+    )
+    placeholder: Placeholder | None = Field(
+        default=None, description="As it is written in prompts; only with files of another tool.", examples=["[v]"]
+    )
+    word: ClassWord | None = Field(
+        default=None, description="The class word; only with files of another tool.", examples=["mug"]
+    )
 
 
 def checked(kind: type[Given], values: Mapping[str, Any], *, strict: bool, param: str | None = None) -> Given:

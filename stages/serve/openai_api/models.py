@@ -28,7 +28,7 @@ class Models:
 
     async def entries(self) -> list[dict[str, Any]]:
         """As `GET /v1/models` lists them."""
-        return [self._entry(self.name), *map(self._concept_entry, await self._concepts())]
+        return [self._entry(self.name), *map(self.concept_entry, await self._concepts())]
 
     async def entry(self, model: str) -> dict[str, Any]:
         """As `GET /v1/models/{id}` shows one.
@@ -69,6 +69,7 @@ class Models:
     def _entry(self, identifier: str) -> dict[str, Any]:
         return {"id": identifier, "object": "model", "created": self._created, "owned_by": "realword"}
 
-    def _concept_entry(self, concept: ServedConcept) -> dict[str, Any]:
+    def concept_entry(self, concept: ServedConcept) -> dict[str, Any]:
+        """The entry of a concept."""
         own = {"placeholder": concept.placeholder, "word": concept.word, "method": concept.method}
         return {**self._entry(f"{self.name}:{concept.name}"), "concept": True, **own}

@@ -11,9 +11,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stages.serve.config import ServeConfig
 from stages.serve.openai_api.answers import first_event, images_response, server_sent_events
+from stages.serve.openai_api.concept_uploads import ConceptUploads
 from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.requests import ImageRequest, read_edit, read_generation
-from stages.serve.openai_api.schema import EDIT, GENERATION, MODEL, MODELS
+from stages.serve.openai_api.schema import CONCEPT, DELETED, EDIT, GENERATION, MODEL, MODELS
 from stages.serve.painting import Painted, Painters, paint_until
 from stages.serve.web.access import count_pictures
 from stages.serve.web.bodies import arriving_within
@@ -21,12 +22,13 @@ from stages.serve.web.connection import while_connected
 from stages.serve.web.errors import painting_errors
 
 
-def openai_routes(painters: Painters, models: Models, settings: ServeConfig) -> APIRouter:
+def openai_routes(painters: Painters, models: Models, uploads: ConceptUploads, settings: ServeConfig) -> APIRouter:
     """The routes.
 
     Args:
         painters: Paint the requests.
         models: That requests can name.
+        uploads: Concepts that clients upload.
         settings: Limits of requests.
     """
     routes = APIRouter(prefix="/v1")
@@ -40,6 +42,16 @@ def openai_routes(painters: Painters, models: Models, settings: ServeConfig) -> 
     async def get_model(model_id: str) -> JSONResponse:
         """One of them."""
         return JSONResponse(await models.entry(model_id))
+
+    @routes.delete("/models/{model_id:path}", openapi_extra=DELETED)
+    async def delete_model(model_id: str) -> JSONResponse:
+        """Delete an uploaded concept."""
+        return JSONResponse(await uploads.delete(model_id))
+
+    @routes.post("/concepts", openapi_extra=CONCEPT)
+    async def upload_concept(request: Request) -> JSONResponse:
+        """Upload a learned concept, which is a model then."""
+        return JSONResponse(await uploads.add(request))
 
     @routes.post("/images/generations", openapi_extra=GENERATION)
     async def generate_images(request: Request) -> Response:

@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from stages.serve.openai_api.fields import EditFields, GenerationFields
+from stages.serve.openai_api.fields import ConceptFields, EditFields, GenerationFields
 from stages.serve.web.errors import error_schema
 
 _STATUSES = {
     "400": "A field is missing, unknown or invalid; `param` names it.",
     "401": "The API key is missing or wrong.",
-    "403": "The request comes from a page of another site.",
+    "403": "The request comes from a page of another site, or asks for what this server does not allow.",
     "404": "There is no such model.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
@@ -46,6 +46,15 @@ _EVENT_EXAMPLE = (
     'event: image_edit.partial_image\ndata: {"type": "image_edit.partial_image", "partial_image_index": 0}\n\n'
 )
 _MODEL_EXAMPLE = {"id": "realword-micro", "object": "model", "created": 1764460800, "owned_by": "realword"}
+_CONCEPT_EXAMPLE = {
+    **_MODEL_EXAMPLE,
+    "id": "realword-micro:my-mug",
+    "concept": True,
+    "placeholder": "[v]",
+    "word": "mug",
+    "method": "textual_inversion",
+}
+_DELETED_EXAMPLE = {"id": "realword-micro:my-mug", "object": "model", "deleted": True}
 _FILE = {"type": "string", "format": "binary"}
 
 
@@ -87,6 +96,15 @@ def _edit_body() -> dict[str, Any]:
     return body
 
 
+def _concept_body() -> dict[str, Any]:
+    body = _body(ConceptFields)
+    files = "The files of a concept's folder, or safetensors files of another tool with `placeholder` and `word`."
+    body["properties"] = {name: _without_null(schema) for name, schema in body["properties"].items()}
+    body["properties"]["file"] = {"type": "array", "items": _FILE, "minItems": 1, "description": files}
+    body["required"] = ["name", "file"]
+    return body
+
+
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """A field of a form, which has no null: one that is not there is empty or left out."""
     kinds = schema.get("anyOf", [])
@@ -99,4 +117,17 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 GENERATION = _route("application/json", _body(GenerationFields), {"prompt": "a photo of a mug in the snow", "seed": 7})
 EDIT = _route("multipart/form-data", _edit_body(), {"prompt": "a photo of a [mug] in the snow", "image": ["mug.png"]})
 MODELS = {"responses": _ok({"object": "list", "data": [_MODEL_EXAMPLE]})}
+CONCEPT = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": _concept_body(),
+                "example": {"name": "my-mug", "file": ["concept.json", "learned_embeds.safetensors"]},
+            }
+        },
+    },
+    "responses": {**_ok(_CONCEPT_EXAMPLE), **_errors(*_STATUSES)},
+}
+DELETED = {"responses": {**_ok(_DELETED_EXAMPLE), **_errors("403", "404")}}
 MODEL = {"responses": {**_ok(_MODEL_EXAMPLE), **_errors("404")}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastapi import FastAPI, Security
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
@@ -9,6 +11,7 @@ from starlette.middleware import Middleware
 
 from stages.serve.api_keys import ApiKeys
 from stages.serve.config import ServeConfig
+from stages.serve.openai_api.concept_uploads import ConceptUploads
 from stages.serve.openai_api.models import Models
 from stages.serve.openai_api.routes import openai_routes
 from stages.serve.painting import NoPainterError, Painters, PaintersBusyError
@@ -27,6 +30,7 @@ def make_application(
     settings: ServeConfig,
     keys: ApiKeys | None = None,
     draining: Draining | None = None,
+    uploads: Path | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -36,9 +40,11 @@ def make_application(
         settings: Limits of requests.
         keys: That requests may have; None: they need none.
         draining: Says when the server ends.
+        uploads: The folder of uploaded concepts; None: clients cannot upload any.
     """
     metrics = Metrics()
     measured = MeasuredPainters(painters, metrics)
+    models = Models(name, measured)
     # The browser's page for the schema would load scripts from elsewhere.
     app = FastAPI(
         title="Realword",
@@ -79,7 +85,7 @@ def make_application(
     for routes in (
         metrics_routes(metrics),
         generate_routes(measured, settings),
-        openai_routes(measured, Models(name, measured), settings),
+        openai_routes(measured, models, ConceptUploads(uploads, models, measured, settings), settings),
     ):
         app.include_router(routes, dependencies=asks_key)
     return app

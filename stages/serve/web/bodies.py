@@ -36,23 +36,24 @@ async def arriving_within(seconds: float) -> AsyncGenerator[None, None]:
 
 @asynccontextmanager
 async def multipart_form(
-    request: Request, max_picture_bytes: int, max_parts: int, example: str
+    request: Request, max_bytes: int, max_parts: int, example: str, files: str = "pictures"
 ) -> AsyncGenerator[FormData, None]:
     """The parts of a multipart form; its temporary files are deleted at the end of the block.
 
     Args:
         request: Its body is read.
-        max_picture_bytes: Of all pictures together.
+        max_bytes: Of all files together.
         max_parts: Of the form.
         example: For the message, what to send.
+        files: What the files are.
 
     Raises:
         RequestError: 413 too large, 415 no multipart form, 422 it cannot be read.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise RequestError(415, f"Send a multipart form with {example} (curl: -F), pictures as files and not as URLs.")
-    limit = max_picture_bytes + _OVERHEAD_BYTES
-    body = _limited(request, limit, f"The pictures are too large; at most {max_picture_bytes} bytes are accepted.")
+        raise RequestError(415, f"Send a multipart form with {example} (curl: -F), {files} as files and not as URLs.")
+    limit = max_bytes + _OVERHEAD_BYTES
+    body = _limited(request, limit, f"The {files} are too large; at most {max_bytes} bytes are accepted.")
     parser = MultiPartParser(request.headers, body, max_files=max_parts, max_fields=max_parts, max_part_size=limit)
     try:
         form = await parser.parse()

@@ -11,7 +11,9 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stages.serve.painting import Event, Fields, Painted, Painters, Preview, Served
+from stages.serve.painting import Event, Fields, Painted, Painters, Preview, Refused, Served
+from stages.serve.served_model import ServedConcept
+from stages.serve.uploaded_concepts import OtherFiles
 
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 _BATCH_SIZES = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -106,6 +108,10 @@ class MeasuredPainters:
     async def check_ready(self) -> Served:
         """See `Painters.check_ready`."""
         return await self._painters.check_ready()
+
+    async def check_upload(self, folder: str, name: str, other: OtherFiles | None) -> ServedConcept | Refused:
+        """See `Painters.check_upload`."""
+        return await self._painters.check_upload(folder, name, other)
 
 
 class MetricsMiddleware:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from model.concepts.concept import ConceptError
 from model.concepts.folder import write_concept
 from model.painting.painter import RequestPainter
-from model.painting.request import PaintedPicture, RequestFieldError
+from model.painting.request import PaintedPicture, PictureRequest, RequestFieldError
 from tests.support.concepts import METHODS, xti
 from tests.support.local_painters import noise_picture, tiny_painter
 
@@ -92,3 +93,29 @@ def test_a_concept_of_another_backbone_is_not_offered(sd_folder: Path, sdxl_fold
     other = tiny_painter(sd_folder)
     with pytest.raises(ConceptError, match="another backbone"):
         other.concepts.offer("xti", tmp_path / "xti")
+
+
+def test_a_request_keeps_its_concept_when_another_one_takes_the_name(sd_folder: Path, tmp_path: Path) -> None:
+    painter, folder = tiny_painter(sd_folder), tmp_path / "mug"
+    prepared: list[PictureRequest] = []
+    alone: list[bytes] = []
+    for name in ("textual_inversion", "several_vectors"):
+        write_concept(folder, METHODS[name](painter.pipeline))
+        painter.concepts.offer("mug", folder)
+        prepared += painter.prepare("a [v] cat in a hat", concepts=["mug"]).pictures
+        alone += map(pixels, painter.paint(prepared[-1:]))
+        painter.concepts.withdraw("mug")
+        shutil.rmtree(folder)
+    assert list(map(pixels, painter.paint(prepared))) == alone
+    assert alone[0] != alone[1]
+    with pytest.raises(RequestFieldError, match="no concept 'mug'; there are: none"):
+        painter.prepare("a [v] cat in a hat", concepts=["mug"])
+
+
+def test_whole_models_are_offered_while_a_concept_is_loaded(painter: RequestPainter, tmp_path: Path) -> None:
+    with painter.concepts.using(()):
+        write_concept(tmp_path, METHODS["whole_models"](painter.pipeline))
+    painter.paint(painter.prepare(**request("several_vectors")).pictures)
+    assert painter.concepts.loaded  # its tokens make the table longer
+    painter.concepts.offer("other", tmp_path)
+    painter.concepts.withdraw("other")

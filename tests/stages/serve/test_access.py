@@ -16,13 +16,13 @@ from stages.serve.painting import Accepted, NoPainterError, Served
 from stages.serve.web.application import make_application
 from stages.serve.web.errors import RequestError
 from stages.serve.web.rates import Rates
-from tests.support.local_painters import TITLE
+from tests.support.local_painters import TITLE, WithoutUploads
 
 KEYS = "anna=topsecret,ben=other-secret"
 PROMPT = {"prompt": "a cat"}
 
 
-class NoPainters:
+class NoPainters(WithoutUploads):
     """Painters that are gone: a request that comes to them is answered with 503."""
 
     served = Served(title=TITLE)

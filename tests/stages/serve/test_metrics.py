@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from stages.serve.painting import Accepted, Event, Fields, Painted, PaintersBusyError, Preview, Refused, Served
 from stages.serve.web.application import make_application
 from stages.serve.web.metrics import MeasuredPainters, Metrics
-from tests.support.local_painters import NAME, SETTINGS, TITLE
+from tests.support.local_painters import NAME, SETTINGS, TITLE, WithoutUploads
 
 ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1, title=TITLE)
 PREVIEW = Preview(index=0, number=0, picture=b"", mask=None)
@@ -29,7 +29,7 @@ PAINTED = Painted(
 )
 
 
-class ScriptedPainters:
+class ScriptedPainters(WithoutUploads):
     """Painters with given events."""
 
     served = Served(title=TITLE)

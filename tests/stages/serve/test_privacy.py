@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from stages.serve.api_keys import parse_api_keys
 from stages.serve.painting import Accepted, Event, Fields, PaintingFailedError, Served
 from stages.serve.web.application import make_application
-from tests.support.local_painters import NAME, SETTINGS, TITLE, noise_picture
+from tests.support.local_painters import NAME, SETTINGS, TITLE, WithoutUploads, noise_picture
 
 KEY, PROMPT, NAME_OF_FILE = "kept-secret-key", "a [cat] in a hat", "kept-secret-file.png"
 PICTURE = noise_picture(7)
@@ -29,7 +29,7 @@ SECRETS = [
 ]
 
 
-class LosingPainters:
+class LosingPainters(WithoutUploads):
     """Painters that fail after they have taken a request."""
 
     served = Served(title=TITLE)

@@ -14,14 +14,14 @@ from starlette.testclient import TestClient
 from stages.serve.config import ServeConfig
 from stages.serve.painting import Event, Fields, NoPainterError, Served
 from stages.serve.web.application import make_application
-from tests.support.local_painters import TITLE, encoded, half_mask, noise_picture
+from tests.support.local_painters import TITLE, WithoutUploads, encoded, half_mask, noise_picture
 
 PICTURE, SQUARE = noise_picture(side=40), noise_picture(1, side=40)  # of 1600 pixels
 MASK = half_mask((40, 40))
 LIMIT = 3000
 
 
-class AbsentPainters:
+class AbsentPainters(WithoutUploads):
     """Painters that keep what they are asked for, and answer with 503."""
 
     served = Served(title=TITLE)

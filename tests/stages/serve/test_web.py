@@ -24,14 +24,14 @@ from stages.serve.painting import (
     paint_until,
 )
 from stages.serve.web.application import make_application
-from tests.support.local_painters import NAME, noise_picture
+from tests.support.local_painters import NAME, WithoutUploads, noise_picture
 
 ACCEPTED = Accepted(size=(32, 32), text_tokens=1, reference_tokens=1, picture_tokens=1, title=NAME)
 FORM = {"prompt": "a [cat]", "word": "cat"}
 PICTURE = noise_picture()
 
 
-class FailingPainters:
+class FailingPainters(WithoutUploads):
     """Painters that raise an error, at once or after they have taken the request."""
 
     served = Served(title=NAME)
@@ -132,7 +132,7 @@ def test_a_reader_that_leaves_ends_the_painting() -> None:
         ("GET", "/generate", {}, 405),
         ("GET", "/v1/images/edits", {}, 405),
         ("POST", "/v1/images/variations", {}, 404),
-        ("DELETE", f"/v1/models/{NAME}", {}, 405),
+        ("PUT", f"/v1/models/{NAME}", {}, 405),
         ("POST", "/v1/images/edits", {"json": {}}, 415),
         ("POST", "/v1/images/generations", {"data": {"prompt": "a cat"}}, 415),
         ("POST", "/v1/images/generations", {"json": []}, 400),
