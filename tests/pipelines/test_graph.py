@@ -155,7 +155,19 @@ def test_training_does_not_depend_on_how_pictures_are_painted() -> None:
 
 
 #: What a part of the configuration is called where it is read.
-_OWNERS = {"config", "settings", "models", "part", "recipe", "w", "weights", "training", "trainer", "inference"}
+_OWNERS = {
+    "config",
+    "settings",
+    "_settings",
+    "models",
+    "part",
+    "recipe",
+    "w",
+    "weights",
+    "training",
+    "trainer",
+    "inference",
+}
 
 
 def _reads(tree: ast.AST) -> Iterator[str]:
