@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,7 @@ class ContinuousBatch:
         self._running: list[Job] = []
         self._times = StepTimes()
         self._stepping: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1)  # always the same one: OpenMP has threads for each that computes
 
     @property
     def waiting(self) -> int:
@@ -121,7 +123,7 @@ class ContinuousBatch:
                 self._running.append(self._waiting.popleft())
             jobs = list(self._running)
             try:
-                results = await asyncio.to_thread(self._step, jobs)
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, self._step, jobs)
             except Exception as error:  # of a step that all of them share
                 results = dict.fromkeys(jobs, error)
             for job, result in results.items():
