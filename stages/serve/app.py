@@ -30,7 +30,8 @@ _LOAD_ATTEMPTS = 2
 #: Variables of this process that the painters need also on a cluster that was started without them: no telemetry, no
 #: request to the hub, and threads that sleep while they wait.
 _ENVIRONMENT = (
-    "DO_NOT_TRACK", "GOMP_SPINCOUNT", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MLFLOW_DISABLE_TELEMETRY", "OMP_WAIT_POLICY",
+    "DO_NOT_TRACK", "GOMP_SPINCOUNT", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MLFLOW_DISABLE_TELEMETRY",
+    "OMP_WAIT_POLICY",
 )  # fmt: skip
 
 
