@@ -22,21 +22,16 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
-import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.support.hostile_requests import hostile_requests, random_requests
-from tests.support.local_painters import tiny_application
+from tests.support.local_painters import listening, tiny_application
 from tests.support.tiny_models import write_sd
 
 _LEAK = re.compile(rb"Traceback|File \"|site-packages|/tmp/|/home/|object at 0x[0-9a-f]{6}")
@@ -77,19 +72,6 @@ class Recorder:
                     self.failures.append(f"{scope['method']} {scope['path']!r}: {status} {body[:_SHOWN]!r}")
 
 
-@contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """Answer on a port of the loopback interface; yields the address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-
-
 def ask_ours(address: str, seed: int, count: int) -> list[str]:
     """Send the requests of `tests.support.hostile_requests`; returns those without an answer."""
     unanswered = []
@@ -120,7 +102,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(tiny_application(write_sd(Path(folder))))
-        with serving(recorder) as address:
+        with listening(recorder) as address:
             failures = ask_ours(address, arguments.seed, arguments.requests)
             if arguments.schemathesis:
                 code = ask_schemathesis(arguments.schemathesis, address, arguments.seconds, arguments.seed)

@@ -13,6 +13,7 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
+from starlette.types import ASGIApp
 
 from model.adapters.adapter import VisualAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
@@ -93,7 +94,7 @@ def tiny_application(folder: Path) -> FastAPI:
 
 
 @contextmanager
-def listening(application: FastAPI) -> Iterator[str]:
+def listening(application: ASGIApp) -> Iterator[str]:
     """The address at which a thread serves the application, on a free port of the loopback interface."""
     config = uvicorn.Config(application, port=0, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

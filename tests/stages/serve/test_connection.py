@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 import requests
-import uvicorn
 
 from stages.serve.config import ServeConfig
 from stages.serve.painting import Fields
 from stages.serve.web.application import make_application
-from tests.support.local_painters import NAME, LocalPainters, noise_picture, tiny_painter
+from tests.support.local_painters import NAME, LocalPainters, listening, noise_picture, tiny_painter
 from tests.support.tiny_models import write_sd
 
 SETTINGS = ServeConfig(max_batch_size=2, timeout_seconds=600, max_steps=1000)
@@ -28,14 +26,8 @@ def painters(tmp_path_factory: pytest.TempPathFactory) -> LocalPainters:
 
 @pytest.fixture(scope="module")
 def address(painters: LocalPainters) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(make_application(painters, NAME, SETTINGS), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(make_application(painters, NAME, SETTINGS)) as address:
+        yield address
 
 
 def leave(address: str, path: str, fields: Fields, files: Fields) -> None:
