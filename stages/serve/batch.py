@@ -9,14 +9,15 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from stages.serve.painting import Event, Painted, Preview
 
-_SMOOTHING = 0.2  # of the newest measurement
+_LAST = 8  # measurements that count
+_FORGET_SECONDS = 20.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -45,21 +46,34 @@ class Job:
 
 @dataclass
 class StepTimes:
-    """How long a step takes, by the number of pictures that take it."""
+    """How long a step takes, by the number of pictures that take it.
 
-    _seconds: dict[int, float] = field(default_factory=dict)
+    What counts is the fastest of the last measurements: a slow one, such as the first of all, must not keep requests
+    away whose painting would show that it no longer holds. Old ones are forgotten for the same reason.
+
+    Attributes:
+        clock: Returns seconds.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _measured: dict[int, deque[tuple[float, float]]] = field(default_factory=dict)  # when, seconds
 
     def record(self, pictures: int, seconds: float) -> None:
         """Add a measurement."""
-        before = self._seconds.get(pictures, seconds)
-        self._seconds[pictures] = before + _SMOOTHING * (seconds - before)
+        self._measured.setdefault(pictures, deque(maxlen=_LAST)).append((self.clock(), seconds))
 
     def of(self, pictures: int) -> float:
-        """Seconds of a step of so many pictures, from the nearest number that was measured; 0 before the first one."""
-        if not self._seconds:
+        """Seconds of a step of so many pictures, from the nearest number that was measured; 0 if none was lately."""
+        since = self.clock() - _FORGET_SECONDS
+        best = {
+            number: min(seconds for _, seconds in found)
+            for number, measured in self._measured.items()
+            if (found := [one for one in measured if one[0] >= since])
+        }
+        if not best:
             return 0.0
-        nearest = min(self._seconds, key=lambda measured: abs(measured - pictures))
-        return self._seconds[nearest] * max(1.0, pictures / nearest)
+        nearest = min(best, key=lambda number: abs(number - pictures))
+        return best[nearest] * max(1.0, pictures / nearest)
 
 
 class ContinuousBatch:
@@ -140,7 +154,6 @@ class ContinuousBatch:
 
     def _step(self, jobs: Sequence[Job]) -> dict[Job, Preview | Painted | Exception]:
         """Take a step of all pictures, in a thread; what there is to say of some of them."""
-        start = time.perf_counter()
         results: dict[Job, Preview | Painted | Exception] = {}
         for job in jobs:
             if job.running is None:
@@ -150,14 +163,15 @@ class ContinuousBatch:
                     results[job] = error
         taking = [job for job in jobs if job not in results]
         if taking:
+            start = time.perf_counter()
             self._model.step([job.running for job in taking])
+            self._times.record(len(taking), time.perf_counter() - start)
         for job in taking:
             try:
                 if result := self._result(job):
                     results[job] = result
             except Exception as error:
                 results[job] = error
-        self._times.record(len(jobs), time.perf_counter() - start)
         return results
 
     def _result(self, job: Job) -> Preview | Painted | None:

@@ -135,13 +135,18 @@ def test_a_step_that_fails_ends_its_pictures_and_not_the_server(
 
 
 def test_how_long_a_step_takes() -> None:
-    times = StepTimes()
+    now = 0.0
+    times = StepTimes(clock=lambda: now)
     assert times.of(3) == 0
+    times.record(1, 9.0)  # the first one is slow
     times.record(1, 1.0)
     times.record(4, 2.0)
-    assert [times.of(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 2, 2, 2, 4]
-    times.record(1, 2.0)
-    assert times.of(1) == pytest.approx(1.2)
+    assert [times.of(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 1 * 2, 2, 2, 4]
+    for _ in range(8):
+        times.record(1, 3.0)
+    assert times.of(1) == 3
+    now = 60.0
+    assert times.of(1) == 0  # the next request is taken, and measured
 
 
 async def first_event(painters: LocalPainters, seconds: float, **asked: Any) -> Event:

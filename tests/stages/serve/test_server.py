@@ -115,14 +115,16 @@ class Server:
     address: str
     process: subprocess.Popen[str]
     printed: list[str]
+    key: str = ""
 
     def ask(
         self, query: str = "", files: Any = None, accept: str = "*/*", timeout: float = 120, **fields: Any
     ) -> requests.Response:
         picture = {"subject": ("subject.png", a_picture(), "image/png")} if files is None else files
         form = {"word": "mug", "prompt": "a photo of a mug in the snow", **fields}
+        headers = {"Accept": accept} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         return requests.post(
-            f"{self.address}/generate{query}", data=form, files=picture, headers={"Accept": accept}, timeout=timeout
+            f"{self.address}/generate{query}", data=form, files=picture, headers=headers, timeout=timeout
         )
 
     def refusal(self, **arguments: Any) -> tuple[int, str]:
@@ -345,26 +347,6 @@ def test_a_model_that_the_server_cannot_call_must_be_registered_again(registry: 
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "interface": 1}))
     with pytest.raises(StageError, match=r"old version 1 .*python pipeline\.py run --stage register --force register"):
         run_server(config, registry_at(registry.uri, config, tmp_path))
-
-
-@pytest.mark.slow
-def test_the_shipped_model_is_served_without_a_registry(tmp_path: Path) -> None:
-    shipped = find_shipped_model()
-    with started(None, tmp_path) as server:
-        assert server.printed[0].startswith(f"There is no registered model in {tmp_path} yet: ")
-        assert server.printed[-2].startswith(f"Serving {shipped.title} at ")
-        health = requests.get(f"{server.address}/health", timeout=30).json()
-        assert health == {"status": "alive", "model": shipped.title}
-        answer = server.ask(steps=2, seed=7)
-        with ThreadPoolExecutor(1) as pool:  # what is running when the server is stopped is finished
-            running = pool.submit(server.ask, steps=40)
-            time.sleep(0.5)
-            server.process.send_signal(signal.SIGTERM)
-            assert running.result().status_code == 200
-        assert server.process.wait(timeout=90) == 0
-    made = json.loads(Image.open(io.BytesIO(answer.content)).info["realword"])
-    assert (made["model"], made["adapter"], made["seed"]) == (shipped.title, shipped.fingerprint, 7)
-    assert not [path for path in tmp_path.rglob("*") if "mlflow" in str(path.relative_to(tmp_path))]
 
 
 def test_a_damaged_shipped_model_is_refused_before_anything_starts(
