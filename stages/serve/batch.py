@@ -84,16 +84,17 @@ class ContinuousBatch:
     Args:
         model: A `model.painting.painter.RequestPainter`.
         max_size: Pictures that run at the same time at most; others wait in the order in which they came.
+        threads: Of torch, for the thread that takes the steps; None: as it is.
     """
 
-    def __init__(self, model: Any, max_size: int) -> None:
+    def __init__(self, model: Any, max_size: int, threads: int | None = None) -> None:
         self._model = model
         self._max_size = max_size
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._times = StepTimes()
         self._stepping: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1)  # always the same one: OpenMP has threads for each that computes
+        self._thread = ThreadPoolExecutor(1, initializer=_use_threads, initargs=(threads,))  # always the same one
 
     @property
     def waiting(self) -> int:
@@ -192,3 +193,10 @@ class ContinuousBatch:
         if shown is None:
             return None
         return Preview(index=job.index, number=job.previews, picture=shown.picture, mask=shown.mask)
+
+
+def _use_threads(count: int | None) -> None:
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)

@@ -36,12 +36,14 @@ class PainterLimits:
         waiting: Pictures that wait for a place in the batch.
         cached_bytes: Of subjects' encodings that are kept.
         safety_checker: A Stable Diffusion whose checker refuses pictures; None: nothing is refused.
+        threads: Of torch, for the painting; None: as it is.
     """
 
     batch: int
     waiting: int
     cached_bytes: int
     safety_checker: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
