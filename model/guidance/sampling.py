@@ -44,7 +44,7 @@ def scheduler_of_steps(scheduler: Any, steps: int, device: torch.device) -> Any:
     """A copy of a scheduler for one run, with the timesteps of its steps.
 
     Raises:
-        GenerationError: It has no timesteps for so many steps.
+        GenerationError: It has fewer timesteps than steps.
     """
     own = copy.deepcopy(scheduler)
     own.set_timesteps(steps, device=device)

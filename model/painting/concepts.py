@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from model.concepts.concept import Concept, ConceptError
 from model.concepts.customization_settings import placeholder_key
@@ -69,15 +70,15 @@ class ChosenConcepts:
         Raises:
             RequestFieldError: The prompt does not name one concept with its class word.
         """
-        given = {"injection_strength": strength, "auxiliary_noun": noun, "auxiliary_share": share}
-        given = {name: value for name, value in given.items() if value is not None}
+        asked = {"injection_strength": strength, "auxiliary_noun": noun, "auxiliary_share": share}
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         if not given:
             return None
         found = [phrase for phrase in self.phrases if _is_in(self.pipeline, prompt, phrase)]
         if len(found) != 1:
             listed = " or ".join(map(repr, self.phrases)) or "a concept, which needs a model or the field 'concepts'"
             raise RequestFieldError("dci_lambda", f"DCI needs a prompt with one concept: {listed}.")
-        return DCISettings(concept=found[0], **given)  # type: ignore[arg-type]
+        return DCISettings(concept=found[0], **given)
 
 
 class Concepts:

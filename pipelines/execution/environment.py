@@ -31,7 +31,7 @@ _QUIET = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for it: 1.85 s a call by default
     # OpenMP's threads spin for some microseconds, then sleep while they wait. A picture of the micro model takes 0.6 s
-    # on two idle cores and 1.2 s on busy ones, without spinning 1.5 s on both, and as is usual 0.7 s and up to 7 s.
+    # on two idle cores and 1.2 to 1.8 s on busy ones; without spinning 1.5 s and 1.4 to 2.2 s.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "10000",
     # A stage reports through its Reporter; libraries write to the stage's log, without progress bars.

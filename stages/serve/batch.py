@@ -63,7 +63,7 @@ class StepTimes:
         self._measured.setdefault(pictures, deque(maxlen=_LAST)).append((self.clock(), seconds))
 
     def of(self, pictures: int) -> float:
-        """Seconds of a step of so many pictures, from the nearest number that was measured; 0 if none was lately."""
+        """Seconds of a step of this many pictures, from the nearest number measured lately; 0 if there is none."""
         since = self.clock() - _FORGET_SECONDS
         best = {
             number: min(seconds for _, seconds in found)
