@@ -66,12 +66,13 @@ class Backbone:
         hook = getattr(self.unet, "_hf_hook", None)
         if hook is not None:
             return hook.execution_device
-        return self.vae.device if self.unet.device.type == "meta" else self.unet.device
+        device = next(self.unet.parameters()).device  # diffusers' property walks through all modules: 2 ms
+        return self.vae.device if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the UNet's weights."""
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def latent_scale(self) -> int:

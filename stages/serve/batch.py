@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,7 @@ class StepTimes:
 class ContinuousBatch:
     """Takes the steps of all running pictures in turn, in a thread; the event loop goes on answering.
 
-    All methods are called in the event loop.
+    Public methods are called in the event loop.
 
     Args:
         model: A `model.painting.painter.RequestPainter`.
@@ -90,10 +91,11 @@ class ContinuousBatch:
     def __init__(self, model: Any, max_size: int, threads: int | None = None) -> None:
         self._model = model
         self._max_size = max_size
+        self._lock = threading.Lock()  # of the next three, which the thread changes too
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
+        self._is_stepping = False
         self._times = StepTimes()
-        self._stepping: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, initializer=_use_threads, initargs=(threads,))  # always the same one
 
     @property
@@ -104,25 +106,32 @@ class ContinuousBatch:
     @property
     def free(self) -> int:
         """Pictures that could join the batch now."""
-        return max(0, self._max_size - len(self._running) - len(self._waiting))
+        with self._lock:
+            return max(0, self._max_size - len(self._running) - len(self._waiting))
 
     def add(self, jobs: Sequence[Job]) -> None:
         """Queue pictures."""
-        self._waiting.extend(jobs)
-        if self._stepping is None or self._stepping.done():
-            self._stepping = asyncio.create_task(self._run())
+        with self._lock:
+            self._waiting.extend(jobs)
+            self._fill()
+            if not self._is_stepping:
+                self._is_stepping = True
+                self._thread.submit(self._run, asyncio.get_running_loop())
 
     def remove(self, jobs: Sequence[Job]) -> None:
         """Paint pictures no further: running ones leave the batch at its next step."""
-        for job in jobs:
-            if job in self._running:
-                self._running.remove(job)
-            elif job in self._waiting:
-                self._waiting.remove(job)
+        with self._lock:
+            for job in jobs:
+                if job in self._running:
+                    self._running.remove(job)
+                elif job in self._waiting:
+                    self._waiting.remove(job)
 
     def seconds_until_done(self, jobs: Sequence[Job] = ()) -> float:
         """An estimate for all pictures that are here, and for those that would be added."""
-        return self.seconds_alone([*self._running, *self._waiting, *jobs])
+        with self._lock:
+            here = [*self._running, *self._waiting]
+        return self.seconds_alone([*here, *jobs])
 
     def seconds_alone(self, jobs: Sequence[Job]) -> float:
         """An estimate for pictures without any others."""
@@ -132,48 +141,58 @@ class ContinuousBatch:
         steps = [job.steps_left for job in jobs]
         return max(*steps, math.ceil(sum(steps) / size)) * self._times.of(size)
 
-    async def _run(self) -> None:
-        while self._waiting or self._running:
-            while self._waiting and len(self._running) < self._max_size:
-                self._running.append(self._waiting.popleft())
-            jobs = list(self._running)
-            try:
-                results = await asyncio.get_running_loop().run_in_executor(self._thread, self._step, jobs)
-            except Exception as error:  # of a step that all of them share
-                results = dict.fromkeys(jobs, error)
-            for job, result in results.items():
-                self._deliver(job, result)
+    def _fill(self) -> None:
+        while self._waiting and len(self._running) < self._max_size:
+            self._running.append(self._waiting.popleft())
 
-    def _deliver(self, job: Job, result: Any) -> None:
-        if job not in self._running:  # it was removed during the step
-            return
-        if isinstance(result, Preview):
-            job.previews += 1
-        else:
-            self._running.remove(job)
-        job.events.put_nowait(result)
+    def _next_jobs(self) -> list[Job]:
+        """Those of the next step; none: the thread stops, until pictures are added."""
+        with self._lock:
+            self._fill()
+            self._is_stepping = bool(self._running)
+            return list(self._running)
 
-    def _step(self, jobs: Sequence[Job]) -> dict[Job, Preview | Painted | Exception]:
-        """Take a step of all pictures, in a thread; what there is to say of some of them."""
-        results: dict[Job, Preview | Painted | Exception] = {}
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take steps until no picture is left, in the thread: it does not wait for the event loop in between."""
+        while jobs := self._next_jobs():
+            for job, result in self._step(jobs):
+                self._deliver(job, result, loop)
+
+    def _deliver(self, job: Job, result: Preview | Painted | Exception, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            if job not in self._running:  # it was removed during the step
+                return
+            if isinstance(result, Preview):
+                job.previews += 1
+            else:
+                self._running.remove(job)
+        loop.call_soon_threadsafe(job.events.put_nowait, result)
+
+    def _step(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Preview | Painted | Exception]]:
+        """Take a step of all pictures; what there is to say of some of them."""
+        taking = []
         for job in jobs:
-            if job.running is None:
-                try:
+            try:
+                if job.running is None:
                     job.running = self._model.start(job.request)
-                except Exception as error:
-                    results[job] = error
-        taking = [job for job in jobs if job not in results]
-        if taking:
-            start = time.perf_counter()
+                taking.append(job)
+            except Exception as error:
+                yield job, error
+        if not taking:
+            return
+        start = time.perf_counter()
+        try:
             self._model.step([job.running for job in taking])
-            self._times.record(len(taking), time.perf_counter() - start)
+        except Exception as error:  # they share the step
+            yield from ((job, error) for job in taking)
+            return
+        self._times.record(len(taking), time.perf_counter() - start)
         for job in taking:
             try:
                 if result := self._result(job):
-                    results[job] = result
+                    yield job, result
             except Exception as error:
-                results[job] = error
-        return results
+                yield job, error
 
     def _result(self, job: Job) -> Preview | Painted | None:
         """The picture if it is finished, or a preview if one is asked for after this step."""
