@@ -131,8 +131,7 @@ def table(results: Results) -> str:
 
 
 def _shown(values: Sequence[float], rows: Sequence[Mapping[str, Any]], sign: str = "") -> str:
-    interval = bootstrap_interval(values, [one["subject_name"] for one in rows])
-    return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"
+    return f"{bootstrap_interval(values, [one['subject_name'] for one in rows]):{sign}.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -147,8 +147,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def _shown(values: Sequence[float], subjects: Sequence[str], sign: str = "") -> str:
-    interval = bootstrap_interval(values, subjects)
-    return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"
+    return f"{bootstrap_interval(values, subjects):{sign}.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     exact = paint(pipeline, judge, cases, options.steps, 1)
     for every in options.mask_every:
         fast = compare(exact, paint(pipeline, judge, cases, options.steps, every), instances)
-        shown = (f"{name} {one.mean:.3f} ({one.low:.3f} to {one.high:.3f})" for name, one in fast.items())
+        shown = (f"{name} {one:.3f}" for name, one in fast.items())
         print(f"k = {every}: " + "; ".join(shown), flush=True)
 
 

@@ -93,8 +93,7 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def _shown(values: Sequence[float], subjects: Sequence[str], sign: str = "") -> str:
-    interval = bootstrap_interval(values, subjects)
-    return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"
+    return f"{bootstrap_interval(values, subjects):{sign}.2f}"
 
 
 def draw_sheet(folder: Path, entries: Sequence[Mapping[str, Any]], file: Path) -> None:

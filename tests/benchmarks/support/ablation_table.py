@@ -53,7 +53,7 @@ def _table_row(result: Result, standard: Result | None, plain: Sequence[Row], sc
         means = summary_of(plain, rows).arms[ARM]
         held_out = gap_closed(plain, rows, held_out_only=True)
         found = (means["similarity"], gap_closed(plain, rows), held_out, means["controllability"])
-        cells += ["" if interval is None else _shown(interval) for interval in found]
+        cells += ["" if interval is None else f"{interval:.2f}" for interval in found]
     return cells
 
 
@@ -63,11 +63,7 @@ def _difference(result: Result, standard: Result | None, scale: str) -> str:
         return ""
     own, other = result["rows"][scale], standard["rows"][scale]
     values = [mine["similarity"] - theirs["similarity"] for mine, theirs in zip(own, other, strict=True)]
-    return _shown(bootstrap_interval(values, clusters([row["subject"] for row in own])), "+")
-
-
-def _shown(interval: Interval, sign: str = "") -> str:
-    return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"
+    return f"{bootstrap_interval(values, clusters([row['subject'] for row in own])):+.2f}"
 
 
 def plot(results: Sequence[Result], plain: Sequence[Row], file: Path) -> None:

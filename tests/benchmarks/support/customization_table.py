@@ -80,7 +80,7 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 def _class_words(results: Results) -> str:
     if CLASS_WORD not in results:
         return ""
-    shown = [_shown(mean(last(results, CLASS_WORD), score)) for score in SCORES]
+    shown = [f"{mean(last(results, CLASS_WORD), score):.2f}" for score in SCORES]
     return _table("Without a concept", ["", *SCORES.values()], [["class word alone", *shown]])
 
 
@@ -91,9 +91,9 @@ def _methods(results: Results) -> str:
         names = [with_mlm(method, weight).name for weight in (0.0, MLM_WEIGHT)]
         if all(name in results for name in names):
             without, with_it = (last(results, name) for name in names)
-            rows.append([label, *(_shown(mean(without, score)) for score in SCORES)])
-            rows.append([f"{label} + MLM", *(_shown(mean(with_it, score)) for score in SCORES)])
-            rows.append(["difference", *(_shown(difference(with_it, without, score), "+") for score in SCORES)])
+            rows.append([label, *(f"{mean(without, score):.2f}" for score in SCORES)])
+            rows.append([f"{label} + MLM", *(f"{mean(with_it, score):.2f}" for score in SCORES)])
+            rows.append(["difference", *(f"{difference(with_it, without, score):+.2f}" for score in SCORES)])
     return _table(f"mlm: lambda {MLM_WEIGHT:g}", ["method", *SCORES.values()], rows)
 
 
@@ -103,10 +103,10 @@ def _against(experiment: str, results: Results, references: Mapping[str, str]) -
     for arm in EXPERIMENTS[experiment]:
         if arm.name in results:
             own = last(results, arm.name)
-            cells = [arm.label, *(_shown(mean(own, score)) for score in SCORES)]
+            cells = [arm.label, *(f"{mean(own, score):.2f}" for score in SCORES)]
             reference = references[arm.name]
             known = reference in results and reference != arm.name
-            cells += [_shown(difference(own, last(results, reference), s), "+") if known else "" for s in SCORES]
+            cells += [f"{difference(own, last(results, reference), s):+.2f}" if known else "" for s in SCORES]
             rows.append(cells)
     return _table(experiment, ["arm", *SCORES.values(), *(f"{name}, difference" for name in SCORES.values())], rows)
 
@@ -114,7 +114,7 @@ def _against(experiment: str, results: Results, references: Mapping[str, str]) -
 def _curves(experiment: str, results: Results) -> str:
     """An experiment's arms at all steps."""
     rows = [
-        [arm.label, str(step), *(_shown(mean(rows, score)) for score in SCORES)]
+        [arm.label, str(step), *(f"{mean(rows, score):.2f}" for score in SCORES)]
         for arm in EXPERIMENTS[experiment]
         for step, rows in sorted(results.get(arm.name, {}).items())
     ]
@@ -129,8 +129,8 @@ def _ico_against_templates(results: Results) -> str:
         if ico.name not in results or fixed.name not in results or CLASS_WORD not in results:
             continue
         for step, own in sorted(results[ico.name].items()):
-            differences = [_shown(difference(own, results[fixed.name][step], score), "+") for score in SCORES]
-            rows.append([ico.label, str(step), *differences, _shown(above_curve(own, curve(results, fixed)), "+")])
+            differences = [f"{difference(own, results[fixed.name][step], score):+.2f}" for score in SCORES]
+            rows.append([ico.label, str(step), *differences, f"{above_curve(own, curve(results, fixed)):+.2f}"])
     title = "ico minus fixed templates; above their curve: more subject similarity at the same prompt fidelity"
     return _table(title, ["arm", "step", *SCORES.values(), "above their curve"], rows)
 
@@ -141,7 +141,7 @@ def _dci_above_curves(results: Results) -> str:
     if CLASS_WORD not in results or any(arm.name not in results for arm in raw):
         return ""
     rows = [
-        [arm.label, *(_shown(above_curve(last(results, arm.name), curve(results, other)), "+") for other in raw)]
+        [arm.label, *(f"{above_curve(last(results, arm.name), curve(results, other)):+.2f}" for other in raw)]
         for arm in finished("dci", results)
         if arm.strength is not None
     ]
@@ -152,10 +152,6 @@ def _dci_above_curves(results: Results) -> str:
 def curve(results: Results, arm: Arm) -> list[Sequence[Mapping[str, Any]]]:
     """The points of an arm's trade-off curve: the class word alone, then the steps."""
     return [last(results, CLASS_WORD), *(rows for _, rows in sorted(results[arm.name].items()))]
-
-
-def _shown(interval: Interval, sign: str = "") -> str:
-    return f"{interval.mean:{sign}.2f} ({interval.low:{sign}.2f} to {interval.high:{sign}.2f})"
 
 
 def finished(experiment: str, results: Results) -> list[Arm]:

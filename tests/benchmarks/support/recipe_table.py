@@ -162,7 +162,7 @@ def _means_table(runs: Sequence[Run]) -> str:
         if own:
             found = [interval(Scores.of(own, arm, metric)) for arm in ARMS for metric in METRICS]
             papers = ["" if value is None else f"{value:.2f}" for value in (row.text, row.image)]
-            rows.append([str(row.number), row.name, str(len(own)), *papers, *map(_shown, found)])
+            rows.append([str(row.number), row.name, str(len(own)), *papers, *(f"{one:.3f}" for one in found)])
     return _table(head, rows)
 
 
@@ -170,7 +170,7 @@ def _text_only_line(runs: Sequence[Run]) -> str:
     own = [run for run in _of(runs, 1) if any(picture["arm"] == TEXT_ONLY for picture in run["pictures"])][:1]
     if not own:
         return ""
-    found = [f"{shown} {_shown(interval(Scores.of(own, TEXT_ONLY, metric)))}" for metric, (shown, _) in METRICS.items()]
+    found = [f"{shown} {interval(Scores.of(own, TEXT_ONLY, metric)):.3f}" for metric, (shown, _) in METRICS.items()]
     return f"The same cases from text only: {', '.join(found)}."
 
 
@@ -188,7 +188,7 @@ def _differences_table(runs: Sequence[Run], arm: str) -> str:
         cells += ["" if papers[name] is None else f"{papers[name]:+.2f}" for name in ("text", "image")]
         for metric, (_, kind) in METRICS.items():
             found = interval(Scores.of(mine, arm, metric).minus(Scores.of(other, arm, metric)))
-            cells += [_shown(found, sign="+"), verdict(found, papers[kind])]
+            cells += [f"{found:+.3f}", verdict(found, papers[kind])]
         rows.append(cells)
     return _table(head, rows)
 
@@ -201,10 +201,6 @@ def _papers_differences(first: int, second: int) -> dict[str, float | None]:
         theirs = other[name]
         differences[name] = None if value is None or theirs is None else value - theirs
     return differences
-
-
-def _shown(found: Interval, sign: str = "") -> str:
-    return f"{found.mean:{sign}.3f} ({found.low:{sign}.3f} to {found.high:{sign}.3f})"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,6 +16,7 @@ from model.pictures.tensors import to_tensor
 from model.scoring.metrics import (
     ClipScorer,
     DinoScorer,
+    Interval,
     JudgeScorer,
     PictureInput,
     background_change,
@@ -203,6 +204,12 @@ def test_an_interval_holds_its_mean_and_stays_within_the_values(values: list[flo
     assert found.mean == pytest.approx(sum(values) / len(values))
     assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
     assert found == bootstrap_interval(values, clusters, resamples=200, seed=seed)
+
+
+def test_an_interval_is_shown_with_its_mean_first() -> None:
+    shown = Interval(mean=0.514, low=-0.4, high=0.625)
+    assert f"{shown:.2f}" == "0.51 (-0.40 to 0.62)"
+    assert f"{shown:+.1f}" == "+0.5 (-0.4 to +0.6)"
 
 
 def test_the_bootstrap_agrees_with_drawing_subjects_one_by_one() -> None:

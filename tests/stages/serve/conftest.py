@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser
 from starlette.testclient import TestClient
 
+from model.painting.painter import RequestPainter
 from stages.serve.config import ServeConfig
 from stages.serve.web.application import make_application
 from tests.support.browser import Open, OpenPage, chromium
@@ -22,6 +23,18 @@ from tests.support.tiny_models import write_sd
 @pytest.fixture(scope="session")
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sd(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="module")
+def painter(sd_folder: Path) -> RequestPainter:
+    return tiny_painter(sd_folder)
+
+
+@pytest.fixture
+def uploads(painter: RequestPainter, tmp_path: Path) -> Path:
+    for name in painter.concepts.names:
+        painter.concepts.withdraw(name)
+    return tmp_path / "run" / "served_concepts"
 
 
 @pytest.fixture(scope="session")
