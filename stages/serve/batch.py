@@ -6,7 +6,8 @@ This module imports nothing of `model`, as `stages.serve.served_model` explains.
 from __future__ import annotations
 
 import asyncio
-import math
+import heapq
+import statistics
 import threading
 import time
 from collections import deque
@@ -49,7 +50,7 @@ class Job:
 class StepTimes:
     """How long a step takes, by the number of pictures that take it.
 
-    What counts is the fastest of the last measurements: a slow one, such as the first of all, must not keep requests
+    What counts is the median of the last measurements: a slow one, such as the first of all, must not keep requests
     away whose painting would show that it no longer holds. Old ones are forgotten for the same reason.
 
     Attributes:
@@ -66,15 +67,33 @@ class StepTimes:
     def of(self, pictures: int) -> float:
         """Seconds of a step of this many pictures, from the nearest number measured lately; 0 if there is none."""
         since = self.clock() - _FORGET_SECONDS
-        best = {
-            number: min(seconds for _, seconds in found)
+        known = {
+            number: statistics.median_low(seconds for _, seconds in found)
             for number, measured in self._measured.items()
             if (found := [one for one in measured if one[0] >= since])
         }
-        if not best:
+        if not known:
             return 0.0
-        nearest = min(best, key=lambda number: abs(number - pictures))
-        return best[nearest] * max(1.0, pictures / nearest)
+        nearest = min(known, key=lambda number: abs(number - pictures))
+        return known[nearest] * max(1.0, pictures / nearest)
+
+
+def steps_until_done(size: int, before: Sequence[int], added: Sequence[int]) -> int:
+    """Steps of a batch of `size` pictures until the added ones are done; each takes the first place that becomes free.
+
+    Args:
+        size: Of the batch.
+        before: The steps that the pictures before them still take, in their order.
+        added: Theirs.
+    """
+    places = [0] * size  # when each becomes free
+    for steps in before:
+        heapq.heapreplace(places, places[0] + steps)
+    done = 0
+    for steps in added:
+        done = max(done, places[0] + steps)
+        heapq.heapreplace(places, places[0] + steps)
+    return done
 
 
 class ContinuousBatch:
@@ -91,11 +110,11 @@ class ContinuousBatch:
     def __init__(self, model: Any, max_size: int, threads: int | None = None) -> None:
         self._model = model
         self._max_size = max_size
-        self._lock = threading.Lock()  # of the next three, which the thread changes too
+        self._lock = threading.Lock()  # of the next four, which the thread changes too
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._is_stepping = False
         self._times = StepTimes()
+        self._is_stepping = False
         self._thread = ThreadPoolExecutor(1, initializer=_use_threads, initargs=(threads,))  # always the same one
 
     @property
@@ -127,19 +146,28 @@ class ContinuousBatch:
                 elif job in self._waiting:
                     self._waiting.remove(job)
 
-    def seconds_until_done(self, jobs: Sequence[Job] = ()) -> float:
-        """An estimate for all pictures that are here, and for those that would be added."""
-        with self._lock:
-            here = [*self._running, *self._waiting]
-        return self.seconds_alone([*here, *jobs])
+    def seconds_until_idle(self) -> float:
+        """An estimate for all pictures that are here."""
+        return self._seconds((), self._here())
+
+    def seconds_until_done(self, jobs: Sequence[Job]) -> float:
+        """An estimate for pictures that would be added now."""
+        return self._seconds(self._here(), jobs)
 
     def seconds_alone(self, jobs: Sequence[Job]) -> float:
         """An estimate for pictures without any others."""
-        if not jobs:
-            return 0.0
-        size = min(self._max_size, len(jobs))
-        steps = [job.steps_left for job in jobs]
-        return max(*steps, math.ceil(sum(steps) / size)) * self._times.of(size)
+        return self._seconds((), jobs)
+
+    def _here(self) -> list[Job]:
+        with self._lock:
+            return [*self._running, *self._waiting]
+
+    def _seconds(self, before: Sequence[Job], jobs: Sequence[Job]) -> float:
+        left = [[job.steps_left for job in some] for some in (before, jobs)]
+        together = min(self._max_size, len(before) + len(jobs))
+        with self._lock:
+            step = self._times.of(together)
+        return steps_until_done(self._max_size, *left) * step
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._max_size:
@@ -155,8 +183,11 @@ class ContinuousBatch:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take steps until no picture is left, in the thread: it does not wait for the event loop in between."""
         while jobs := self._next_jobs():
+            start = time.perf_counter()
             for job, result in self._step(jobs):
                 self._deliver(job, result, loop)
+            with self._lock:
+                self._times.record(len(jobs), time.perf_counter() - start)
 
     def _deliver(self, job: Job, result: Preview | Painted | Exception, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
@@ -178,15 +209,11 @@ class ContinuousBatch:
                 taking.append(job)
             except Exception as error:
                 yield job, error
-        if not taking:
-            return
-        start = time.perf_counter()
         try:
             self._model.step([job.running for job in taking])
         except Exception as error:  # they share the step
             yield from ((job, error) for job in taking)
             return
-        self._times.record(len(taking), time.perf_counter() - start)
         for job in taking:
             try:
                 if result := self._result(job):

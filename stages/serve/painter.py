@@ -19,6 +19,8 @@ from stages.serve.painting import Accepted, Busy, Event, Fields, Painted, Painte
 from stages.serve.served_model import ServedConcept, ServedModel
 from stages.serve.uploaded_concepts import ConceptFolder, OtherFiles, UploadedConcepts, described_concept
 
+_MARGIN = 1.2  # refuse requests that would only just be ready in time: steps become slower when much is asked
+
 
 class ModelPainter:
     """Paints with one copy of the model, in a thread: the event loop goes on answering.
@@ -114,8 +116,8 @@ class ModelPainter:
         if self._batch.seconds_alone(jobs) > seconds:
             return TooLong()
         is_full = self._batch.waiting + len(jobs) - self._batch.free > self._max_waiting
-        if is_full or self._batch.seconds_until_done(jobs) > seconds:
-            return Busy(seconds=self._batch.seconds_until_done())
+        if is_full or _MARGIN * self._batch.seconds_until_done(jobs) > seconds:
+            return Busy(seconds=self._batch.seconds_until_idle())
         return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model.painting.painter import RequestPainter
-from stages.serve.batch import ContinuousBatch, Job, StepTimes
+from stages.serve.batch import ContinuousBatch, Job, StepTimes, steps_until_done
 from stages.serve.config import ServeConfig
 from stages.serve.painting import (
     Accepted,
@@ -147,6 +147,22 @@ def test_how_long_a_step_takes() -> None:
     assert times.of(1) == 3
     now = 60.0
     assert times.of(1) == 0  # the next request is taken, and measured
+
+
+@pytest.mark.parametrize(
+    ("size", "before", "added", "steps"),
+    [
+        (2, [], [3], 3),
+        (2, [], [3, 3, 3], 6),
+        (2, [900], [3], 3),  # beside a long one
+        (2, [25, 25], [25], 50),  # and not 25 * 3 / 2
+        (2, [10, 4, 8], [5], 15),  # 8 begins after 4, 5 after 10
+        (8, [25] * 24, [25], 100),
+        (1, [2, 3], [4, 1], 10),
+    ],
+)
+def test_steps_until_pictures_are_done(size: int, before: list[int], added: list[int], steps: int) -> None:
+    assert steps_until_done(size, before, added) == steps
 
 
 async def first_event(painters: LocalPainters, seconds: float, **asked: Any) -> Event:
