@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,10 +49,7 @@ class Job:
 
 @dataclass
 class StepTimes:
-    """How long a step takes, by the number of pictures that take it.
-
-    What counts is the median of the last measurements: a slow one, such as the first of all, must not keep requests
-    away whose painting would show that it no longer holds. Old ones are forgotten for the same reason.
+    """How long a step takes, by the number of pictures that take it: the median of the last measurements.
 
     Attributes:
         clock: Returns seconds.
@@ -64,18 +62,35 @@ class StepTimes:
         """Add a measurement."""
         self._measured.setdefault(pictures, deque(maxlen=_LAST)).append((self.clock(), seconds))
 
-    def of(self, pictures: int) -> float:
-        """Seconds of a step of this many pictures, from the nearest number measured lately; 0 if there is none."""
-        since = self.clock() - _FORGET_SECONDS
-        known = {
-            number: statistics.median_low(seconds for _, seconds in found)
+    def at_most(self, pictures: int) -> float:
+        """Seconds of a step of this many pictures, 0 before the first measurement.
+
+        They are those of the nearest number that was measured lately, or ever, and grow with the number.
+        """
+        nearest, seconds = self._nearest(pictures, self._lately() or self._all())
+        return seconds * max(1.0, pictures / nearest)
+
+    def at_least(self, pictures: int) -> float:
+        """The same if the seconds grow less with the number, and fall with it; 0 if none was measured lately.
+
+        Requests are refused for good by it: one that would show how fast a step is now must not be.
+        """
+        nearest, seconds = self._nearest(pictures, self._lately())
+        return seconds * min(1.0, pictures / nearest)
+
+    def _nearest(self, pictures: int, known: Mapping[int, float]) -> tuple[int, float]:
+        nearest = min(known, key=lambda number: abs(number - pictures), default=pictures)
+        return nearest, known.get(nearest, 0.0)
+
+    def _lately(self) -> dict[int, float]:
+        return self._all(self.clock() - _FORGET_SECONDS)
+
+    def _all(self, since: float = -math.inf) -> dict[int, float]:
+        kept = {
+            number: [seconds for when, seconds in measured if when >= since]
             for number, measured in self._measured.items()
-            if (found := [one for one in measured if one[0] >= since])
         }
-        if not known:
-            return 0.0
-        nearest = min(known, key=lambda number: abs(number - pictures))
-        return known[nearest] * max(1.0, pictures / nearest)
+        return {number: statistics.median_low(seconds) for number, seconds in kept.items() if seconds}
 
 
 def steps_until_done(size: int, before: Sequence[int], added: Sequence[int]) -> int:
@@ -146,6 +161,11 @@ class ContinuousBatch:
                 elif job in self._waiting:
                     self._waiting.remove(job)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no picture is here."""
+        return not self._here()
+
     def seconds_until_idle(self) -> float:
         """An estimate for all pictures that are here."""
         return self._seconds((), self._here())
@@ -155,19 +175,21 @@ class ContinuousBatch:
         return self._seconds(self._here(), jobs)
 
     def seconds_alone(self, jobs: Sequence[Job]) -> float:
-        """An estimate for pictures without any others."""
-        return self._seconds((), jobs)
+        """The least that pictures would need without any others, as far as is known."""
+        steps = steps_until_done(self._max_size, [], [job.steps_left for job in jobs])
+        with self._lock:
+            return steps * self._times.at_least(min(self._max_size, len(jobs)))
+
+    def _seconds(self, before: Sequence[Job], jobs: Sequence[Job]) -> float:
+        if not jobs:
+            return 0.0
+        steps = steps_until_done(self._max_size, [job.steps_left for job in before], [job.steps_left for job in jobs])
+        with self._lock:
+            return steps * self._times.at_most(min(self._max_size, len(before) + len(jobs)))
 
     def _here(self) -> list[Job]:
         with self._lock:
             return [*self._running, *self._waiting]
-
-    def _seconds(self, before: Sequence[Job], jobs: Sequence[Job]) -> float:
-        left = [[job.steps_left for job in some] for some in (before, jobs)]
-        together = min(self._max_size, len(before) + len(jobs))
-        with self._lock:
-            step = self._times.of(together)
-        return steps_until_done(self._max_size, *left) * step
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._max_size:

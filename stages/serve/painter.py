@@ -116,7 +116,8 @@ class ModelPainter:
         if self._batch.seconds_alone(jobs) > seconds:
             return TooLong()
         is_full = self._batch.waiting + len(jobs) - self._batch.free > self._max_waiting
-        if is_full or _MARGIN * self._batch.seconds_until_done(jobs) > seconds:
+        is_late = not self._batch.is_idle and _MARGIN * self._batch.seconds_until_done(jobs) > seconds
+        if is_full or is_late:
             return Busy(seconds=self._batch.seconds_until_idle())
         return None
 

@@ -70,10 +70,16 @@ class Server:
     process: subprocess.Popen[str]
 
     def ask(self, seed: int = 0, timeout: float = 60, **fields: Any) -> requests.Response:
-        """A picture from `/generate`."""
+        """A picture from `/generate`.
+
+        Raises:
+            requests.RequestException: There is none.
+        """
         files = {"subject": ("mug.png", _SUBJECT.read_bytes(), "image/png")}
         data = {**_FORM, "seed": seed, **fields}
-        return requests.post(f"{self.address}/generate", data=data, files=files, timeout=timeout)
+        answer = requests.post(f"{self.address}/generate", data=data, files=files, timeout=timeout)
+        answer.raise_for_status()
+        return answer
 
     def metric(self, name: str) -> float:
         """A metric without labels."""

@@ -137,16 +137,19 @@ def test_a_step_that_fails_ends_its_pictures_and_not_the_server(
 def test_how_long_a_step_takes() -> None:
     now = 0.0
     times = StepTimes(clock=lambda: now)
-    assert times.of(3) == 0
+    assert (times.at_most(3), times.at_least(3)) == (0, 0)
     times.record(1, 9.0)  # the first one is slow
     times.record(1, 1.0)
     times.record(4, 2.0)
-    assert [times.of(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 1 * 2, 2, 2, 4]
-    for _ in range(8):
+    assert [times.at_most(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 1 * 2, 2, 2, 4]
+    assert [times.at_least(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 1, 2 * 3 / 4, 2, 2]
+    for _ in range(5):
         times.record(1, 3.0)
-    assert times.of(1) == 3
+    assert times.at_most(1) == 3
     now = 60.0
-    assert times.of(1) == 0  # the next request is taken, and measured
+    assert (times.at_most(1), times.at_least(1)) == (3, 0)  # a request is taken, and measured
+    times.record(4, 1.0)
+    assert (times.at_most(1), times.at_least(1)) == (1, 1 / 4)
 
 
 @pytest.mark.parametrize(
