@@ -21,11 +21,12 @@ VECTORS = (1, 2, 3)  # S of ICO's Eq. 2
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # lambda of DCI's Eq. 4
 
 #: With every arm. Constant rates: the concepts along the way are those of shorter trainings. No class pictures, which
-#: preserve the class word: it is not painted here.
+#: preserve the class word: it is not painted here. No resized pictures: all methods see the same album.
 _COMMON: Mapping[str, Any] = {
     "customize.trainer.schedule": "constant",
     "customize.pictures": "album",
     "customize.prior_weight": 0.0,
+    "customize.resize": False,
 }
 #: Of ICO and the fixed templates: a rate at which Custom Diffusion's weights overfit in few steps.
 _CURVE: Mapping[str, Any] = {
