@@ -58,7 +58,7 @@ class DiffusionExamples:
     ) -> dict[str, Tensor]:
         """latents, noise (B, 4, h, w), timesteps, pictures (B,), ids (B, n), for SDXL ids_2 (B, n).
 
-        With `resize` also loss_mask (B, 1, h, w); the prompts need all `size_words`.
+        With `resize` also loss_mask (B, 1, h, w).
         """
         sizes = [self._draw_resized(seed, step, slot) if resize else None for slot in slots]
         views, rows, timesteps = [], [], []
@@ -67,7 +67,8 @@ class DiffusionExamples:
         for generator, size in zip(generators, sizes, strict=True):
             group = _draw(len(self._sizes), generator)
             picture = self._first[group] + _draw(self._sizes[group], generator)
-            prompts = self._prompts["" if size is None else size.words][picture]
+            words = size.words if size is not None and size.words in self._prompts else ""
+            prompts = self._prompts[words][picture]
             rows.append(prompts[_draw(len(prompts), generator)])
             timesteps.append(_draw(length, generator))
             views.append(self.latents.draw(picture, flip, crop, generator)._replace(resized=size))
@@ -115,16 +116,16 @@ class RichPrompts:
         return {"rich_ids": ids, "masked": draw_masked(ids, self._never, mask_rate, generators), "layers": layers}
 
 
-def subject_examples(backbone: Backbone, subjects: Sequence[ConceptSubject], resize: bool) -> DiffusionExamples:
-    """The subjects' pictures; with `resize` for batches of resized ones.
+def subject_examples(backbone: Backbone, subjects: Sequence[ConceptSubject], sized: bool) -> DiffusionExamples:
+    """The subjects' pictures; `sized`: templates get words for the size of a resized picture.
 
     Raises:
         ModelError: A picture or a caption cannot be used.
     """
     for subject in subjects:
         for tokenizer in backbone.tokenizers:
-            check_lengths(tokenizer, subject, resize)
-    groups = [(one.pictures, {words: picture_prompts(one, words) for words in size_words(resize)}) for one in subjects]
+            check_lengths(tokenizer, subject, sized)
+    groups = [(one.pictures, {words: picture_prompts(one, words) for words in size_words(sized)}) for one in subjects]
     return DiffusionExamples(backbone, groups, "")
 
 

@@ -86,3 +86,8 @@ class CustomizationSettings:
     flip: float = 0.0
     crop: float = 1.0
     resize: bool = False
+
+    @property
+    def says_size(self) -> bool:
+        """Whether templates get words for the size of a resized picture; ICO's contexts describe the picture."""
+        return self.resize and self.prompts == "fixed"

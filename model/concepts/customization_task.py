@@ -139,7 +139,7 @@ class CustomizationTask:
         return _Loaded(
             backbone,
             module,
-            subject_examples(backbone, self.subjects, settings.resize),
+            subject_examples(backbone, self.subjects, settings.says_size),
             class_examples(backbone, self.subjects) if settings.prior_weight else None,
             RichPrompts(module.frozen[2], self.rich_prompts, placeholders, module.layers) if settings.mlm else None,
         )

@@ -20,9 +20,9 @@ LARGE_WORDS = ("zoomed in", "close up")
 _SHOWN = 60  # characters of a prompt in a message
 
 
-def size_words(resize: bool) -> tuple[str, ...]:
-    """What the prompts of a customization may say of a picture's size; "": nothing."""
-    return ("", *SMALL_WORDS, *LARGE_WORDS) if resize else ("",)
+def size_words(sized: bool) -> tuple[str, ...]:
+    """What prompts may say of a picture's size, if they do; "": nothing."""
+    return ("", *SMALL_WORDS, *LARGE_WORDS) if sized else ("",)
 
 
 def picture_prompts(subject: ConceptSubject, words: str = "") -> list[list[str]]:
@@ -47,23 +47,23 @@ def picture_prompts(subject: ConceptSubject, words: str = "") -> list[list[str]]
 
 
 def _sized(template: str, words: str) -> str:
-    """ "a photo of a {}" -> "very small photo of a {}"; the words replace what the template says of the size."""
+    """Words replace the article, as in "very small photo of a {}", and what the template says of the size."""
     return f"{words} {template.removeprefix('a ').removeprefix('close ')}" if words else template
 
 
-def check_lengths(tokenizer: Any, subject: ConceptSubject, resize: bool) -> list[str]:
+def check_lengths(tokenizer: Any, subject: ConceptSubject, sized: bool) -> list[str]:
     """Sentences on the prompts of a subject's pictures whose end the text encoder does not read.
 
     Args:
         tokenizer: Knows the placeholder.
         subject: With its captions.
-        resize: Whether prompts have words for the size.
+        sized: Whether templates get words for the size.
 
     Raises:
         ConceptError: The placeholder is in the end that is not read; see also `picture_prompts`.
     """
     found = []
-    prompts = [listed for words in size_words(resize) for listed in picture_prompts(subject, words)]
+    prompts = [listed for words in size_words(sized) for listed in picture_prompts(subject, words)]
     for prompt in dict.fromkeys(prompt for listed in prompts for prompt in listed):
         if not (end := cut_off(tokenizer, prompt)):
             continue

@@ -142,11 +142,17 @@ def test_an_option_changes_no_other_draw(sd_folder: Path, tmp_path: Path) -> Non
     assert all(torch.equal(rich[name], tensor) for name, tensor in plain.items())
     resized = make_task(sd_folder, method="custom_diffusion", resize=True).batch(3, 0, 1)
     assert all(torch.equal(resized[name], plain[name]) for name in ("noise", "timesteps", "pictures"))
+    assert not torch.equal(resized["latents"], plain["latents"])
 
 
-@pytest.mark.parametrize("captions", [None, ("a cat",) * 3], ids=["templates", "captions"])
-def test_the_prompt_says_the_size(captions: tuple[str, ...] | None, sd_folder: Path) -> None:
-    task = make_task(sd_folder, subjects=(make_subject(captions=captions),), method="custom_diffusion", resize=True)
+@pytest.mark.parametrize(
+    ("prompts", "captions"),
+    [("fixed", None), ("fixed", ("a cat",) * 3), ("ico", None)],
+    ids=["templates", "captions", "ico"],
+)
+def test_templates_say_the_size(prompts: str, captions: tuple[str, ...] | None, sd_folder: Path) -> None:
+    subjects = (make_subject(captions=captions),)
+    task = make_task(sd_folder, subjects=subjects, method="custom_diffusion", resize=True, prompts=prompts)
     batches = [task.batch(step, 0, 1) for step in range(20)]
     tokenizer, found = backbone_of(task.module()).tokenizers[0], set()
     for batch in batches:
@@ -156,7 +162,7 @@ def test_the_prompt_says_the_size(captions: tuple[str, ...] | None, sd_folder: P
             share = float(mask.mean())
             if share != 0.25:  # of sides of both kinds, to either side of 0.6
                 found.add((size, "larger" if share == 1 else "small" if share < 0.25 else "smaller"))
-    if captions is None:
+    if prompts == "fixed" and captions is None:
         worded = {("far", "small"), ("small", "small"), ("zoomed", "larger"), ("close up", "larger")}
         assert found == {*worded, ("none", "smaller")}
     else:

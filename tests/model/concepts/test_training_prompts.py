@@ -77,7 +77,7 @@ def test_words_for_the_size(words: str, placeholder: str, word: str, first: str,
         assert (listed[0], listed[2]) == (first, third)
 
 
-@pytest.mark.parametrize("words", size_words(resize=True))
+@pytest.mark.parametrize("words", size_words(sized=True))
 def test_a_caption_gets_no_words(words: str) -> None:
     subject = make_subject(captions=("a cat far away",) * 3)
     assert picture_prompts(subject, words) == [["a [v] cat far away"]] * 3
@@ -88,6 +88,6 @@ def test_the_words_count_for_the_length() -> None:
     tokenizer, subject = build_clip_tokenizer(), make_subject("cat")
     room = len(tokenizer("a close photo of a cat", add_special_tokens=False).input_ids) + 2
     tokenizer.model_max_length = room
-    check_lengths(tokenizer, subject, resize=False)
+    check_lengths(tokenizer, subject, sized=False)
     with pytest.raises(ConceptError, match="'a far away"):
-        check_lengths(tokenizer, subject, resize=True)
+        check_lengths(tokenizer, subject, sized=True)
