@@ -39,7 +39,6 @@ METHOD_DEFAULTS: Mapping[Method, Mapping[str, Any]] = {
         "customize.sample_every": 50,
         "customize.trainer.learning_rate": 3e-4,
         "customize.prior_weight": 1.0,
-        "customize.resize": True,
     },
 }
 

@@ -21,12 +21,11 @@ VECTORS = (1, 2, 3)  # S of ICO's Eq. 2
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # lambda of DCI's Eq. 4
 
 #: With every arm. Constant rates: the concepts along the way are those of shorter trainings. No class pictures, which
-#: preserve the class word: it is not painted here. No resized pictures: all methods see the same album.
+#: preserve the class word: it is not painted here.
 _COMMON: Mapping[str, Any] = {
     "customize.trainer.schedule": "constant",
     "customize.pictures": "album",
     "customize.prior_weight": 0.0,
-    "customize.resize": False,
 }
 #: Of ICO and the fixed templates: a rate at which Custom Diffusion's weights overfit in few steps.
 _CURVE: Mapping[str, Any] = {
@@ -77,6 +76,13 @@ def with_tailored_prompts(method: Method) -> Arm:
     return replace(arm, name=f"{arm.name}-tailored", label=f"{arm.label}, tailored prompts", training="", tailored=True)
 
 
+def with_resized_pictures() -> Arm:
+    """Custom Diffusion with its authors' augmentation."""
+    arm = with_mlm("custom_diffusion", 0.0)
+    values = {**arm.values, "customize.resize": True}
+    return replace(arm, name=f"{arm.name}-resized", label=f"{arm.label}, resized pictures", training="", values=values)
+
+
 def with_prompts(prompts: str, vectors: int) -> Arm:
     """Custom Diffusion's weights, with fixed templates or with ICO's contexts (M = 1, L = 1)."""
     values = {
@@ -115,6 +121,7 @@ EXPERIMENTS: dict[str, list[Arm]] = {
         with_mlm("textual_inversion"),
         with_tailored_prompts("textual_inversion"),
     ],
+    "resize": [with_mlm("custom_diffusion", 0.0), with_resized_pictures()],
     "ico": [with_prompts(prompts, vectors) for prompts in ("fixed", "ico") for vectors in VECTORS],
     "dci": [arm for concept in _CONCEPTS for arm in (concept, *(with_dci(concept, value) for value in STRENGTHS))],
 }
