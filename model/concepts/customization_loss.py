@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbone import Backbone, PromptEmbedding
@@ -27,7 +26,7 @@ from model.concepts.customization_settings import ConceptSubject, CustomizationS
 from model.concepts.ico import CONTEXT_RATE, ImageSpecificContexts, context_prompt
 from model.concepts.learned_weights import LearnedConcept
 from model.concepts.model_parts import ModelParts
-from model.training.diffusion_loss import diffusion_target
+from model.training.diffusion_loss import diffusion_target, squared_errors
 
 
 class CustomizationModule(nn.Module):
@@ -100,7 +99,10 @@ class CustomizationModule(nn.Module):
         noisy = backbone.scheduler.add_noise(latents, noise, timesteps)
         predicted = backbone.predict(noisy, timesteps, prompt).float()
         target = diffusion_target(backbone.scheduler, latents, noise, timesteps)
-        losses = F.mse_loss(predicted, target, reduction="none").flatten(1).mean(1)
+        mask = batch.get("loss_mask")
+        if mask is not None and "class_" in kinds:
+            mask = torch.cat([mask, torch.ones_like(mask)])
+        losses = squared_errors(predicted, target, mask)
         return {name: part.mean() for name, part in zip(kinds.values(), losses.chunk(len(kinds)), strict=True)}
 
     def _encode(self, batch: Mapping[str, Tensor], kind: str) -> PromptEmbedding:

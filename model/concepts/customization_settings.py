@@ -68,6 +68,7 @@ class CustomizationSettings:
         batch_size: Pictures of a step, of all workers together; as many class pictures and rich prompts come on top.
         flip: Probability that a picture is mirrored.
         crop: The side of the smallest random crop, as a share of the picture's; 1: no crops.
+        resize: Whether the pictures are made smaller or larger (`resizing.py`); class pictures are not.
     """
 
     method: Method
@@ -84,3 +85,9 @@ class CustomizationSettings:
     batch_size: int = 4
     flip: float = 0.0
     crop: float = 1.0
+    resize: bool = False
+
+    @property
+    def says_size(self) -> bool:
+        """Whether templates get words for the size of a resized picture; ICO's contexts describe the picture."""
+        return self.resize and self.prompts == "fixed"

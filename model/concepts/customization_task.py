@@ -86,7 +86,7 @@ class CustomizationTask:
         """
         settings, loaded = self.settings, self._load()
         slots = slots_of(settings, rank, world)
-        batch = loaded.pictures.batch(self.seed, step, slots, settings.flip, settings.crop)
+        batch = loaded.pictures.batch(self.seed, step, slots, settings.flip, settings.crop, settings.resize)
         if loaded.class_pictures is not None:
             batch |= loaded.class_pictures.batch(self.seed, step, slots, settings.flip, settings.crop)
         if loaded.rich is not None:
@@ -139,7 +139,7 @@ class CustomizationTask:
         return _Loaded(
             backbone,
             module,
-            subject_examples(backbone, self.subjects),
+            subject_examples(backbone, self.subjects, settings.says_size),
             class_examples(backbone, self.subjects) if settings.prior_weight else None,
             RichPrompts(module.frozen[2], self.rich_prompts, placeholders, module.layers) if settings.mlm else None,
         )

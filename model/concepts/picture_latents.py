@@ -1,4 +1,4 @@
-"""The latents of a customization's pictures, with flips and small crops.
+"""The latents of a customization's pictures, with flips, small crops and other sizes.
 
 Legend of shapes: N pictures, B batch, R side of the pictures, h, w latent grid.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.concepts.concept import ConceptError
+from model.concepts.resizing import Resized, place
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import to_tensor
 from model.training.encodings import encode_squares
@@ -28,6 +29,7 @@ class View(NamedTuple):
     top: int = 0  # of a square crop, pixels
     left: int = 0
     side: int | None = None  # None: the whole picture
+    resized: Resized | None = None  # of the crop, or of the whole picture
 
 
 class PictureLatents:
@@ -71,7 +73,7 @@ class PictureLatents:
         def encode(wanted: Sequence[View]) -> Tensor:
             return encode_squares(self._backbone, torch.stack([self._square(view) for view in wanted]))
 
-        if any(view.side is not None for view in views):
+        if any(view.side is not None or view.resized is not None for view in views):
             return encode(views)
         by_key = {str(view): view for view in views}
         # One by one: the rounding depends on the batch, and a resumed training would meet other ones.
@@ -82,6 +84,9 @@ class PictureLatents:
         square = to_tensor(load_picture(self._pictures[view.picture]))
         if view.side is not None:
             square = square[:, view.top : view.top + view.side, view.left : view.left + view.side]
-            size = (self.side, self.side)
-            square = F.interpolate(square[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-        return square.flip(-1) if view.flipped else square
+        side = self.side if view.resized is None else view.resized.side
+        if square.shape[-1] != side:
+            square = F.interpolate(square[None], (side, side), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        if view.flipped:
+            square = square.flip(-1)
+        return square if view.resized is None else place(square, view.resized, self.side)

@@ -46,7 +46,7 @@ def check_prompts(tokenizer: Any, subject: ConceptSubject, settings: Customizati
             counts = settings.context_before, settings.context_after
             context_prompt(tokenizer, subject.placeholder, subject.word, *counts)
             return []
-        return check_lengths(tokenizer, subject)
+        return check_lengths(tokenizer, subject, settings.says_size)
 
 
 def readable_prompts(

@@ -13,19 +13,31 @@ from model.prompt_tokens import cut_off
 #: Context-simple prompts (Contextualizer, Sec. 4); {} is the concept.
 SIMPLE_PROMPTS = ("a photo of a {}", "a picture of a {}", "a close photo of a {}", "a photo of the {}")
 
+#: For a picture that Custom Diffusion's augmentation made small or large; the authors' words.
+SMALL_WORDS = ("a far away", "very small")
+LARGE_WORDS = ("zoomed in", "close up")
+
 _SHOWN = 60  # characters of a prompt in a message
 
 
-def picture_prompts(subject: ConceptSubject) -> list[list[str]]:
+def size_words(sized: bool) -> tuple[str, ...]:
+    """What prompts may say of a picture's size, if they do; "": nothing."""
+    return ("", *SMALL_WORDS, *LARGE_WORDS) if sized else ("",)
+
+
+def picture_prompts(subject: ConceptSubject, words: str = "") -> list[list[str]]:
     """The prompts that each picture of a subject may get: of templates, or its caption.
+
+    Args:
+        subject: With its captions.
+        words: For the picture's size, in front of a template. A caption already describes its picture and stays.
 
     Raises:
         ConceptError: A caption does not name the subject, or their number is not that of the pictures.
     """
     if subject.captions is None:
-        return [[prompt.format(f"{subject.placeholder} {subject.word}") for prompt in SIMPLE_PROMPTS]] * len(
-            subject.pictures
-        )
+        named = f"{subject.placeholder} {subject.word}"
+        return [[_sized(prompt, words).format(named) for prompt in SIMPLE_PROMPTS]] * len(subject.pictures)
     if len(subject.captions) != len(subject.pictures):
         raise ConceptError(
             f"the subject {subject.name} has {len(subject.captions)} captions for {len(subject.pictures)} pictures: "
@@ -34,18 +46,25 @@ def picture_prompts(subject: ConceptSubject) -> list[list[str]]:
     return [[_with_placeholder(caption, subject)] for caption in subject.captions]
 
 
-def check_lengths(tokenizer: Any, subject: ConceptSubject) -> list[str]:
+def _sized(template: str, words: str) -> str:
+    """Words replace the article, as in "very small photo of a {}", and what the template says of the size."""
+    return f"{words} {template.removeprefix('a ').removeprefix('close ')}" if words else template
+
+
+def check_lengths(tokenizer: Any, subject: ConceptSubject, sized: bool) -> list[str]:
     """Sentences on the prompts of a subject's pictures whose end the text encoder does not read.
 
     Args:
         tokenizer: Knows the placeholder.
         subject: With its captions.
+        sized: Whether templates get words for the size.
 
     Raises:
         ConceptError: The placeholder is in the end that is not read; see also `picture_prompts`.
     """
     found = []
-    for prompt in dict.fromkeys(prompt for listed in picture_prompts(subject) for prompt in listed):
+    prompts = [listed for words in size_words(sized) for listed in picture_prompts(subject, words)]
+    for prompt in dict.fromkeys(prompt for listed in prompts for prompt in listed):
         if not (end := cut_off(tokenizer, prompt)):
             continue
         named = f"the prompt {textwrap.shorten(prompt, _SHOWN, placeholder=' ...')!r} of the subject {subject.name}"

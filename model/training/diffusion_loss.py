@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.errors import BackboneError
@@ -39,6 +40,20 @@ def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: 
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
     raise BackboneError(f"the scheduler's prediction_type {kind!r} is neither 'epsilon' nor 'v_prediction'.")
+
+
+def squared_errors(predicted: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean squared error of each example (B,), of its whole grid or of the positions in its mask.
+
+    Args:
+        predicted: (B, 4, h, w).
+        target: (B, 4, h, w).
+        mask: (B, 1, h, w), 1 where an error counts; in every example somewhere.
+    """
+    errors = F.mse_loss(predicted, target, reduction="none")
+    if mask is None:
+        return errors.flatten(1).mean(1)
+    return (errors * mask).flatten(1).sum(1) / mask.expand_as(errors).flatten(1).sum(1)
 
 
 def min_snr_weights(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:

@@ -113,6 +113,9 @@ class CustomizeConfig:
     """Share of the pictures that are mirrored; 0 for subjects that must not be, such as those with writing."""
     crop: Annotated[float, Gt(0), Le(1)] = 1.0
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
+    resize: bool = False
+    """Custom Diffusion: make the pictures smaller or larger at random; templates get words for the size, and what is
+    around a smaller picture has no loss."""
     gradient_checkpointing: Operation[bool] = False
     """The UNet's activations are computed twice: less memory, more time."""
     sample_every: PositiveInt | None = 30
@@ -164,6 +167,8 @@ class CustomizeConfig:
             )
         if self.prior_weight and self.method not in WITH_PRIOR:
             raise ValueError(f"{self.method} trains no weights: set prior_weight to 0")
+        if self.resize and self.method != "custom_diffusion":
+            raise ValueError(f"resize is an option of custom_diffusion: set it to false for {self.method}")
         if self.full and self.method != "dreambooth":
             raise ValueError(f"full is an option of dreambooth: set it to false for {self.method}")
         if self.prior_folder is not None and not self.prior_weight:

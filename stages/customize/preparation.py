@@ -89,4 +89,5 @@ def customization_settings(config: Config) -> CustomizationSettings:
         batch_size=section.batch_size,
         flip=section.flip,
         crop=section.crop,
+        resize=section.resize,
     )

@@ -15,10 +15,11 @@ that the prompt names, and CLIP-T with the prompt without V*. Neither psi nor th
 painted. Intervals are over subjects: each concept is trained once.
 
 Experiments: `mlm` (Contextualizer, Table 2), `lambda` (Table 3), `mask_rate` (Table 4), `tailored` (Sec. 5.3),
-`ico` (Customized Generation Reimagined, Figs. 6 and 8) and `dci` (its lambda, with as many passes in all as without
-DCI). A finished subject of an arm is a JSON file in `--output`, which the same command does not make again. The
-benchmark prints the tables of all finished arms, and draws `curves.png` and `pictures.png`. "Above a curve" is the
-subject similarity minus that of a curve over the steps at the same prompt fidelity.
+`resize` (Custom Diffusion's augmentation), `ico` (Customized Generation Reimagined, Figs. 6 and 8) and `dci` (its
+lambda, with as many passes in all as without DCI). A finished subject of an arm is a JSON file in `--output`, which the
+same command does not make again. The benchmark prints the tables of all finished arms, and draws `curves.png` and
+`pictures.png`. "Above a curve" is the subject similarity minus that of a curve over the steps at the same prompt
+fidelity.
 """
 
 from __future__ import annotations

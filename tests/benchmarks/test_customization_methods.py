@@ -26,6 +26,7 @@ from tests.benchmarks.support.customization_arms import (
     with_dci,
     with_mlm,
     with_prompts,
+    with_resized_pictures,
     with_tailored_prompts,
 )
 from tests.benchmarks.support.customization_figures import draw_pictures, plot_curves
@@ -134,6 +135,13 @@ def test_the_tailored_prompts_are_compared_with_no_mlm_loss(scores: Path) -> Non
         section(markdown(read_results(scores, SUBJECTS)), "tailored"), "TI, lambda 0.01, 15% masked, tailored prompts"
     )
     assert row[5].startswith("+0.25")
+
+
+def test_resized_pictures_are_compared_with_plain_ones(scores: Path) -> None:
+    write_scores(scores, with_mlm("custom_diffusion", 0.0).name, [0.4, 0.6], 0.5)
+    write_scores(scores, with_resized_pictures().name, [0.3, 0.5], 0.75)
+    row = cells(section(markdown(read_results(scores, SUBJECTS)), "resize"), "Custom Diffusion, resized pictures")
+    assert row[4].startswith("-0.10")
 
 
 def test_no_results_make_no_tables(tmp_path: Path) -> None:

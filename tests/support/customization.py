@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "xti": {"method": "xti"},
     "dreambooth": {"method": "dreambooth"},
     "whole_models": {"method": "dreambooth", "full": True},
-    "custom_diffusion": {"method": "custom_diffusion", "vectors": 2},
+    "custom_diffusion": {"method": "custom_diffusion", "vectors": 2, "resize": True},
 }
 
 

@@ -76,6 +76,13 @@ def with_tailored_prompts(method: Method) -> Arm:
     return replace(arm, name=f"{arm.name}-tailored", label=f"{arm.label}, tailored prompts", training="", tailored=True)
 
 
+def with_resized_pictures() -> Arm:
+    """Custom Diffusion with its authors' augmentation."""
+    arm = with_mlm("custom_diffusion", 0.0)
+    values = {**arm.values, "customize.resize": True}
+    return replace(arm, name=f"{arm.name}-resized", label=f"{arm.label}, resized pictures", training="", values=values)
+
+
 def with_prompts(prompts: str, vectors: int) -> Arm:
     """Custom Diffusion's weights, with fixed templates or with ICO's contexts (M = 1, L = 1)."""
     values = {
@@ -114,6 +121,7 @@ EXPERIMENTS: dict[str, list[Arm]] = {
         with_mlm("textual_inversion"),
         with_tailored_prompts("textual_inversion"),
     ],
+    "resize": [with_mlm("custom_diffusion", 0.0), with_resized_pictures()],
     "ico": [with_prompts(prompts, vectors) for prompts in ("fixed", "ico") for vectors in VECTORS],
     "dci": [arm for concept in _CONCEPTS for arm in (concept, *(with_dci(concept, value) for value in STRENGTHS))],
 }

@@ -17,6 +17,7 @@ _TITLES = {
     "lambda": "lambda of the MLM loss",
     "mask_rate": "share of masked tokens",
     "tailored": "MLM with prompts tailored to the class word",
+    "resize": "Custom Diffusion's resized pictures",
     "ico": "ICO (solid) and fixed templates",
     "dci": "DCI at equal passes",
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from model.concepts.customization_settings import Method
 from model.scoring.metrics import Interval, bootstrap_interval
 from tests.benchmarks.support.customization_arms import (
     EXPERIMENTS,
@@ -62,8 +63,9 @@ def difference(rows: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, A
 def markdown(results: Results) -> str:
     """The tables of all finished arms, with 95 % intervals over subjects."""
     parts = [_class_words(results), _methods(results)]
-    for experiment in ("lambda", "mask_rate", "tailored"):
-        parts.append(_against(experiment, results, {arm.name: "textual_inversion" for arm in EXPERIMENTS[experiment]}))
+    for experiment in ("lambda", "mask_rate", "tailored", "resize"):
+        reference: Method = "custom_diffusion" if experiment == "resize" else "textual_inversion"
+        parts.append(_against(experiment, results, {arm.name: reference for arm in EXPERIMENTS[experiment]}))
     parts.append(_curves("ico", results))
     parts.append(_ico_against_templates(results))
     parts.append(_against("dci", results, {arm.name: arm.training for arm in EXPERIMENTS["dci"]}))

@@ -37,6 +37,7 @@ def test_the_terms(kind: str, method: str, request: pytest.FixtureRequest, tmp_p
         if f"{part}latents" in batch:
             expected = [diffusion(backbone, batch, part, row) for row in range(2)]
             torch.testing.assert_close(found[name], torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+    assert ("loss_mask" in batch) == (method == "custom_diffusion")
     psi = Contextualizer.from_pretrained(psi_folder)
     torch.testing.assert_close(found["mlm"], mlm(folder, concept, psi, batch), rtol=1e-4, atol=1e-5)
     weighted = found["diffusion"] + prior * found.get("class", 0.0) + 0.1 * found["mlm"]
@@ -49,7 +50,11 @@ def diffusion(backbone: Backbone, batch: dict[str, Tensor], kind: str, row: int)
     prompt: PromptEmbedding = backbone.encode_ids(ids)
     with torch.no_grad():
         predicted = backbone.predict(backbone.scheduler.add_noise(latents, noise, timesteps), timesteps, prompt)
-    return F.mse_loss(predicted, diffusion_target(backbone.scheduler, latents, noise, timesteps))
+    target = diffusion_target(backbone.scheduler, latents, noise, timesteps)
+    if f"{kind}loss_mask" not in batch:
+        return F.mse_loss(predicted, target)
+    counts = batch[f"{kind}loss_mask"][row, 0].bool()
+    return F.mse_loss(predicted[0][:, counts], target[0][:, counts])
 
 
 @torch.no_grad()

@@ -122,9 +122,11 @@ def test_training_is_repeatable(sd_folder: Path, tmp_path: Path) -> None:
 
 def test_a_batch_is_shared_out_among_workers(sdxl_folder: Path, tmp_path: Path) -> None:
     psi = write_contextualizer(sdxl_folder, tmp_path)
-    task = make_task(sdxl_folder, psi, method="custom_diffusion", prior_weight=1.0, flip=0.5, crop=0.9)
+    task = make_task(sdxl_folder, psi, method="custom_diffusion", prior_weight=1.0, flip=0.5, crop=0.9, resize=True)
     whole, parts = task.batch(5, 0, 1), [task.batch(5, rank, 2) for rank in range(2)]
-    assert set(whole) >= {"latents", "ids", "ids_2", "class_latents", "class_ids_2", "rich_ids", "masked", "layers"}
+    drawn = {"latents", "ids", "ids_2", "loss_mask", "class_latents", "class_ids_2", "rich_ids", "masked", "layers"}
+    assert drawn <= set(whole)
+    assert "class_loss_mask" not in whole
     for name, tensor in whole.items():
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), tensor)
     other = task.batch(6, 0, 1)
@@ -138,6 +140,33 @@ def test_an_option_changes_no_other_draw(sd_folder: Path, tmp_path: Path) -> Non
     plain = make_task(sd_folder, method="custom_diffusion").batch(3, 0, 1)
     rich = make_task(sd_folder, psi, method="custom_diffusion", prior_weight=1.0, prompts="ico").batch(3, 0, 1)
     assert all(torch.equal(rich[name], tensor) for name, tensor in plain.items())
+    resized = make_task(sd_folder, method="custom_diffusion", resize=True).batch(3, 0, 1)
+    assert all(torch.equal(resized[name], plain[name]) for name in ("noise", "timesteps", "pictures"))
+    assert not torch.equal(resized["latents"], plain["latents"])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "captions"),
+    [("fixed", None), ("fixed", ("a cat",) * 3), ("ico", None)],
+    ids=["templates", "captions", "ico"],
+)
+def test_templates_say_the_size(prompts: str, captions: tuple[str, ...] | None, sd_folder: Path) -> None:
+    subjects = (make_subject(captions=captions),)
+    task = make_task(sd_folder, subjects=subjects, method="custom_diffusion", resize=True, prompts=prompts)
+    batches = [task.batch(step, 0, 1) for step in range(20)]
+    tokenizer, found = backbone_of(task.module()).tokenizers[0], set()
+    for batch in batches:
+        for ids, mask in zip(batch["ids"], batch["loss_mask"], strict=True):
+            prompt = tokenizer.decode(ids, skip_special_tokens=True)
+            size = next((size for size in ("far", "small", "zoomed", "close up") if size in prompt), "none")
+            share = float(mask.mean())
+            if share != 0.25:  # of sides of both kinds, to either side of 0.6
+                found.add((size, "larger" if share == 1 else "small" if share < 0.25 else "smaller"))
+    if prompts == "fixed" and captions is None:
+        worded = {("far", "small"), ("small", "small"), ("zoomed", "larger"), ("close up", "larger")}
+        assert found == {*worded, ("none", "smaller")}
+    else:
+        assert found == {("none", "small"), ("none", "smaller"), ("none", "larger")}
 
 
 def test_subjects_that_are_learned_together(sd_folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.concepts.picture_latents import PictureLatents, View
+from model.concepts.resizing import Resized
 from model.pictures.tensors import to_tensor
 from model.seeding import generator_of
 from tests.support.customization import picture
@@ -63,3 +64,26 @@ def test_the_share_of_mirrored_pictures(latents: PictureLatents) -> None:
     assert sum(flips) / 500 == pytest.approx(0.3, abs=0.07)
     assert not any(latents.draw(0, 0.0, 1.0, generator_of(seed)).flipped for seed in range(50))
     assert all(latents.draw(0, 1.0, 1.0, generator_of(seed)).flipped for seed in range(50))
+
+
+RESIZED = {
+    "smaller": (Resized(20, top=4, left=10, words=""), slice(4, 24), slice(10, 30)),
+    "larger": (Resized(40, top=-5, left=-8, words=""), slice(0, 32), slice(0, 32)),
+}
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize(("resized", "rows", "columns"), RESIZED.values(), ids=RESIZED)
+def test_resized_pictures(
+    sd: Backbone, latents: PictureLatents, resized: Resized, rows: slice, columns: slice, flipped: bool
+) -> None:
+    """The mirrored picture lies at the same place, where its loss counts."""
+    image = Image.open(io.BytesIO(picture(1)))
+    turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else image
+    scaled = to_tensor(turned.resize((resized.side, resized.side), Image.Resampling.BICUBIC))
+    top, left = max(-resized.top, 0), max(-resized.left, 0)
+    wanted = torch.full((3, RESOLUTION, RESOLUTION), 0.5)
+    wanted[:, rows, columns] = scaled[:, top : top + RESOLUTION, left : left + RESOLUTION]
+    found = latents.latents([View(1, flipped, resized=resized)])
+    torch.testing.assert_close(found, encoded(sd, wanted), rtol=0.02, atol=0.02)
+    assert not torch.equal(found, latents.latents([View(1, flipped)]))

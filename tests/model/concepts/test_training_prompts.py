@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from model.concepts.concept import ConceptError
-from model.concepts.training_prompts import SIMPLE_PROMPTS, class_prompts, picture_prompts
+from model.concepts.training_prompts import SIMPLE_PROMPTS, check_lengths, class_prompts, picture_prompts, size_words
 from tests.support.customization import make_subject
+from tests.support.tiny_models import build_clip_tokenizer
 
 #: Word, placeholder, caption -> the prompt.
 CAPTIONS = [
@@ -58,3 +59,35 @@ def test_templates() -> None:
 def test_class_prompts() -> None:
     assert class_prompts(make_subject()) == ["a photo of a cat"] * 2
     assert class_prompts(make_subject(class_prompts=("a cat in", "cat"))) == ["a cat in", "cat"]
+
+
+#: Words, placeholder, class word -> prompts of the first and the third template.
+SIZED = [
+    ("", "[v]", "cat", "a photo of a [v] cat", "a close photo of a [v] cat"),
+    ("a far away", "[v]", "cat", "a far away photo of a [v] cat", "a far away photo of a [v] cat"),
+    ("very small", "[v]", "cat", "very small photo of a [v] cat", "very small photo of a [v] cat"),
+    ("zoomed in", "<t>", "teddy bear", "zoomed in photo of a <t> teddy bear", "zoomed in photo of a <t> teddy bear"),
+    ("close up", "{}", "a cat", "close up photo of a {} a cat", "close up photo of a {} a cat"),
+]
+
+
+@pytest.mark.parametrize(("words", "placeholder", "word", "first", "third"), SIZED, ids=[one[0] for one in SIZED])
+def test_words_for_the_size(words: str, placeholder: str, word: str, first: str, third: str) -> None:
+    for listed in picture_prompts(make_subject(placeholder, word=word), words):
+        assert (listed[0], listed[2]) == (first, third)
+
+
+@pytest.mark.parametrize("words", size_words(sized=True))
+def test_a_caption_gets_no_words(words: str) -> None:
+    subject = make_subject(captions=("a cat far away",) * 3)
+    assert picture_prompts(subject, words) == [["a [v] cat far away"]] * 3
+
+
+def test_the_words_count_for_the_length() -> None:
+    """Of the tiny encoder's tokens: the placeholder is cut off behind the words alone."""
+    tokenizer, subject = build_clip_tokenizer(), make_subject("cat")
+    room = len(tokenizer("a close photo of a cat", add_special_tokens=False).input_ids) + 2
+    tokenizer.model_max_length = room
+    check_lengths(tokenizer, subject, sized=False)
+    with pytest.raises(ConceptError, match="'a far away"):
+        check_lengths(tokenizer, subject, sized=True)

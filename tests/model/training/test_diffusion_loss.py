@@ -7,7 +7,13 @@ import torch
 from diffusers import DDIMScheduler
 
 from model.errors import BackboneError
-from model.training.diffusion_loss import diffusion_target, group_means, min_snr_weights, timestep_bands
+from model.training.diffusion_loss import (
+    diffusion_target,
+    group_means,
+    min_snr_weights,
+    squared_errors,
+    timestep_bands,
+)
 
 
 def make_scheduler(**changes: object) -> DDIMScheduler:
@@ -31,6 +37,27 @@ def test_unknown_prediction_type() -> None:
     zeros = torch.zeros(1, 4, 2, 2)
     with pytest.raises(BackboneError, match=r"prediction_type 'sample'"):
         diffusion_target(scheduler, zeros, zeros, torch.tensor([3]))
+
+
+def test_squared_errors_of_masked_positions() -> None:
+    """Against a loop over the positions; what is outside a mask changes nothing."""
+    predicted, target = torch.randn(3, 4, 5, 5), torch.randn(3, 4, 5, 5)
+    mask = torch.zeros(3, 1, 5, 5)
+    mask[0, 0, 1:3, 2:5], mask[1, 0, 4, 0], mask[2] = 1, 1, 1
+    expected = []
+    for example in range(3):
+        counted = [
+            (float(predicted[example, channel, y, x]) - float(target[example, channel, y, x])) ** 2
+            for channel in range(4)
+            for y in range(5)
+            for x in range(5)
+            if mask[example, 0, y, x]
+        ]
+        expected.append(sum(counted) / len(counted))
+    found = squared_errors(predicted, target, mask)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert torch.equal(squared_errors(predicted + 9 * (1 - mask), target, mask), found)
+    torch.testing.assert_close(squared_errors(predicted, target)[2], found[2])
 
 
 @pytest.mark.parametrize("gamma", [0.5, 5.0])

@@ -47,6 +47,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["prior_folder", "one class"],
     ),
     "a whole model of Custom Diffusion": (["method=custom_diffusion", "full=true"], ["full", "dreambooth"]),
+    "resized pictures of DreamBooth": (["method=dreambooth", "resize=true"], ["resize", "custom_diffusion"]),
     "captions of the microworld": (["prompts=captions"], ["microworld", "captions", "subjects"]),
     "ICO without contexts": (["prompts=ico", "context_before=0", "context_after=0"], ["ico", "context_before"]),
     "a batch that workers cannot share": (["trainer.workers=3"], ["batch_size", "3", "4"]),
@@ -111,6 +112,7 @@ def test_a_method_brings_the_profiles_steps_and_rate(profile: str, method: str) 
     config = load_config(profile, [f"customize.method={method}"])
     found = config.customize
     assert (found.steps, found.trainer.learning_rate, found.prior_weight) == PAPERS[method]
+    assert found.resize == (method == "custom_diffusion")
     explicit = load_config(profile, ["customize.steps=7", f"customize.method={method}"]).customize
     assert (explicit.steps, explicit.trainer.learning_rate) == (7, found.trainer.learning_rate)
     again = config_from_dict(config_to_dict(load_config(profile)), [f"customize.method={method}"])

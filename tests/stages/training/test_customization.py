@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 METHODS: dict[str, tuple[int, dict[str, Any]]] = {
     "xti": (0, {"method": "xti", "prompts": "ico"}),
     "dreambooth": (1, {"method": "dreambooth", "prior_weight": 1.0, "flip": 0.5}),
-    "custom_diffusion": (2, {"method": "custom_diffusion", "prompts": "ico", "prior_weight": 1.0, "crop": 0.9}),
+    "custom_diffusion": (2, {"method": "custom_diffusion", "prior_weight": 1.0, "crop": 0.9, "resize": True}),
 }
 
 
