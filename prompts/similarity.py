@@ -15,7 +15,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prompts.schema import PLACEHOLDER
+from model.phrases import SPACELESS
+from prompts.schema import PLACEHOLDER, replace_named
 
 #: Pairs that a mean distance is taken over, at most; drawn at random, but the same for the same set.
 MAX_PAIRS = 20_000
@@ -29,16 +30,15 @@ _FUNCTION_WORDS = (
 )
 _LEFT_OUT = frozenset(f"{_FRAMES} {_FUNCTION_WORDS}".split())
 #: A placeholder; a letter of a script without spaces; a word, compounds in one.
-_TOKEN = re.compile(r"\[v\]|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:[-'\u2019][^\W_]+)*", re.IGNORECASE)
+_WORD = rf"[^\W_{SPACELESS}]+"
+_TOKEN = re.compile(rf"\[v\]|[{SPACELESS}]|{_WORD}(?:[-'\u2019]{_WORD})*", re.IGNORECASE)
 _ENDINGS = ("ing", "ed", "es", "s")
 
 
 def content_words(prompt: str, concept: str | None) -> list[str]:
     """The words of a prompt that say something, without their endings. `concept` is its class word, if it has one."""
-    text = prompt.casefold()
-    if concept is not None:
-        text = text.replace(f"{PLACEHOLDER} {concept.casefold()}", PLACEHOLDER)
-    return [_stem(word) for word in _TOKEN.findall(text) if word not in _LEFT_OUT]
+    text = prompt if concept is None else replace_named(prompt, concept, PLACEHOLDER)
+    return [_stem(word) for word in _TOKEN.findall(text.casefold()) if word not in _LEFT_OUT]
 
 
 def ngrams_of(prompt: str, concept: str | None) -> frozenset[str]:
