@@ -114,7 +114,7 @@ class CustomizeConfig:
     crop: Annotated[float, Gt(0), Le(1)] = 1.0
     """Side of the smallest random crop, as a share of the picture's; 1: no crops."""
     gradient_checkpointing: Operation[bool] = False
-    """The UNet's activations are computed twice: less memory, more time."""
+    """The activations of UNet and text encoders are computed twice: less memory, more time."""
     sample_every: PositiveInt | None = 30
     """Steps between two sets of sample pictures with their scores; null: at the end only."""
     scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)
