@@ -37,11 +37,6 @@ def joins_words(character: str) -> bool:
     return re.match(rf"[^\W{SPACELESS}{_HANGUL}]", character) is not None
 
 
-def word_count(text: str) -> int:
-    """The number of words; in scripts without spaces, of letters."""
-    return len(re.findall(rf"[{SPACELESS}]|[^\s{SPACELESS}]+", text))
-
-
 def composed(text: str) -> str:
     """The text in the normal form NFC: macOS and some keyboards write "é" as two characters."""
     return unicodedata.normalize("NFC", text)

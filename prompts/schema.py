@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.phrases import composed, phrase_pattern, word_count
+from model.phrases import SPACELESS, composed, phrase_pattern
 
 Variation = Literal["background", "subject", "action", "style", "property", "tailored"]
 
@@ -19,6 +19,10 @@ TAILORED: Variation = "tailored"
 
 PLACEHOLDER = "[v]"
 MAX_PROMPT_WORDS = 40  # CLIP reads 77 tokens
+
+_WORD = rf"[^\W_{SPACELESS}]+"
+#: A placeholder; a letter of a script without spaces; a word, compounds in one.
+WORDS = re.compile(rf"\[v\]|[{SPACELESS}]|{_WORD}(?:[-'\u2019]{_WORD})*", re.IGNORECASE)
 
 
 class RichPrompt(BaseModel):
@@ -59,10 +63,10 @@ def fault_of(prompt: str, concept: str) -> str | None:
         return f"{PLACEHOLDER} must occur once"
     if not _named(concept).search(prompt):
         return f"{PLACEHOLDER} must stand before {concept!r}"
-    words = word_count(prompt)
+    words = len(WORDS.findall(prompt))
     if words > MAX_PROMPT_WORDS:
         return f"longer than {MAX_PROMPT_WORDS} words"
-    if words < word_count(concept) + 3:
+    if words < len(WORDS.findall(concept)) + 3:
         return "says nothing but the concept"
     return None
 
