@@ -14,7 +14,7 @@ from itertools import pairwise
 
 # Ranges for a class of characters, both of `re` and of Oniguruma.
 #: Letters of scripts without spaces: Thai, Lao, Tibetan, Burmese, Khmer, kana, Bopomofo and Han.
-_SPACELESS = (
+SPACELESS = (
     "\u0e00-\u109f\u1780-\u17ff\u3005-\u3007\u3021-\u3029\u3031-\u303c\u3041-\u3096\u309d-\u312f\u31a0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
@@ -34,7 +34,7 @@ def tokenizer_pattern(phrase: str) -> str:
 
 def joins_words(character: str) -> bool:
     """Whether a word goes on beside this character, such as a letter of the Latin script."""
-    return re.match(rf"[^\W{_SPACELESS}{_HANGUL}]", character) is not None
+    return re.match(rf"[^\W{SPACELESS}{_HANGUL}]", character) is not None
 
 
 def composed(text: str) -> str:
@@ -47,7 +47,7 @@ def _source(phrase: str, word_but: str) -> str:
     words = composed(phrase).split()
     source = re.escape(words[0])
     for last, word in pairwise(words):
-        gap = r"\s*" if _any_of(_SPACELESS, last[-1] + word[0]) else r"\s+"
+        gap = r"\s*" if _any_of(SPACELESS, last[-1] + word[0]) else r"\s+"
         source += gap + re.escape(word)
     before, after = (_word_beside(end, word_but) for end in (words[0][0], words[-1][-1]))
     return (f"(?<!{before})" if before else "") + source + f"(?![{_ACCENTS}])" + (f"(?!{after})" if after else "")
@@ -55,9 +55,9 @@ def _source(phrase: str, word_but: str) -> str:
 
 def _word_beside(end: str, word_but: str) -> str:
     """The class of characters with which a word goes on beside this end of a phrase; "" if there is none."""
-    if _any_of(_SPACELESS, end):
+    if _any_of(SPACELESS, end):
         return ""
-    return word_but.format(_SPACELESS if _any_of(_HANGUL, end) else _SPACELESS + _HANGUL)
+    return word_but.format(SPACELESS if _any_of(_HANGUL, end) else SPACELESS + _HANGUL)
 
 
 def _any_of(ranges: str, characters: str) -> bool:

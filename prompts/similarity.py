@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from prompts.schema import PLACEHOLDER
+from prompts.schema import PLACEHOLDER, WORDS, replace_named
 
 #: Pairs that a mean distance is taken over, at most; drawn at random, but the same for the same set.
 MAX_PAIRS = 20_000
@@ -28,17 +27,13 @@ _FUNCTION_WORDS = (
     "towards front top"
 )
 _LEFT_OUT = frozenset(f"{_FRAMES} {_FUNCTION_WORDS}".split())
-#: A placeholder; a letter of a script without spaces; a word, compounds in one.
-_TOKEN = re.compile(r"\[v\]|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:[-'\u2019][^\W_]+)*", re.IGNORECASE)
 _ENDINGS = ("ing", "ed", "es", "s")
 
 
 def content_words(prompt: str, concept: str | None) -> list[str]:
     """The words of a prompt that say something, without their endings. `concept` is its class word, if it has one."""
-    text = prompt.casefold()
-    if concept is not None:
-        text = text.replace(f"{PLACEHOLDER} {concept.casefold()}", PLACEHOLDER)
-    return [_stem(word) for word in _TOKEN.findall(text) if word not in _LEFT_OUT]
+    text = prompt if concept is None else replace_named(prompt, concept, PLACEHOLDER)
+    return [_stem(word) for word in WORDS.findall(text.casefold()) if word not in _LEFT_OUT]
 
 
 def ngrams_of(prompt: str, concept: str | None) -> frozenset[str]:
@@ -86,7 +81,7 @@ class DistinctPrompts:
 
 def distinct_share(prompts: Sequence[str], length: int) -> float:
     """distinct-n (Li et al. 2016): the share of a set's word n-grams of this length that are different; 0 for none."""
-    words = [_TOKEN.findall(prompt.casefold()) for prompt in prompts]
+    words = [WORDS.findall(prompt.casefold()) for prompt in prompts]
     grams = [tuple(line[start : start + length]) for line in words for start in range(len(line) - length + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 

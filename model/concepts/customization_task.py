@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from model.backbone import Backbone, load_backbone
 from model.concepts.concept import ConceptError
@@ -52,8 +54,8 @@ class CustomizationTask:
         contextualizer: Folder of psi and p_mask; needed with `settings.mlm`.
         rich_prompts: Context-rich prompts with the placeholders; needed with `settings.mlm`.
         half: Dtype of the frozen linear and convolution layers; None: unchanged.
-        gradient_checkpointing: Whether the UNet's activations are computed again in the backward pass: less memory,
-            more time, the same gradients.
+        gradient_checkpointing: Whether the activations of UNet and text encoders are computed again in the backward
+            pass: less memory, more time, the same gradients.
         sample_every: See `SamplingTask`.
         device: Of the models.
     """
@@ -118,6 +120,8 @@ class CustomizationTask:
             backbone = load_backbone(self.backbone, device=self.device, half=self.half)
             if self.gradient_checkpointing:
                 backbone.unet.enable_gradient_checkpointing()
+                for encoder in backbone.text_encoders:
+                    _checkpoint_layers(encoder)
             psi = self._load_psi(backbone)
             module = CustomizationModule(backbone, self.subjects, self.settings, self.seed, psi)
             self._loaded = self._with_examples(backbone, module)
@@ -156,3 +160,11 @@ class CustomizationTask:
             raise ConceptError("ICO learns its prompts and uses no captions.")
         if settings.prior_weight and settings.method not in WITH_PRIOR:
             raise ConceptError(f"{settings.method} leaves the class word as it is and needs no class pictures.")
+
+
+def _checkpoint_layers(encoder: PreTrainedModel) -> None:
+    """transformers does it in training mode only. The layers' parts stay in evaluation mode, without dropout."""
+    encoder.activation_checkpointing_enable()
+    for module in encoder.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

@@ -72,11 +72,11 @@ def number_of(noun: str) -> Number:
 def without_placeholder(prompt: str) -> str:
     """A prompt about the class alone: "a [v] umbrella at sea" becomes "an umbrella at sea"."""
     text = re.sub(
-        rf"\b([Aa])n?\s+{re.escape(PLACEHOLDER)}\s+(\S+)",
-        lambda found: f"{found[1]}{'n' if _begins_with_a_vowel(found[2]) else ''} {found[2]}",
+        rf"\b([Aa])n?(\s+[\"'\u201c\u2018(\[]*){re.escape(PLACEHOLDER)}\s+(\S+)",
+        lambda found: f"{found[1]}{'n' if _begins_with_a_vowel(found[3]) else ''}{found[2]}{found[3]}",
         prompt,
     )
-    return " ".join(text.replace(PLACEHOLDER, " ").split())
+    return " ".join(re.sub(rf"{re.escape(PLACEHOLDER)}\s*", "", text).split())
 
 
 def _head(noun: str) -> str:

@@ -19,7 +19,7 @@ from model.concepts.contextualizer import (
 )
 from prompts.english.nouns import without_placeholder
 from prompts.evaluation_prompts import evaluation_prompt_in
-from prompts.schema import PLACEHOLDER
+from prompts.schema import replace_named
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
 from stages.data.schemas import CAPTIONS, PROMPTS
@@ -81,7 +81,7 @@ def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[s
     train: list[str] = []
     held_out: list[str] = []
     for concept, prompt in prompts:
-        template = " ".join(prompt.replace(f"{PLACEHOLDER} {concept}", "{}").lower().split())
+        template = " ".join(replace_named(prompt, concept, "{}").lower().split())
         digest = hashlib.sha256(template.encode()).digest()
         chosen = held_out if int.from_bytes(digest[:8]) % _HELD_OUT == 0 else train
         chosen.append(without_placeholder(prompt))

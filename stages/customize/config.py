@@ -117,7 +117,7 @@ class CustomizeConfig:
     """Custom Diffusion: make the pictures smaller or larger at random; templates get words for the size, and what is
     around a smaller picture has no loss."""
     gradient_checkpointing: Operation[bool] = False
-    """The UNet's activations are computed twice: less memory, more time."""
+    """The activations of UNet and text encoders are computed twice: less memory, more time."""
     sample_every: PositiveInt | None = 30
     """Steps between two sets of sample pictures with their scores; null: at the end only."""
     scoring: ConceptScoringConfig = field(default_factory=ConceptScoringConfig)

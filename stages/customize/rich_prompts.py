@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prompts.schema import PLACEHOLDER
+from prompts.schema import PLACEHOLDER, replace_named
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS
 
@@ -33,7 +33,7 @@ def _of_word(rows: Sequence[Mapping[str, str]], word: str) -> list[str]:
 
 
 def _of_other_words(rows: Sequence[Mapping[str, str]], word: str) -> list[str]:
-    return [row["prompt"].replace(f"{PLACEHOLDER} {row['concept']}", f"{PLACEHOLDER} {word}") for row in rows]
+    return [replace_named(row["prompt"], row["concept"], f"{PLACEHOLDER} {word}") for row in rows]
 
 
 def _key(word: str) -> str:

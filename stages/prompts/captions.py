@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from prompts.evaluation_prompts import EvaluationPromptFinder
-from prompts.schema import MAX_PROMPT_WORDS, PLACEHOLDER
+from prompts.schema import MAX_PROMPT_WORDS, PLACEHOLDER, WORDS
 from prompts.similarity import DistinctPrompts
 from stages.contract import StageError
 from stages.data.datasets import read_dataset
@@ -41,7 +41,7 @@ def choose_captions(samples: Path, settings: PromptsConfig, seed: int) -> Captio
     for text in sorted(texts, key=lambda text: content_id(str(seed), text)):
         if len(chosen) == settings.captions:
             break
-        if not 1 < len(text.split()) <= MAX_PROMPT_WORDS or PLACEHOLDER in text:
+        if not 1 < len(WORDS.findall(text)) <= MAX_PROMPT_WORDS or PLACEHOLDER in text:
             continue
         if finder.benchmark_of(text) is not None:
             left_out["captions_of_benchmarks"] += 1

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.customization_shapes PICTURES --word dog
     python -m tests.benchmarks.customization_shapes PICTURES --backbone sdxl --word dog
 
-Hardware and time: two cores, 12 GB of memory, 12 GB of disk; some minutes for each method.
+Hardware and time: two cores, 18 GB of memory, 12 GB of disk; some minutes for each method.
 
 PICTURES is a folder of pictures of one subject. For each method, a new process learns a concept from them in two steps
 (`CustomizationTask`, AdamW, one picture a step), writes its folder, and loads it into the backbone again. It fails

@@ -20,7 +20,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from model.micro_sd.weights import WEIGHTS_FOLDER
@@ -31,6 +31,7 @@ from model.scoring.metrics import JudgeScorer, bootstrap_interval
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.customization_arms import EXPERIMENTS
 from tests.benchmarks.support.customization_table import CLASS_WORD
+from tests.benchmarks.support.labelled_sheet import write_sheet
 
 SCORES = {
     "subject": "shows the subject's category",
@@ -102,13 +103,7 @@ def draw_sheet(folder: Path, entries: Sequence[Mapping[str, Any]], file: Path) -
     for entry in entries:
         rows.append((f"{entry['word']}: the album", album_of(folder, entry)))
         rows += [(label, pictures_of(folder, arm, entry["subject"])[:_PICTURES]) for arm, label in ARMS.items()]
-    side = rows[0][1][0].height
-    sheet = Image.new("RGB", (_LABEL + _PICTURES * side, side * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (label, pictures) in enumerate(rows):
-        draw.text((4, number * side + side // 2), label, "black", ImageFont.load_default(11), anchor="lm")
-        sheet.paste(row(pictures), (_LABEL, number * side))
-    sheet.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+    write_sheet([(label, row(pictures)) for label, pictures in rows], file, _LABEL)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,6 +27,12 @@ def test_prompts_lose_their_placeholder_and_are_split_by_their_sentences() -> No
     assert contextualizer.split_prompts(prompts[::-1])[1] == held_out[::-1]
 
 
+def test_sentences_around_a_concept_are_the_same_without_spaces() -> None:
+    prompts = [(concept, f"{number}只[v]{concept}在雪里") for number in range(300) for concept in ("狗", "猫")]
+    _, held_out = contextualizer.split_prompts(prompts)
+    assert all(prompt.replace("狗", "猫") in held_out for prompt in held_out)
+
+
 @pytest.mark.slow
 def test_the_stage_trains_and_measures(ray_cluster: str, tmp_path: Path) -> None:
     write_random_backbone(tmp_path / "base" / "backbone")

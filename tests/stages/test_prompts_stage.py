@@ -154,6 +154,8 @@ def test_captions_that_filter_kept_are_a_source(tmp_path: Path) -> None:
         "two cats on the sofa",
         "A dog in the jungle",
         "word " * 41,
+        "一只狗在雪里",
+        "雪里的狗" * 11,
     ]
     inputs = {"filter": write_samples(tmp_path / "filter", captions)}
     context = make_context(tmp_path, inputs=inputs, prompts={**CAPTION_SETTINGS, "captions": 10})
@@ -162,6 +164,7 @@ def test_captions_that_filter_kept_are_a_source(tmp_path: Path) -> None:
     assert sorted(text.replace("the sofa", "a sofa") for text in written) == [
         "a red car in the rain",
         "two cats on a sofa",
+        "一只狗在雪里",
     ]
     assert (result.metrics["captions_near_duplicate"], result.metrics["captions_of_benchmarks"]) == (1, 1)
     assert STAGE.inputs(context.config) == ["filter"]

@@ -12,14 +12,19 @@ from stages.data.schemas import PROMPTS, content_id
 CONCEPTS = ("toy", "mug", "ball", "duck")
 
 
-def write_prompts(folder: Path, dataset: str = "prompts", concepts: tuple[str, ...] = CONCEPTS) -> Path:
+def write_prompts(
+    folder: Path,
+    dataset: str = "prompts",
+    concepts: tuple[str, ...] = CONCEPTS,
+    template: str = "a photo of a [v] {concept} {background}",
+) -> Path:
     """Write prompts of each concept in six places into a dataset below `folder`; returns `folder`."""
     backgrounds = ("on the beach", "in the snow", "on the grass", "in the forest", "on a city street", "in the ocean")
     rows = [
         {
             "prompt_id": content_id(concept, background),
             "concept": concept,
-            "prompt": f"a photo of a [v] {concept} {background}",
+            "prompt": template.format(concept=concept, background=background),
             "variation": "background" if dataset == "prompts" else "tailored",
             "writer": "grammar",
         }

@@ -90,8 +90,9 @@ def trained_concept(
     subject: AlbumSubject,
     config: Config,
     *,
-    contextualizer: Path,
-    rich: Sequence[str],
+    contextualizer: Path | None = None,
+    rich: Sequence[str] = (),
+    placeholder: str = PLACEHOLDER,
 ) -> dict[int, Path]:
     """The concept of a subject at each step that is sampled, trained if `folder` does not exist."""
     customize = config.customize
@@ -104,12 +105,12 @@ def trained_concept(
                 ConceptSubject(
                     name=subject.name,
                     word=subject.word,
-                    placeholder=PLACEHOLDER,
+                    placeholder=placeholder,
                     pictures=subject.album,
                 ),
             ),
             settings=customization_settings(config),
-            contextualizer=str(contextualizer),
+            contextualizer=None if contextualizer is None else str(contextualizer),
             rich_prompts=tuple(rich),
             seed=config.run.seed,
         )

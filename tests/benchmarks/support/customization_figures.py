@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from tests.benchmarks.support.customization_arms import EXPERIMENTS, Arm
 from tests.benchmarks.support.customization_table import CLASS_WORD, Results, finished, mean
+from tests.benchmarks.support.labelled_sheet import write_sheet
 
 _TITLES = {
     "mlm": "with the MLM loss (solid) and without",
@@ -85,9 +86,4 @@ def draw_pictures(folder: Path, results: Results, file: Path) -> None:
     }
     side = next(iter(rows.values())).height
     width = min(_SHOWN * side, next(iter(rows.values())).width)
-    sheet = Image.new("RGB", (_LABEL + width, side * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (label, row) in enumerate(rows.items()):
-        draw.text((4, number * side + side // 2), label, "black", ImageFont.load_default(11), anchor="lm")
-        sheet.paste(row.crop((0, 0, width, side)), (_LABEL, number * side))
-    sheet.quantize(_PALETTE, dither=Image.Dither.NONE).save(file, optimize=True)
+    write_sheet([(label, row.crop((0, 0, width, side))) for label, row in rows.items()], file, _LABEL, _PALETTE)

@@ -209,6 +209,34 @@ def test_samples_do_not_change_the_training(method: str, sd_folder: Path, tmp_pa
     assert read_concept(tmp_path / "step-000100").method == METHODS[method]["method"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_gradient_checkpointing_keeps_less_and_computes_the_same(
+    method: str, folder: Path, contextualizer: Path
+) -> None:
+    task = make_task(folder, contextualizer, **METHODS[method], **others(folder, method))
+    results = [kept_and_gradients(dataclasses.replace(task, gradient_checkpointing=on)) for on in (False, True)]
+    (kept, expected), (kept_with_checkpoints, gradients) = results
+    assert kept_with_checkpoints < kept
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+
+
+def kept_and_gradients(task: CustomizationTask) -> tuple[int, dict[str, Tensor | None]]:
+    """The bytes that the text encoders keep of prompts for the backward pass, and the gradients of a step."""
+    module = task.module()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        backbone = backbone_of(module)
+        states = backbone.encode_ids(backbone.token_ids([f"a {task.subjects[0].placeholder} cat"]))
+    del states
+    module(task.batch(1, 0, 1))["loss"].backward()
+    return sum(kept.values()), {name: weight.grad for name, weight in module.named_parameters()}
+
+
 def test_a_word_that_the_tokenizer_does_not_know_gets_a_row(sd_folder: Path) -> None:
     """DreamBooth's placeholder: its row is not trained."""
     task = make_task(sd_folder, subjects=(make_subject("£"),), method="dreambooth")

@@ -50,6 +50,9 @@ def test_numbers(noun: str, number: Number) -> None:
         ("An [v] unicorn", "A unicorn"),
         ("a red [v] umbrella and an apple", "a red umbrella and an apple"),
         ("a pair of [v] glasses", "a pair of glasses"),
+        ('a photo of a "[v] umbrella" at sea', 'a photo of an "umbrella" at sea'),
+        ("something ([v] mug) at sea", "something (mug) at sea"),
+        ("一只[v]狗在雪里", "一只狗在雪里"),
         ("no placeholder on a apple", "no placeholder on a apple"),
     ],
 )

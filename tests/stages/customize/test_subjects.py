@@ -82,6 +82,11 @@ def test_rich_prompts_are_about_the_word(tmp_path: Path) -> None:
     assert len(rich_prompts(tmp_path, "mug", "[v]")) == 6
 
 
+def test_rich_prompts_without_spaces_are_about_another_word(tmp_path: Path) -> None:
+    write_prompts(tmp_path, concepts=("狗",), template="一只[v]{concept}在雪里 {background}")
+    assert rich_prompts(tmp_path, "mug", "<c>")[0].startswith("一只<c> mug在雪里")
+
+
 #: What a user's folder may hold, besides four pictures: the content, and whether it is used, left out or not mentioned.
 FOLDERS: dict[str, tuple[str, bytes | Image.Image, str]] = {
     "a wide picture": ("x.png", Image.new("RGB", (300, 40), "red"), "used"),
