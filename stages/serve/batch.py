@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +49,7 @@ class Job:
 
 @dataclass
 class StepTimes:
-    """How long a step takes, by the number of pictures that take it: the median of the last measurements.
+    """How long a step takes, by the number of pictures that take it, from the last measurements of each number.
 
     Attributes:
         clock: Returns seconds.
@@ -62,35 +62,32 @@ class StepTimes:
         """Add a measurement."""
         self._measured.setdefault(pictures, deque(maxlen=_LAST)).append((self.clock(), seconds))
 
-    def at_most(self, pictures: int) -> float:
-        """Seconds of a step of this many pictures, 0 before the first measurement.
+    def expected(self, pictures: int) -> float:
+        """Seconds of a step of this many pictures; 0 before the first measurement.
 
-        They are those of the nearest number that was measured lately, or ever, and grow with the number.
+        It is the median of the nearest number that was measured lately, or ever, and grows with the number.
         """
-        nearest, seconds = self._nearest(pictures, self._lately() or self._all())
-        return seconds * max(1.0, pictures / nearest)
+        known = self._lately() or self._since(-math.inf)
+        if not known:
+            return 0.0
+        nearest = min(known, key=lambda number: abs(number - pictures))
+        return statistics.median_low(known[nearest]) * max(1.0, pictures / nearest)
 
-    def at_least(self, pictures: int) -> float:
-        """The same if the seconds grow less with the number, and fall with it; 0 if none was measured lately.
+    def at_best(self, pictures: int) -> float:
+        """The least that a step of this many pictures may take; 0 if nothing was measured lately.
 
-        Requests are refused for good by it: one that would show how fast a step is now must not be.
+        Requests are refused for good by it. One that would show how fast a step is now must not be, and so the fastest
+        measurement counts, and fewer pictures are taken to need less.
         """
-        nearest, seconds = self._nearest(pictures, self._lately())
-        return seconds * min(1.0, pictures / nearest)
+        fastest = (min(seconds) * min(1.0, pictures / number) for number, seconds in self._lately().items())
+        return min(fastest, default=0.0)
 
-    def _nearest(self, pictures: int, known: Mapping[int, float]) -> tuple[int, float]:
-        nearest = min(known, key=lambda number: abs(number - pictures), default=pictures)
-        return nearest, known.get(nearest, 0.0)
+    def _lately(self) -> dict[int, list[float]]:
+        return self._since(self.clock() - _FORGET_SECONDS)
 
-    def _lately(self) -> dict[int, float]:
-        return self._all(self.clock() - _FORGET_SECONDS)
-
-    def _all(self, since: float = -math.inf) -> dict[int, float]:
-        kept = {
-            number: [seconds for when, seconds in measured if when >= since]
-            for number, measured in self._measured.items()
-        }
-        return {number: statistics.median_low(seconds) for number, seconds in kept.items() if seconds}
+    def _since(self, then: float) -> dict[int, list[float]]:
+        kept = {number: [seconds for when, seconds in own if when >= then] for number, own in self._measured.items()}
+        return {number: seconds for number, seconds in kept.items() if seconds}
 
 
 def steps_until_done(size: int, before: Sequence[int], added: Sequence[int]) -> int:
@@ -178,14 +175,14 @@ class ContinuousBatch:
         """The least that pictures would need without any others, as far as is known."""
         steps = steps_until_done(self._max_size, [], [job.steps_left for job in jobs])
         with self._lock:
-            return steps * self._times.at_least(min(self._max_size, len(jobs)))
+            return steps * self._times.at_best(min(self._max_size, len(jobs)))
 
     def _seconds(self, before: Sequence[Job], jobs: Sequence[Job]) -> float:
         if not jobs:
             return 0.0
         steps = steps_until_done(self._max_size, [job.steps_left for job in before], [job.steps_left for job in jobs])
         with self._lock:
-            return steps * self._times.at_most(min(self._max_size, len(before) + len(jobs)))
+            return steps * self._times.expected(min(self._max_size, len(before) + len(jobs)))
 
     def _here(self) -> list[Job]:
         with self._lock:

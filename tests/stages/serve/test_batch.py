@@ -137,19 +137,20 @@ def test_a_step_that_fails_ends_its_pictures_and_not_the_server(
 def test_how_long_a_step_takes() -> None:
     now = 0.0
     times = StepTimes(clock=lambda: now)
-    assert (times.at_most(3), times.at_least(3)) == (0, 0)
+    assert (times.expected(3), times.at_best(3)) == (0, 0)
     times.record(1, 9.0)  # the first one is slow
     times.record(1, 1.0)
     times.record(4, 2.0)
-    assert [times.at_most(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 1 * 2, 2, 2, 4]
-    assert [times.at_least(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 1, 2 * 3 / 4, 2, 2]
+    assert [times.expected(pictures) for pictures in (1, 2, 3, 4, 8)] == [1, 1 * 2, 2, 2, 4]
+    assert [times.at_best(pictures) for pictures in (1, 2, 3, 4, 8)] == [2 * 1 / 4, 1, 1, 1, 1]
     for _ in range(5):
         times.record(1, 3.0)
-    assert times.at_most(1) == 3
+    assert times.expected(1) == 3
     now = 60.0
-    assert (times.at_most(1), times.at_least(1)) == (3, 0)  # a request is taken, and measured
+    assert (times.expected(1), times.at_best(1)) == (3, 0)  # a request is taken, and measured
+    times.record(1, 40.0)  # a pause of the machine
     times.record(4, 1.0)
-    assert (times.at_most(1), times.at_least(1)) == (1, 1 / 4)
+    assert (times.expected(1), times.at_best(1)) == (40, 1 / 4)
 
 
 @pytest.mark.parametrize(
