@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Three test processes share out whole files, in the order of tests/conftest.py. On two cores: they wait a lot for
-# the processes that they start.
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# Two test processes share out whole files, in the order of tests/conftest.py.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install run test test-fast test-all check format configuration clean
 

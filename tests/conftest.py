@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = str(REPOSITORY)
 
 set_environment("micro")  # before anything imports Ray or MLflow
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in three processes; more threads would only compete
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite runs in two processes; more threads would only compete
 # A first example that imports something, or a busy machine, is no failure.
 settings.register_profile("realword", deadline=None)
 settings.load_profile("realword")
