@@ -1,4 +1,4 @@
-"""Custom Diffusion's augmentation: pictures are made smaller or larger at random (Kumari et al. 2023, Sec. 4).
+"""Custom Diffusion's augmentation: pictures are made smaller or larger at random (Kumari et al. 2023).
 
 The numbers are those of the authors' code. A smaller picture lies on a grey square, whose grey has no loss; of a larger
 one a part is seen. The words for the size are in `training_prompts.py`.

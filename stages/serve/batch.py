@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class Job:
         request: A `model.painting.request.PictureRequest`.
         events: Gets `Preview`s and then `Painted`, or the exception that ended the painting.
         running: A `model.painting.running_picture.RunningPicture`; None before it has joined the batch.
+        loop: The event loop that waits for `events`.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Job:
     events: asyncio.Queue[Event | Exception]
     running: Any = None
     previews: int = 0
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     @property
     def steps_left(self) -> int:
@@ -147,7 +150,7 @@ class ContinuousBatch:
             self._fill()
             if not self._is_stepping:
                 self._is_stepping = True
-                self._thread.submit(self._run, asyncio.get_running_loop())
+                self._thread.submit(self._run)
 
     def remove(self, jobs: Sequence[Job]) -> None:
         """Paint pictures no further: running ones leave the batch at its next step."""
@@ -199,16 +202,16 @@ class ContinuousBatch:
             self._is_stepping = bool(self._running)
             return list(self._running)
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self) -> None:
         """Take steps until no picture is left, in the thread: it does not wait for the event loop in between."""
         while jobs := self._next_jobs():
             start = time.perf_counter()
             for job, result in self._step(jobs):
-                self._deliver(job, result, loop)
+                self._deliver(job, result)
             with self._lock:
                 self._times.record(len(jobs), time.perf_counter() - start)
 
-    def _deliver(self, job: Job, result: Preview | Painted | Exception, loop: asyncio.AbstractEventLoop) -> None:
+    def _deliver(self, job: Job, result: Preview | Painted | Exception) -> None:
         with self._lock:
             if job not in self._running:  # it was removed during the step
                 return
@@ -216,7 +219,8 @@ class ContinuousBatch:
                 job.previews += 1
             else:
                 self._running.remove(job)
-        loop.call_soon_threadsafe(job.events.put_nowait, result)
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+            job.loop.call_soon_threadsafe(job.events.put_nowait, result)
 
     def _step(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Preview | Painted | Exception]]:
         """Take a step of all pictures; what there is to say of some of them."""

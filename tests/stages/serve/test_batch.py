@@ -134,6 +134,23 @@ def test_a_step_that_fails_ends_its_pictures_and_not_the_server(
     run(work)
 
 
+def test_pictures_of_different_event_loops(model: RequestPainter) -> None:
+    batch = ContinuousBatch(model, 4)
+
+    async def leave() -> None:
+        left = job(model, steps=50, previews=3)
+        batch.add([left])
+        await left.events.get()
+
+    async def stay() -> None:
+        kept = job(model)
+        batch.add([kept])
+        await painted(kept)
+
+    run(leave)  # the loop is closed while its picture is still running
+    run(stay)
+
+
 def test_how_long_a_step_takes() -> None:
     now = 0.0
     times = StepTimes(clock=lambda: now)
