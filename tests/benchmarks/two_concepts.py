@@ -146,8 +146,7 @@ def table(results: Mapping[str, Mapping[bool, Sequence[Score]]]) -> str:
 
 def _shown(values: Sequence[tuple[str, float]]) -> str:
     pairs, own = zip(*values, strict=True)
-    interval = bootstrap_interval(own, pairs)
-    return f"{interval.mean:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+    return f"{bootstrap_interval(own, pairs):.2f}"
 
 
 def sheet_rows(pair: Pair, painted: Mapping[str, Painted]) -> list[tuple[str, Image.Image]]:
