@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from stages.storage import StorePath
+from stages.storage_errors import storage_error
+
 
 class PipelineError(Exception):
     """A run that failed. The message is one sentence: what was wrong, where, and what to do."""
@@ -35,13 +38,14 @@ FOLDER_ERRORS = {
 }
 
 
-def folder_error(error: OSError, folder: Path) -> str | None:
-    """One sentence when `error` says that the run folder cannot be written to; None for any other error.
+def folder_error(error: BaseException, folder: StorePath) -> str | None:
+    """One sentence when `error` says that the run folder cannot be read or written to; None for any other error.
 
     A file named by the error that lies outside `folder` is not the run folder's fault, except on a full disk.
     """
-    advice = FOLDER_ERRORS.get(error.errno or 0)
-    if advice is None:
+    if not isinstance(folder, Path):
+        return storage_error(error, str(folder))
+    if not isinstance(error, OSError) or (advice := FOLDER_ERRORS.get(error.errno or 0)) is None:
         return None
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     inside = isinstance(error.filename, str) and Path(error.filename).is_relative_to(folder)

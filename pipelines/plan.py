@@ -87,7 +87,7 @@ def _step(stage: Stage, ingredients: Ingredients, store: Store, latest: Output |
 
 
 def _reason(store: Store, stage: Stage, ingredients: Ingredients, latest: Output | None) -> str:
-    if store.partial(stage.name, ingredients.fingerprint).exists():
+    if store.scratch(stage.name, ingredients.fingerprint).exists():
         return "interrupted; goes on from there"
     if latest is None:
         return "never ran"

@@ -22,7 +22,9 @@ def served_registry(config: Config, store: Store, folder: Path) -> Registry:
         folder: For a copy of the registry's database.
     """
     locate = functools.partial(_locate, store, folder)
-    return Registry(name=config.register.model_name, locate=locate, run_folder=store.folder, profile=config.profile)
+    return Registry(
+        name=config.register.model_name, locate=locate, run_folder=store.local_folder, profile=config.profile
+    )
 
 
 def _locate(store: Store, folder: Path) -> str | None:

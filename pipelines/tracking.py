@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -28,6 +27,7 @@ from pipelines.store.manifest import MANIFEST
 from pipelines.store.records import EXPERIMENT, artifact_location, database_file, relocate, sqlite_uri
 from pipelines.store.store import Output, Store
 from stages.config import Config
+from stages.storage import StorePath, local_copy, store_path
 
 #: Larger files stay in the run folder only.
 LARGEST_ARTIFACT_BYTES = 5_000_000
@@ -90,7 +90,7 @@ class Tracker:
         """Start the stage's MLflow run, when the tracking store is open; returns its id."""
         name = step.stage.name
         path = self._store.log_file(name).with_suffix(".events.jsonl")
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._files[name] = path.open("w", buffering=1)  # each event is one line, readable at once
         if not self._opened.wait(OPEN_TIMEOUT_SECONDS):
             return None
@@ -126,7 +126,7 @@ class Tracker:
         path = self._store.log_file(name).with_suffix(".events.jsonl")
         self._files.pop(name).close()
         events = [json.loads(line) for line in path.read_text().splitlines()]
-        pictures = [_committed(event["path"], output) for event in events if event["event"] == "picture"]
+        pictures = [store_path(event["path"]) for event in events if event["event"] == "picture"]
         self._submit(lambda runs: runs.finish(name, output, pictures))
 
     def stage_failed(self, name: str, error: PipelineError) -> None:
@@ -157,7 +157,7 @@ class Tracker:
                 job()
             except Exception as error:  # whatever MLflow raises, a failed tracking store must not end the run
                 self._runs = None
-                logs = self._store.folder / "logs"
+                logs = self._store.local_folder / "logs"
                 reason = next(iter(str(error).strip().splitlines()), "")
                 self._warn(
                     f"MLflow does not record this run ({type(error).__name__}: {reason}); events are kept in {logs}."
@@ -171,7 +171,7 @@ class MlflowRuns:
     """
 
     def __init__(self, uri: str, store: Store, config: Config, plan: Sequence[Step]) -> None:
-        store.tracking_folder.mkdir(exist_ok=True)
+        store.tracking_folder.mkdir(parents=True, exist_ok=True)
         relocate(database_file(store), artifact_location(store))
         self._config = config
         from mlflow import MlflowClient
@@ -233,7 +233,7 @@ class MlflowRuns:
         with Image.open(io.BytesIO(content)) as picture:
             self._client.log_image(self._runs[run], picture.convert("RGB"), key=key, step=step)
 
-    def finish(self, name: str, output: Output, pictures: Sequence[Path]) -> None:
+    def finish(self, name: str, output: Output, pictures: Sequence[StorePath]) -> None:
         """Log what the stage has made and end its run."""
         self._monitors.pop(name).finish()
         run_id, manifest = self._runs[name, ""], output.manifest
@@ -245,7 +245,7 @@ class MlflowRuns:
         self._client.set_tag(run_id, "output", f"stages/{name}/{output.fingerprint}")
         for path in (output.folder / MANIFEST, *pictures):
             if path.is_file() and path.stat().st_size <= LARGEST_ARTIFACT_BYTES:
-                self._client.log_artifact(run_id, str(path))
+                self._client.log_artifact(run_id, str(local_copy(path)))
         self._end(name, "FINISHED")
 
     def fail(self, name: str, text: str) -> None:
@@ -266,9 +266,3 @@ class MlflowRuns:
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         run = self._client.create_run(self._experiment_id, tags=dict(tags), run_name=name)
         return str(run.info.run_id)
-
-
-def _committed(path: str, output: Output) -> Path:
-    """The path of a reported file after the commit, which renames the stage's output folder."""
-    _, _, inside = path.partition(".partial/output/")
-    return output.folder / inside

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from stages.config import Config
+from stages.storage import StorePath
 
 
 class StageError(Exception):
@@ -49,11 +49,11 @@ class Reporter:
         """Report a metric's value at a step."""
         self.emit({"event": "metric", "key": key, "value": float(value), "step": step})
 
-    def picture(self, key: str, path: Path) -> None:
+    def picture(self, key: str, path: StorePath) -> None:
         """Report a picture, plot or page to keep with the run; the file must be in the stage's output."""
         self.emit({"event": "picture", "key": key, "path": str(path)})
 
-    def sample(self, key: str, path: Path, step: int) -> None:
+    def sample(self, key: str, path: StorePath, step: int) -> None:
         """Report a sample picture of a running training; the file may be in scratch."""
         self.emit({"event": "sample", "key": key, "path": str(path), "step": step})
 
@@ -72,7 +72,8 @@ class StageContext:
 
     Attributes:
         config: The whole configuration; the graph declares which sections a stage reads.
-        inputs: The committed output folder of each upstream stage, by stage name; read-only.
+        inputs: The committed output folder of each upstream stage, by stage name; read-only. They may lie in an object
+            store. Workers on other machines reach it, but not the driver's disk.
         output: An empty folder; committed when `run` returns.
         scratch: A folder for partial downloads and checkpoints; kept when the stage is killed, deleted by the commit.
         report: Reports events to the runner.
@@ -83,11 +84,11 @@ class StageContext:
     """
 
     config: Config
-    inputs: Mapping[str, Path]
-    output: Path
-    scratch: Path
+    inputs: Mapping[str, StorePath]
+    output: StorePath
+    scratch: StorePath
     report: Reporter
-    previous: Path | None = None
+    previous: StorePath | None = None
     forced: bool = False
     tracking_uri: str | None = None
     tracking_run_id: str | None = None

@@ -9,7 +9,6 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 
 from pipelines.cli import messages
@@ -28,7 +27,7 @@ from pipelines.store.store import Output, Store
 def run(arguments: argparse.Namespace) -> None:
     """Run the stages that are not up to date."""
     config = load_config(arguments.profile, arguments.settings)
-    graph, store = pipeline_graph(config), Store(Path(config.run.folder))
+    graph, store = pipeline_graph(config), Store.at(config.run.folder)
     if arguments.dry_run:
         print(messages.plan_table(_plan(graph, store, arguments)))
         return
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Print what `run` would do, and why."""
     config = load_config(arguments.profile, arguments.settings)
-    store = Store(Path(config.run.folder))
+    store = Store.at(config.run.folder)
     print(messages.plan_table(_plan(pipeline_graph(config), store, arguments)))
 
 
@@ -89,7 +88,7 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     with store.writable():
         model = shipped_model(store) if shipped else model_of_run(config, store)
-        made = generate_picture(model, config, request, arguments.out or store.folder / "generated")
+        made = generate_picture(model, config, request, arguments.out or store.local_folder / "generated")
     # Not among the paths, which other programs read.
     if made.cut_off:
         print(f"warning: the text encoder does not read the end of the prompt: {made.cut_off!r}", file=sys.stderr)
@@ -102,7 +101,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
     config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
     set_environment(config.profile)
-    with temporary_folder(store.folder) as temporary, _stage_errors_as_pipeline_errors():
+    with temporary_folder(store.local_folder) as temporary, _stage_errors_as_pipeline_errors():
         from pipelines.served_registry import served_registry
         from stages.ray_tools.cluster import find_cluster
         from stages.serve.server import run_server
@@ -138,7 +137,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) 
         print(announce(config, store, plan))
         stack.enter_context(store.writable())
         stack.enter_context(_stopped_by_signals())
-        stack.enter_context(temporary_folder(store.folder))
+        stack.enter_context(temporary_folder(store.local_folder))
         display = stack.enter_context(make_display(plan))
         tracker = stack.enter_context(Tracker(config, store, plan, display.warn))
         if running is None:

@@ -15,6 +15,7 @@ from pipelines.errors import PipelineError
 from pipelines.store.store import Output, Store
 from stages.config import Config
 from stages.inference import backbone_location, loading_options
+from stages.storage import local_copy
 
 #: What an adapter depends on; another version's manifest may have more.
 _BACKBONE_KEYS = [key for key in configuration_keys() if key.startswith("backbone.")]
@@ -63,8 +64,8 @@ def model_of_run(config: Config, store: Store) -> PaintingModel:
         description=f"{title or 'an adapter that is not registered'} (adapter {adapter.fingerprint}) of {store.folder}",
         title=title,
         fingerprint=adapter.fingerprint,
-        adapter=adapter.folder / "adapter",
-        backbone=backbone_location(backbone, {"base": base.folder} if base else {}),
+        adapter=local_copy(adapter.folder / "adapter"),
+        backbone=backbone_location(backbone, {"base": local_copy(base.folder)} if base else {}),
         loading=loading_options(backbone),
     )
 

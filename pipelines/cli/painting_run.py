@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipelines.cli.shipped import asks_for_default_model, shipped_model_answers
 from pipelines.config.loading import config_from_dict, load_config, with_values
@@ -14,7 +13,7 @@ from stages.config import Config
 
 def last_run(profile: str, settings: Sequence[str]) -> tuple[Config, Store]:
     """The configuration of the last run in the settings' run folder, overridden by the settings."""
-    store = Store(Path(load_config(profile, settings).run.folder))
+    store = Store.at(load_config(profile, settings).run.folder)
     stored = store.read_latest()[0]
     try:
         config_from_dict(stored)
@@ -33,7 +32,7 @@ def painting_run(profile: str, settings: Sequence[str], stage: str) -> tuple[Con
         stage: The one that makes the model.
     """
     config = load_config(profile, settings)
-    store = Store(Path(config.run.folder))
+    store = Store.at(config.run.folder)
     if store.latest_file.exists() or not asks_for_default_model(config, settings):
         config, store = last_run(profile, settings)
     return config, store, shipped_model_answers(config, store, settings, stage)

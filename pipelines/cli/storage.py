@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipelines.cli.messages import align
 from pipelines.config.loading import config_from_dict, load_config
@@ -17,7 +16,7 @@ from pipelines.store.store import Store
 
 def storage(arguments: argparse.Namespace) -> None:
     """List what the run folder holds, or remove a part of it."""
-    store = Store(Path(load_config(arguments.profile, arguments.settings).run.folder))
+    store = Store.at(load_config(arguments.profile, arguments.settings).run.folder)
     if not (store.folder / "stages").is_dir():
         raise PipelineError(f"Nothing has run in {store.folder} yet.")
     if not arguments.remove:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from pipelines.errors import PipelineError, StoppedError
 from pipelines.graph import REPOSITORY, Graph
 from pipelines.plan import Step
 from pipelines.store.manifest import describe_output
-from pipelines.store.store import Output, Store
+from pipelines.store.store import Output, Store, Work
 from stages.contract import StageResult
+from stages.storage import copy_file, is_remote, store_path
 
 #: A stage's process must end this soon after its result.
 GRACE_SECONDS = 10
@@ -29,6 +30,9 @@ GRACE_SECONDS = 10
 #: A stopped process must end this soon: a training finishes its step or its sample pictures, and writes a checkpoint.
 #: A second Ctrl-C ends the wait.
 STOP_SECONDS = 120
+
+#: A log that is kept in an object store is at most this old there.
+LOG_SECONDS = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,13 @@ class StageJob:
             for output in self.inputs.values():
                 if damage := output.damage(thorough=True):
                     raise PipelineError(damage)
-            partial = store.begin(name, self.step.ingredients.fingerprint, restart=self.step.forced)
-            self._run_process(partial)
+            work = store.begin(name, self.step.ingredients.fingerprint, restart=self.step.forced)
+            with self._log_stored():
+                self._run_process(work)
             result = self._result()
             seconds = time.monotonic() - started
-            manifest = describe_output(partial / "output", name, self.step.ingredients, result, seconds)
-            return store.commit(name, manifest)
+            manifest = describe_output(work.output, name, self.step.ingredients, result, seconds)
+            return store.commit(name, work, manifest)
 
     def stop(self) -> None:
         """End the stage's process and its children; `run` then raises StoppedError."""
@@ -85,9 +90,33 @@ class StageJob:
             except subprocess.TimeoutExpired:
                 _signal_group(self._process, signal.SIGKILL)
 
-    def _run_process(self, partial: Path) -> None:
+    @contextlib.contextmanager
+    def _log_stored(self) -> Iterator[None]:
+        """Copy the stage's log, which grows on this machine's disk, to a run folder in an object store now and then."""
+        store, name = self.run_context.store, self.step.stage.name
+        log, ended = store.log_file(name), threading.Event()
+
+        def copy() -> None:
+            while True:
+                over = ended.wait(LOG_SECONDS)
+                with contextlib.suppress(OSError):  # the next copy has all lines
+                    copy_file(log, store.folder / "logs" / log.name)
+                if over:
+                    return
+
+        copier = threading.Thread(target=copy, daemon=True) if is_remote(store.folder) else None
+        if copier is not None:
+            copier.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if copier is not None:
+                copier.join()
+
+    def _run_process(self, work: Work) -> None:
         log = self.run_context.store.log_file(self.step.stage.name)
-        log.parent.mkdir(exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
         reading, writing = os.pipe()
         with log.open("w") as printed, os.fdopen(reading) as events:
             try:
@@ -106,7 +135,7 @@ class StageJob:
                 os.close(writing)
             if self._stopped.is_set():
                 self.stop()
-            request = self._request(partial, log, writing)
+            request = self._request(work, log, writing)
             threading.Thread(target=_end_orphans, args=(self._process,), daemon=True).start()
             self._exchange(request, events)
 
@@ -137,15 +166,15 @@ class StageJob:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
 
-    def _request(self, partial: Path, log: Path, events: int) -> dict[str, Any]:
+    def _request(self, work: Work, log: Path, events: int) -> dict[str, Any]:
         local = self.run_context.ray_is_local
         previous = self.run_context.store.latest_outputs().get(self.step.stage.name)
         return {
             "module": self.step.stage.module,
             "config": config_to_dict(self.run_context.graph.config),
             "inputs": {name: str(output.folder) for name, output in self.inputs.items()},
-            "output": str(partial / "output"),
-            "scratch": str(partial / "scratch"),
+            "output": str(work.output),
+            "scratch": str(work.scratch),
             "run_folder": str(self.run_context.store.folder),
             "log": str(log),
             "events": events,
@@ -175,7 +204,7 @@ class StageJob:
 def _with_content(event: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the picture's bytes to a sample: the commit deletes its file, perhaps before the tracker logs it."""
     try:
-        return {**event, "content": Path(event["path"]).read_bytes()}
+        return {**event, "content": store_path(event["path"]).read_bytes()}
     except OSError as error:
         return {"event": "warning", "text": f"the sample {event['path']} cannot be read: {error.strerror}"}
 

@@ -15,13 +15,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pipelines.config.loading import config_from_dict
 from pipelines.errors import PipelineError, folder_error
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.ray_tools.cluster import connect
+from stages.storage import StorageError, store_path
 
 
 class EventPipe:
@@ -61,11 +61,11 @@ def run_stage(request: Mapping[str, Any], emit: EventPipe) -> StageResult:
     module = importlib.import_module(request["module"])
     context = StageContext(
         config=config_from_dict(request["config"]),
-        inputs={name: Path(folder) for name, folder in request["inputs"].items()},
-        output=Path(request["output"]),
-        scratch=Path(request["scratch"]),
+        inputs={name: store_path(folder) for name, folder in request["inputs"].items()},
+        output=store_path(request["output"]),
+        scratch=store_path(request["scratch"]),
         report=Reporter(emit=emit),
-        previous=Path(request["previous"]) if request["previous"] else None,
+        previous=store_path(request["previous"]) if request["previous"] else None,
         forced=request["forced"],
         tracking_uri=request["tracking_uri"],
         tracking_run_id=request["tracking_run_id"],
@@ -80,9 +80,9 @@ def error_message(error: Exception, request: Mapping[str, Any]) -> str:
     """One sentence for the user; for an unexpected error, its message and the path of the log."""
     cause = getattr(error, "cause", None)  # Ray wraps the errors of its workers
     for known in (error, cause):
-        if isinstance(known, StageError | PipelineError) and "\n" not in str(known):
+        if isinstance(known, StageError | PipelineError | StorageError) and "\n" not in str(known):
             return str(known)
-        if isinstance(known, OSError) and (sentence := folder_error(known, Path(request["run_folder"]))):
+        if known is not None and (sentence := folder_error(known, store_path(request["run_folder"]))):
             return sentence
     lines = traceback.format_exception_only(error)[-1].strip().splitlines()
     line = lines[-1] if cause is not None else lines[0]  # the message of Ray's error is a traceback

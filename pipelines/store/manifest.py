@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
-import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipelines.fingerprint import Ingredients
 from stages.contract import StageResult
+from stages.storage import StorePath, file_records, parquet_source, write_whole
 
 MANIFEST = "manifest.json"
+
+#: Footers that are read at the same time: each is a request or two to an object store.
+_FOOTERS = 16
 
 #: Libraries whose versions are worth knowing when an old output is read.
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "deepspeed", "img2dataset", "mlflow", "pyarrow", "numpy")
@@ -31,7 +33,7 @@ class Manifest:
         rows: Rows by dataset, as the stage counted them.
         seconds: What the stage took.
         created: Seconds since 1970.
-        files: By path inside the output: the size in bytes and the SHA-256.
+        files: By path inside the output: the size in bytes and a checksum (see `stages.storage.file_records`).
     """
 
     stage: str
@@ -55,22 +57,17 @@ class Manifest:
         return Ingredients(config=self.config, inputs=self.inputs, files=self.sources, code=self.code)
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: StorePath) -> Manifest:
         """Read a manifest; ValueError, KeyError or TypeError when it is not one."""
         return cls(**json.loads(path.read_text()))
 
-    def write(self, path: Path) -> None:
-        """Write the manifest so that it is on the disk, whole, before anything refers to it."""
-        scratch = path.with_suffix(".partial")
-        with scratch.open("w") as file:
-            json.dump(dataclasses.asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.rename(path)
+    def write(self, path: StorePath) -> None:
+        """Write the manifest so that it is there, whole, before anything refers to it."""
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=1))
 
 
 def describe_output(
-    folder: Path, stage: str, ingredients: Ingredients, result: StageResult, seconds: float
+    folder: StorePath, stage: str, ingredients: Ingredients, result: StageResult, seconds: float
 ) -> Manifest:
     """The manifest of what a stage has written into `folder`."""
     return Manifest(
@@ -87,34 +84,27 @@ def describe_output(
         seconds=round(seconds, 3),
         created=time.time(),
         libraries={name: _version(name) for name in LIBRARIES},
-        files={
-            str(path.relative_to(folder)): file_record(path) for path in sorted(folder.rglob("*")) if path.is_file()
-        },
+        files=file_records(folder),
     )
 
 
-def describe_datasets(folder: Path) -> dict[str, Any]:
+def describe_datasets(folder: StorePath) -> dict[str, Any]:
     """The Parquet datasets in an output, by folder name: columns, types and rows, from the files' footers."""
-    parts = sorted(folder.glob("*/*.parquet"))
+    parts: list[StorePath] = [*folder.glob("*/*.parquet")]
     if not parts:
         return {}
+    parts.sort(key=str)
     import pyarrow.parquet as pq
 
+    with ThreadPoolExecutor(_FOOTERS) as pool:
+        footers = list(pool.map(lambda part: pq.read_metadata(parquet_source(part)), parts))
     datasets: dict[str, Any] = {}
-    for part in parts:
-        footer = pq.ParquetFile(part)
-        columns = {column.name: str(column.type) for column in footer.schema_arrow}
+    for part, footer in zip(parts, footers, strict=True):
+        columns = {column.name: str(column.type) for column in footer.schema.to_arrow_schema()}
         dataset = datasets.setdefault(part.parent.name, {"columns": columns, "rows": 0, "files": 0})
-        dataset["rows"] += footer.metadata.num_rows
+        dataset["rows"] += footer.num_rows
         dataset["files"] += 1
     return datasets
-
-
-def file_record(path: Path) -> dict[str, Any]:
-    """The size and the SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _version(library: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from pathlib import Path
 from pipelines.config.keys import nearest
 from pipelines.errors import PipelineError, UsageError
 from pipelines.store.manifest import MANIFEST
-from pipelines.store.store import Output, Store
+from pipelines.store.store import RESTART, Output, Store
+from stages import storage
+from stages.storage import StorePath, absolute
 
 
 class State(Enum):
@@ -30,17 +31,17 @@ GROUPS = {"old": State.OLD, "unfinished": State.UNFINISHED}
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A folder of the store: a committed output, or what an interrupted stage has left.
+    """A folder of the store: an output, or what an interrupted stage has left.
 
     Attributes:
-        name: "stage/fingerprint", or "stage/fingerprint.partial" of a stage that was interrupted.
+        name: "stage/fingerprint"; with ".scratch" what an interrupted stage goes on from.
         size: Bytes.
         changed: Seconds since 1970.
         checkpoints: Of trainings in it.
     """
 
     name: str
-    folder: Path
+    folder: StorePath
     state: State
     size: int
     changed: float
@@ -52,10 +53,11 @@ def list_entries(store: Store, expected: Mapping[str, str]) -> list[Entry]:
     used = _used_outputs(store)
     found = [
         _entry(folder, used, expected)
-        for folder in sorted((store.folder / "stages").glob("*/*"))
-        if folder.is_dir() and not folder.is_symlink()
+        for stage in (store.folder / "stages").iterdir()
+        for folder in (stage.iterdir() if stage.is_dir() else ())
+        if folder.is_dir() and not (isinstance(folder, Path) and folder.is_symlink())
     ]
-    return sorted(found, key=lambda entry: (entry.name.split("/")[0], -entry.changed))
+    return sorted(found, key=lambda entry: (entry.name.split("/")[0], -entry.changed, entry.name))
 
 
 def choose(entries: Sequence[Entry], wanted: Collection[str]) -> list[Entry]:
@@ -84,42 +86,55 @@ def remove(store: Store, entries: Sequence[Entry]) -> None:
     Raises:
         PipelineError: An entry does not lie in the run folder, or cannot be deleted.
     """
-    stages = (store.folder / "stages").resolve()
+    stages = absolute(store.folder / "stages")
     for entry in entries:
-        if entry.folder.resolve().parent.parent != stages:
+        if absolute(entry.folder).parent.parent != stages:
             raise PipelineError(f"{entry.folder} does not lie in {stages}; nothing more was removed.")
         try:
-            (entry.folder / MANIFEST).unlink(missing_ok=True)  # first: an output without a manifest is none
-            shutil.rmtree(entry.folder)
+            storage.remove(entry.folder / MANIFEST)  # first: an output without a manifest is none
+            storage.remove(entry.folder)
+            storage.remove(entry.folder.with_name(f"{entry.folder.name.partition('.')[0]}{RESTART}"))
         except OSError as error:
             raise PipelineError(f"{entry.folder} cannot be removed ({error.strerror}); nothing more was.") from error
 
 
-def _entry(folder: Path, used: Collection[tuple[str, str]], expected: Mapping[str, str]) -> Entry:
+def _entry(folder: StorePath, used: Collection[tuple[str, str]], expected: Mapping[str, str]) -> Entry:
     stage, fingerprint = folder.parent.name, folder.name.partition(".")[0]
     if (folder / MANIFEST).is_file():
         state = State.IN_USE if (stage, folder.name) in used else State.OLD
     else:
         state = State.RESUMABLE if expected.get(stage) == fingerprint else State.UNFINISHED
-    status = [file.lstat() for file in folder.rglob("*") if not file.is_dir()]
+    status = list(_files(folder))
     return Entry(
         name=f"{stage}/{folder.name}",
         folder=folder,
         state=state,
-        size=sum(one.st_size for one in status),
-        changed=max((one.st_mtime for one in status), default=folder.stat().st_mtime),
-        checkpoints=sum(1 for _ in folder.glob("scratch/train/*/step-*")),
+        size=sum(size for size, _ in status),
+        changed=max((changed for _, changed in status), default=time.time()),
+        checkpoints=sum(1 for _ in folder.glob("train/*/step-*")),
     )
 
 
+def _files(folder: StorePath) -> Iterator[tuple[int, float]]:
+    """The size and the time of change of each file below a folder."""
+    if isinstance(folder, Path):
+        for file in folder.rglob("*"):
+            if not file.is_dir():
+                status = file.lstat()
+                yield status.st_size, status.st_mtime
+        return
+    for info in folder.fs.find(folder.path, detail=True).values():
+        yield int(info["size"]), folder.fs.modified(info["name"]).timestamp()
+
+
 def _used_outputs(store: Store) -> set[tuple[str, str]]:
-    """The latest outputs, and all that they were made from, by stage and fingerprint."""
+    """The latest outputs, and all that they were made from, by stage and name of the folder."""
     used: set[tuple[str, str]] = set()
     waiting: list[Output] = list(store.latest_outputs().values())
     while waiting:
         output = waiting.pop()
-        if (output.stage, output.fingerprint) not in used:
-            used.add((output.stage, output.fingerprint))
+        if (output.stage, output.folder.name) not in used:
+            used.add((output.stage, output.folder.name))
             waiting += _inputs(store, output)
     return used
 

@@ -1,38 +1,51 @@
-"""What a run keeps on disk, and the promise that an output is there whole or not at all.
+"""What a run keeps in its folder, and the promise that an output is there whole or not at all.
 
     <run folder>/
       latest.json                              the last run's configuration, and the latest output of each stage
-      stages/<stage>/<fingerprint>/            a committed output: what the stage wrote, and manifest.json
-      stages/<stage>/<fingerprint>.partial/    a stage at work, or one that was interrupted: output/ and scratch/
+      stages/<stage>/<fingerprint>/            an output: what the stage wrote, and manifest.json
+      stages/<stage>/<fingerprint>.scratch/    what a stage goes on from that is at work, or was interrupted
       answers/                                 language models' answers: paid for, so kept for every configuration
       logs/<stage>.log                         what the stage and its engines printed
-      mlflow/                                  the tracker's records and the model registry
+      mlflow/                                  the tracker's records and the model registry (on a disk)
 
-A stage writes into `.partial/output`; the manifest is written last, and one rename makes it an output. Interrupted
-work stays, with its checkpoints, until the stage is done or the user removes it (`pipelines/store/storage.py`).
-Covers a process killed at any moment. Does not cover a power cut on a disk that reorders writes: only the manifest is
-synced.
+A stage writes into its output's folder. The manifest is written last, in one piece, and makes the folder an output:
+this needs no rename, which an object store does not have. When an output is made again, the new one is written beside
+it (`<fingerprint>.2`), and the earlier one is removed after the commit. Interrupted work stays, with its checkpoints,
+until the stage is done or the user removes it (`pipelines/store/storage.py`). Covers a process killed at any moment.
+Does not cover a power cut on a disk that reorders writes: only the manifest is synced.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError, folder_error
-from pipelines.store.manifest import MANIFEST, Manifest, file_record
+from pipelines.store.lock import StoreLock, disk_lock
+from pipelines.store.manifest import MANIFEST, Manifest
+from stages.storage import (
+    StorageError,
+    StorePath,
+    cache_folder,
+    file_record,
+    file_records,
+    modified,
+    remove,
+    store_path,
+    write_whole,
+)
 
-#: Ends the name of the folder of a stage at work.
-PARTIAL = ".partial"
-#: In a partial folder: the stage is being made from scratch.
-_RESTART = "restart"
+#: Ends the name of the folder of what a stage goes on from.
+SCRATCH = ".scratch"
+#: Ends the name of an output's folder when another one of the same fingerprint is there already.
+SECOND = ".2"
+#: Ends the name of a file beside the scratch folder: the stage is being made from scratch.
+RESTART = ".restart"
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Output:
 
     stage: str
     fingerprint: str
-    folder: Path
+    folder: StorePath
 
     @property
     def manifest(self) -> Manifest:
@@ -60,15 +73,23 @@ class Output:
             records = self.manifest.files
         except PipelineError as error:
             return str(error)
+        found = self._records(records, thorough=thorough)
         for name, expected in records.items():
-            path = self.folder / name
-            if not path.is_file():
+            if name not in found:
                 return self._damage(f"{name} is missing")
-            if path.stat().st_size != expected["bytes"]:
-                return self._damage(f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}")
-            if thorough and file_record(path) != expected:
+            if found[name]["bytes"] != expected["bytes"]:
+                return self._damage(f"{name} has {found[name]['bytes']} bytes instead of {expected['bytes']}")
+            if thorough and any(found[name].get(key, value) != value for key, value in expected.items()):
                 return self._damage(f"the checksum of {name} is not the one in its manifest")
         return None
+
+    def _records(self, names: Iterable[str], *, thorough: bool) -> Mapping[str, Mapping[str, Any]]:
+        """What is there of the named files. A store lists sizes and checksums together; a disk must read the files."""
+        if not isinstance(self.folder, Path):
+            return file_records(self.folder)
+        present = {name: path for name in names if (path := self.folder / name).is_file()}
+        record = file_record if thorough else _size
+        return {name: record(path) for name, path in present.items()}
 
     def _damage(self, what: str) -> str:
         return (
@@ -78,65 +99,114 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Store:
-    """The run folder."""
+class Work:
+    """Where a stage works.
 
-    folder: Path
+    Attributes:
+        output: An empty folder for what it makes; the commit writes the manifest there.
+        scratch: A folder for what it goes on from after an interruption.
+    """
+
+    output: StorePath
+    scratch: StorePath
+
+
+@dataclass
+class Store:
+    """The run folder, on a disk or in an object store."""
+
+    folder: StorePath
+    _lock: StoreLock | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def at(cls, location: str) -> Store:
+        """The run folder that a path or a URI names.
+
+        Raises:
+            PipelineError: No installed package reads the URI.
+        """
+        try:
+            return cls(store_path(location))
+        except StorageError as error:
+            raise PipelineError(f"run.folder: {error}") from error
 
     @property
-    def latest_file(self) -> Path:
+    def local_folder(self) -> Path:
+        """Where this machine keeps what cannot be in an object store, such as logs that grow: the folder itself, or one
+        in the cache folder.
+        """
+        if isinstance(self.folder, Path):
+            return self.folder
+        return cache_folder() / "runs" / sha256(str(self.folder).encode()).hexdigest()[:16]
+
+    @property
+    def latest_file(self) -> StorePath:
         """Where the last run's configuration and the latest outputs are noted."""
         return self.folder / "latest.json"
 
     @property
     def tracking_folder(self) -> Path:
-        """Where MLflow keeps its records."""
-        return self.folder / "mlflow"
+        """Where MLflow keeps its records, unless they are on a server."""
+        return self.local_folder / "mlflow"
 
     def log_file(self, stage: str) -> Path:
         """What the stage and its engines print."""
-        return self.folder / "logs" / f"{stage}.log"
+        return self.local_folder / "logs" / f"{stage}.log"
 
-    def partial(self, stage: str, fingerprint: str) -> Path:
-        """Where the stage is at work."""
-        return self.folder / "stages" / stage / f"{fingerprint}{PARTIAL}"
+    def scratch(self, stage: str, fingerprint: str) -> StorePath:
+        """What the stage goes on from."""
+        return self.folder / "stages" / stage / f"{fingerprint}{SCRATCH}"
 
     def output(self, stage: str, fingerprint: str) -> Output | None:
         """The committed output, if there is one."""
-        folder = self.folder / "stages" / stage / fingerprint
-        retired = _retired(folder)
-        if not folder.exists() and retired.exists():  # killed between the two renames of a swap
-            retired.rename(folder)
-        return Output(stage, fingerprint, folder) if (folder / MANIFEST).is_file() else None
+        committed = [folder for folder in self._places(stage, fingerprint) if (folder / MANIFEST).is_file()]
+        if not committed:
+            return None
+        # Two only if a run was killed before it had removed the earlier one.
+        latest = max(committed, key=lambda folder: modified(folder / MANIFEST)) if committed[1:] else committed[0]
+        return Output(stage, fingerprint, latest)
 
-    def begin(self, stage: str, fingerprint: str, *, restart: bool) -> Path:
-        """An empty `output/` beside a `scratch/` in the stage's partial folder, which is returned.
+    def begin(self, stage: str, fingerprint: str, *, restart: bool) -> Work:
+        """Prepare the folders in which the stage works.
 
-        What a killed run has left in `scratch/` stays, unless `restart` asks for work from scratch and what was left is
-        not of such an attempt itself: hours of forced training go on where they were interrupted.
+        What a killed run has left in the scratch folder stays, unless `restart` asks for work from scratch and what was
+        left is not of such an attempt itself: hours of forced training go on where they were interrupted.
         """
-        partial = self.partial(stage, fingerprint)
-        mark = partial / _RESTART
-        shutil.rmtree(partial if restart and not mark.exists() else partial / "output", ignore_errors=True)
-        (partial / "output").mkdir(parents=True)
-        (partial / "scratch").mkdir(exist_ok=True)
+        scratch = self.scratch(stage, fingerprint)
+        committed = self.output(stage, fingerprint)
+        first, second = self._places(stage, fingerprint)
+        output = second if committed is not None and committed.folder == first else first
+        mark = scratch.with_name(f"{fingerprint}{RESTART}")
+        if restart and not mark.exists():
+            remove(scratch)
+        remove(output)
+        for folder in (output, scratch):
+            folder.mkdir(parents=True, exist_ok=True)
         if restart:
-            mark.touch()
-        return partial
+            write_whole(mark, b"")
+        return Work(output, scratch)
 
-    def commit(self, stage: str, manifest: Manifest) -> Output:
-        """Make the stage's partial output the committed one; an earlier one stays whole until that very moment."""
-        partial = self.partial(stage, manifest.fingerprint)
-        manifest.write(partial / "output" / MANIFEST)
-        folder = self.folder / "stages" / stage / manifest.fingerprint
-        retired = _retired(folder)
-        shutil.rmtree(retired, ignore_errors=True)
-        if folder.exists():
-            folder.rename(retired)
-        (partial / "output").rename(folder)
-        shutil.rmtree(retired, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        return Output(stage, manifest.fingerprint, folder)
+    def commit(self, stage: str, work: Work, manifest: Manifest) -> Output:
+        """Make what a stage has written its output; an earlier one stays whole until that very moment.
+
+        Raises:
+            PipelineError: Another run has taken the run folder.
+        """
+        if self._lock is not None:
+            self._lock.check()
+        earlier = self.output(stage, manifest.fingerprint)
+        manifest.write(work.output / MANIFEST)
+        if earlier is not None:
+            remove(earlier.folder / MANIFEST)  # first: an output without a manifest is none
+            remove(earlier.folder)
+        remove(work.scratch)
+        remove(work.scratch.with_name(f"{manifest.fingerprint}{RESTART}"))
+        return Output(stage, manifest.fingerprint, work.output)
+
+    def _places(self, stage: str, fingerprint: str) -> tuple[StorePath, StorePath]:
+        """Where an output may be: one takes the place of the other."""
+        folder = self.folder / "stages" / stage
+        return folder / fingerprint, folder / f"{fingerprint}{SECOND}"
 
     def read_latest(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The last run's configuration, and the fingerprint of the latest output of each stage.
@@ -165,46 +235,46 @@ class Store:
 
     def write_latest(self, config: Mapping[str, Any], stages: Mapping[str, str]) -> None:
         """Note the configuration of a run and the outputs that it has found or made."""
-        scratch = self.latest_file.with_suffix(".partial")
-        scratch.write_text(json.dumps({"config": config, "stages": stages}, indent=1))
-        scratch.rename(self.latest_file)
+        write_whole(self.latest_file, json.dumps({"config": config, "stages": stages}, indent=1))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait: Callable[[str], None] = print) -> Iterator[None]:
         """Keep other runs out of the folder, which is made when it is not there.
+
+        Args:
+            wait: Called with a sentence when it takes a while to find out whether another run is alive.
 
         Raises:
             PipelineError: Another run is at work in it, or it cannot be written to.
         """
-        with self.writable():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("a+")
-        with lock:
+        if isinstance(self.folder, Path):
+            with self.writable():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = (self.folder / ".lock").open("a+")
+            with disk_lock(self.folder, lock):
+                yield
+            return
+        with ExitStack() as stack:
+            with self.writable():
+                self._lock = stack.enter_context(StoreLock(self.folder, wait))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise PipelineError(
-                    f"Another run (process {lock.read().strip() or 'unknown'}) is at work in {self.folder}; "
-                    "wait for it, or use another folder with --set run.folder=..."
-                ) from error
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            yield
+                yield
+            finally:
+                self._lock = None
 
     @contextmanager
     def writable(self) -> Iterator[None]:
-        """Say in one sentence when the run folder cannot be written to."""
+        """Say in one sentence when the run folder cannot be read or written to."""
         try:
             yield
-        except OSError as error:
+        except PipelineError:
+            raise
+        except Exception as error:  # each object store has exceptions of its own
             sentence = folder_error(error, self.folder)
             if sentence is None:
                 raise
             raise PipelineError(sentence) from error
 
 
-def _retired(folder: Path) -> Path:
-    """Where an output waits while its successor takes its place."""
-    return folder.with_name(f"{folder.name}.retired")
+def _size(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size}

@@ -1,4 +1,4 @@
-"""Datasets on disk: folders of Parquet files with the schemas of `stages/data/schemas.py`, in a fixed order.
+"""Datasets: folders of Parquet files with the schemas of `stages/data/schemas.py`, in a fixed order.
 
 The same rows always give the same bytes, because rows are sorted and files are cut at fixed sizes. Row groups with
 pictures are small, so that one picture can be read without reading a whole file.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Self
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.contract import StageError
+from stages.storage import StorePath, open_output, parquet_source
 
 ROWS_PER_FILE = 20_000
 ROWS_PER_GROUP = 128  # of datasets with pictures
 _WAITING_BYTES = 64_000_000
 
 
-def write_dataset(folder: Path, table: pa.Table, schema: pa.Schema, order: Sequence[str] = ()) -> int:
+def write_dataset(folder: StorePath, table: pa.Table, schema: pa.Schema, order: Sequence[str] = ()) -> int:
     """Write `table` as `folder/part-00000.parquet`, ...; returns the number of rows.
 
     Rows are sorted by the columns `order` (default: the schema's first column, the id); equal keys keep their order.
@@ -37,7 +38,7 @@ def write_dataset(folder: Path, table: pa.Table, schema: pa.Schema, order: Seque
     return write_in_order(folder, [ordered], schema)
 
 
-def write_in_order(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+def write_in_order(folder: StorePath, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
     """Write tables whose rows are already in the dataset's order; returns the number of rows.
 
     Holds the rows of one file in memory.
@@ -53,29 +54,38 @@ def write_in_order(folder: Path, tables: Iterable[pa.Table], schema: pa.Schema) 
     return rows
 
 
-def write_part(folder: Path, number: int, table: pa.Table, schema: pa.Schema) -> None:
+def write_part(folder: StorePath, number: int, table: pa.Table, schema: pa.Schema) -> None:
     """Write one file of a dataset that is produced in parts. Rows and parts must be in order.
 
     Raises:
         ValueError: As `write_dataset`.
     """
-    with PartWriter(folder, number, schema) as part:
+    with part_writer(folder, number, schema) as part:
         part.write(table)
 
 
-class PartWriter:
-    """Writes one file of a dataset, some rows at a time. Rows are buffered until they fill a row group, or 64 MB."""
+@contextmanager
+def part_writer(folder: StorePath, number: int, schema: pa.Schema) -> Iterator[PartWriter]:
+    """Write one file of a dataset, some rows at a time. It is there, whole, at the end of the block."""
+    # Pictures are compressed already.
+    compression = {_leaf(field): "NONE" if pa.types.is_binary(field.type) else "ZSTD" for field in schema}
+    with (
+        open_output(folder / f"part-{number:05d}.parquet") as sink,
+        pq.ParquetWriter(sink, schema, compression=compression, use_dictionary=False) as file,
+    ):
+        group = ROWS_PER_GROUP if "NONE" in compression.values() else ROWS_PER_FILE
+        part = PartWriter(name=folder.name, schema=schema, file=file, group=group)
+        yield part
+        part.flush()
 
-    def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Pictures are compressed already.
-        compression = {_leaf(field): "NONE" if pa.types.is_binary(field.type) else "ZSTD" for field in schema}
-        self.name, self.schema = folder.name, schema
-        self._group = ROWS_PER_GROUP if "NONE" in compression.values() else ROWS_PER_FILE
+
+class PartWriter:
+    """Writes rows into one file of a dataset. Rows are buffered until they fill a row group, or 64 MB."""
+
+    def __init__(self, name: str, schema: pa.Schema, file: pq.ParquetWriter, group: int) -> None:
+        self.name, self.schema = name, schema
+        self._file, self._group = file, group
         self._waiting = schema.empty_table()
-        self._file = pq.ParquetWriter(
-            folder / f"part-{number:05d}.parquet", schema, compression=compression, use_dictionary=False
-        )
 
     def write(self, table: pa.Table) -> None:
         """Append the rows of a table. Columns that are not in the schema are left out.
@@ -93,28 +103,24 @@ class PartWriter:
         whole = self._waiting.num_rows // self._group * self._group
         self._flush(self._waiting.num_rows if self._waiting.nbytes > _WAITING_BYTES else whole)
 
+    def flush(self) -> None:
+        """Write the rows that are waiting."""
+        self._flush(self._waiting.num_rows)
+
     def _flush(self, rows: int) -> None:
         if rows:
             self._file.write_table(self._waiting.slice(0, rows), row_group_size=self._group)
             self._waiting = self._waiting.slice(rows)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush(self._waiting.num_rows)
-        self._file.close()
-
-
-def dataset_rows(folder: Path) -> int:
+def dataset_rows(folder: StorePath) -> int:
     """The number of rows, from the files' footers; raises StageError when there is no such dataset."""
     return sum(row_counts(dataset_files(folder)))
 
 
-def row_counts(files: Sequence[Path]) -> list[int]:
+def row_counts(files: Sequence[StorePath]) -> list[int]:
     """The number of rows of each Parquet file, from its footer."""
-    return [int(pq.read_metadata(file).num_rows) for file in files]
+    return [int(pq.read_metadata(parquet_source(file)).num_rows) for file in files]
 
 
 def _leaf(field: pa.Field) -> str:
@@ -122,19 +128,19 @@ def _leaf(field: pa.Field) -> str:
     return f"{field.name}.list.element" if pa.types.is_nested(field.type) else str(field.name)
 
 
-def dataset_files(folder: Path) -> list[Path]:
+def dataset_files(folder: StorePath) -> list[StorePath]:
     """The Parquet files of a dataset, in order.
 
     Raises:
         StageError: There is no such dataset.
     """
-    files = sorted(folder.glob("part-*.parquet"))
+    files: list[StorePath] = sorted(folder.glob("part-*.parquet"), key=str)
     if not files:
         raise StageError(f"{folder} is not a dataset: it holds no part-*.parquet; run the stage that writes it again.")
     return files
 
 
-def read_dataset(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read_dataset(folder: StorePath, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a dataset in its order; only `columns`, if given.
 
     Raises:
@@ -143,12 +149,12 @@ def read_dataset(folder: Path, schema: pa.Schema, columns: Sequence[str] | None 
     wanted = list(columns) if columns is not None else schema.names
     tables = []
     for file in dataset_files(folder):
-        check_columns(file, pq.read_schema(file), schema, wanted)
-        tables.append(pq.read_table(file, columns=wanted, memory_map=True))
+        check_columns(file, pq.read_schema(parquet_source(file)), schema, wanted)
+        tables.append(pq.read_table(parquet_source(file), columns=wanted, memory_map=True))
     return pa.concat_tables(tables)
 
 
-def check_columns(file: Path, found: pa.Schema, schema: pa.Schema, wanted: Sequence[str]) -> None:
+def check_columns(file: StorePath, found: pa.Schema, schema: pa.Schema, wanted: Sequence[str]) -> None:
     """Check that a file has the columns `wanted` with the types of `schema`; raises StageError."""
     for name in wanted:
         if name not in found.names:
@@ -168,8 +174,8 @@ class ColumnStore:
     `cached_groups` row groups of the column.
     """
 
-    def __init__(self, folder: Path, id_column: str, column: str, cached_groups: int = 64) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: StorePath, id_column: str, column: str, cached_groups: int = 64) -> None:
+        self.folder = folder
         self.id_column = id_column
         self.column = column
         self.cached_groups = cached_groups
@@ -195,7 +201,7 @@ class ColumnStore:
         if self._files:
             return
         files = [
-            pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+            pq.ParquetFile(parquet_source(file), memory_map=True, page_checksum_verification=True)
             for file in dataset_files(self.folder)
         ]
         self._row_groups = [
@@ -259,5 +265,5 @@ def _hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:
 class PictureStore(ColumnStore):
     """Random access by id to the encoded pictures of a dataset, in its column `picture`."""
 
-    def __init__(self, folder: Path, id_column: str, cached_groups: int = 64) -> None:
+    def __init__(self, folder: StorePath, id_column: str, cached_groups: int = 64) -> None:
         super().__init__(folder, id_column, "picture", cached_groups)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from model.files import printable_name, text_damage
 from model.pictures.decoding import PictureError
 from stages.contract import Reporter
-from stages.data.datasets import PartWriter
+from stages.data.datasets import part_writer
 from stages.data.jpeg import upright_jpeg
 from stages.data.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
 from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
@@ -59,8 +59,8 @@ def adopt_file(layout: ForeignFolder, number: int, source: Path, folder: Path) -
     file = layout.files[number]
     name = printable_name(file.relative_to(source))
     with (
-        PartWriter(folder / "samples", number, SAMPLES) as samples,
-        PartWriter(folder / "rejected", number, REJECTED) as rejected,
+        part_writer(folder / "samples", number, SAMPLES) as samples,
+        part_writer(folder / "rejected", number, REJECTED) as rejected,
     ):
         for rows in in_batches(_rows_of(layout, file, name), _ROWS_AT_ONCE):
             samples.write(pa.Table.from_pylist([row for row in rows if "reason" not in row], schema=SAMPLES))

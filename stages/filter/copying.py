@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from model.pictures.decoding import PictureError, load_picture, to_png
-from stages.data.datasets import PartWriter
+from stages.data.datasets import part_writer
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter.config import FilterConfig
 from stages.filter.rules import COMPUTABLE, computed_scores
@@ -58,8 +58,8 @@ def copy_group(group: FileGroup, verdicts: Path, duplicates: pa.Table, output: P
     start = 0
     for number, file in enumerate(group.files, start=group.first):
         with (
-            PartWriter(output / "samples", number, SAMPLES) as samples_part,
-            PartWriter(output / "rejected", number, REJECTED) as rejected_part,
+            part_writer(output / "samples", number, SAMPLES) as samples_part,
+            part_writer(output / "rejected", number, REJECTED) as rejected_part,
         ):
             for rows in read_batches(file):
                 samples, rejected = _divide(rows, final.slice(start, rows.num_rows), computed_scores(settings))

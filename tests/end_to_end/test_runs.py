@@ -158,7 +158,7 @@ def kill_in(folder: Path, stage: str, done: int) -> None:
 
 
 def latest_checkpoint(folder: Path) -> int:
-    (training,) = folder.glob("stages/train_adapter/*.partial/scratch/train")
+    (training,) = folder.glob("stages/train_adapter/*.scratch/train")
     checkpoint = CheckpointFolder(training / "adapter-checkpoints").latest()
     return checkpoint.step if checkpoint else 0
 

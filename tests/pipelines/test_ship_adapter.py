@@ -18,6 +18,7 @@ from pipelines.fingerprint import Ingredients
 from pipelines.ship_adapter import main, ship_adapter, training_command
 from pipelines.store.store import Store
 from stages.contract import StageResult
+from stages.storage import local_copy
 from tests.support.random_backbone import write_random_backbone
 from tests.support.toy_pipeline import commit_stage
 
@@ -28,16 +29,16 @@ def a_run(folder: Path, base: Path) -> Store:
     """A run folder whose adapter, the shipped one, was trained on `base`."""
     store = Store(folder)
     first = Ingredients(config={}, inputs={}, files={}, code="base")
-    output = store.begin("base", first.fingerprint, restart=True) / "output"
-    shutil.copytree(base, output / "backbone", copy_function=os.symlink)
-    commit_stage(store, "base", StageResult(), first, begun=True)
+    work = store.begin("base", first.fingerprint, restart=True)
+    shutil.copytree(base, local_copy(work.output) / "backbone", copy_function=os.symlink)
+    commit_stage(store, "base", StageResult(), first, work)
     second = Ingredients(
         config={"backbone.high_resolution_tiles": 3}, inputs={"base": first.fingerprint}, files={}, code="adapter"
     )
-    output = store.begin("train_adapter", second.fingerprint, restart=True) / "output"
-    shutil.copytree(ADAPTER_FOLDER, output / "adapter")
+    work = store.begin("train_adapter", second.fingerprint, restart=True)
+    shutil.copytree(ADAPTER_FOLDER, local_copy(work.output) / "adapter")
     result = StageResult(metrics={"loss": 0.25}, notes={"steps": "2000"})
-    commit_stage(store, "train_adapter", result, second, begun=True)
+    commit_stage(store, "train_adapter", result, second, work)
     stages = {"base": first.fingerprint, "train_adapter": second.fingerprint}
     store.write_latest(config_to_dict(load_config("micro", [f"run.folder={folder}", *SETTINGS])), stages)
     return store
@@ -45,7 +46,7 @@ def a_run(folder: Path, base: Path) -> Store:
 
 def test_the_adapter_of_a_run_is_written_with_its_training(tmp_path: Path) -> None:
     store = a_run(tmp_path / "run", WEIGHTS_FOLDER)
-    ship_adapter(store.folder, tmp_path / "adapter")
+    ship_adapter(store.local_folder, tmp_path / "adapter")
     found = find_shipped_model(adapter=tmp_path / "adapter")
     assert found.loading["tiles"] == 3, "as when the adapter was trained"
     card = (tmp_path / "adapter" / "README.md").read_text()
@@ -72,7 +73,7 @@ def test_the_command_of_the_card_trains_with_the_same_settings(tmp_path: Path) -
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     store = a_run(tmp_path / "run", write_random_backbone(tmp_path / "random"))
     with pytest.raises(PipelineError, match=r"trained on another base .*; train it with the base that ships"):
-        ship_adapter(store.folder, tmp_path / "adapter")
+        ship_adapter(store.local_folder, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 

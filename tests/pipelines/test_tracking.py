@@ -14,6 +14,7 @@ from pipelines.store.records import EXPERIMENT
 from pipelines.store.store import Store
 from pipelines.tracking import Tracker
 from stages.contract import StageResult
+from stages.storage import local_copy
 from tests.support.toy_pipeline import commit_stage, toy_config, toy_graph
 
 pytestmark = pytest.mark.slow
@@ -58,14 +59,14 @@ def follow(tracker: Tracker, plan: list[Step], store: Store) -> str | None:
         if name != "cat":  # ends with the stage
             ended = {"event": "run_ended", "run": name, "metrics": {"gain": 0.25}, "error": error}
             tracker.stage_event("ingest", ended)
-    partial = store.begin("ingest", steps["ingest"].ingredients.fingerprint, restart=True) / "output"
-    tracker.stage_event("ingest", sample_event(partial.parent / "scratch" / "sample.png", step=2))
-    (partial / "curves.png").write_bytes(b"small")
-    (partial / "large.png").write_bytes(b"0" * 6_000_000)
+    work = store.begin("ingest", steps["ingest"].ingredients.fingerprint, restart=True)
+    tracker.stage_event("ingest", sample_event(local_copy(work.scratch) / "sample.png", step=2))
+    (work.output / "curves.png").write_bytes(b"small")
+    (work.output / "large.png").write_bytes(b"0" * 6_000_000)
     for name in ("curves.png", "large.png"):
-        tracker.stage_event("ingest", {"event": "picture", "key": name, "path": str(partial / name)})
+        tracker.stage_event("ingest", {"event": "picture", "key": name, "path": str(work.output / name)})
     result = StageResult(rows={"samples": 7}, metrics={"share": 0.5}, notes={"writer": "grammar"})
-    output = commit_stage(store, "ingest", result, steps["ingest"].ingredients, begun=True)
+    output = commit_stage(store, "ingest", result, steps["ingest"].ingredients, work)
     tracker.stage_finished("ingest", output)
     tracker.stage_started(steps["filter"])
     tracker.stage_failed("filter", PipelineError("Stage filter: nothing is left."))

@@ -14,7 +14,7 @@ from pipelines.fingerprint import Ingredients
 from pipelines.graph import Graph, make_graph
 from pipelines.plan import Step, make_plan
 from pipelines.store.manifest import describe_output
-from pipelines.store.store import Output, Store
+from pipelines.store.store import Output, Store, Work
 from stages.config import Config
 from stages.contract import StageResult
 from stages.declaration import Stage
@@ -137,7 +137,7 @@ class EventRecorder:
 def run_graph(
     graph: Graph, *forced: str, recorder: EventRecorder | None = None, cpus: int = 2
 ) -> tuple[dict[str, Output], EventRecorder]:
-    store = Store(Path(graph.config.run.folder))
+    store = Store.at(graph.config.run.folder)
     recorder = recorder or EventRecorder()
     with store.locked():
         plan = make_plan(graph, store, graph.order, forced)
@@ -146,10 +146,12 @@ def run_graph(
 
 
 def commit_stage(
-    store: Store, name: str, result: StageResult, ingredients: Ingredients = INGREDIENTS, *, begun: bool = False
+    store: Store,
+    name: str,
+    result: StageResult,
+    ingredients: Ingredients = INGREDIENTS,
+    work: Work | None = None,
 ) -> Output:
-    """Commit what is in the stage's partial output; an empty one unless `begun`."""
-    partial = store.partial(name, ingredients.fingerprint)
-    if not begun:
-        store.begin(name, ingredients.fingerprint, restart=True)
-    return store.commit(name, describe_output(partial / "output", name, ingredients, result, 1.5))
+    """Commit what is in the output of `work`; an empty one when there is none."""
+    work = work or store.begin(name, ingredients.fingerprint, restart=True)
+    return store.commit(name, work, describe_output(work.output, name, ingredients, result, 1.5))

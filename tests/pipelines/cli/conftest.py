@@ -14,6 +14,7 @@ from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Output, Store
 from stages.config import Config
 from stages.contract import StageResult
+from stages.storage import local_copy
 from tests.support.random_adapter import write_random_adapter
 from tests.support.tiny_models import write_sd
 from tests.support.toy_pipeline import commit_stage
@@ -30,11 +31,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Output:
     store = Store(tmp_path_factory.mktemp("trained") / "run")
     config = load_config("micro", [f"run.folder={store.folder}", "inference.steps=2", "inference.mask_steps=1"])
     base = Ingredients(config={}, inputs={}, files={}, code="base")
-    write_sd(store.begin("base", base.fingerprint, restart=True) / "output" / "backbone")
-    backbone = commit_stage(store, "base", StageResult(), base, begun=True).folder / "backbone"
+    work = store.begin("base", base.fingerprint, restart=True)
+    write_sd(local_copy(work.output) / "backbone")
+    backbone = local_copy(commit_stage(store, "base", StageResult(), base, work).folder / "backbone")
     mine = Ingredients(config=config_slice(config), inputs={"base": base.fingerprint}, files={}, code="adapter")
-    write_random_adapter(store.begin("train_adapter", mine.fingerprint, restart=True) / "output" / "adapter", backbone)
-    adapter = commit_stage(store, "train_adapter", StageResult(), mine, begun=True)
+    work = store.begin("train_adapter", mine.fingerprint, restart=True)
+    write_random_adapter(local_copy(work.output) / "adapter", backbone)
+    adapter = commit_stage(store, "train_adapter", StageResult(), mine, work)
     store.write_latest(config_to_dict(config), {"base": base.fingerprint, "train_adapter": mine.fingerprint})
     return adapter
 

@@ -20,6 +20,7 @@ from pipelines.config.loading import config_to_dict, load_config
 from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Output, Store
 from stages.contract import StageResult
+from stages.storage import local_copy
 from tests.support.command_errors import error_of
 from tests.support.toy_pipeline import commit_stage
 
@@ -83,13 +84,13 @@ def test_a_registered_adapter_is_named_with_its_version(
     trained: Output, subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path / "run")
-    shutil.copytree(trained.folder.parents[2], store.folder)
+    shutil.copytree(local_copy(trained.folder).parents[2], store.local_folder)
     words = [*request(trained, subject)[:2], f"run.folder={store.folder}", *request(trained, subject)[3:]]
     for number, adapter in enumerate((trained.fingerprint, "another")):
         mine = Ingredients(config={}, inputs={"train_adapter": adapter}, files={}, code=str(number))
-        output = store.begin("register", mine.fingerprint, restart=True) / "output"
-        (output / "registered.json").write_text(json.dumps({"name": "cats", "version": "4"}))
-        commit_stage(store, "register", StageResult(), mine, begun=True)
+        work = store.begin("register", mine.fingerprint, restart=True)
+        (work.output / "registered.json").write_text(json.dumps({"name": "cats", "version": "4"}))
+        commit_stage(store, "register", StageResult(), mine, work)
         config, stages = store.read_latest()
         store.write_latest(config, {**stages, "register": mine.fingerprint})
         assert pipeline.main([*words, "--steps", "1"]) == 0
@@ -202,7 +203,7 @@ def test_a_damaged_adapter_is_found_by_its_checksum(
     trained: Output, subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "run"
-    shutil.copytree(trained.folder.parents[2], copy)
+    shutil.copytree(local_copy(trained.folder).parents[2], copy)
     weights = next((copy / "stages" / "train_adapter").rglob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -69,7 +69,7 @@ def test_another_profile_does_not_ask_for_it(profile: str) -> None:
 def a_run(stages: dict[str, str], *settings: str) -> Store:
     """The default run folder after a run with these settings that has made the outputs of these stages."""
     config = load_config("micro", settings)
-    store = Store(Path(config.run.folder))
+    store = Store.at(config.run.folder)
     store.folder.mkdir(parents=True)
     store.write_latest(config_to_dict(config), stages)
     return store

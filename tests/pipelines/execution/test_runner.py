@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def would_run(graph: Graph, *forced: str) -> dict[str, str]:
-    plan = make_plan(graph, Store(Path(graph.config.run.folder)), graph.order, forced)
+    plan = make_plan(graph, Store.at(graph.config.run.folder), graph.order, forced)
     return {step.stage.name: step.why for step in plan if step.action is Action.RUN}
 
 
@@ -103,7 +103,7 @@ def test_changed_code_and_seed_and_force_are_reasons(tmp_path: Path) -> None:
 
 def test_only_the_goal_and_what_it_needs_runs(tmp_path: Path) -> None:
     graph = toy_graph(tmp_path)
-    plan = make_plan(graph, Store(Path(graph.config.run.folder)), ["filter"])
+    plan = make_plan(graph, Store.at(graph.config.run.folder), ["filter"])
     assert [step.stage.name for step in plan] == ["ingest", "filter"]
 
 
@@ -160,7 +160,7 @@ def test_a_damaged_input_is_found_before_it_is_used(tmp_path: Path) -> None:
     part = outputs["ingest"].folder / "samples" / "part-00000.parquet"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
-    part.write_bytes(content)
+    part.write_bytes(bytes(content))
     with pytest.raises(PipelineError, match=r"the checksum of samples/part-00000\.parquet .* with --force ingest\.$"):
         run_graph(toy_graph(tmp_path, "filter.min_aesthetic=7"))
     run_graph(toy_graph(tmp_path, "filter.min_aesthetic=7"), "ingest")

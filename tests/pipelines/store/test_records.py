@@ -32,7 +32,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = client.create_logged_model(experiment, name="mug", source_run_id=run.info.run_id)
     client.create_registered_model("mug.v1")
     client.create_model_version("mug.v1", source=model.artifact_location, run_id=run.info.run_id)
-    return store.folder
+    return store.local_folder
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -50,7 +50,7 @@ def paths_in(client: MlflowClient) -> list[str]:
 @pytest.mark.parametrize("name", ["elsewhere", "a b", "c#d", "e%41f", "g?h", "ünï", "it's", "&i;j"])
 def test_a_moved_folder_is_read_and_written_where_it_is(recorded: Path, tmp_path: Path, name: str) -> None:
     store = Store(tmp_path / name / "run")
-    shutil.copytree(recorded, store.folder)
+    shutil.copytree(recorded, store.local_folder)
     relocate(database_file(store), artifact_location(store))
     client = client_of(sqlite_uri(database_file(store)))
     assert all(path.startswith(artifact_location(store)) for path in paths_in(client))
@@ -70,7 +70,7 @@ def test_a_folder_that_was_not_moved_stays_as_it_is(recorded: Path) -> None:
 
 def test_readers_get_a_copy_with_the_right_paths(recorded: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "moved")
-    shutil.copytree(recorded, store.folder)
+    shutil.copytree(recorded, store.local_folder)
     before = database_file(store).read_bytes()
     (tmp_path / "copy").mkdir()
     uri = copy_for_reading(store, tmp_path / "copy")
@@ -81,7 +81,7 @@ def test_readers_get_a_copy_with_the_right_paths(recorded: Path, tmp_path: Path)
 
 def test_a_folder_whose_name_begins_alike_is_another(recorded: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "moved")
-    shutil.copytree(recorded, store.folder)
+    shutil.copytree(recorded, store.local_folder)
     other = f"{artifact_location(Store(recorded))}-of-another"
     with sqlite3.connect(database_file(store)) as connection:
         connection.execute("UPDATE runs SET artifact_uri = ?", (other,))
@@ -91,7 +91,7 @@ def test_a_folder_whose_name_begins_alike_is_another(recorded: Path, tmp_path: P
 
 def test_artifacts_on_a_server_stay_there(recorded: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "moved")
-    shutil.copytree(recorded, store.folder)
+    shutil.copytree(recorded, store.local_folder)
     with sqlite3.connect(database_file(store)) as connection:
         connection.execute("UPDATE experiments SET artifact_location = 's3://bucket/a' WHERE name = ?", (EXPERIMENT,))
     relocate(database_file(store), artifact_location(store))

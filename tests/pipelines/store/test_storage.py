@@ -39,7 +39,7 @@ def interrupt(graph: Graph) -> None:
 
 
 def entries_of(graph: Graph) -> dict[str, Entry]:
-    store = Store(Path(graph.config.run.folder))
+    store = Store.at(graph.config.run.folder)
     expected = {name: ingredients.fingerprint for name, ingredients in ingredients_of(graph).items()}
     return {entry.name: entry for entry in list_entries(store, expected)}
 
@@ -105,7 +105,7 @@ def test_the_command_lists_and_removes(tmp_path: Path, capsys: pytest.CaptureFix
     code, listed = command(capsys, tmp_path)
     assert code == 0
     lines = {line.split()[0]: line for line in listed.splitlines()}
-    (unfinished,) = [name for name in lines if name.endswith(".partial")]
+    (unfinished,) = [name for name in lines if name.endswith(".scratch")]
     assert lines[unfinished].split()[1] == "unfinished"
     code, removed = command(capsys, tmp_path, "--remove", unfinished, "old")
     assert code == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,16 +19,17 @@ from pipelines.fingerprint import Ingredients
 from pipelines.store.manifest import MANIFEST, Manifest, describe_datasets, describe_output
 from pipelines.store.store import Output, Store
 from stages.contract import StageResult
+from stages.storage import local_copy
 from tests.support.toy_pipeline import INGREDIENTS, commit_stage
 
 FINGERPRINT = INGREDIENTS.fingerprint
 
 
 def commit(store: Store, text: str = "whole", ingredients: Ingredients = INGREDIENTS) -> Output:
-    partial = store.begin("filter", ingredients.fingerprint, restart=True)
-    (partial / "output" / "data").mkdir()
-    (partial / "output" / "data" / "file.txt").write_text(text)
-    return commit_stage(store, "filter", StageResult(rows={"data": 1}), ingredients, begun=True)
+    work = store.begin("filter", ingredients.fingerprint, restart=True)
+    (work.output / "data").mkdir()
+    (work.output / "data" / "file.txt").write_text(text)
+    return commit_stage(store, "filter", StageResult(rows={"data": 1}), ingredients, work)
 
 
 @pytest.fixture
@@ -48,40 +50,47 @@ def test_a_committed_output_is_found_with_its_manifest(store: Store) -> None:
 
 
 def test_what_was_not_committed_does_not_exist(store: Store) -> None:
-    partial = store.begin("filter", FINGERPRINT, restart=False)
-    (partial / "output" / "file.txt").write_text("half")
+    work = store.begin("filter", FINGERPRINT, restart=False)
+    (work.output / "file.txt").write_text("half")
     assert store.output("filter", FINGERPRINT) is None
 
 
 def test_scratch_survives_and_output_does_not(store: Store) -> None:
-    partial = store.begin("filter", FINGERPRINT, restart=False)
-    (partial / "output" / "file.txt").write_text("half")
-    (partial / "scratch" / "shard").write_text("done")
-    partial = store.begin("filter", FINGERPRINT, restart=False)
-    assert list((partial / "output").iterdir()) == []
-    assert (partial / "scratch" / "shard").read_text() == "done"
-    partial = store.begin("filter", FINGERPRINT, restart=True)
-    assert list((partial / "scratch").iterdir()) == []
-    (partial / "scratch" / "shard").write_text("made from scratch")
-    partial = store.begin("filter", FINGERPRINT, restart=True)
-    assert (partial / "scratch" / "shard").read_text() == "made from scratch"
+    work = store.begin("filter", FINGERPRINT, restart=False)
+    (work.output / "file.txt").write_text("half")
+    (work.scratch / "shard").write_text("done")
+    work = store.begin("filter", FINGERPRINT, restart=False)
+    assert list((work.output).iterdir()) == []
+    assert (work.scratch / "shard").read_text() == "done"
+    work = store.begin("filter", FINGERPRINT, restart=True)
+    assert list((work.scratch).iterdir()) == []
+    (work.scratch / "shard").write_text("made from scratch")
+    work = store.begin("filter", FINGERPRINT, restart=True)
+    assert (work.scratch / "shard").read_text() == "made from scratch"
 
 
 def test_a_forced_output_replaces_the_earlier_one_only_when_complete(store: Store) -> None:
     output = commit(store, "earlier")
-    partial = store.begin("filter", FINGERPRINT, restart=True)
-    (partial / "output" / "file.txt").write_text("half")
-    assert (output.folder / "data" / "file.txt").read_text() == "earlier"
-    assert commit(store, "later") == output
-    assert (output.folder / "data" / "file.txt").read_text() == "later"
-    assert output.damage(thorough=True) is None
+    for attempt in range(3):
+        work = store.begin("filter", FINGERPRINT, restart=True)
+        (work.output / "file.txt").write_text("half")
+        assert store.output("filter", FINGERPRINT) == output
+        assert output.damage(thorough=True) is None
+        output = commit(store, f"attempt {attempt}")
+        assert store.output("filter", FINGERPRINT) == output
+        assert (output.folder / "data" / "file.txt").read_text() == f"attempt {attempt}"
+        assert [path.name for path in output.folder.parent.iterdir()] == [output.folder.name]
 
 
-def test_a_kill_between_the_renames_of_a_swap_loses_nothing(store: Store) -> None:
-    output = commit(store, "earlier")
-    output.folder.rename(output.folder.with_name(f"{FINGERPRINT}.retired"))
-    assert store.output("filter", FINGERPRINT) == output
-    assert (output.folder / "data" / "file.txt").read_text() == "earlier"
+def test_a_kill_before_the_earlier_output_is_removed_loses_nothing(store: Store) -> None:
+    earlier = commit(store, "earlier")
+    kept = local_copy(earlier.folder)
+    shutil.copytree(kept, kept.with_name("kept"))
+    later = commit(store, "later")
+    kept.with_name("kept").rename(kept)
+    os.utime(kept / MANIFEST, (0, 0))
+    assert store.output("filter", FINGERPRINT) == later
+    assert commit(store, "last").folder == earlier.folder
 
 
 def test_outputs_and_interrupted_work_of_other_configurations_are_kept(store: Store) -> None:
@@ -91,7 +100,7 @@ def test_outputs_and_interrupted_work_of_other_configurations_are_kept(store: St
     output = commit(store)
     assert store.output("filter", other.fingerprint) is not None
     found = sorted(path.name for path in output.folder.parent.iterdir())
-    assert found == sorted([FINGERPRINT, other.fingerprint, interrupted.name])
+    assert found == sorted([FINGERPRINT, other.fingerprint, interrupted.output.name, interrupted.scratch.name])
 
 
 def test_damage_is_named_with_its_remedy(store: Store) -> None:
