@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.config.keys import nearest
 from pipelines.errors import PipelineError, UsageError
 from pipelines.store.manifest import MANIFEST
-from pipelines.store.store import RESTART, Output, Store
+from pipelines.store.store import RESTART, SCRATCH, Output, Store
 from stages import storage
 from stages.storage import StorePath, absolute
 
@@ -31,7 +31,7 @@ GROUPS = {"old": State.OLD, "unfinished": State.UNFINISHED}
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A folder of the store: an output, or what an interrupted stage has left.
+    """An output, or what an interrupted stage has left.
 
     Attributes:
         name: "stage/fingerprint"; with ".scratch" what an interrupted stage goes on from.
@@ -41,7 +41,7 @@ class Entry:
     """
 
     name: str
-    folder: StorePath
+    folders: tuple[StorePath, ...]
     state: State
     size: int
     changed: float
@@ -51,13 +51,28 @@ class Entry:
 def list_entries(store: Store, expected: Mapping[str, str]) -> list[Entry]:
     """All entries, by stage and age. `expected` are the fingerprints of the last run's configuration, by stage."""
     used = _used_outputs(store)
-    found = [
-        _entry(folder, used, expected)
-        for stage in (store.folder / "stages").iterdir()
-        for folder in (stage.iterdir() if stage.is_dir() else ())
-        if folder.is_dir() and not (isinstance(folder, Path) and folder.is_symlink())
-    ]
+    found: list[Entry] = []
+    for stage in _folders(store.folder / "stages"):
+        interrupted: dict[str, list[StorePath]] = {}
+        for folder in _folders(stage):
+            if (folder / MANIFEST).is_file():
+                found.append(_entry([folder], State.IN_USE if (stage.name, folder.name) in used else State.OLD))
+            else:
+                interrupted.setdefault(_fingerprint(folder), []).append(folder)
+        for fingerprint, folders in interrupted.items():
+            state = State.RESUMABLE if expected.get(stage.name) == fingerprint else State.UNFINISHED
+            found.append(_entry(folders, state))
     return sorted(found, key=lambda entry: (entry.name.split("/")[0], -entry.changed, entry.name))
+
+
+def _folders(folder: StorePath) -> Iterator[StorePath]:
+    for path in folder.iterdir():
+        if path.is_dir() and not (isinstance(path, Path) and path.is_symlink()):
+            yield path
+
+
+def _fingerprint(folder: StorePath) -> str:
+    return folder.name.partition(".")[0]
 
 
 def choose(entries: Sequence[Entry], wanted: Collection[str]) -> list[Entry]:
@@ -87,31 +102,27 @@ def remove(store: Store, entries: Sequence[Entry]) -> None:
         PipelineError: An entry does not lie in the run folder, or cannot be deleted.
     """
     stages = absolute(store.folder / "stages")
-    for entry in entries:
-        if absolute(entry.folder).parent.parent != stages:
-            raise PipelineError(f"{entry.folder} does not lie in {stages}; nothing more was removed.")
+    for folder in [folder for entry in entries for folder in entry.folders]:
+        if absolute(folder).parent.parent != stages:
+            raise PipelineError(f"{folder} does not lie in {stages}; nothing more was removed.")
         try:
-            storage.remove(entry.folder / MANIFEST)  # first: an output without a manifest is none
-            storage.remove(entry.folder)
-            storage.remove(entry.folder.with_name(f"{entry.folder.name.partition('.')[0]}{RESTART}"))
+            storage.remove(folder / MANIFEST)  # first: an output without a manifest is none
+            storage.remove(folder)
+            storage.remove(folder.with_name(f"{_fingerprint(folder)}{RESTART}"))
         except OSError as error:
-            raise PipelineError(f"{entry.folder} cannot be removed ({error.strerror}); nothing more was.") from error
+            raise PipelineError(f"{folder} cannot be removed ({error.strerror}); nothing more was.") from error
 
 
-def _entry(folder: StorePath, used: Collection[tuple[str, str]], expected: Mapping[str, str]) -> Entry:
-    stage, fingerprint = folder.parent.name, folder.name.partition(".")[0]
-    if (folder / MANIFEST).is_file():
-        state = State.IN_USE if (stage, folder.name) in used else State.OLD
-    else:
-        state = State.RESUMABLE if expected.get(stage) == fingerprint else State.UNFINISHED
-    status = list(_files(folder))
+def _entry(folders: Sequence[StorePath], state: State) -> Entry:
+    folders = sorted(folders, key=lambda folder: not folder.name.endswith(SCRATCH))
+    status = [one for folder in folders for one in _files(folder)]
     return Entry(
-        name=f"{stage}/{folder.name}",
-        folder=folder,
+        name=f"{folders[0].parent.name}/{folders[0].name}",
+        folders=tuple(folders),
         state=state,
         size=sum(size for size, _ in status),
         changed=max((changed for _, changed in status), default=time.time()),
-        checkpoints=sum(1 for _ in folder.glob("train/*/step-*")),
+        checkpoints=sum(1 for folder in folders for _ in folder.glob("train/*/step-*")),
     )
 
 
