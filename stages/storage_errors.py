@@ -19,6 +19,7 @@ _CLOCK = "the clock of {host} is wrong, so the store refuses its requests: set i
 _BUSY = (
     "the store asked to slow down, and still did after many attempts: run the same command later, or with fewer workers"
 )
+_FAILED = "the store failed on its side, also after many attempts: run the same command later"
 _NO_CREDENTIALS = (
     "{host} has no credentials for it: give the machine a role, or set the variables that docs/cluster.md lists"
 )
@@ -57,6 +58,7 @@ _BY_CODE = {
         ),
         _BUSY,
     ),
+    **dict.fromkeys(("InternalError", "InternalServerError", "500", "502", "504"), _FAILED),
     **dict.fromkeys(("InvalidBucketName", "InvalidResourceName"), _NAME),
 }
 

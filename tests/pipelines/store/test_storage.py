@@ -151,7 +151,7 @@ def test_a_folder_outside_the_run_is_not_removed(used: Output, tmp_path: Path) -
     (tmp_path / "precious" / "things").mkdir(parents=True)
     (entry, _) = list_entries(Store(used.folder.parents[2]), {})
     with pytest.raises(PipelineError, match="things does not lie in"):
-        remove(Store(tmp_path / "run"), [dataclasses.replace(entry, folders=(tmp_path / "precious" / "things")],))
+        remove(Store(tmp_path / "run"), [dataclasses.replace(entry, folders=(tmp_path / "precious" / "things",))])
     assert (tmp_path / "precious" / "things").is_dir()
 
 
