@@ -31,28 +31,31 @@ def keep(number, least):
 import pyarrow as pa
 import pyarrow.parquet as pq
 from stages.contract import StageContext, StageResult
+from stages.storage import open_output
 
 
 def run(context):
     samples = context.output / "samples"
-    samples.mkdir()
     numbers = list(range(context.config.ingest.image_size))
     context.report.progress(len(numbers), len(numbers), "counting")
-    pq.write_table(pa.table({"number": numbers}), samples / "part-00000.parquet")
+    with open_output(samples / "part-00000.parquet") as file:
+        pq.write_table(pa.table({"number": numbers}), file)
     return StageResult(rows={"samples": len(numbers)})
 """,
     "filter": """
 import pyarrow as pa
 import pyarrow.parquet as pq
 from stages.contract import StageResult
+from stages.storage import open_output, parquet_source
 from toys.arithmetic import keep
 
 
 def run(context):
-    numbers = pq.read_table(context.inputs["ingest"] / "samples")["number"].to_pylist()
+    source = parquet_source(context.inputs["ingest"] / "samples" / "part-00000.parquet")
+    numbers = pq.read_table(source)["number"].to_pylist()
     kept = [number for number in numbers if keep(number, context.config.filter.min_aesthetic)]
-    (context.output / "samples").mkdir()
-    pq.write_table(pa.table({"number": kept}), context.output / "samples" / "part-00000.parquet")
+    with open_output(context.output / "samples" / "part-00000.parquet") as file:
+        pq.write_table(pa.table({"number": kept}), file)
     for step, number in enumerate(kept):
         context.report.metric("number", number, step)
     return StageResult(rows={"samples": len(kept)}, metrics={"share": len(kept) / len(numbers)}, notes={"toy": "yes"})

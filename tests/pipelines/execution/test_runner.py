@@ -15,7 +15,7 @@ from pipelines import fingerprint
 from pipelines.errors import PipelineError
 from pipelines.graph import Graph
 from pipelines.plan import Action, make_plan
-from pipelines.store.store import Store
+from pipelines.store.store import Output, Store
 from tests.support.toy_pipeline import SOURCES, EventRecorder, run_graph, toy_graph
 
 pytestmark = pytest.mark.slow
@@ -293,3 +293,29 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_run_folder_in_an_object_store(tmp_path: Path, bucket: str) -> None:
+    folder = f"run.folder={bucket}/run"
+    graph = toy_graph(tmp_path, folder)
+    run_graph(toy_graph(tmp_path))
+    outputs, _ = run_graph(graph)
+    store = Store.at(graph.config.run.folder)
+    for name, output in outputs.items():
+        on_disk = Store(tmp_path / "run").latest_outputs()[name]
+        assert contents(output) == contents(on_disk)
+        assert output.manifest.datasets == on_disk.manifest.datasets
+        assert output.damage(thorough=True) is None
+        assert (store.folder / "logs" / f"{name}.log").is_file()
+    assert run_graph(graph)[1].calls == []
+    assert run_graph(graph, "filter")[1].of("finished") == ["filter"]
+    (outputs["ingest"].folder / "samples" / "part-00000.parquet").unlink()
+    with pytest.raises(PipelineError, match=r"part-00000\.parquet is missing"):
+        run_graph(toy_graph(tmp_path, folder, "filter.min_aesthetic=7"))
+    assert not list(store.folder.glob("stages/*/*.scratch")), "it was found before the stage began"
+
+
+def contents(output: Output) -> dict[str, bytes]:
+    """The content of each file but the manifest."""
+    names = output.manifest.files
+    return {name: (output.folder / name).read_bytes() for name in names}
