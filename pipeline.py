@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,16 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped. Finished stages are kept; the same command continues from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its exit
+        return 0
+    except Exception as error:
+        from stages.storage_errors import storage_error
+
+        if sentence := storage_error(error, "the store of the run folder"):
+            print(f"error: {sentence}", file=sys.stderr)
+            return 1
+        raise
     return 0
 
 
