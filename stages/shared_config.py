@@ -10,14 +10,14 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, Pixels, PositiveInt, Seed
-from stages.settings import BackbonePart, LocalPath, ModelLocation, Operation
+from stages.settings import BackbonePart, DataLocation, ModelLocation, Operation
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """Where a run keeps everything it writes, and what it may use."""
 
-    folder: Operation[LocalPath] = "runs/micro"
+    folder: Operation[DataLocation] = "runs/micro"
     """Where the run keeps everything it writes."""
     seed: Seed = 0
     """Of every random number."""

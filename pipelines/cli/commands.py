@@ -14,6 +14,7 @@ from types import FrameType
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
+from pipelines.cli.manifests import manifests
 from pipelines.cli.painting_run import last_run, painting_run
 from pipelines.cli.storage import storage
 from pipelines.config.loading import config_to_dict, load_config
@@ -119,6 +120,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "serve": serve,
     "report": report,
     "storage": storage,
+    "manifests": manifests,
 }
 
 
