@@ -132,7 +132,7 @@ def test_only_the_endpoints_pods_get_its_api_keys() -> None:
 
 def _problems(resource: dict[str, Any]) -> list[str]:
     """By the definition of its kind; of kinds without one, the parts that a definition knows."""
-    kind, spec = resource["kind"], resource.get("spec")
+    kind, spec = resource["kind"], resource.get("spec", {})
     if kind == "RayCronJob":  # as in ray-operator/apis/ray/v1/raycronjob_types.go
         unknown = sorted(set(spec) - {"schedule", "timeZone", "suspend", "jobTemplate"})
         return [*unknown, *errors_of(part("RayJob", "spec"), spec["jobTemplate"])]
