@@ -24,6 +24,9 @@ DASHBOARD, METRICS, SERVE = 8265, 8080, 8000
 _HEAD_PORTS = {"gcs-server": 6379, "dashboard": DASHBOARD, "client": 10001, "metrics": METRICS, "serve": SERVE}
 _WORKER_PORTS = {"metrics": METRICS, "serve": SERVE}
 
+#: A node that must go gets 30 seconds from Ray to end its work.
+_GRACE_SECONDS = 60
+
 CONTAINER_SECURITY: Manifest = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -79,5 +82,10 @@ def _pod(image: str, name: str, size: Manifest, ports: Mapping[str, int], *, api
         "resources": size,
         "securityContext": CONTAINER_SECURITY,
     }
-    spec = {"serviceAccountName": SERVICE_ACCOUNT, "securityContext": _POD_SECURITY, "containers": [container]}
+    spec = {
+        "serviceAccountName": SERVICE_ACCOUNT,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "securityContext": _POD_SECURITY,
+        "containers": [container],
+    }
     return {"metadata": {"labels": LABELS}, "spec": spec}
