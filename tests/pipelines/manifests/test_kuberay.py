@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from pipelines.cli.arguments import parse_arguments
+from pipelines.cli.manifests import dump
 from pipelines.config.loading import load_config
 from pipelines.manifests.cluster import Machines
 from pipelines.manifests.kuberay import Deployment, manifests
 from pipelines.manifests.pods import LABELS
 from tests.support.kuberay import FOLDER, errors_of, part
 
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"KubeRay's definitions are not at {FOLDER}")
+needs_definitions = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"KubeRay's definitions are not at {FOLDER}")
 
 #: (profile, settings, further values of the deployment)
 CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
@@ -54,13 +55,22 @@ def deployment_of(case: str) -> Deployment:
     return Deployment(config=load_config(profile, settings), settings=settings, **{"image": "realword:1", **values})
 
 
+def applied(case: str) -> dict[str, dict[str, Any]]:
+    """The resources as kubectl reads them from the files."""
+    return {name: yaml.safe_load(dump(resource)) for name, resource in manifests(deployment_of(case)).items()}
+
+
+@needs_definitions
 @pytest.mark.parametrize("case", CASES)
-def test_definitions_and_the_operators_rules_hold(case: str) -> None:
-    deployment = deployment_of(case)
-    # What is checked is what a user applies: the YAML.
-    resources = {name: yaml.safe_load(yaml.safe_dump(found)) for name, found in manifests(deployment).items()}
-    for resource in resources.values():
+def test_kuberays_definitions_hold(case: str) -> None:
+    for resource in applied(case).values():
         assert _problems(resource) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_operators_rules_hold(case: str) -> None:
+    resources = applied(case)
+    for resource in resources.values():
         assert re.fullmatch(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", resource["metadata"]["name"])
     for cluster in _clusters(resources):
         _check_cluster(cluster)
@@ -85,6 +95,7 @@ TYPOS: dict[str, tuple[str, list[str | int]]] = {
 }
 
 
+@needs_definitions
 @pytest.mark.parametrize("case", TYPOS)
 def test_a_mistyped_key_is_found(case: str) -> None:
     name, path = TYPOS[case]
