@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -10,6 +11,9 @@ from typing import TypeAlias
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DESCRIPTION = "From web pictures to a served model that paints your own subject from a sentence."
+
+#: The image that `docker build` makes as infra/Dockerfile says.
+IMAGE = "realword:0.1.0"
 
 EXAMPLES = """examples:
   python pipeline.py run --stage all
@@ -45,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="remove STAGE/FINGERPRINT, or all that is 'old' or 'unfinished'; never what the last run uses",
     )
     _add(commands, "report", "say where the HTML report of the last run is")
+    _add_manifests(_add(commands, "manifests", "write the manifests with which KubeRay runs pipeline and endpoint"))
     return parser
 
 
@@ -105,6 +110,40 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=_whole_number(1, 1000), metavar="N", help="steps of the sampler; default: inference.steps"
     )
+
+
+def _add_manifests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the manifests")
+    parser.add_argument(
+        "--image",
+        type=_matching(r"[A-Za-z0-9][\w.:/@-]*", "the name of an image, such as registry.example/realword:1"),
+        default=IMAGE,
+        metavar="NAME",
+        help=f"the image of infra/Dockerfile, as your cluster finds it; default: {IMAGE}",
+    )
+    for kind in ("cpus", "gpus"):
+        parser.add_argument(
+            f"--{kind}-per-node",
+            type=_whole_number(1, 1024),
+            default=8,
+            metavar="N",
+            help=f"what a node of your cluster has for a worker's pod; default: 8 {kind.upper()[:-1]}s",
+        )
+    parser.add_argument(
+        "--gateway",
+        type=_matching(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", "the name of a GatewayClass, such as istio"),
+        metavar="CLASS",
+        help="upgrade the endpoint step by step through this GatewayClass; default: at once",
+    )
+
+
+def _matching(pattern: str, what: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise argparse.ArgumentTypeError(f"takes {what}, not {text!r}")
+        return text
+
+    return convert
 
 
 def _whole_number(low: int, high: int) -> Callable[[str], int]:

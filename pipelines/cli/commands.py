@@ -13,6 +13,7 @@ from types import FrameType
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
+from pipelines.cli.manifests import manifests
 from pipelines.cli.painting_run import last_run, painting_run
 from pipelines.cli.storage import storage
 from pipelines.config.loading import config_to_dict, load_config
@@ -118,6 +119,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "serve": serve,
     "report": report,
     "storage": storage,
+    "manifests": manifests,
 }
 
 

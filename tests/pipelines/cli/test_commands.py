@@ -22,6 +22,7 @@ FLAGS = {
     "serve": "--help --profile --ray-address --set",
     "report": "--help --profile --set",
     "storage": "--help --profile --remove --set",
+    "manifests": "--cpus-per-node --gateway --gpus-per-node --help --image --output --profile --set",
 }
 
 

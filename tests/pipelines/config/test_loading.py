@@ -153,7 +153,7 @@ def refused(*settings: str, profile: str = "micro") -> str:
         ("register.model_name=a b", ["register.model_name", "letters", "'a b'"]),
         ('customize.words=[""]', ["customize.words", "not empty", "''"]),
         ("customize.placeholders=[a b]", ["customize.placeholders", "without spaces", "'a b'"]),
-        ("run.folder=s3://bucket", ["run.folder", "a path", "s3://bucket"]),
+        ("evaluate.subjects_folder=s3://b", ["evaluate.subjects_folder", "a path", "s3://b"]),
         ("run.folder=~nosuchuser/x", ["run.folder", "~nosuchuser/x"]),
     ],
 )

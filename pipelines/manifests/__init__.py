@@ -1,0 +1,1 @@
+"""KubeRay's manifests, made from a configuration: `python pipeline.py manifests`."""
