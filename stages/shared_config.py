@@ -10,7 +10,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, Pixels, PositiveInt, Seed
-from stages.settings import BackbonePart, LocalPath, ModelLocation, Operation
+from stages.settings import BackbonePart, LocalPath, ModelLocation, Operation, TrackingUri
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -23,6 +23,9 @@ class RunConfig:
     """Of every random number."""
     cpus: Operation[PositiveInt | None] = None
     """null: all of the machine's."""
+    tracking_uri: Operation[TrackingUri | None] = None
+    """Where MLflow records runs and registers models: https://..., postgresql://user@host/database, sqlite:///path; null:
+    MLFLOW_TRACKING_URI of the environment, else an SQLite file in the run folder."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
