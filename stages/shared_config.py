@@ -24,7 +24,7 @@ class RunConfig:
     cpus: Operation[PositiveInt | None] = None
     """null: all of the machine's."""
     tracking_uri: Operation[TrackingUri | None] = None
-    """Where MLflow records runs and registers models: https://..., postgresql://user@host/database, sqlite:///path; null:
+    """MLflow's records and registry: https://..., postgresql://user@host/database, sqlite:///path; null:
     MLFLOW_TRACKING_URI of the environment, else an SQLite file in the run folder."""
 
 

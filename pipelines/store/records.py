@@ -31,7 +31,9 @@ def database_file(store: Store) -> Path:
 
 
 def artifact_location(store: Store) -> str:
-    """The folder of the files of runs and models, as MLflow stores it: with "%" escaped."""
+    """The folder of the files of runs and models, as MLflow stores it: with "%" escaped; a URI as it is."""
+    if "://" in str(store.folder):
+        return f"{str(store.folder).rstrip('/')}/mlflow/artifacts"
     return str((store.tracking_folder / "artifacts").absolute()).replace("%", "%25")
 
 
