@@ -27,7 +27,8 @@ from pipelines.store.store import Output, Store
 from pipelines.tracking_store import no_tracking_store, tracking_store
 from stages.config import Config
 from stages.contract import StageError
-from stages.tracking_server import check_tracking_server, reason, tracking_errors
+from stages.tracking_errors import reason
+from stages.tracking_server import check_tracking_server, tracking_errors
 
 #: The first stage waits this long for the tracking store to open, and each stage for its run.
 OPEN_TIMEOUT_SECONDS = 90.0

@@ -29,7 +29,8 @@ from stages.register import pyfunc_model  # so that the fingerprint of this stag
 from stages.register.concepts import concept_model_names, learned_concepts, register_concept
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
-from stages.tracking_server import is_missing, tracking_errors
+from stages.tracking_errors import is_missing
+from stages.tracking_server import tracking_errors
 
 SCORED_ARM = "adapter_mask"
 _MODEL_CODE = Path(pyfunc_model.__file__).resolve()
