@@ -20,6 +20,7 @@ from stages.tracking_uri import is_server, masked
 #: Of the server's version: older ones know nothing of MLflow 3's models.
 _LOWEST_VERSION = 3
 _SECONDS = 10
+_RETRIES = 2
 
 #: Packages whose errors mean that the server, the database or the store of its files has failed.
 _PACKAGES = {
@@ -96,8 +97,9 @@ def _get(uri: str, endpoint: str, **parameters: str) -> Any:
         "GET",
         params=parameters,
         timeout=_SECONDS,
-        max_retries=2,
+        max_retries=_RETRIES,
         backoff_factor=1,
+        backoff_jitter=0.0,
         respect_retry_after_header=False,
     )
 
