@@ -18,7 +18,8 @@ _SIGN_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW
 _REASONS = (
     (r"(?s)failures occurred while downloading.*404|NoSuchKey", "they are not there any more"),
     (r"Invalid Host header", "it refuses this name of its host; start it with --allowed-hosts"),
-    (r"error code 401|401 Client Error|not authenticated", f"it refuses the user or the password; {_SIGN_IN}"),
+    (r"error code 401|401 Client Error|not authenticated|UNAUTHENTICATED|CUSTOMER_UNAUTHORIZED",
+     f"it refuses the user or the password; {_SIGN_IN}"),
     (r"password authentication failed|no password supplied|Access denied for user",
      "it refuses the user or the password; set the whole URI as MLFLOW_TRACKING_URI"),
     (r"error code 403|403 Client Error|Permission denied|PERMISSION_DENIED",

@@ -76,8 +76,8 @@ def _check_server(uri: str, experiment: str) -> None:
         )
     endpoint = "/api/2.0/mlflow/experiments/get-by-name"
     answer = _get(uri, endpoint, experiment_name=experiment)
-    if "error_code" not in answer.text:
-        answer.raise_for_status()
+    if answer.text.startswith("{") and "error_code" not in answer.text:
+        answer.raise_for_status()  # MLflow would not name the status of another program's error
     if not answer.content:
         answer.json()  # raises JSONDecodeError; MLflow takes nothing for an answer
     try:

@@ -82,7 +82,7 @@ def _plan(tmp_path: Path, store: Store) -> list[Step]:
 
 
 def test_a_run_is_recorded_on_the_server(tmp_path: Path, server: str) -> None:
-    tracker, store, warnings = track(tmp_path, toy_config(tmp_path, f"run.tracking_uri={server}"))
+    _, store, warnings = track(tmp_path, toy_config(tmp_path, f"run.tracking_uri={server}"))
     assert warnings == []
     client = MlflowClient(server, server)
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -145,8 +145,8 @@ def test_a_painter_that_fetches_a_damaged_copy_fetches_it_again(
 
 
 def test_the_server_follows_the_alias(tmp_path: Path, server: str, registry: Registry) -> None:
-    name = {"register": {"model_name": "moving"}}
-    registry.register(0.5, **name)
+    name = {"model_name": "moving"}
+    registry.register(0.5, register=name)
     deployed: list[str] = []
     reader = served(tmp_path, server, "register.model_name=moving")
 
@@ -155,9 +155,9 @@ def test_the_server_follows_the_alias(tmp_path: Path, server: str, registry: Reg
 
     follower = ChampionFollower(registry=reader, shipped=None, deploy=deploy, say=lambda text: None)
     deployed.append(follower.choose().title)
-    registry.register(0.4, **name)  # is not the champion
+    registry.register(0.4, register=name)  # is not the champion
     follower.check()
-    registry.register(0.6, **name)
+    registry.register(0.6, register=name)
     follower.check()
     registry.client.set_registered_model_alias("moving", "champion", "1")
     follower.check()
