@@ -49,6 +49,8 @@ _REASONS = (
      "AWS_SECRET_ACCESS_KEY, or give it a role"),
     (r"ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch|InvalidClientTokenId",
      "the object store of its files refuses the credentials of this machine"),
+    (r"When an mlflow-artifacts URI was supplied",
+     "its experiment keeps files on an MLflow server; name that server instead"),
     (r"NoSuchBucket", "the bucket of its files is not there"),
     (r"AccessDenied", "this machine has no permission for the object store of its files"),
 )  # fmt: skip

@@ -58,6 +58,16 @@ def served(tmp_path: Path, server: str, *settings: str) -> ServedRegistry:
     return served_registry(config, Store(Path(config.run.folder)), tmp_path)
 
 
+def paint(model: ServedModel) -> bytes:
+    """A picture by the model, which is loaded first."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(buffer, "PNG")
+    painter = model.load()
+    request = painter.prepare("a photo of a mug", [{"picture": buffer.getvalue(), "word": "mug"}], [0])
+    (painted,) = painter.paint(request.pictures)
+    return bytes(painted.picture)
+
+
 def track(tmp_path: Path, config: Config) -> tuple[Tracker, Store, list[str]]:
     """A run with one stage, which starts a run of its own and reports metrics and a picture."""
     store, warnings = Store(tmp_path / "run"), list[str]()
@@ -109,10 +119,7 @@ def test_another_machine_serves_the_champion(tmp_path: Path, server: str, regist
     reader = served(tmp_path, server)
     versions = reader.champion()
     assert versions == Versions(model="1")
-    painter = reader.fetch(versions).load()
-    subject = {"picture": _picture(), "word": "mug"}
-    request = painter.prepare("a photo of a mug in the snow", [subject], [0])
-    assert len(painter.paint(request.pictures)) == 1
+    assert paint(reader.fetch(versions))
     (weights,) = registry_cache().rglob("adapter/*.safetensors")
     before = weights.stat().st_mtime_ns
     reader.fetch(versions).load()
@@ -121,12 +128,6 @@ def test_another_machine_serves_the_champion(tmp_path: Path, server: str, regist
     weights.write_bytes(whole[:-1])
     assert reader.fetch(versions).title == "realword-micro version 1"
     assert weights.read_bytes() == whole
-
-
-def _picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_a_painter_that_fetches_a_damaged_copy_fetches_it_again(

@@ -16,6 +16,7 @@ import pytest
 
 from stages import tracking_server
 from stages.contract import StageError
+from stages.tracking_errors import reason
 from stages.tracking_server import check_tracking_server, take_credentials, tracking_errors
 from tests.support.mlflow_server import free_port
 
@@ -174,6 +175,30 @@ def self_signed(path: Path) -> Path:
     secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
     path.write_bytes(secret + certificate.public_bytes(serialization.Encoding.PEM))
     return path
+
+
+STORES = {
+    "no credentials": ("NoCredentialsError", "Unable to locate credentials", "AWS_ACCESS_KEY_ID"),
+    "expired": ("ClientError", "An error occurred (ExpiredToken) when calling PutObject", "refuses the credentials"),
+    "a wrong key": ("ClientError", "An error occurred (InvalidAccessKeyId) when calling GetObject", "refuses the"),
+    "no bucket": ("ClientError", "An error occurred (NoSuchBucket) when calling PutObject", "bucket of its files"),
+    "no permission": ("ClientError", "An error occurred (AccessDenied) when calling PutObject", "no permission for"),
+    "a small proxy": ("HTTPError", "413 Client Error: Request Entity Too Large for url: http://m", "client_max_body"),
+    "a server's files": ("MlflowException", "When an mlflow-artifacts URI was supplied, the", "name that server"),
+    "gone": ("MlflowException", "failures occurred while downloading\n#### x\n404 Client Error", "not there any more"),
+    "of a database": ("OperationalError", 'FATAL: database "x" does not exist', 'database "x" does not exist'),
+    "a password": ("X", "API request to http://anna:hush@m/api failed with exception Odd", "Odd"),
+    "nothing": ("OddError", "", "OddError"),
+}
+
+
+@pytest.mark.parametrize("case", STORES)
+def test_what_errors_mean(case: str) -> None:
+    kind, text, meaning = STORES[case]
+    found = reason(type(kind, (Exception,), {})(text))
+    assert meaning in found
+    assert "\n" not in found
+    assert "hush" not in found
 
 
 def test_errors_of_other_code_pass() -> None:

@@ -23,10 +23,11 @@ class Registry:
 
     Args:
         root: An empty folder.
-        uri: Of an MLflow server; None: an SQLite file under `root`.
+        uri: Of an MLflow server or a database; None: an SQLite file under `root`.
+        artifacts: Where files go; None: where a server says, or under `root`.
     """
 
-    def __init__(self, root: Path, uri: str | None = None) -> None:
+    def __init__(self, root: Path, uri: str | None = None, artifacts: str | None = None) -> None:
         self.root = root
         self.inputs = {name: root / name for name in ("base", "train_adapter", "customize", "evaluate")}
         backbone = write_random_backbone(self.inputs["base"] / "backbone")
@@ -35,7 +36,7 @@ class Registry:
         (self.inputs["customize"] / "concepts.json").write_text("[]")
         self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
         self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        artifacts = None if uri else str(root / "artifacts")
+        artifacts = artifacts if uri else str(root / "artifacts")
         self.experiment = self.client.create_experiment(root.name, artifact_location=artifacts)
         self.runs = 0
 
