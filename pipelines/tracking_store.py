@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.config.words import describe, show
 from pipelines.errors import UsageError
+from pipelines.plan import Action, Step
 from pipelines.store.records import artifact_location, database_file, sqlite_uri
 from pipelines.store.store import Store
 from stages.config import Config
@@ -67,6 +69,17 @@ def configured_uri(config: Config) -> str | None:
         return checked_tracking_uri(uri)
     except ValueError as error:
         raise UsageError(f"{VARIABLE} takes {describe(TrackingUri)}, not {show(uri)}: {error}.") from error
+
+
+def check_registry(config: Config, store: Store, steps: Iterable[Step]) -> None:
+    """Find out before anything runs whether there is a place for the registry that stage `register` needs.
+
+    Raises:
+        UsageError: There is none, or the URI of the environment is not what MLflow can use.
+    """
+    registers = any(step.stage.name == "register" and step.action is Action.RUN for step in steps)
+    if tracking_store(config, store) is None and registers:
+        raise UsageError(f"Stage register needs MLflow's registry, but {no_tracking_store(store)}.")
 
 
 def no_tracking_store(store: Store) -> str:

@@ -23,7 +23,7 @@ from pipelines.graph import Graph, pipeline_graph
 from pipelines.plan import Action, Step, check_files, make_plan
 from pipelines.store.records import artifact_location, database_file, relocate, unusable_database
 from pipelines.store.store import Output, Store
-from pipelines.tracking_store import configured_uri
+from pipelines.tracking_store import check_registry, configured_uri
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
             if step.action is Action.REFUSE:
                 raise PipelineError(step.why)
         check_files(config, plan)
+        check_registry(config, store, plan)
         if any(step.action is Action.RUN for step in plan):
             outputs = execute(graph, store, plan, arguments.ray_address)
         else:

@@ -53,7 +53,7 @@ class Services:
 @pytest.fixture(scope="module")
 def services() -> Iterator[Services]:
     assert PROGRAMS is not None
-    s3 = ThreadedMotoServer(port=0)
+    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     s3.start()
     host, port = s3.get_host_and_port()
     try:

@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from pipelines.errors import PipelineError
 from pipelines.plan import Step, make_plan
 from pipelines.served_registry import served_registry
 from pipelines.store.records import EXPERIMENT
@@ -23,7 +24,7 @@ from stages.serve.registry import Registry as ServedRegistry
 from stages.serve.registry import Versions
 from stages.serve.served_model import ServedModel
 from stages.serve.version_files import registry_cache
-from tests.support.mlflow_server import mlflow_server
+from tests.support.mlflow_server import Relay, mlflow_server
 from tests.support.registered_model import Registry
 from tests.support.toy_pipeline import commit_stage, toy_config, toy_graph
 
@@ -182,6 +183,39 @@ def _delete_artifacts(server: str, folder: str) -> None:
     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
     MlflowArtifactsRepository(f"mlflow-artifacts:/{folder}", tracking_uri=server).delete_artifacts()
+
+
+def test_a_server_that_goes_away_is_a_warning_and_the_run_goes_on(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    relay, store, warnings = Relay(server), Store(tmp_path / "run"), list[str]()
+    store.folder.mkdir()
+    (step,) = _plan(tmp_path, store)
+    config = toy_config(tmp_path, f"run.tracking_uri={relay.url}")
+    with Tracker(config, store, [step], warnings.append) as tracker:
+        assert tracker.stage_started(step) is not None
+        relay.cut()
+        for number in range(3):
+            tracker.stage_event("ingest", {"event": "metric", "key": "loss", "value": 2.0, "step": number})
+        tracker.stage_failed("ingest", PipelineError("Stage ingest: nothing is left."))
+        assert tracker.stage_started(step) is None, "so that register says that there is no registry"
+        tracker.stage_failed("ingest", PipelineError("Stage ingest: nothing is left."))
+    (warning,) = warnings
+    assert warning.startswith(f"MLflow does not record this run (the MLflow server {relay.url} cannot be used: ")
+
+
+def test_serving_goes_on_while_the_server_is_away(tmp_path: Path, server: str, registry: Registry) -> None:
+    relay, said = Relay(server), list[str]()
+    reader = served(tmp_path, relay.url)
+    follower = ChampionFollower(registry=reader, shipped=None, deploy=lambda model: None, say=said.append)
+    title = follower.choose().title
+    relay.cut()
+    follower.check()
+    follower.check()
+    (message,) = said
+    assert message.startswith(f"The MLflow server {relay.url} cannot be used: nothing listens there")
+    assert f"({title} goes on answering.)" in message
 
 
 def test_a_server_without_a_champion_says_how_to_make_one(tmp_path: Path, server: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -58,6 +61,43 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise RuntimeError(f"MLflow's server did not start: {log.read_text()[-2000:]}")
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Passes connections on to a server on this machine until it is cut; `url` takes the place of the server's."""
+
+    daemon_threads = True
+
+    def __init__(self, server: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.port = int(server.rpartition(":")[2])
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.connections: list[socket.socket] = []
+        threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
+
+    def cut(self) -> None:
+        """End all connections and take no more."""
+        self.shutdown()
+        self.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):  # ended already
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Relay)
+        with socket.create_connection(("127.0.0.1", self.server.port)) as upstream:
+            self.server.connections += [self.request, upstream]
+            threading.Thread(target=_copy, args=(upstream, self.request), daemon=True).start()
+            _copy(self.request, upstream)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # cut
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_RDWR)
 
 
 def free_port() -> int:
