@@ -62,7 +62,9 @@ def reason(error: Exception) -> str:
     for pattern, meaning in _REASONS:
         if found := re.search(pattern, text):
             return found.expand(meaning)
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines()]
+    # MLflow's list of failed downloads: a sentence that ends with ":", a title for each file, and what has failed.
+    line = next((line for line in lines if line and not line.startswith("#") and line[-1] != ":"), type(error).__name__)
     line = re.sub(r"^API request to \S+ failed with exception |^[A-Z_]+: ", "", line)
     return masked(line)[:_LONGEST_REASON].rstrip(". ")
 

@@ -173,7 +173,8 @@ def _verify(files: VersionFiles) -> bool:
         if files.is_local or is_fresh:
             raise
         can_serve = _verify_folder(files.folder())
-    files.mark_verified()
+    if can_serve:
+        files.mark_verified()
     return can_serve
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from model.backbone import load_backbone
+from model.concepts.concept import Concept, ConceptToken
+from model.concepts.folder import write_concept
+from model.concepts.model_parts import ModelParts
 from pipelines.errors import PipelineError
 from pipelines.plan import Step, make_plan
 from pipelines.served_registry import served_registry
@@ -24,6 +30,7 @@ from stages.serve.registry import Registry as ServedRegistry
 from stages.serve.registry import Versions
 from stages.serve.served_model import ServedModel
 from stages.serve.version_files import registry_cache
+from tests.support.concept_entries import concept_entry
 from tests.support.mlflow_server import Relay, mlflow_server
 from tests.support.registered_model import Registry
 from tests.support.toy_pipeline import commit_stage, toy_config, toy_graph
@@ -42,9 +49,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def registry(server: str, tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """Version 1 of `realword-micro` is the champion."""
+    """Version 1 of `realword-micro` is the champion, and version 1 of a concept that it has learned."""
     registry = Registry(tmp_path_factory.mktemp("registry"), server)
+    customize = registry.inputs["customize"]
+    widths = ModelParts.of(load_backbone(registry.inputs["base"] / "backbone")).widths
+    token = ConceptToken(placeholder="[v]", word="mug", subject="mug", embeddings=(torch.ones(1, widths[0]),))
+    write_concept(customize / "concepts" / "mug", Concept(method="textual_inversion", backbone="", tokens=(token,)))
+    (customize / "concepts.json").write_text(json.dumps([concept_entry("mug", "mug")]))
     registry.register(0.6)
+    (customize / "concepts.json").write_text("[]")
     return registry
 
 
@@ -119,11 +132,11 @@ def test_another_machine_serves_the_champion(tmp_path: Path, server: str, regist
     """It has only the server's address: files come through its cache, once, and damaged ones again."""
     reader = served(tmp_path, server)
     versions = reader.champion()
-    assert versions == Versions(model="1")
+    assert versions == Versions(model="1", concepts=((f"{NAME}-concept-mug", "1"),))
     assert paint(reader.fetch(versions))
     (weights,) = registry_cache().rglob("adapter/*.safetensors")
     before = weights.stat().st_mtime_ns
-    reader.fetch(versions).load()
+    assert reader.fetch(versions).load().concepts.names == ["mug"]
     assert weights.stat().st_mtime_ns == before
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])

@@ -186,6 +186,12 @@ STORES = {
     "a small proxy": ("HTTPError", "413 Client Error: Request Entity Too Large for url: http://m", "client_max_body"),
     "a server's files": ("MlflowException", "When an mlflow-artifacts URI was supplied, the", "name that server"),
     "gone": ("MlflowException", "failures occurred while downloading\n#### x\n404 Client Error", "not there any more"),
+    "a full disk": (
+        "MlflowException",
+        "The following failures occurred while downloading one or more artifacts from s3://b:\n##### File x #####\n"
+        "[Errno 28] No space left on device",
+        "No space left on device",
+    ),
     "of a database": ("OperationalError", 'FATAL: database "x" does not exist', 'database "x" does not exist'),
     "a password": ("X", "API request to http://anna:hush@m/api failed with exception Odd", "Odd"),
     "nothing": ("OddError", "", "OddError"),
