@@ -33,7 +33,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     profile: str = "micro"
-    run_folder: Path | None = Field(default=None, description="None: the model that ships with Realword.")
+    run_folder: Path | None = Field(default=None, description="None: run.tracking_uri, or the shipped model.")
     settings: list[str] = Field(default=[], description='As after --set: "serve.max_replicas=4".')
 
     @field_validator("run_folder")

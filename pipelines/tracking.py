@@ -2,62 +2,43 @@
 
 A stage may start runs of its own below its run, such as one for each subject.
 The tracker writes to MLflow in its own thread, so that a slow database does not slow a stage down. When the tracking
-store fails, the run goes on with one warning. Everything that a stage reports is also kept in
+store fails, the run goes on with one warning; only `register` needs it. Everything that a stage reports is also kept in
 `logs/<stage>.events.jsonl`.
 """
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TextIO
 
-from pipelines.config.loading import config_to_dict
 from pipelines.errors import PipelineError
-from pipelines.fingerprint import settings_read
+from pipelines.mlflow_runs import MOST_POINTS, MlflowRuns, Point, RunName
 from pipelines.plan import Action, Step
-from pipelines.store.manifest import MANIFEST
-from pipelines.store.records import EXPERIMENT, artifact_location, database_file, relocate, sqlite_uri
+from pipelines.store.records import EXPERIMENT
 from pipelines.store.store import Output, Store
+from pipelines.tracking_store import no_tracking_store, tracking_store
 from stages.config import Config
-from stages.storage import StorePath, local_copy, store_path
+from stages.contract import StageError
+from stages.storage import store_path
+from stages.tracking_errors import reason
+from stages.tracking_server import check_tracking_server, tracking_errors
 
-#: Larger files stay in the run folder only.
-LARGEST_ARTIFACT_BYTES = 5_000_000
-
-#: MLflow's limit for one `log_batch`.
-MOST_POINTS = 1000
-
-#: The first stage waits this long for the tracking store to open.
+#: The first stage waits this long for the tracking store to open, and each stage for its run.
 OPEN_TIMEOUT_SECONDS = 90.0
-
-
-#: A stage, and the name of a run of its own; "" for the stage's run.
-RunName = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value of a metric; `milliseconds` is the Unix time of the report."""
-
-    key: str
-    step: int
-    value: float
-    milliseconds: int
 
 
 class Tracker:
     """A `pipelines.execution.runner.Listener` that logs a run to MLflow; a context manager around the parent run."""
 
     def __init__(self, config: Config, store: Store, plan: Sequence[Step], warn: Callable[[str], None]) -> None:
-        self.uri = sqlite_uri(database_file(store))
+        self.place = tracking_store(config, store)
         self._config, self._store, self._plan, self._warn = config, store, plan, warn
         # Not MLflow's own asynchronous logging. Measured with 3.17: while the store was away it lost 50 of 50 metrics
         # and raised nothing; when a server stayed away it blocked the exit for more than 8 minutes.
@@ -65,6 +46,7 @@ class Tracker:
         self._thread = threading.Thread(target=self._run_jobs, daemon=True)
         self._runs: MlflowRuns | None = None  # None: not open yet, or failed
         self._opened = threading.Event()
+        self._failure = ""
         self._status = "FINISHED"
         self._reported: set[tuple[RunName, str, int]] = set()
         self._points: dict[RunName, queue.SimpleQueue[Point]] = {}  # not written yet
@@ -86,6 +68,30 @@ class Tracker:
         for file in self._files.values():
             file.close()
 
+    @property
+    def uri(self) -> str | None:
+        """Of the tracking store."""
+        return self.place.uri if self.place else None
+
+    @property
+    def _must_open(self) -> bool:
+        """Whether `register` will need a registry that is not in the run folder: hours later is too late to say no."""
+        registers = any(step.stage.name == "register" and step.action is Action.RUN for step in self._plan)
+        return registers and not (self.place and self.place.in_run_folder)
+
+    def check(self) -> None:
+        """Find out before anything runs whether `register` will have its registry, if that is not in the run folder.
+
+        Raises:
+            PipelineError: It will not.
+        """
+        if not self._must_open:
+            return
+        if not self._opened.wait(OPEN_TIMEOUT_SECONDS):
+            self._failure = f"{self.place} has not answered for {OPEN_TIMEOUT_SECONDS:.0f} s"
+        if self._failure:
+            raise PipelineError(f"Stage register needs MLflow's registry, but {self._failure}.")
+
     def stage_started(self, step: Step) -> str | None:
         """Start the stage's MLflow run, when the tracking store is open; returns its id."""
         name = step.stage.name
@@ -97,7 +103,9 @@ class Tracker:
         run_id: queue.Queue[str | None] = queue.Queue()
         self._submit(lambda runs: run_id.put(runs.start(step)))
         self._jobs.put(lambda: run_id.put(None))  # read only when `start` has failed
-        return run_id.get()
+        with contextlib.suppress(queue.Empty):  # the store is slow, or away for a while
+            return run_id.get(timeout=OPEN_TIMEOUT_SECONDS)
+        return None
 
     def stage_event(self, name: str, event: Mapping[str, Any]) -> None:
         """Log a metric or a sample; a step that a restarted training reports again is logged once."""
@@ -143,9 +151,24 @@ class Tracker:
 
     def _open(self) -> None:
         try:
-            self._runs = MlflowRuns(self.uri, self._store, self._config, self._plan)
+            if self.place is None:
+                raise StageError(f"{no_tracking_store(self._store)}.")
+            with self._errors():
+                if not self.place.in_run_folder:
+                    check_tracking_server(self.place.uri, EXPERIMENT)
+                self._runs = MlflowRuns(self.place, self._store, self._config, self._plan)
+        except Exception as error:
+            self._failure = _failure(error)
+            if not self._must_open:
+                raise
         finally:
             self._opened.set()
+
+    def _errors(self) -> AbstractContextManager[None]:
+        """Names the server or the database in MLflow's errors."""
+        if self.place is None or self.place.in_run_folder:
+            return contextlib.nullcontext()
+        return tracking_errors(self.place.uri)
 
     def _submit(self, job: Callable[[MlflowRuns], None]) -> None:
         """Have the tracker's thread do `job`, unless the tracking store has failed by then."""
@@ -154,115 +177,16 @@ class Tracker:
     def _run_jobs(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                job()
+                with self._errors():
+                    job()
             except Exception as error:  # whatever MLflow raises, a failed tracking store must not end the run
                 self._runs = None
                 logs = self._store.local_folder / "logs"
-                reason = next(iter(str(error).strip().splitlines()), "")
-                self._warn(
-                    f"MLflow does not record this run ({type(error).__name__}: {reason}); events are kept in {logs}."
-                )
+                self._warn(f"MLflow does not record this run ({_failure(error)}); events are kept in {logs}.")
 
 
-class MlflowRuns:
-    """The parent run and the stages' runs in MLflow; used from one thread.
-
-    While a stage runs, MLflow logs this machine's CPU, memory, network and GPUs (`system/...`) every ten seconds.
-    """
-
-    def __init__(self, uri: str, store: Store, config: Config, plan: Sequence[Step]) -> None:
-        store.tracking_folder.mkdir(parents=True, exist_ok=True)
-        relocate(database_file(store), artifact_location(store))
-        self._config = config
-        from mlflow import MlflowClient
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self._monitor = partial(SystemMetricsMonitor, tracking_uri=uri)
-        self._monitors: dict[str, SystemMetricsMonitor] = {}
-        experiment = self._client.get_experiment_by_name(EXPERIMENT)
-        self._experiment_id = (
-            experiment.experiment_id
-            if experiment
-            else self._client.create_experiment(EXPERIMENT, artifact_location=artifact_location(store))
-        )
-        kept = [step.stage.name for step in plan if step.action is Action.KEEP]
-        tags = {"up_to_date": ", ".join(kept), "profile": config.profile}
-        self._parent = self._create(f"{config.profile} {time.strftime('%Y-%m-%d %H:%M:%S')}", tags)
-        self._client.log_dict(self._parent, config_to_dict(config), "config.yaml")
-        self._runs: dict[RunName, str] = {}  # that have not ended
-
-    def start(self, step: Step) -> str:
-        """Start the stage's run; returns its id."""
-        name = step.stage.name
-        tags = {"mlflow.parentRunId": self._parent, "fingerprint": step.ingredients.fingerprint, "why": step.why}
-        run_id = self._runs[name, ""] = self._create(name, tags)
-        for key, value in {**step.ingredients.config, **settings_read(self._config, step.stage)}.items():
-            self._client.log_param(run_id, key, value)
-        self._monitors[name] = self._monitor(run_id)
-        self._monitors[name].start()
-        return run_id
-
-    def start_own(self, run: RunName, settings: Mapping[str, str]) -> None:
-        """Start a run of a stage's own."""
-        stage, name = run
-        run_id = self._runs[run] = self._create(name, {"mlflow.parentRunId": self._runs[stage, ""]})
-        for key, value in settings.items():
-            self._client.log_param(run_id, key, value)
-
-    def end_own(self, run: RunName, metrics: Mapping[str, float], error: str | None) -> None:
-        """End it with its results or its error."""
-        run_id = self._runs.pop(run)
-        for key, value in metrics.items():
-            self._client.log_metric(run_id, key, value)
-        if error is not None:
-            self._client.set_tag(run_id, "error", error)
-        self._client.set_terminated(run_id, "FINISHED" if error is None else "FAILED")
-
-    def log_points(self, run: RunName, points: Sequence[Point]) -> None:
-        """Log points of a run's metrics."""
-        from mlflow.entities import Metric
-
-        metrics = [Metric(point.key, point.value, point.milliseconds, point.step) for point in points]
-        self._client.log_batch(self._runs[run], metrics)
-
-    def log_sample(self, run: RunName, key: str, step: int, content: bytes) -> None:
-        """Log one picture of a series."""
-        from PIL import Image
-
-        with Image.open(io.BytesIO(content)) as picture:
-            self._client.log_image(self._runs[run], picture.convert("RGB"), key=key, step=step)
-
-    def finish(self, name: str, output: Output, pictures: Sequence[StorePath]) -> None:
-        """Log what the stage has made and end its run."""
-        self._monitors.pop(name).finish()
-        run_id, manifest = self._runs[name, ""], output.manifest
-        rows = {f"rows.{dataset}": count for dataset, count in manifest.rows.items()}
-        for key, value in {**rows, **manifest.metrics, "seconds": manifest.seconds}.items():
-            self._client.log_metric(run_id, key, value)
-        for key, text in manifest.notes.items():
-            self._client.set_tag(run_id, key, text)
-        self._client.set_tag(run_id, "output", f"stages/{name}/{output.fingerprint}")
-        for path in (output.folder / MANIFEST, *pictures):
-            if path.is_file() and path.stat().st_size <= LARGEST_ARTIFACT_BYTES:
-                self._client.log_artifact(run_id, str(local_copy(path)))
-        self._end(name, "FINISHED")
-
-    def fail(self, name: str, text: str) -> None:
-        """End the stage's run with its error."""
-        self._monitors.pop(name).finish()
-        self._client.set_tag(self._runs[name, ""], "error", text)
-        self._end(name, "FAILED")
-
-    def close(self, status: str) -> None:
-        """End the parent run."""
-        self._client.set_terminated(self._parent, status)
-
-    def _end(self, stage: str, status: str) -> None:
-        """End a stage's run, and those of its own that it has not ended."""
-        for run in [run for run in self._runs if run[0] == stage]:
-            self._client.set_terminated(self._runs.pop(run), status)
-
-    def _create(self, name: str, tags: Mapping[str, str]) -> str:
-        run = self._client.create_run(self._experiment_id, tags=dict(tags), run_name=name)
-        return str(run.info.run_id)
+def _failure(error: Exception) -> str:
+    """What has failed, for the middle of a sentence."""
+    if isinstance(error, StageError):
+        return str(error).rstrip(".").replace("The MLflow", "the MLflow", 1)
+    return f"{type(error).__name__}: {reason(error)}"

@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Le
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 from model.settings import ONE_LINE, Text, Words
+from stages.tracking_uri import checked_setting
 
 _T = TypeVar("_T")
 
@@ -76,6 +77,8 @@ BackbonePart = Annotated[
     PathKind(hub_id=True, backbone_part=True),
     Words("a subfolder of the backbone, a hub id or a folder"),
 ]
+
+TrackingUri = Annotated[_Path, AfterValidator(checked_setting), Words("the URI of an MLflow server or a database")]
 
 #: "an image of {word}": the class word takes the place of {word}.
 Template = Annotated[Text, StringConstraints(pattern=r"\{word\}"), Words("text on one line that contains {word}")]

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, Pixels, PositiveInt, Seed
-from stages.settings import BackbonePart, DataLocation, ModelLocation, Operation
+from stages.settings import BackbonePart, DataLocation, ModelLocation, Operation, TrackingUri
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -23,6 +23,9 @@ class RunConfig:
     """Of every random number."""
     cpus: Operation[PositiveInt | None] = None
     """null: all of the machine's."""
+    tracking_uri: Operation[TrackingUri | None] = None
+    """MLflow's records and registry: https://..., postgresql://user@host/database, sqlite:///path; null:
+    MLFLOW_TRACKING_URI of the environment, else an SQLite file in the run folder."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -24,6 +24,12 @@ settings.register_profile("realword", deadline=None)
 settings.load_profile("realword")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """MLflow sets the variable when a test names its store; for the next test it would be the user's choice."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with slow tests first, so that no parallel worker ends with a long one."""
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}

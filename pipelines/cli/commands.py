@@ -23,6 +23,7 @@ from pipelines.graph import Graph, pipeline_graph
 from pipelines.plan import Action, Step, check_files, make_plan
 from pipelines.store.records import artifact_location, database_file, relocate, unusable_database
 from pipelines.store.store import Output, Store
+from pipelines.tracking_store import check_registry, configured_uri
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,13 +39,15 @@ def run(arguments: argparse.Namespace) -> None:
             if step.action is Action.REFUSE:
                 raise PipelineError(step.why)
         check_files(config, plan)
+        check_registry(config, store, plan)
         if any(step.action is Action.RUN for step in plan):
             outputs = execute(graph, store, plan, arguments.ray_address)
         else:
             outputs = {step.stage.name: step.output for step in plan if step.output}
             store.write_latest(config_to_dict(config), store.latest_fingerprints() | _fingerprints(outputs))
-            with _database_errors(store):
-                relocate(database_file(store), artifact_location(store))
+            if configured_uri(config) is None:
+                with _database_errors(store):
+                    relocate(database_file(store), artifact_location(store))
             print(f"Everything is up to date ({len(plan)} stages); there is nothing to do.")
     print(messages.next_steps(config, store, outputs, messages.flags(arguments)))
 
@@ -144,6 +147,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) 
         tracker = stack.enter_context(Tracker(config, store, plan, display.warn))
         if running is None:
             display.set_note("starting Ray")
+        tracker.check()
         address = running or stack.enter_context(local_cluster())
         run_context = RunContext(
             graph=graph,

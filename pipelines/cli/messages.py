@@ -13,9 +13,11 @@ from pathlib import Path
 
 from pipelines.plan import Action, Step
 from pipelines.store.manifest import Manifest
-from pipelines.store.records import database_file, sqlite_uri
+from pipelines.store.records import EXPERIMENT
 from pipelines.store.store import Output, Store
+from pipelines.tracking_store import tracking_store
 from stages.config import Config
+from stages.tracking_uri import is_server
 
 #: Inside the output of `evaluate`.
 REPORT = Path("report", "index.html")
@@ -58,9 +60,18 @@ def next_steps(config: Config, store: Store, outputs: Mapping[str, Output], flag
         prompt = shlex.quote(f"a {word} on the grass")
         paint = f"generate{flags} --subject {shlex.quote(subject)} --word {word} --prompt {prompt}"
         lines.append(f"Paint:      {pipeline()} {paint}")
-    records = sqlite_uri(database_file(store))
-    lines.append(f"Records:    {program('mlflow')} ui --backend-store-uri {shlex.quote(records)}")
+    lines.append(f"Records:    {_records(config, store)}")
     return "\n".join(lines)
+
+
+def _records(config: Config, store: Store) -> str:
+    """The page of the MLflow server, or the command that shows a database's records."""
+    place = tracking_store(config, store)
+    if place is None:
+        return "none, for lack of run.tracking_uri"
+    if is_server(place.uri):
+        return f"{place} (experiment {EXPERIMENT})"
+    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(str(place))}"
 
 
 def example_subject(outputs: Mapping[str, Output]) -> tuple[str, str]:

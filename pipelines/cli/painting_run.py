@@ -8,6 +8,7 @@ from pipelines.cli.shipped import asks_for_default_model, shipped_model_answers
 from pipelines.config.loading import config_from_dict, load_config, with_values
 from pipelines.errors import PipelineError, UsageError
 from pipelines.store.store import Store
+from pipelines.tracking_store import configured_uri
 from stages.config import Config
 
 
@@ -33,6 +34,10 @@ def painting_run(profile: str, settings: Sequence[str], stage: str) -> tuple[Con
     """
     config = load_config(profile, settings)
     store = Store.at(config.run.folder)
-    if store.latest_file.exists() or not asks_for_default_model(config, settings):
+    has_run = store.latest_file.exists()
+    if stage == "register" and not has_run and configured_uri(config) is not None:
+        # Another machine may have registered the model.
+        return config, store, asks_for_default_model(config, settings)
+    if has_run or not asks_for_default_model(config, settings):
         config, store = last_run(profile, settings)
     return config, store, shipped_model_answers(config, store, settings, stage)

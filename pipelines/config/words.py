@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 
 from model.settings import Words
 from pipelines.config.keys import members, without_marks
+from stages.tracking_uri import masked
 
 _SHOWN_CHARACTERS = 100
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -40,8 +40,7 @@ def show(value: Any) -> str:
         text = repr(value)
     except ValueError:  # a number of more digits than Python prints
         return "a very large number"
-    text = re.sub(r"(?<=//)[^/@\s]+@", "***@", text)  # a password in a URL
-    text = re.sub(r"(?i)([?&][^=&\s]*(?:key|token|secret|password|sig|auth)[^=&\s]*=)[^&\s'\"]+", r"\1***", text)
+    text = masked(text)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

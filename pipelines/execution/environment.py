@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stages.tracking_server import take_credentials
+
 #: The path of a Unix socket has at most 107 characters; Ray adds about 70: ray/session_<date>_<time>_<pid>/sockets/...
 MAX_RAY_FOLDER_LENGTH = 107 - 70
 
@@ -39,6 +41,8 @@ _QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # about a minute, in which a server starts again; by default four minutes
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # its errors are raised as well
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -68,6 +72,7 @@ def set_environment(profile: str) -> None:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
     _exempt_loopback_from_proxies()
+    take_credentials()
 
 
 def _exempt_loopback_from_proxies() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pipelines.store.store import Store
+from stages.storage import is_remote
 
 EXPERIMENT = "realword"
 
@@ -31,7 +32,9 @@ def database_file(store: Store) -> Path:
 
 
 def artifact_location(store: Store) -> str:
-    """The folder of the files of runs and models, as MLflow stores it: with "%" escaped."""
+    """The folder of the files of runs and models, as MLflow stores it: with "%" escaped; a URI as it is."""
+    if is_remote(store.folder):
+        return f"{str(store.folder).rstrip('/')}/mlflow/artifacts"
     return str((store.tracking_folder / "artifacts").absolute()).replace("%", "%25")
 
 

@@ -28,10 +28,12 @@ _PAINTER = "Painter"
 _MAX_CONNECTIONS = 1000  # of the front, which only waits
 _LOAD_ATTEMPTS = 2
 #: Variables of this process that the painters need also on a cluster that was started without them: no telemetry, no
-#: request to the hub, and threads that sleep while they wait.
+#: request to the hub, threads that sleep while they wait, and where the registry's files are. Users, passwords and keys
+#: are of each machine's own environment.
 _ENVIRONMENT = (
-    "DO_NOT_TRACK", "GOMP_SPINCOUNT", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MLFLOW_DISABLE_TELEMETRY",
-    "OMP_WAIT_POLICY",
+    "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "DO_NOT_TRACK", "GOMP_SPINCOUNT",
+    "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "MLFLOW_DISABLE_TELEMETRY", "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_S3_IGNORE_TLS", "MLFLOW_TRACKING_INSECURE_TLS", "OMP_WAIT_POLICY",
 )  # fmt: skip
 
 

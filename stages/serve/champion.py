@@ -41,7 +41,7 @@ class ChampionFollower:
         self._version = self._seen = self.registry.champion()
         if self._version is None and self.shipped is not None:
             self._served = self.shipped()
-            reason = f"There is no registered model in {self.registry.run_folder} yet"
+            reason = f"There is no registered model in {self.registry} yet"
             self.say(f"{reason}: the base and adapter that ship with Realword answer.")
         else:
             self._served = self.registry.fetch(self._version)

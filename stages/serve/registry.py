@@ -14,6 +14,10 @@ from model.checksums import DamagedArtifactError, verify_checksums
 from stages.contract import StageError
 from stages.registered_model import CHAMPION, CONCEPT_INFIX, INTERFACE
 from stages.serve.served_model import ServedConcept, ServedModel, load_registered_model
+from stages.serve.version_files import FetchError, VersionFiles
+from stages.tracking_errors import is_missing
+from stages.tracking_server import tracking_errors
+from stages.tracking_uri import is_server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +39,20 @@ class Registry:
 
     Attributes:
         name: Of the model.
-        locate: Returns the URI of the registry as it is now; None when there is none yet.
-        run_folder: For errors.
+        locate: Returns the URI of the registry as it is now; None when there is none yet. Raises StageError.
+        run_folder: Keeps what clients upload.
         profile: For errors.
+        place: For messages: the server or the database; "": the run folder.
     """
 
     name: str
     locate: Callable[[], str | None]
     run_folder: Path
     profile: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return self.place or str(self.run_folder)
 
     def champion(self) -> Versions | None:
         """The versions that the alias `champion` names now, of the model and its concepts; None if there is no model.
@@ -60,15 +69,15 @@ class Registry:
 
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        try:
-            client = mlflow.MlflowClient()
-            version = client.get_model_version_by_alias(self.name, CHAMPION).version
+        client = mlflow.MlflowClient()
+        with tracking_errors(uri):
+            try:
+                version = client.get_model_version_by_alias(self.name, CHAMPION).version
+            except MlflowException as error:
+                if is_missing(error):
+                    return None
+                raise
             return Versions(model=str(version), concepts=_concept_versions(client, f"{self.name}{CONCEPT_INFIX}"))
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise StageError(f"The registry of {self.run_folder} cannot be read: {reason}.") from error
 
     def fetch(self, versions: Versions | None) -> ServedModel:
         """Fetch and verify versions that `champion` has returned.
@@ -80,38 +89,45 @@ class Registry:
             StageError: There is no champion yet, its files are damaged, or this code cannot serve it.
         """
         if versions is None:
-            make = self._command("all")
             raise StageError(
-                f"There is no {CHAMPION} of the model {self.name} in {self.run_folder} yet; make one with: {make}"
+                f"There is no {CHAMPION} of the model {self.name} in {self} yet; make one with: {self._making()}"
             )
         import mlflow
 
         title = f"{self.name} version {versions.model}"
         again = f"register it again with: {self._command('register')} --force register"
+        client = mlflow.MlflowClient()
         try:
-            # Not of "models:/...", for which MLflow writes a file into the model's folder.
-            client = mlflow.MlflowClient()
-            folder = _download(client, self.name, versions.model)
-            concepts = tuple(self._concept(client, *concept) for concept in versions.concepts)
-            can_serve = _verify(folder)
+            with tracking_errors(mlflow.get_tracking_uri()):
+                files = _files(client, self.name, versions.model)
+                concepts = tuple(self._concept(client, *concept) for concept in versions.concepts)
+            can_serve = _verify(files)
+        except StageError:  # the registry cannot be read
+            raise
+        except FetchError as error:
+            raise StageError(str(error)) from error
         except Exception as error:  # of MLflow, YAML, JSON, or of what they hold: all are damage
             reason = str(error).rstrip(".") if isinstance(error, DamagedArtifactError | OSError) else repr(error)
             raise StageError(f"The registered model {title} is damaged: {reason}; {again}") from error
         if not can_serve:
             raise StageError(f"The registered model {title} is of another version of Realword; {again}")
         return ServedModel(
-            title=title, load=functools.partial(load_registered_model, str(folder), title, concepts), concepts=concepts
+            title=title, load=functools.partial(load_registered_model, files, title, concepts), concepts=concepts
         )
 
     def _concept(self, client: Any, name: str, version: str) -> ServedConcept:
         tags = client.get_model_version(name, version).tags
         return ServedConcept(
             name=name.removeprefix(f"{self.name}{CONCEPT_INFIX}"),
-            folder=str(_download(client, name, version)),
+            files=_files(client, name, version),
             placeholder=tags["placeholder"],
             word=tags["word"],
             method=tags["method"],
         )
+
+    def _making(self) -> str:
+        # A run that has registered the model elsewhere would find its output up to date.
+        return f"{self._command('register')} --force register" if self.place else self._command("all")
 
     def _command(self, stage: str) -> str:
         profile = "" if self.profile == "micro" else f" --profile {self.profile}"
@@ -122,25 +138,47 @@ def _concept_versions(client: Any, prefix: str) -> tuple[tuple[str, str], ...]:
     """The registered models of concepts, with the versions that `champion` names."""
     found, token = [], None
     while token != "":
-        page = client.search_registered_models(page_token=token)
+        page = client.search_registered_models(filter_string=f"name LIKE '{prefix}%'", page_token=token)
+        # LIKE takes "_" for any character.
         names = [(model.name, model.aliases.get(CHAMPION)) for model in page if model.name.startswith(prefix)]
         found += [(name, str(version)) for name, version in names if version is not None]
         token = page.token or ""
     return tuple(sorted(found))
 
 
-def _download(client: Any, name: str, version: str) -> Path:
+def _files(client: Any, name: str, version: str) -> VersionFiles:
     import mlflow
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
 
-    return Path(mlflow.artifacts.download_artifacts(client.get_model_version_download_uri(name, version)))
+    # Not of "models:/...", for which MLflow writes a file into the model's folder.
+    uri, source = mlflow.get_tracking_uri(), client.get_model_version_download_uri(name, version)
+    if is_local_uri(source, is_tracking_or_registry_uri=False):
+        return VersionFiles(source=local_file_uri_to_path(source))
+    return VersionFiles(source=source, server=uri if is_server(uri) else None)
 
 
-def _verify(folder: Path) -> bool:
-    """Whether the server can call this model.
+def _verify(files: VersionFiles) -> bool:
+    """Whether the server can call this model; a copy that is damaged is fetched again.
 
     Raises:
         DamagedArtifactError: A file does not have the checksum that was registered with it.
+        FetchError: They cannot be fetched.
     """
+    is_fresh = not files.is_verified
+    try:
+        can_serve = _verify_folder(files.folder())
+    except Exception:
+        files.discard()
+        if files.is_local or is_fresh:
+            raise
+        can_serve = _verify_folder(files.folder())
+    if can_serve:
+        files.mark_verified()
+    return can_serve
+
+
+def _verify_folder(folder: Path) -> bool:
     from mlflow.models import Model
 
     artifacts = Model.load(str(folder)).flavors["python_function"]["artifacts"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stages.registered_model import TITLE, VERIFY_CHECKSUMS
+from stages.serve.version_files import FetchError, VersionFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +21,14 @@ class ServedConcept:
 
     Attributes:
         name: In OpenAI's routes it is the model `<name of the model>:<this name>`.
-        folder: On this machine.
+        files: Its folder.
         placeholder: As it is written in prompts; of subjects that were learned together, separated by ", ".
         word: The class word; likewise.
         method: That learned it.
     """
 
     name: str
-    folder: str
+    files: VersionFiles
     placeholder: str
     word: str
     method: str
@@ -36,7 +36,7 @@ class ServedConcept:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A model whose files are on this machine and have been verified.
+    """A model whose files have been fetched and verified once.
 
     Attributes:
         title: How messages and answers call it: a name and a version.
@@ -49,15 +49,22 @@ class ServedModel:
     concepts: tuple[ServedConcept, ...] = ()
 
 
-def load_registered_model(folder: str, title: str, concepts: Sequence[ServedConcept] = ()) -> Any:
-    """The painter of a model that was registered in MLflow."""
+def load_registered_model(files: VersionFiles, title: str, concepts: Sequence[ServedConcept] = ()) -> Any:
+    """The painter of a model that was registered in MLflow; a copy that another machine made verifies its checksums."""
     import mlflow
 
-    loaded = mlflow.pyfunc.load_model(folder, model_config={VERIFY_CHECKSUMS: False, TITLE: title})
+    verify = not files.is_verified
+    try:
+        loaded = mlflow.pyfunc.load_model(str(files.folder()), model_config={VERIFY_CHECKSUMS: verify, TITLE: title})
+    except Exception:
+        if verify:
+            files.discard()  # so that the next attempt fetches them again
+        raise
+    files.mark_verified()
     painter = loaded.unwrap_python_model().painter
     for concept in concepts:
         try:
-            painter.concepts.offer(concept.name, Path(concept.folder))
-        except ValueError as error:  # of a damaged folder, or of another backbone
+            painter.concepts.offer(concept.name, concept.files.folder())
+        except (ValueError, FetchError) as error:  # of a damaged folder, of another backbone, of the object store
             logging.getLogger(__name__).error("A concept is not served: %s", error)
     return painter

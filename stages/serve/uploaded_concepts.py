@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.serve.served_model import ServedConcept
+from stages.serve.version_files import VersionFiles
 
 #: In the run folder.
 FOLDER = "served_concepts"
@@ -198,7 +199,7 @@ def described_concept(name: str, folder: Path) -> ServedConcept:
     tokens = description.get("tokens", [description])
     return ServedConcept(
         name=name,
-        folder=str(folder),
+        files=VersionFiles(source=str(folder)),
         placeholder=", ".join(token["placeholder"] for token in tokens),
         word=", ".join(token["word"] for token in tokens),
         method=description.get("method", "textual_inversion"),

@@ -26,6 +26,7 @@ from stages.serve.painter import ModelPainter
 from stages.serve.painting import Refused, Served
 from stages.serve.served_model import ServedConcept
 from stages.serve.uploaded_concepts import OtherFiles
+from stages.serve.version_files import VersionFiles
 from stages.serve.web.application import make_application
 from tests.support.concepts import METHODS
 from tests.support.tiny_pipelines import CROSS, build
@@ -84,7 +85,7 @@ def tiny_application(folder: Path) -> FastAPI:
         concepts.append(
             ServedConcept(
                 name=name,
-                folder=str(folder / "concepts" / name),
+                files=VersionFiles(source=str(folder / "concepts" / name)),
                 placeholder=token.placeholder,
                 word=token.word,
                 method=method,

@@ -1,4 +1,4 @@
-"""A registered model of random weights in an SQLite registry, for tests of `register` and `serve`."""
+"""A registered model of random weights, for tests of `register` and `serve`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,25 @@ QUICK: dict[str, Any] = {"inference": {"steps": 2, "mask_steps": 1}}
 
 
 class Registry:
-    """An MLflow database under `root`, and the outputs of the stages before `register`."""
+    """A registry, and under `root` the outputs of the stages before `register`.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: An empty folder.
+        uri: Of an MLflow server or a database; None: an SQLite file under `root`.
+        artifacts: Where files go; None: where a server says, or under `root`.
+    """
+
+    def __init__(self, root: Path, uri: str | None = None, artifacts: str | None = None) -> None:
         self.root = root
         self.inputs = {name: root / name for name in ("base", "train_adapter", "customize", "evaluate")}
         backbone = write_random_backbone(self.inputs["base"] / "backbone")
         write_random_adapter(self.inputs["train_adapter"] / "adapter", backbone)
         self.inputs["customize"].mkdir()
         (self.inputs["customize"] / "concepts.json").write_text("[]")
-        self.uri = f"sqlite:///{root / 'mlflow.db'}"
+        self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
         self.client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-        self.experiment = self.client.create_experiment("realword", artifact_location=str(root / "artifacts"))
+        artifacts = artifacts if uri else str(root / "artifacts")
+        self.experiment = self.client.create_experiment(root.name, artifact_location=artifacts)
         self.runs = 0
 
     def register(

@@ -62,7 +62,7 @@ class ConceptUploads:
             concept = await while_connected(request, self._check(str(incomplete / "files"), fields.name, other))
             self._check_room(folder)  # again: requests may have met
             self._check_free(folder, fields.name)
-            folder.keep(Path(concept.folder), fields.name)
+            folder.keep(concept.files.folder(), fields.name)
         return self._models.concept_entry(concept)
 
     async def delete(self, model: str) -> dict[str, Any]:

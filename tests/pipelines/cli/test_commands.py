@@ -11,8 +11,11 @@ import pytest
 
 import pipeline
 from pipelines.cli.arguments import make_parser
-from pipelines.store.store import Output
+from pipelines.cli.messages import next_steps
+from pipelines.config.loading import load_config
+from pipelines.store.store import Output, Store
 from tests.support.command_errors import error_of
+from tests.support.mlflow_server import free_port
 
 FLAGS = {
     "run": "--dry-run --force --from --help --profile --ray-address --set --stage",
@@ -169,6 +172,45 @@ def test_a_ray_address_that_is_not_taken(folder: str, capsys: pytest.CaptureFixt
     code, said = error_of(capsys, "run", "--stage", "prompts", "--set", folder, "--ray-address", "ray://10.0.0.1:10001")
     assert code == 2
     assert all(part in said for part in ("--ray-address", "ray://10.0.0.1:10001", "host:port"))
+
+
+@pytest.mark.slow
+def test_a_registry_that_is_not_there_is_found_before_anything_runs(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    code, said = error_of(capsys, "run", "--set", folder, "--set", f"run.tracking_uri={uri}")
+    assert code == 1
+    assert said.startswith(f"Stage register needs MLflow's registry, but the MLflow server {uri} cannot be used: ")
+    assert not Path(folder.partition("=")[2], "stages").exists()
+
+
+def test_a_wrong_tracking_uri_of_the_environment(
+    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///data/mlruns")
+    for command in ("run", "serve"):
+        code, said = error_of(capsys, command, "--set", folder)
+        assert (code, said.partition(" takes")[0]) == (2, "MLFLOW_TRACKING_URI")
+
+
+@pytest.mark.parametrize(
+    ("setting", "environment", "line"),
+    [
+        ("null", "", "mlflow ui --backend-store-uri sqlite+pysqlite:///{folder}/mlflow/mlflow.db"),
+        ("https://mlflow", "", "https://mlflow (experiment realword)"),
+        ("null", "http://mlflow:5000", "http://mlflow:5000 (experiment realword)"),
+        ("null", "postgresql://anna:hush@db/x", "mlflow ui --backend-store-uri 'postgresql://***@db/x'"),
+    ],
+)
+def test_the_last_message_says_where_the_records_are(
+    setting: str, environment: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
+    config = load_config("micro", [f"run.tracking_uri={setting}"])
+    printed = next_steps(config, Store(tmp_path), {}, "")
+    assert printed.startswith("Records: ")
+    assert printed.endswith(line.format(folder=tmp_path))
 
 
 def test_status_shows_what_is_there(trained: Output, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from model.painting.painter import RequestPainter
 from stages.serve.api_keys import parse_api_keys
 from stages.serve.config import ServeConfig
 from stages.serve.served_model import ServedConcept
+from stages.serve.version_files import VersionFiles
 from tests.support.concept_uploads import (
     DIFFUSERS,
     GOOD,
@@ -195,7 +196,9 @@ def test_who_may_upload(painter: RequestPainter, uploads: Path) -> None:
 
 def test_concepts_of_the_registry_stay_as_they_are(painter: RequestPainter, folders: Path, uploads: Path) -> None:
     painter.concepts.offer("tom", folders / "xti")
-    tom = ServedConcept(name="tom", folder=str(folders / "xti"), placeholder="[v]", word="cat", method="xti")
+    tom = ServedConcept(
+        name="tom", files=VersionFiles(source=str(folders / "xti")), placeholder="[v]", word="cat", method="xti"
+    )
     client = client_of(painter, uploads, concepts=(tom,))
     before = picture(generate(client, f"{NAME}:tom"))
     assert refused(upload(client, [JSON, WEIGHTS], "Tom"))["param"] == "name"
