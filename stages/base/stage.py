@@ -112,6 +112,8 @@ def _train_part(name: str, context: StageContext, config: BaseConfig, folders: F
         context=context,
         name=name,
         seed=part.seed,
+        section="base",
+        batch_size=part.batch,
         batch_setting=f"base.recipe.{name}.batch",
     )
     folders.part(name).parent.mkdir(exist_ok=True)

@@ -69,6 +69,6 @@ class TrainerConfig:
         )
 
     def worker_counts(self, batch_size: int) -> list[int]:
-        """The numbers of workers with which a training may go on, the largest first; each can share a step's batch."""
-        counts = range(self.workers, min(self.min_workers or self.workers, self.workers) - 1, -1)
-        return [count for count in counts if batch_size % (count * self.accumulation) == 0]
+        """The numbers of workers that a training may have, the largest first: all, or fewer that can share a batch."""
+        fewer = range(self.workers - 1, (self.min_workers or self.workers) - 1, -1)
+        return [self.workers, *(count for count in fewer if batch_size % (count * self.accumulation) == 0)]

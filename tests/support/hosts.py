@@ -95,13 +95,19 @@ class Host:
             )
         )
 
-    def run(self, *words: str, seconds: float = 120, **options: Mapping[str, str]) -> str:
+    def run(
+        self,
+        *words: str,
+        seconds: float = 120,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path = REPOSITORY,
+    ) -> str:
         """Run a command; returns what it printed.
 
         Raises:
             AssertionError: It failed or did not end in time.
         """
-        command = self.start(*words, **options)
+        command = self.start(*words, environment=environment, cwd=cwd)
         try:
             ended = command.wait(seconds)
         except subprocess.TimeoutExpired as error:

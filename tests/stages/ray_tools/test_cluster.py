@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stages.contract import StageError
-from stages.ray_tools.cluster import AddressError, find_cluster
+from stages.ray_tools.addresses import AddressError, find_cluster
 
 NOBODY = "127.0.0.1:9"
 
