@@ -41,7 +41,7 @@ def dashboard_of(address: str | None) -> str | None:
     """The URL of the dashboard that `--ray-address` means, to which jobs are submitted; None for another form."""
     if address == "auto":
         address = os.environ.get(_VARIABLE)
-    return address.rstrip("/") if address and address.startswith(("http://", "https://")) else None
+    return address.rstrip("/") if address and address.lower().startswith(("http://", "https://")) else None
 
 
 def find_cluster(address: str | None) -> str | None:
@@ -74,7 +74,7 @@ def _check(address: str, source: str) -> str:
             "of the cluster with --ray-address auto, or give the head's host:port there."
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or "://" in host:
         raise AddressError(
             f"{source} is {address!r}: give a dashboard, such as http://10.0.0.1:8265; on a machine of the cluster "
             "host:port, such as 10.0.0.1:6379, or auto; or local."

@@ -113,6 +113,10 @@ class Cluster:
             _finish(host, starting)
         return [host for host, _ in started]
 
+    def host(self, name: str) -> Host:
+        """The latest host of this name."""
+        return next(host for host in reversed(self.network.hosts) if host.name == name)
+
     def add_laptop(self, name: str = "laptop", environment: Mapping[str, str] | None = None) -> Host:
         """A host of the same network without Ray."""
         return self.network.add_host(name, {**self.environment, **(environment or {})})
