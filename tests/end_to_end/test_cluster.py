@@ -101,6 +101,7 @@ def test_a_laptop_without_the_token_or_the_dashboard(
     assert words in line
 
 
+@pytest.mark.nightly
 def test_nodes_are_lost_and_come_back(cluster: Cluster) -> None:
     data, training = cluster.host("data"), cluster.host("training")
     data.kill()
