@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from stages.base.config import BaseConfig
 from stages.config import Config
 from stages.contract import StageError
-from stages.training.config import TrainerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +27,20 @@ class GpuNeed:
     at_most: int
 
 
+class _Trainer(Protocol):
+    """The settings of what is trained."""
+
+    @property
+    def use_gpu(self) -> bool: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def min_workers(self) -> int | None: ...
+
+
 def gpu_needs(config: Config, stages: Sequence[str]) -> list[GpuNeed]:
     """What these stages ask for; those that work on the CPU are left out."""
-    trainers: dict[str, tuple[str, TrainerConfig | BaseConfig]] = {
+    trainers: dict[str, tuple[str, _Trainer]] = {
         "base": ("base", config.base),
         "train_adapter": ("train_adapter.trainer", config.train_adapter.trainer),
         "contextualizer": ("contextualizer.trainer", config.contextualizer.trainer),

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
+from ray import cloudpickle
 
 from stages.ray_tools.preflight import (
     NodeReport,
@@ -114,7 +114,8 @@ def test_a_node_without_a_package_says_so(module: str, tmp_path: Path) -> None:
     """The task is sent as code: it runs where this project, or what it needs, is not installed."""
     (tmp_path / "task").write_bytes(cloudpickle.dumps(node_task(tmp_path, "token")))
     code = (
-        "import cloudpickle, sys\n"
+        "import sys\n"
+        "from ray import cloudpickle\n"
         "sys.modules[sys.argv[2]] = None\n"  # as if it were not there
         "print(cloudpickle.loads(open(sys.argv[1], 'rb').read())())"
     )
