@@ -1,8 +1,8 @@
 """The whole configuration: one section for each stage, and what must fit together across sections.
 
-A section stands beside its stage, in `stages/<name>/config.py`; `run`, `backbone` and `inference` are shared. The
-defaults are those of the profile `micro`; `pipelines/config/profiles/*.yaml` holds what the other profiles change.
-No heavy import belongs here.
+A section stands beside its stage, in `stages/<name>/config.py`; `run`, `compute`, `backbone` and `inference` are
+shared. The defaults are those of the profile `micro`; `pipelines/config/profiles/*.yaml` holds what the other profiles
+change. No heavy import belongs here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from model.guidance.settings import InferenceSettings
 from model.settings import STRICT, Text
 from stages.base.config import BaseConfig
 from stages.cache_latents.config import CacheLatentsConfig
+from stages.compute_config import ComputeConfig
 from stages.contextualizer.config import ContextualizerConfig
 from stages.curriculum.config import CurriculumConfig
 from stages.customize.config import CustomizeConfig
@@ -41,6 +42,7 @@ class Config:
 
     profile: Text = "micro"
     run: RunConfig = field(default_factory=RunConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
     microworld: MicroworldConfig = field(default_factory=MicroworldConfig)
@@ -60,8 +62,8 @@ class Config:
 
     @model_validator(mode="after")
     def _batch_fits_workers(self) -> Config:
-        if problem := self.train_adapter.trainer.batch_problem(self.curriculum.batch_size):
-            raise ValueError(f"curriculum.batch_size {problem} (train_adapter.trainer)")
+        if problem := self.train_adapter.trainer.batch_problem(self.curriculum.batch_size, "train_adapter.trainer"):
+            raise ValueError(f"curriculum.batch_size {problem}")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, StringConstraints
 
 from model.settings import ONE_LINE, Text, Words
@@ -84,4 +84,4 @@ TrackingUri = Annotated[_Path, AfterValidator(checked_setting), Words("the URI o
 Template = Annotated[Text, StringConstraints(pattern=r"\{word\}"), Words("text on one line that contains {word}")]
 Port = Annotated[int, Ge(1), Le(65_535)]
 #: A share of a GPU, or whole ones: Ray takes no other numbers.
-Gpus = Annotated[float, Ge(0), Le(1)]
+Gpus = Annotated[float, Gt(0), Le(1)]

@@ -75,9 +75,10 @@ def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
 def _add_ray_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ray-address",
-        default="local",
         metavar="ADDRESS",
-        help="a running Ray cluster: host:port, or auto to find it; default: local, a Ray that ends with the command",
+        help="a Ray cluster: its dashboard, http://HOST:8265, to which `run` is submitted as a job; or on a machine of "
+        "the cluster auto or HOST:6379; or local, a Ray that ends with the command. Default: the cluster of the Ray "
+        "job that runs the command, else local",
     )
 
 

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
+from pipelines.cli.job_submission import check_run_folder, submit
 from pipelines.cli.manifests import manifests
 from pipelines.cli.painting_run import last_run, painting_run
 from pipelines.cli.storage import storage
 from pipelines.config.loading import config_to_dict, load_config
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
-from pipelines.graph import Graph, pipeline_graph
+from pipelines.execution.signals import stopped_by_signals
+from pipelines.graph import REPOSITORY, Graph, pipeline_graph
 from pipelines.plan import Action, Step, check_files, make_plan
 from pipelines.store.records import artifact_location, database_file, relocate, unusable_database
 from pipelines.store.store import Output, Store
 from pipelines.tracking_store import check_registry, configured_uri
+from stages.ray_tools.addresses import AddressError, dashboard_of, find_cluster, is_local
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the stages that are not up to date."""
     config = load_config(arguments.profile, arguments.settings)
+    if dashboard := dashboard_of(arguments.ray_address):
+        return submit(dashboard, arguments)
+    check_run_folder(config.run.folder)
     graph, store = pipeline_graph(config), Store.at(config.run.folder)
     if arguments.dry_run:
         print(messages.plan_table(_plan(graph, store, arguments)))
@@ -104,10 +108,9 @@ def generate(arguments: argparse.Namespace) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
     config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
-    set_environment(config.profile)
+    set_environment(config.profile, local_ray=is_local(arguments.ray_address))
     with temporary_folder(store.local_folder) as temporary, _stage_errors_as_pipeline_errors():
         from pipelines.served_registry import served_registry
-        from stages.ray_tools.cluster import find_cluster
         from stages.serve.server import run_server
 
         cluster = find_cluster(arguments.ray_address)
@@ -126,29 +129,38 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) -> dict[str, Output]:
+def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str | None) -> dict[str, Output]:
     """Run the plan, with a Ray cluster, a tracker and a display that end with the run."""
     from pipelines.cli.progress import make_display
     from pipelines.execution.runner import Runner
     from pipelines.execution.stage_job import RunContext
     from pipelines.tracking import Tracker
-    from stages.ray_tools.cluster import find_cluster, local_cluster
+    from stages.ray_tools.cluster import local_cluster
+    from stages.ray_tools.gpus import check_gpus, gpu_needs
+    from stages.ray_tools.preflight import check_cluster
 
     config = graph.config
-    set_environment(config.profile)
+    set_environment(config.profile, local_ray=is_local(ray_address))
     with ExitStack() as stack:
         stack.enter_context(_stage_errors_as_pipeline_errors())
         running = find_cluster(ray_address)
         print(announce(config, store, plan))
         stack.enter_context(store.writable())
-        stack.enter_context(_stopped_by_signals())
+        stack.enter_context(stopped_by_signals())
         stack.enter_context(temporary_folder(store.local_folder))
         display = stack.enter_context(make_display(plan))
         tracker = stack.enter_context(Tracker(config, store, plan, display.warn))
         if running is None:
             display.set_note("starting Ray")
         tracker.check()
-        address = running or stack.enter_context(local_cluster())
+        stages = [step.stage.name for step in plan if step.action is Action.RUN]
+        if running is None:
+            address, cores = stack.enter_context(local_cluster()), os.cpu_count() or 1
+            check_gpus(gpu_needs(config, stages), "this machine", may_grow=False)
+        else:
+            address, (cores, warnings) = running, check_cluster(running, config, stages, store.folder, str(REPOSITORY))
+            for warning in warnings:
+                display.warn(warning)
         run_context = RunContext(
             graph=graph,
             store=store,
@@ -160,7 +172,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str) 
             plan=plan,
             run_context=run_context,
             listeners=[display, tracker],
-            cpus=config.run.cpus or os.cpu_count() or 1,
+            cpus=config.run.cpus or cores,
         )
         return runner.run()
 
@@ -185,7 +197,6 @@ def _fingerprints(outputs: dict[str, Output]) -> dict[str, str]:
 def _stage_errors_as_pipeline_errors() -> Iterator[None]:
     """Turn errors of code in `stages/` into errors of a command; a wrong address is a wrong command line."""
     from stages.contract import StageError
-    from stages.ray_tools.cluster import AddressError
 
     try:
         yield
@@ -202,18 +213,3 @@ def _database_errors(store: Store) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise PipelineError(unusable_database(store, error)) from error
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the run in the same way as Ctrl-C."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

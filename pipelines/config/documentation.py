@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.config.keys import Key, configuration_keys, fields_of, flat_values, is_section
 from pipelines.config.loading import METHOD_DEFAULTS, method_values, profile_names, profile_values
 from pipelines.config.words import describe
+from stages.compute_config import FOLLOWERS
 from stages.config import Config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
@@ -68,9 +69,10 @@ def _sections() -> Iterator[str]:
 
 
 def _row(key: Key, default: Any, profiles: dict[str, dict[str, Any]]) -> str:
-    values = [f"`{_yaml(default)}`"]
+    followed = next((name for name, followers in FOLLOWERS.items() if key.name in followers), None)
+    values = [f"that of `{followed}`" if followed else f"`{_yaml(default)}`"]
     for name, found in profiles.items():
-        if found.get(key.name, default) != default:
+        if key.name in found and (followed or found[key.name] != default):
             values.append(f"{name}: `{_yaml(found[key.name])}`")
     changes = "operation" if key.of_operation else "result"
     cells = (f"`{key.name}`", describe(key.type), "; ".join(values), changes, key.description)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipelines.config.words import describe, show
 from pipelines.config.world import check_world
 from pipelines.config.yaml_values import BLANK, is_list_of_texts, nodes_of, value_of, value_of_node
 from pipelines.errors import UsageError
+from stages.compute_config import FOLLOWERS
 from stages.config import Config
 from stages.customize.config import METHOD_DEFAULTS as CUSTOMIZE_DEFAULTS
 from stages.train_adapter.config import METHOD_DEFAULTS as ADAPTER_DEFAULTS
@@ -51,7 +52,9 @@ def load_config(profile: str, settings: Sequence[str] = ()) -> Config:
         UsageError: An unknown profile or key, a wrong value; says which, and what would be right.
     """
     chosen = parse_settings(settings)
-    values = flat_values(Config()) | with_method_defaults(profile_values(profile), chosen)
+    given = with_method_defaults(profile_values(profile), chosen)
+    values = flat_values(Config()) | given
+    values |= _following(values, given)
     return _build(with_absolute_paths(values | _fitting_mask_steps(values, chosen)))
 
 
@@ -78,13 +81,16 @@ def config_from_dict(values: Mapping[str, Any], settings: Sequence[str] = ()) ->
     """The configuration that `config_to_dict` took apart, with `settings` over it."""
     stored, chosen = flat_values(Config()) | _flatten(values, ""), with_absolute_paths(parse_settings(settings))
     found = with_method_defaults(stored, chosen)
+    found |= _following(found, _own_values(stored) | chosen.keys())
     return _build(found | _fitting_mask_steps(found, chosen))
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The configuration with some values, given by dotted key, over its own."""
     checked = {name: _convert(key_of(name), value) for name, value in values.items()}
-    return _build(flat_values(config) | with_absolute_paths(checked))
+    before = flat_values(config)
+    found = before | with_absolute_paths(checked)
+    return _build(found | _following(found, _own_values(before) | checked.keys()))
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -105,6 +111,16 @@ def with_method_defaults(profile: Mapping[str, Any], settings: Mapping[str, Any]
         brought = {**defaults[method], **method_values(profile.get("profile", "micro"), method)}
         (weakest if method == before else stronger).update(brought)
     return {**weakest, **profile, **stronger, **settings}
+
+
+def _following(values: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """The values of `compute` for the settings of sections that have no value of their `own`."""
+    return {name: values[key] for key, names in FOLLOWERS.items() for name in names if name not in own}
+
+
+def _own_values(values: Mapping[str, Any]) -> set[str]:
+    """The settings of sections that differ from those of `compute`."""
+    return {name for key, names in FOLLOWERS.items() for name in names if values[name] != values[key]}
 
 
 def _fitting_mask_steps(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from pathlib import Path
 def main() -> None:
     """Wait for the end of the run, then clean up."""
     folder = Path(sys.argv[1])
+    # `ray job stop` and batch systems send it to every process of the run; the run itself ends this one.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdin.read()
     while found := processes_of(folder):
         for process in found:

@@ -27,10 +27,6 @@ _QUIET = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset imports albumentations, which asks PyPI for updates
     "RAY_USAGE_STATS_ENABLED": "0",
     "WANDB_MODE": "disabled",
-    # Without these a local Ray may use a token file that another program left in the home folder, and listens on all
-    # interfaces. The second one has this effect on Linux too, despite its name.
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for it: 1.85 s a call by default
     # OpenMP's threads spin for some microseconds, then sleep while they wait. A picture of the micro model takes 0.6 s
     # on two idle cores and 1.2 to 1.8 s on busy ones; without spinning 1.5 s and 1.4 to 2.2 s.
@@ -52,6 +48,13 @@ _QUIET = {
 }
 
 
+_LOCAL_RAY = {
+    # Without these a local Ray may use a token file that another program left in the home folder, and listens on all
+    # interfaces. The second one has this effect on Linux too, despite its name. A cluster has its own rules.
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -60,10 +63,15 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists()
 
 
-def set_environment(profile: str) -> None:
-    """Set the variables that all processes of a run inherit, except those that the user has set."""
-    variables = dict(_QUIET)
-    if not has_gpu():
+def set_environment(profile: str, *, local_ray: bool = True) -> None:
+    """Set the variables that all processes of a run inherit, except those that the user has set.
+
+    Args:
+        profile: Of the configuration.
+        local_ray: The processes use a Ray of their own, or none; they join no cluster.
+    """
+    variables = _QUIET | (_LOCAL_RAY if local_ray else {})
+    if local_ray and not has_gpu():  # the nodes of a cluster may have other devices than this machine
         variables["DS_ACCELERATOR"] = "cpu"
     if profile == "micro":
         variables["HF_HUB_OFFLINE"] = (

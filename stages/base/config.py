@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import field
 
-from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from model.micro_sd.recipe import PartRecipe, Recipe
+from model.micro_sd.recipe import Recipe
 from model.settings import STRICT, PositiveInt
 from stages.settings import Operation
 
@@ -18,17 +17,7 @@ class BaseConfig:
 
     recipe: Recipe = field(default_factory=Recipe)
     workers: Operation[PositiveInt] = 2
-    """Processes that share each step's batch."""
+    """Processes, at most, that share each step's batch: as many as can share it evenly."""
+    min_workers: Operation[PositiveInt | None] = None
+    """It goes on with as few as this when a cluster has no more for it; null: it waits for all."""
     use_gpu: Operation[bool] = False
-
-    @model_validator(mode="after")
-    def _batches_fit(self) -> BaseConfig:
-        parts: dict[str, PartRecipe] = {
-            name: part for name, part in vars(self.recipe).items() if isinstance(part, PartRecipe)
-        }
-        for name, part in parts.items():
-            if part.batch % self.workers:
-                raise ValueError(
-                    f"recipe.{name}.batch must be a multiple of workers = {self.workers}, not {part.batch}"
-                )
-        return self

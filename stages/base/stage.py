@@ -112,6 +112,8 @@ def _train_part(name: str, context: StageContext, config: BaseConfig, folders: F
         context=context,
         name=name,
         seed=part.seed,
+        section="base",
+        batch_size=part.batch,
         batch_setting=f"base.recipe.{name}.batch",
     )
     folders.part(name).parent.mkdir(exist_ok=True)
@@ -137,7 +139,8 @@ def task_of(name: str, recipe: Recipe, folders: Folders) -> TrainingTask:
 def _trainer(part: PartRecipe, config: BaseConfig) -> TrainerConfig:
     """The trainer's configuration of a part. In fp32: the parts themselves use bf16 autocast where they can."""
     return TrainerConfig(
-        workers=config.workers,
+        workers=next(count for count in range(config.workers, 0, -1) if part.batch % count == 0),
+        min_workers=config.min_workers,
         use_gpu=config.use_gpu,
         zero_stage=0,
         precision="fp32",

@@ -19,6 +19,7 @@ class CacheLatentsConfig:
     dtype: Literal["float32", "float16"] = "float32"
     """float16: half the storage, for training in half precision."""
     actors: Operation[PositiveInt] = 1
-    gpus_per_actor: Operation[Gpus] = 0.0
-    """A share of a GPU, such as 0.25; 0: on the CPU."""
+    use_gpu: Operation[bool] = False
+    gpus_per_actor: Operation[Gpus] = 1.0
+    """A share of a GPU, with `use_gpu`."""
     batch_size: Operation[PositiveInt] = 64

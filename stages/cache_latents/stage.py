@@ -114,7 +114,11 @@ def encode(job: EncodingJob, parts: list[dict[str, Any]], report: Reporter) -> N
         Encoder,
         one_row_batches(parts),
         arguments={"job": job},
-        workers=Workers(count=job.settings.actors, cpus=0.5, gpus=job.settings.gpus_per_actor),
+        workers=Workers(
+            count=job.settings.actors,
+            cpus=0.5,
+            gpus=job.settings.gpus_per_actor if job.settings.use_gpu else 0,
+        ),
         progress=Progress(
             report=report,
             total=sum(part["rows"] for part in parts),
@@ -148,7 +152,7 @@ class Encoder:
     @cached_property
     def backbone(self) -> Backbone:
         """Loaded in the first call: of an error in an actor's constructor, Ray keeps only the text."""
-        device = "cuda" if self.job.settings.gpus_per_actor else "cpu"
+        device = "cuda" if self.job.settings.use_gpu else "cpu"
         backbone = load_backbone(self.job.backbone, device=device, encoders_only=True)
         backbone.check_resolution(self.job.resolution)
         return backbone

@@ -28,6 +28,6 @@ class ContextualizerConfig:
 
     @model_validator(mode="after")
     def _batch_fits(self) -> ContextualizerConfig:
-        if problem := self.trainer.batch_problem(self.batch_size):
+        if problem := self.trainer.batch_problem(self.batch_size, "contextualizer.trainer"):
             raise ValueError(f"batch_size {problem}")
         return self

@@ -56,6 +56,8 @@ def run(context: StageContext) -> StageResult:
         context=context,
         name="contextualizer",
         seed=seed,
+        section="contextualizer.trainer",
+        batch_size=config.batch_size,
         batch_setting="contextualizer.batch_size",
     )
     folder = context.output / "contextualizer"

@@ -19,6 +19,7 @@ from model.pipeline import RealCustomPipeline
 from model.seeding import seed_of
 from stages.contract import StageContext, StageError
 from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.ray_tools.placement import node_selector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,8 @@ def _paint(word: str, numbers: tuple[int, ...], folder: Path, context: StageCont
         seed=context.config.run.seed,
         settings=config.scoring.inference,
     )
-    task: Any = ray.remote(num_cpus=1, num_gpus=int(use_gpu), num_returns="streaming")(paint_class)
+    options = {"num_cpus": 1, "num_gpus": int(use_gpu), "label_selector": node_selector(use_gpu)}
+    task: Any = ray.remote(**options, num_returns="streaming")(paint_class)
     with model_errors_as_stage_errors():
         for done, reference in enumerate(task.remote(job), 1):
             number, picture = ray.get(reference)

@@ -124,7 +124,7 @@ class CustomizeConfig:
 
     @model_validator(mode="after")
     def _batch_fits(self) -> CustomizeConfig:
-        if problem := self.trainer.batch_problem(self.batch_size):
+        if problem := self.trainer.batch_problem(self.batch_size, "customize.trainer"):
             raise ValueError(f"batch_size {problem}")
         if self.sample_every is not None and self.trainer.zero_stage == 3:
             raise ValueError(

@@ -19,6 +19,7 @@ from stages.contract import StageContext
 from stages.customize.preparation import PreparedSubject, customization_settings
 from stages.customize.scores import Scored, ScoringJob, score_concept
 from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.ray_tools.placement import node_selector
 from stages.training.trainer import Curves, fit
 
 #: The name of each training: of its files and its metrics.
@@ -68,6 +69,8 @@ def learn_concept(
             context=context,
             name=NAME,
             seed=context.config.run.seed,
+            section="customize.trainer",
+            batch_size=config.batch_size,
             batch_setting="customize.batch_size",
         )
         folders = _checkpoints(weights, config.steps)
@@ -108,9 +111,8 @@ def _score(
         checkpoints={step: str(folder) for step, folder in folders.items()},
     )
     gpus = int(context.config.customize.trainer.use_gpu)
-    remote: Any = ray.remote(num_cpus=context.config.run.cpus or 1, num_gpus=gpus, num_returns="streaming")(
-        score_concept
-    )
+    options = {"num_cpus": context.config.run.cpus or 1, "num_gpus": gpus, "label_selector": node_selector(gpus)}
+    remote: Any = ray.remote(**options, num_returns="streaming")(score_concept)
     for result in map(ray.get, remote.remote(job)):
         if isinstance(result, Scored):
             break

@@ -28,8 +28,9 @@ class ScoringConfig:
     safety_checker: ModelLocation | None = None
     """A Stable Diffusion with one; 0.5 is its threshold."""
     actors: Operation[PositiveInt] = 1
-    gpus_per_actor: Operation[Gpus] = 0.0
-    """A share of a GPU, such as 0.25; 0: on the CPU."""
+    use_gpu: Operation[bool] = False
+    gpus_per_actor: Operation[Gpus] = 0.25
+    """A share of a GPU, with `use_gpu`."""
     batch_size: Operation[PositiveInt] = 64
 
     @model_validator(mode="after")

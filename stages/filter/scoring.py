@@ -34,7 +34,11 @@ def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig
         Scorer,
         one_row_batches({"group": vars(group)} for group in groups),
         arguments={"folder": folder, "settings": settings},
-        workers=Workers(count=settings.scoring.actors, cpus=0.5, gpus=settings.scoring.gpus_per_actor),
+        workers=Workers(
+            count=settings.scoring.actors,
+            cpus=0.5,
+            gpus=settings.scoring.gpus_per_actor if settings.scoring.use_gpu else 0,
+        ),
         progress=Progress(
             report=report,
             total=sum(group.rows for group in groups),
@@ -99,7 +103,7 @@ class ScoreModels:
 
         from model.scoring.metrics import ClipScorer
 
-        self.device = torch.device("cuda" if settings.gpus_per_actor else "cpu")
+        self.device = torch.device("cuda" if settings.use_gpu else "cpu")
         self.scores = scores
         names = {"similarity": settings.similarity_clip, "aesthetic": settings.aesthetic_clip}
         names = {score: name for score, name in names.items() if score in scores}

@@ -39,6 +39,7 @@ from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
 from stages.ray_tools.cluster import cluster_cores
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
+from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
 
 #: Between two tasks Ray Data needs a fifth of a second. So tasks are long, but there are enough for all cores, and one
@@ -265,7 +266,7 @@ def _copy(
     groups: list[FileGroup], verdicts: Path, duplicates: list[pa.Table], context: StageContext, cores: int
 ) -> Outcome:
     """Write the samples and the rejected rows of all groups."""
-    copy = ray.remote(copy_group)
+    copy = ray.remote(label_selector=node_selector())(copy_group)
     output, settings = context.output.resolve(), context.config.filter
     progress = _CopyProgress(groups, context.report)
 

@@ -25,6 +25,7 @@ from stages.ingest.config import IngestConfig
 from stages.ingest.fetch import PictureOpener
 from stages.ingest.resizer import CheckedResizer
 from stages.ingest.shards import settled_ids
+from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
 
 #: The name of a shard in the errors of `run_tasks`.
@@ -59,7 +60,7 @@ def download_shards(
     missing = [number for number in range(len(sizes)) if not mark(shards, number).exists()]
     done = sum(sizes) - sum(sizes[number] for number in missing)
     report.progress(done, sum(sizes), "downloading pictures")
-    fetch = ray.remote(fetch_shard)
+    fetch = ray.remote(label_selector=node_selector())(fetch_shard)
 
     def finished(number: int, _: Any) -> None:
         nonlocal done

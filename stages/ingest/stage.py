@@ -31,6 +31,7 @@ from stages.ingest.outcomes import check_failed_share, check_sum, outcome_table
 from stages.ingest.partitions import keys_of_ids
 from stages.ingest.shards import ShardSummary, convert_shard
 from stages.ingest.url_list import UrlList, write_url_list
+from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
 
 #: A file in the output with the settings that its pictures depend on. Only outputs with the same can be merged.
@@ -138,7 +139,7 @@ def _convert_shards(scratch: Path, output: Path, earlier: Path | None, settings:
     """Write `samples`, and the parts of `rejected` and `failed` into `scratch`; one part of each a shard."""
     for parts in ("rejected", "failed"):
         shutil.rmtree(scratch / parts, ignore_errors=True)  # of an interrupted call
-    convert = ray.remote(convert_shard)
+    convert = ray.remote(label_selector=node_selector())(convert_shard)
     summaries: dict[int, ShardSummary] = {}
     run_tasks(
         lambda number: convert.remote(scratch, number, output / "samples", earlier),

@@ -1,26 +1,27 @@
-"""The Ray cluster of a run or a server: a local one that ends with this process, or one that is running already."""
+"""The Ray cluster of a run or a server: a local one that ends with this process, or one that is running already.
+
+`stages.ray_tools.addresses` says which.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import IO, Any
 
 from stages.contract import StageError
+from stages.ray_tools.addresses import JOB_VARIABLE
+from stages.ray_tools.placement import cpu_nodes
+from stages.ray_tools.runtime_environment import runtime_environment
 
 #: Ray's processes must find each other within 30 seconds, which a busy machine may miss; Ray has no setting for it.
 START_ATTEMPTS = 4
-
-#: An address that answers at all does so in this time.
-CONNECT_SECONDS = 10
-
-
-class AddressError(StageError):
-    """The address of a cluster is of no form that this pipeline takes."""
 
 
 def logical_cpus() -> int:
@@ -33,7 +34,7 @@ def logical_cpus() -> int:
 
 
 def cluster_cores() -> int:
-    """Cores of the cluster that this process is connected to.
+    """Cores for work without GPUs of the cluster that this process is connected to.
 
     A local Ray has more CPUs than this machine has cores (see `logical_cpus`), but that many busy tasks would only
     compete for the cores, and each takes memory.
@@ -41,7 +42,7 @@ def cluster_cores() -> int:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    nodes = [(node["NodeID"], int(node["Resources"].get("CPU", 0))) for node in ray.nodes() if node["Alive"]]
+    nodes = [(node["NodeID"], int(node["Resources"].get("CPU", 0))) for node in cpu_nodes(ray.nodes())]
     return max(1, sum(min(cpus, os.cpu_count() or 1) if node == here else cpus for node, cpus in nodes))
 
 
@@ -57,6 +58,8 @@ def local_cluster(*, dashboard: bool = True) -> Iterator[str]:
     """
     import ray
 
+    # In a Ray job this Ray is still one of its own: it cannot have the runtime environment of the job's cluster.
+    os.environ.pop(JOB_VARIABLE, None)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     context = _start(dashboard)
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends this process at once
@@ -99,62 +102,71 @@ def _end_children() -> None:
     psutil.wait_procs(children, timeout=5)
 
 
-def find_cluster(address: str) -> str | None:
-    """The host:port of the running cluster that `--ray-address` means; None for `local`, a cluster of our own.
+def connect(address: str, working_dir: str | None = None, *, show_logs: bool = True) -> None:
+    """Join the cluster at `address` as a driver.
 
-    `auto` means the cluster of RAY_ADDRESS, else one that runs on this machine.
+    Args:
+        address: host:port of the head.
+        working_dir: The code, for workers of a cluster that does not share our disk; None: a local cluster.
+        show_logs: Print what workers print.
 
     Raises:
-        AddressError: The address has another form.
-        StageError: No cluster answers there. Ray itself would try for many minutes.
+        StageError: The cluster does not take this driver: another version of Ray or Python, no or a wrong token.
     """
-    if address == "local":
-        return None
-    if address != "auto":
-        return _check(address, "--ray-address")
-    given = os.environ.get("RAY_ADDRESS", "")
-    return _check(given, "RAY_ADDRESS") if given not in ("", "auto") else _cluster_of_this_machine()
-
-
-def _check(address: str, source: str) -> str:
-    if address.startswith("ray://"):
-        raise AddressError(
-            f"{source} is {address}: Ray Data does not work through the Ray client (ray://). Start the pipeline on a "
-            "machine of the cluster with --ray-address auto, or give the head's host:port, such as 10.0.0.1:6379."
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise AddressError(f"{source} is {address!r}: give host:port, such as 127.0.0.1:6379, or auto, or local.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise StageError(f"No Ray cluster answers at {address}; check {source}.") from error
-    return address
-
-
-def _cluster_of_this_machine() -> str:
     import ray
 
-    try:
-        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
-        raise StageError(
-            "--ray-address auto finds no running Ray cluster: start one with `ray start --head`, set RAY_ADDRESS, or "
-            "leave --ray-address out to start a local Ray for this run."
-        ) from error
-    try:
-        return str(ray.get_runtime_context().gcs_address)
-    finally:
-        ray.shutdown()
-
-
-def connect(address: str, working_dir: str | None = None, *, show_logs: bool = True) -> None:
-    """Join the cluster at `address` as a driver; `working_dir` is shipped to clusters that do not share our disk."""
-    import ray
-
-    environment = {"working_dir": working_dir, "excludes": ["runs", ".venv", ".git"]} if working_dir else None
+    environment = runtime_environment(working_dir) if working_dir else None
     level = logging.WARNING if show_logs else logging.ERROR
-    ray.init(address=address, runtime_env=environment, logging_level=level, log_to_driver=show_logs)
+    with _printed() as printed:
+        try:
+            ray.init(address=address, runtime_env=environment, logging_level=level, log_to_driver=show_logs)
+        except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            raise StageError(refusal(address, error, printed.text())) from error
+        if show_logs:
+            printed.show()
+
+
+def refusal(address: str, error: Exception, printed: str) -> str:
+    """Why a cluster does not take this driver, from Ray's error and from what Ray has printed."""
+    if "Version mismatch" in str(error):
+        versions = " ".join(str(error).split()).partition("Version mismatch: ")[2]
+        return f"The Ray cluster at {address} has other versions than this machine; install the same here: {versions}"
+    if "authentication" in f"{type(error).__name__} {error}".lower() or "InvalidAuthToken" in printed:
+        return (
+            f"The Ray cluster at {address} does not accept this machine's token: set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's."
+        )
+    return f"The Ray cluster at {address} cannot be joined: {str(error).strip().splitlines()[0]}"
+
+
+@dataclass
+class _Printed:
+    """What this process has printed to standard error, with the C++ part of Ray."""
+
+    file: IO[bytes]
+    stderr: int
+
+    def text(self) -> str:
+        self.file.seek(0)
+        return self.file.read().decode(errors="replace")
+
+    def show(self) -> None:
+        os.write(self.stderr, self.text().encode())
+
+
+@contextmanager
+def _printed() -> Iterator[_Printed]:
+    """Hold back what is printed to standard error: Ray says only there why it cannot connect, many times."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield _Printed(file, stderr)
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 @contextmanager

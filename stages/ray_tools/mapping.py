@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from stages.contract import Reporter, StageError
 from stages.ray_tools.errors import worker_errors_as_stage_errors
+from stages.ray_tools.placement import node_selector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ def map_on_workers(
         **{"fn_constructor_kwargs" if isinstance(function, type) else "fn_kwargs": dict(arguments)},
     )
     mapped.context.execution_options.preserve_order = True
+    mapped.context.execution_options.label_selector = node_selector(workers.gpus)
     mapped.context.raise_original_map_exception = True
     results = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
     with worker_errors_as_stage_errors(StageError, *errors):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def run(context: StageContext) -> StageResult:
         context=context,
         name="adapter",
         seed=context.config.run.seed,
+        section="train_adapter.trainer",
+        batch_size=math.gcd(*plan.batch_sizes()),
         batch_setting="curriculum.batch_size",
         data_workers=config.data_workers,
     )
@@ -62,8 +65,8 @@ def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
     for size in plan.batch_sizes():
         if size % config.trainer.workers:
             raise StageError(
-                f"a step's {size} examples cannot be divided evenly among {config.trainer.workers} workers: set "
-                "curriculum.batch_size to a multiple of train_adapter.trainer.workers."
+                f"a step's {size} examples cannot be divided evenly among train_adapter.trainer.workers="
+                f"{config.trainer.workers}: set curriculum.batch_size to a multiple of it."
             )
     method = METHODS[config.method]
     if method.reference_is_target and not plan.references_are_targets:

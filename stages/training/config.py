@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from stages.compute_config import Precision, precision_problem
 from stages.settings import Operation
 
 
@@ -18,10 +19,13 @@ class TrainerConfig:
 
     workers: Operation[PositiveInt] = 2
     """Processes that share each step's batch; the batch must be a multiple of workers times accumulation."""
+    min_workers: Operation[PositiveInt | None] = None
+    """It goes on with as few as this when a cluster has no more for it; null: it waits for all."""
     use_gpu: Operation[bool] = False
+    """A GPU for each worker."""
     zero_stage: Operation[Literal[0, 1, 2, 3]] = 1
     """DeepSpeed's ZeRO stage."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the forward pass, by autocast; the weights stay fp32."""
     accumulation: Operation[PositiveInt] = 1
     """Micro batches that a worker's batch is cut into, one after the other: less memory."""
@@ -46,8 +50,8 @@ class TrainerConfig:
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainerConfig:
-        if self.precision == "fp16" and not self.use_gpu:
-            raise ValueError("precision=fp16 needs GPUs; set precision to fp32 or bf16, or use_gpu to true")
+        if problem := precision_problem(self.precision, self.use_gpu):
+            raise ValueError(problem)
         if self.ema_decay is not None and self.zero_stage == 3:
             raise ValueError(
                 "ema_decay needs whole weights on each worker, which zero_stage=3 does not leave there; set zero_stage "
@@ -55,9 +59,16 @@ class TrainerConfig:
             )
         return self
 
-    def batch_problem(self, batch_size: int) -> str | None:
+    def batch_problem(self, batch_size: int, section: str) -> str | None:
         """Why a step's batch cannot be shared out evenly among the workers and their micro batches; None: it can."""
-        parts = self.workers * self.accumulation
-        if batch_size % parts == 0:
+        if batch_size % (self.workers * self.accumulation) == 0:
             return None
-        return f"must be a multiple of workers x accumulation = {self.workers} x {self.accumulation}, not {batch_size}"
+        return (
+            f"must be a multiple of {section}.workers x {section}.accumulation = {self.workers} x {self.accumulation}, "
+            f"not {batch_size}"
+        )
+
+    def worker_counts(self, batch_size: int) -> list[int]:
+        """The numbers of workers that a training may have, the largest first: all, or fewer that can share a batch."""
+        fewer = range(self.workers - 1, (self.min_workers or self.workers) - 1, -1)
+        return [self.workers, *(count for count in fewer if batch_size % (count * self.accumulation) == 0)]

@@ -23,7 +23,7 @@ class TrainingJob:
         task: What is trained; picklable.
         steps: Steps of the optimizer in all.
         seed: Of the initial weights and of all random numbers of the training.
-        cores: Cores of a machine, shared by the workers on it.
+        cores: Cores of a machine, shared by the workers on it; None: all that it has.
         data_workers: Processes for each worker that prepare the batches of a `FedTask`; 0: the worker prepares them.
         folder: Holds all files of the training; all workers can read and write it.
         name: Of the training; the files' names begin with it.
@@ -33,7 +33,7 @@ class TrainingJob:
     steps: int
     config: TrainerConfig
     seed: int
-    cores: int
+    cores: int | None
     folder: Path
     name: str
     data_workers: int = 0

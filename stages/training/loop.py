@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -50,7 +51,8 @@ def train(settings: dict[str, Any]) -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # from DeepSpeed
     job: TrainingJob = settings["job"]
-    torch.set_num_threads(max(1, job.cores // ray.train.get_context().get_local_world_size()))
+    cores = job.cores or os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // ray.train.get_context().get_local_world_size()))
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # torch.distributed sends Python objects from there

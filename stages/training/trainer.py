@@ -5,10 +5,9 @@ A stage calls `fit`. The training loop is in `stages/training/loop.py`.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,8 +16,10 @@ from typing import Any
 from model.errors import ModelError
 from model.training.task import TrainingTask
 from stages.contract import Reporter, StageContext, StageError
+from stages.ray_tools.placement import node_selector
 from stages.training.checkpoints import difference
 from stages.training.config import TrainerConfig
+from stages.training.elasticity import room_for_workers
 from stages.training.job import TrainingJob
 from stages.training.loop import train
 from stages.training.metrics import BOOKKEEPING, progress_note, read_lines
@@ -39,6 +40,8 @@ def fit(
     context: StageContext,
     name: str,
     seed: int,
+    section: str,
+    batch_size: int,
     batch_setting: str,
     data_workers: int = 0,
 ) -> tuple[Path, Curves]:
@@ -47,17 +50,17 @@ def fit(
     Progress and metrics go to `context.report` during the training (keys `name/loss`, ...). Checkpoints are in
     `context.scratch`: a later call with the same scratch, name and arguments resumes from the last one, even with
     another number of workers. When a worker dies, all resume from the last checkpoint, at most `config.max_failures`
-    times. SIGTERM ends the training with a checkpoint. `batch_setting` is the configuration key to lower when a batch
-    does not fit into memory. `data_workers` processes for each worker prepare the batches of a `FedTask`; with 0 the
-    worker prepares them itself.
+    times; on a cluster with fewer nodes than before perhaps with fewer workers (see `stages.training.elasticity`).
+    SIGTERM ends the training with a checkpoint. `section` is the configuration's with `config`, `batch_setting` the key
+    to lower when a step's batch of `batch_size` examples does not fit into memory. `data_workers` processes for each
+    worker prepare the batches of a `FedTask`; with 0 the worker prepares them itself.
 
     Raises:
-        StageError: The cluster is too small for the configuration; the last checkpoint is damaged or belongs to another
+        StageError: A local Ray is too small for the configuration; the last checkpoint is damaged or belongs to another
             configuration; a worker raised a ModelError or StageError, or died too often; a batch does not fit into
             memory, or a checkpoint on the disk; the loss exploded, or the gradient was not finite, in too many steps;
             the training was stopped by SIGTERM.
     """
-    _check_resources(config)
     folder = (context.scratch / "train").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainingJob(
@@ -65,32 +68,39 @@ def fit(
         steps=steps,
         config=config,
         seed=seed,
-        cores=context.config.run.cpus or os.cpu_count() or 1,
+        cores=context.config.run.cpus,
         folder=folder,
         name=name,
         data_workers=data_workers,
     )
     check_resume(job)
     job.stop_request.unlink(missing_ok=True)
-    context.report.progress(0, steps, f"{name}: starting {config.workers} workers")
+    counts = config.worker_counts(batch_size)
     with reporting(job, context.report), _stopped_by_sigterm(job):
-        _run_workers(job, context.report, batch_setting)
+        _run_workers(job, context.report, batch_setting, lambda: room_for_workers(job, counts, section, context.report))
     if job.ending.exists():
         raise StageError(job.ending.read_text())
     return job.weights, read_curves(job.metrics_file)
 
 
-def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None:
-    """Train on Ray workers, again when one has died. Ray's own `max_failures` would repeat permanent errors too."""
+def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_room: Callable[[], int]) -> None:
+    """Train on Ray workers, again when one has died. Ray's own `max_failures` would repeat permanent errors too.
+
+    `find_room` returns for how many workers there is room.
+    """
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = job.config
     for attempts_left in range(config.max_failures, -1, -1):
+        workers = find_room()
+        report.progress(0, job.steps, f"{job.name}: starting {workers} workers")
         trainer = TorchTrainer(
             train,
             train_loop_config={"job": job},
-            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.use_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=config.use_gpu, label_selector=node_selector(gpus=config.use_gpu)
+            ),
             torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
             run_config=RunConfig(name=job.name, storage_path=str(job.folder)),
         )
@@ -102,20 +112,6 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str) -> None
             if not attempts_left or any(_is_permanent(failure) for failure in _failures(error)):
                 raise StageError(sentence) from error
             report.warning(f"{sentence}; it resumes from its last checkpoint")
-
-
-def _check_resources(config: TrainerConfig) -> None:
-    """Check that Ray has enough CPUs or GPUs, for which it would wait for ever."""
-    import ray
-
-    kind = "GPU" if config.use_gpu else "CPU"
-    available = int(ray.cluster_resources().get(kind, 0))
-    if config.workers > available:
-        remedy = f"set workers to at most {available}" if available else "set use_gpu to false"
-        raise StageError(
-            f"{config.workers} workers need {config.workers} {kind}s, but Ray has {available}: {remedy}, or use a "
-            "larger cluster."
-        )
 
 
 def check_resume(job: TrainingJob) -> None:
@@ -138,14 +134,17 @@ def check_resume(job: TrainingJob) -> None:
 
 @contextmanager
 def _stopped_by_sigterm(job: TrainingJob) -> Iterator[None]:
-    """Let the first SIGTERM ask the workers to write a checkpoint and stop; the second one has its former effect."""
+    """Let SIGTERM ask the workers to write a checkpoint and stop.
+
+    It may come twice: `ray job stop` and batch systems send it to this process, and so does the runner. A runner that
+    has waited long enough sends SIGKILL.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, before)
         job.stop_request.touch()
 
     signal.signal(signal.SIGTERM, ask)

@@ -164,6 +164,8 @@ class Measurement:
             context=self.source.context(config, folder),
             name="adapter",
             seed=config.run.seed,
+            section="train_adapter.trainer",
+            batch_size=config.curriculum.batch_size,
             batch_setting="--batch-size",
         )
         return self._speed(task, began, time.time(), 1)

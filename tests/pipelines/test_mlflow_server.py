@@ -92,11 +92,11 @@ def track(tmp_path: Path, config: Config) -> tuple[Tracker, Store, list[str]]:
         tracker.stage_started(step)
         tracker.stage_event("ingest", {"event": "metric", "key": "loss", "value": 2.0, "step": 1})
         tracker.stage_event("ingest", {"event": "run", "run": "mug", "settings": {"word": "mug"}})
-        partial = store.begin("ingest", step.ingredients.fingerprint, restart=True) / "output"
-        (partial / "curves.png").write_bytes(b"picture")
-        tracker.stage_event("ingest", {"event": "picture", "key": "curves", "path": str(partial / "curves.png")})
+        work = store.begin("ingest", step.ingredients.fingerprint, restart=True)
+        (work.output / "curves.png").write_bytes(b"picture")
+        tracker.stage_event("ingest", {"event": "picture", "key": "curves", "path": str(work.output / "curves.png")})
         result = StageResult(rows={"samples": 7}, notes={"writer": "grammar"})
-        tracker.stage_finished("ingest", commit_stage(store, "ingest", result, step.ingredients, begun=True))
+        tracker.stage_finished("ingest", commit_stage(store, "ingest", result, step.ingredients, work))
     return tracker, store, warnings
 
 

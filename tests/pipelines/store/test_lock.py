@@ -116,9 +116,11 @@ def test_a_slow_run_cannot_use_a_number_that_was_taken_and_removed(folder: UPath
 
 
 def test_a_store_that_creates_an_object_twice_is_refused(folder: UPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        StoreLock, "_create", lambda lock, number: write_whole(lock._object(number), json.dumps({})) or True
-    )
+    def create(lock: StoreLock, number: int) -> bool:
+        write_whole(lock._object(number), json.dumps({}))
+        return True
+
+    monkeypatch.setattr(StoreLock, "_create", create)
     with pytest.raises(PipelineError, match="If-None-Match"):
         lock_of(folder).__enter__()
 

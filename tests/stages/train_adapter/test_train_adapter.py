@@ -136,7 +136,15 @@ def test_steps_on_one_worker_are_bare_pytorch_steps(
     config, seed = context.config.train_adapter.trainer, 5
     task = adapter_task(context, PlanReader(inputs["curriculum"] / "plan"))
     weights, curves = fit(
-        task, steps=steps, config=config, context=context, name="adapter", seed=seed, batch_setting="a.b"
+        task,
+        steps=steps,
+        config=config,
+        context=context,
+        name="adapter",
+        seed=seed,
+        section="a.trainer",
+        batch_size=1,
+        batch_setting="a.b",
     )
     found = load_adapter(weights).state_dict()
     with one_thread():  # as the worker: sums in the same order

@@ -56,7 +56,17 @@ def plain_loop(
 
 
 def fit_linear(task: LinearTask, config: TrainerConfig, context: StageContext) -> tuple[Path, Curves]:
-    return fit(task, steps=STEPS, config=config, context=context, name="linear", seed=SEED, batch_setting="a.b")
+    return fit(
+        task,
+        steps=STEPS,
+        config=config,
+        context=context,
+        name="linear",
+        seed=SEED,
+        section="a.trainer",
+        batch_size=config.workers,  # the task makes a batch for each worker
+        batch_setting="a.b",
+    )
 
 
 def assert_same(weights: Path, expected: dict[str, Tensor]) -> None:
@@ -149,10 +159,10 @@ def test_a_training_that_stays_not_finite_names_the_step_and_the_samples(ray_clu
 def test_more_workers_than_cpus_are_refused_at_once(ray_cluster: str, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, workers=10_000)
     available = int(ray.cluster_resources()["CPU"])
-    with pytest.raises(StageError, match=f"^10000 workers need 10000 CPUs, but Ray has {available}: set "):
+    with pytest.raises(StageError, match=f"^a.trainer.workers=10000 needs 10000 CPUs, but Ray has {available}: set "):
         fit_linear(LinearTask(), config, make_context(tmp_path))
     config = dataclasses.replace(CONFIG, use_gpu=True, workers=3000)
-    with pytest.raises(StageError, match=r"^3000 workers need 3000 GPUs, but Ray has \d+: set "):
+    with pytest.raises(StageError, match=r"^a.trainer.workers=3000 needs 3000 GPUs, but Ray has \d+: set "):
         fit_linear(LinearTask(), config, make_context(tmp_path))
 
 
@@ -169,7 +179,8 @@ ray.init(address=address, logging_level="ERROR")
 config = TrainerConfig(**json.loads(config))
 task = LinearTask(seconds_a_step=0.1)
 context = make_context(Path(folder))
-fit(task, steps=int(steps), config=config, context=context, name="linear", seed=int(seed), batch_setting="a.b")
+own = {"section": "a.trainer", "batch_size": config.workers, "batch_setting": "a.b"}
+fit(task, steps=int(steps), config=config, context=context, name="linear", seed=int(seed), **own)
 """
 
 
