@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from stages.register import pyfunc_model  # so that the fingerprint of this stag
 from stages.register.concepts import concept_model_names, learned_concepts, register_concept
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
+from stages.storage import local_copy, store_path, write_whole
 
 SCORED_ARM = "adapter_mask"
 _MODEL_CODE = Path(pyfunc_model.__file__).resolve()
@@ -56,7 +58,7 @@ def run(context: StageContext) -> StageResult:
     registered = {"name": name, "version": number, "alias_moved": moved, "uri": f"models:/{name}/{number}"}
     concepts = _register_concepts(client, context)
     content = json.dumps({**registered, "score": score, "why": why, "concepts": concepts}, indent=2)
-    (context.output / "registered.json").write_text(content + "\n")
+    write_whole(context.output / "registered.json", content + "\n")
     notes = {"model": f"{name} version {number}", "champion": why}
     if concepts:
         notes["concepts"] = ", ".join(f"{concept['name']} version {concept['version']}" for concept in concepts)
@@ -94,12 +96,12 @@ def score_of(metrics: dict[str, Any]) -> float:
 
 def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
     """Store the model with its weights, code, requirements and lineage; return the number of the new version."""
-    with mlflow.start_run(run_id=context.tracking_run_id):
+    with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=context.tracking_run_id):
         info = mlflow.pyfunc.log_model(
             name=name.replace(".", "-"),  # of the logged model, for which MLflow allows no dot
             python_model=str(_MODEL_CODE),
-            code_paths=[str(_copy_code(context.scratch))],
-            artifacts={key: str(path) for key, path in _artifacts(context, lineage).items()},
+            code_paths=[str(_copy_code(Path(temporary)))],
+            artifacts={key: str(path) for key, path in _artifacts(context, lineage, Path(temporary)).items()},
             pip_requirements=requirements(),
             model_config={VERIFY_CHECKSUMS: True, TITLE: None},
             registered_model_name=name,
@@ -107,13 +109,13 @@ def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
     return str(info.registered_model_version)
 
 
-def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
-    """The folders and files of the model by name; settings and lineage are written into the scratch folder."""
+def _artifacts(context: StageContext, lineage: Lineage, temporary: Path) -> dict[str, Path]:
+    """The folders and files of the model by name; settings and lineage are written into a temporary folder."""
     config: Config = context.config
     location = backbone_location(config.backbone, context.inputs)
-    folders = {"adapter": context.inputs["train_adapter"] / "adapter"}
-    if Path(location).is_dir():
-        folders["backbone"] = Path(location)
+    folders = {"adapter": local_copy(context.inputs["train_adapter"] / "adapter")}
+    if store_path(location).is_dir():
+        folders["backbone"] = local_copy(store_path(location))
     settings = {
         "interface": INTERFACE,
         "backbone": location if "backbone" not in folders else None,  # a hub id
@@ -124,7 +126,7 @@ def _artifacts(context: StageContext, lineage: Lineage) -> dict[str, Path]:
         "clip": config.evaluate.clip,
         "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
     }
-    files = {key: context.scratch / f"{key}.json" for key in ("inference", "lineage")}
+    files = {key: temporary / f"{key}.json" for key in ("inference", "lineage")}
     files["inference"].write_text(json.dumps(settings, indent=2) + "\n")
     files["lineage"].write_text(json.dumps(lineage, indent=2) + "\n")
     return {**files, **folders}
@@ -135,11 +137,10 @@ def requirements() -> list[str]:
     return [f"{package}=={version(package).partition('+')[0]}" for package in _PACKAGES]
 
 
-def _copy_code(scratch: Path) -> Path:
+def _copy_code(temporary: Path) -> Path:
     """The modules of the package `model`, without the weights that ship with it: the backbone is an artifact."""
     package = _MODEL_CODE.parents[2] / "model"
-    copy = scratch / "code" / "model"
-    shutil.rmtree(copy, ignore_errors=True)
+    copy = temporary / "code" / "model"
     for module in package.rglob("*.py"):
         target = copy / module.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
