@@ -30,6 +30,7 @@ from stages.data.datasets import ColumnStore, dataset_files, read_dataset
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import ENCODINGS, FRAMES, SAMPLES
 from stages.storage import StorePath, parquet_source
+from stages.storage_errors import storage_error
 
 _IDENTITY = b"encoders"
 _GROUP_BYTES = 2**20
@@ -137,6 +138,8 @@ def _damage_named(path: StorePath) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+        if not isinstance(path, Path) and storage_error(error, str(path)):
+            raise
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise EncodingCacheError(f"{path} is damaged: {reason}; {_REMEDY}") from error
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from ray.exceptions import RayError
 
 from stages.contract import StageError
-from stages.storage import StorePath, is_remote
-from stages.storage_errors import storage_error
 
 
 @contextmanager
@@ -28,17 +26,3 @@ def worker_errors_as_stage_errors(*kinds: type[Exception]) -> Iterator[None]:
         if cause is None:
             raise
         raise StageError(str(cause).partition("\n")[0]) from error  # Ray Data appends lines to the message
-
-
-@contextmanager
-def store_errors_as_stage_errors(folder: StorePath) -> Iterator[None]:
-    """Say in one sentence that an object store has refused a request, for a folder in one; also in a Ray worker."""
-    try:
-        yield
-    except StageError:
-        raise
-    except Exception as error:  # each object store has exceptions of its own
-        sentence = storage_error(error, str(folder)) if is_remote(folder) else None
-        if sentence is None:
-            raise
-        raise StageError(sentence) from error
