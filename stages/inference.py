@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from model.errors import ModelError
+from stages.contract import StageError
 from stages.shared_config import BackboneConfig
+from stages.storage import StorePath, absolute, local_copy, store_path
 
 
-def backbone_location(config: BackboneConfig, inputs: Mapping[str, Path]) -> str:
+def backbone_location(config: BackboneConfig, inputs: Mapping[str, StorePath]) -> str:
     """The backbone: the configured folder or hub id, or the output of the stage `base`.
 
-    A folder's path is absolute, because Ray's workers have another working directory.
+    A folder's path is absolute, because Ray's workers have another working directory. One in an object store is a URI.
+    Where a model is loaded, `on_this_machine` says from where.
     """
-    location = config.weights or str(inputs["base"] / "backbone")
+    location = config.weights or str(absolute(inputs["base"] / "backbone"))
     return str(Path(location).resolve()) if Path(location).is_dir() else location
+
+
+def backbone_setting(config: BackboneConfig) -> str:
+    """The setting that `backbone_location` is of."""
+    return "run.folder" if config.weights is None else "backbone.weights"
+
+
+def on_this_machine(location: str, setting: str) -> str:
+    """From where this machine reads a model: a folder's path, or a hub id. What is in an object store is copied once.
+
+    Args:
+        location: A folder's path or URI, or a hub id.
+        setting: It is of.
+
+    Raises:
+        StageError: The machine has no such folder.
+    """
+    if "://" in location:
+        return str(local_copy(store_path(location)))
+    if Path(location).is_absolute() and not Path(location).exists():
+        instead = "a URI" if setting == "run.folder" else "a hub id"
+        raise StageError(
+            f"{setting}: the machine {socket.gethostname()} has no {location}: put it there as on the other machines, "
+            f"or set {setting} to {instead}."
+        )
+    return location
 
 
 def loading_options(config: BackboneConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +151,17 @@ def copy_file(source: StorePath, target: StorePath) -> None:
         source.fs.cp_file(source.path, target.path)
 
 
+def copy_folder(source: StorePath, target: StorePath) -> None:
+    """Copy all files below a folder between disk and store, or inside one of them."""
+    if isinstance(source, Path):
+        upload(source, target)
+        return
+    prefix = source.path.rstrip("/") + "/"
+    names = [name.removeprefix(prefix) for name in source.fs.find(source.path) if not name.endswith("/")]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        list(pool.map(lambda name: copy_file(source / name, target / name), names))
+
+
 def remove(path: StorePath) -> None:
     """Delete a file, or a folder with all below it, if it is there.
 
@@ -173,6 +184,12 @@ def remove(path: StorePath) -> None:
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_files(files: Sequence[StorePath]) -> list[bytes]:
+    """The contents of some small files, in their order; from a store with requests side by side."""
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(lambda file: file.read_bytes(), files))
 
 
 def parquet_source(path: StorePath) -> Any:
@@ -239,6 +256,12 @@ def local_copy(path: StorePath) -> Path:
         if not _is_whole(place):
             _download(path, records, place)
     return place / "content" / path.name
+
+
+def forget_copy(path: StorePath, copy: Path) -> None:
+    """Delete what `local_copy` made of a path in a store, once no process of this machine needs it."""
+    if is_remote(path):
+        remove(copy.parent.parent)
 
 
 def _records_of(path: UPath) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from stages.contract import StageError
+from stages.storage import StorePath, is_remote
 
 _MISSING = "there is no such bucket or container: create it, or correct the name"
 _DENIED = "access is denied: these credentials need permission to list, read, write and delete there"
@@ -102,6 +106,20 @@ def storage_error(error: BaseException, place: str) -> str | None:
         if meaning is not None:
             return f"{place}: {meaning.format(host=socket.gethostname())}."
     return None
+
+
+@contextmanager
+def store_errors_as_stage_errors(place: StorePath) -> Iterator[None]:
+    """Turn what an object store says when it refuses a request for `place` into a StageError; other errors pass."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:  # each object store has exceptions of its own
+        sentence = storage_error(error, str(place)) if is_remote(place) else None
+        if sentence is None:
+            raise
+        raise StageError(sentence) from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -50,6 +50,7 @@ def ray_cluster(object_server: ObjectServer) -> Iterator[str]:  # noqa: F811
     ):
         for name, value in object_server.environment.items():  # workers have the head's environment
             patch.setenv(name, value)
+        patch.setenv("XDG_CACHE_HOME", f"{home}/cache")  # for what they copy from a store
         with local_cluster() as address:
             patch.undo()
             yield address

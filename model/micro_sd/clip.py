@@ -122,7 +122,7 @@ class ClipModule(nn.Module):
 class ClipTask:
     """Contrastive training on pool scenes."""
 
-    pool_folder: Path
+    pool_folder: str
     recipe: PartRecipe
 
     def module(self) -> ClipModule:
@@ -132,7 +132,7 @@ class ClipTask:
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Scenes with captions and classes; crops come from the partner scenes."""
-        pool, recipe = open_pool(self.pool_folder), self.recipe
+        pool, recipe = open_pool(Path(self.pool_folder)), self.recipe
         index = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
         other = pool.partner(index)
         mask, other_mask = masks_at(pool, index), masks_at(pool, other)

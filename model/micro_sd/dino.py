@@ -50,7 +50,7 @@ class DinoModule(nn.Module):
 class DinoTask:
     """Instance discrimination on pool scenes."""
 
-    pool_folder: Path
+    pool_folder: str
     recipe: PartRecipe
 
     def module(self) -> DinoModule:
@@ -60,7 +60,7 @@ class DinoTask:
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Noisy scenes and their partners; every other partner is cropped to its object, like a close-up reference."""
-        pool, recipe = open_pool(self.pool_folder), self.recipe
+        pool, recipe = open_pool(Path(self.pool_folder)), self.recipe
         index = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
         partner = pool.partner(index)
         second = torch.cat([images_at(pool, partner), masks_at(pool, partner)], 1)

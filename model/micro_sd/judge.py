@@ -164,7 +164,7 @@ def _presence(category: NDArray[np.int64], neighbour: NDArray[np.int64]) -> Tens
 class JudgeTask:
     """Judge training on a pool of all categories; noise and blur prevent it from using rendering artefacts."""
 
-    pool_folder: Path
+    pool_folder: str
     recipe: PartRecipe
 
     def module(self) -> JudgeModule:
@@ -174,7 +174,7 @@ class JudgeTask:
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Pairs of noisy views; every third step they are blurred as by the autoencoder."""
-        pool, recipe = open_pool(self.pool_folder), self.recipe
+        pool, recipe = open_pool(Path(self.pool_folder)), self.recipe
         first = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
         index = np.stack([first, pool.partner(first)], 1).flatten()  # the two views of an instance alternate
         generator = seeded_generator(recipe.seed, step, rank)

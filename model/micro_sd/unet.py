@@ -99,7 +99,7 @@ class UNetModule(nn.Module):
 class UNetTask:
     """Diffusion training on an encoded pool."""
 
-    cache_folder: Path
+    cache_folder: str
     recipe: PartRecipe
     training: UNetTraining
 
@@ -110,7 +110,7 @@ class UNetTask:
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Latents, text states, noise and timesteps; some captions are dropped for classifier-free guidance."""
-        cache, recipe = _open_cache(self.cache_folder), self.recipe
+        cache, recipe = _open_cache(Path(self.cache_folder)), self.recipe
         index = draw_indices(recipe.seed, step, rank, world, len(cache.latent), recipe.batch)
         generator = seeded_generator(recipe.seed, step, rank)
         latent = torch.from_numpy(cache.latent[index]).float()

@@ -70,7 +70,7 @@ def fold_whitening(vae: AutoencoderKL, images: Tensor) -> None:
 class VaeTask:
     """Autoencoder training on pool scenes."""
 
-    pool_folder: Path
+    pool_folder: str
     recipe: PartRecipe
     loss: VaeLoss
 
@@ -81,7 +81,7 @@ class VaeTask:
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """Pictures and the noise that samples their latents."""
-        pool, recipe = open_pool(self.pool_folder), self.recipe
+        pool, recipe = open_pool(Path(self.pool_folder)), self.recipe
         index = draw_indices(recipe.seed, step, rank, world, len(pool), recipe.batch)
         generator = seeded_generator(recipe.seed, step, rank)
         image = images_at(pool, index)
@@ -95,6 +95,6 @@ class VaeTask:
         """Save the whitened autoencoder in diffusers' format."""
         assert isinstance(module, VaeModule)
         vae = module.vae.float().cpu().eval()
-        pool = open_pool(self.pool_folder)
+        pool = open_pool(Path(self.pool_folder))
         fold_whitening(vae, images_at(pool, np.arange(min(_WHITENING_SCENES, len(pool)))))
         vae.save_pretrained(folder)

@@ -7,10 +7,10 @@ trains every part from scratch with the trainer. `context.scratch` keeps finishe
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, Dinov2Model
@@ -27,6 +27,8 @@ from model.microworld.pool import build_pool
 from model.training.task import TrainingTask
 from stages.base.config import BaseConfig
 from stages.contract import StageContext, StageError, StageResult
+from stages.storage import StorePath, absolute, copy_folder, is_remote, local_copy, local_folder, write_whole
+from stages.storage_errors import store_errors_as_stage_errors
 from stages.training.config import TrainerConfig
 from stages.training.trainer import fit
 
@@ -42,14 +44,15 @@ def run(context: StageContext, shipped: Path = WEIGHTS_FOLDER) -> StageResult:
     reason = "it was forced" if context.forced else why_not_shipped(shipped, config.recipe)
     if reason is None:
         context.report.progress(0, 1, "copying the weights that ship with the code")
-        shutil.copytree(shipped, backbone)
-        verify_weights(backbone, config.recipe)
+        copy_folder(shipped, backbone)
+        if isinstance(backbone, Path):
+            verify_weights(backbone, config.recipe)
         context.report.progress(1, 1, "copied the weights that ship with the code")
         return StageResult(notes={"weights": "shipped"})
     context.report.warning(f"The base model is trained from scratch: {reason}.")
     for number in train_parts(context, config):
         context.report.progress(number, len(PARTS), "training the base model")
-    _assemble(context.scratch / "parts", backbone, config.recipe)
+    _where_files_are(context.scratch, _assemble, absolute(context.scratch / "parts"), absolute(backbone), config.recipe)
     return StageResult(notes={"weights": f"trained: {reason}"})
 
 
@@ -70,15 +73,32 @@ def why_not_shipped(shipped: Path, recipe: Recipe) -> str | None:
 class Folders:
     """Folders of the trained parts and of the pools."""
 
-    scratch: Path
+    scratch: StorePath
 
-    def part(self, name: str) -> Path:
-        """Weights of a finished part; missing until then."""
+    def part(self, name: str) -> StorePath:
+        """Weights of a part."""
         return self.scratch / "parts" / name
 
-    def pool(self, name: str) -> Path:
+    def pool(self, name: str) -> StorePath:
         """A pool of scenes, or of their encodings."""
         return self.scratch / name
+
+    def is_finished(self, name: str) -> bool:
+        """Whether a part has been trained."""
+        return (self.part(name) if isinstance(self.scratch, Path) else self._mark(name)).exists()
+
+    def finish(self, name: str, weights: StorePath) -> None:
+        """Keep the weights of a part; a store has no rename, so that a mark says that all files are there."""
+        part = self.part(name)
+        if isinstance(part, Path) and isinstance(weights, Path):
+            part.parent.mkdir(exist_ok=True)
+            weights.rename(part)
+        else:
+            copy_folder(weights, part)
+            write_whole(self._mark(name), b"")
+
+    def _mark(self, name: str) -> StorePath:
+        return self.part(f"{name}.finished")
 
 
 #: In this order: the UNet is trained on the latents of the VAE and the text states of CLIP.
@@ -87,23 +107,37 @@ PARTS = ("vae", "clip", "dino", "judge", "unet")
 
 def train_parts(context: StageContext, config: BaseConfig) -> Iterator[int]:
     """Train the unfinished parts; yields the number of finished parts."""
-    recipe, folders = config.recipe, Folders(context.scratch.resolve())
-    workers = context.config.run.cpus or os.cpu_count() or 1
+    folders = Folders(absolute(context.scratch))
     context.report.progress(0, len(PARTS), "rendering the scenes")
-    build_pool(folders.pool("pool"), recipe.pool, workers)
-    build_pool(folders.pool("judge_pool"), recipe.judge_pool, workers)
+    _where_files_are(context.scratch, _build_pools, folders, config.recipe, context.config.run.cpus)
     for number, name in enumerate(PARTS):
         yield number
-        if not folders.part(name).exists():
+        if not folders.is_finished(name):
             _train_part(name, context, config, folders)
     yield len(PARTS)
 
 
+def _where_files_are(scratch: StorePath, work: Callable[..., None], *arguments: Any) -> None:
+    """Do the work here, or on the cluster when the files are in an object store, which may be far from this machine."""
+    if not is_remote(scratch):
+        work(*arguments)
+        return
+    import ray
+
+    with store_errors_as_stage_errors(scratch):
+        ray.get(ray.remote(num_cpus=1)(work).remote(*arguments))
+
+
+def _build_pools(folders: Folders, recipe: Recipe, cpus: int | None) -> None:
+    for name, pool in (("pool", recipe.pool), ("judge_pool", recipe.judge_pool)):
+        if isinstance(folders.scratch, Path) or not (folders.pool(name) / "stamp.json").exists():
+            with local_folder(folders.pool(name)) as folder:
+                build_pool(folder, pool, cpus or os.cpu_count() or 1)
+
+
 def _train_part(name: str, context: StageContext, config: BaseConfig, folders: Folders) -> None:
     if name == "unet":
-        vae = AutoencoderKL.from_pretrained(folders.part("vae")).eval()
-        clip = CLIPModel.from_pretrained(folders.part("clip")).eval()
-        encode_pool(folders.pool("pool"), vae, clip, folders.pool("cache"))
+        _where_files_are(context.scratch, _encode_pool, folders)
     part: PartRecipe = getattr(config.recipe, name)
     weights, _ = fit(
         task_of(name, config.recipe, folders),
@@ -116,13 +150,19 @@ def _train_part(name: str, context: StageContext, config: BaseConfig, folders: F
         batch_size=part.batch,
         batch_setting=f"base.recipe.{name}.batch",
     )
-    folders.part(name).parent.mkdir(exist_ok=True)
-    weights.rename(folders.part(name))
+    folders.finish(name, weights)
+
+
+def _encode_pool(folders: Folders) -> None:
+    vae = AutoencoderKL.from_pretrained(local_copy(folders.part("vae"))).eval()
+    clip = CLIPModel.from_pretrained(local_copy(folders.part("clip"))).eval()
+    with local_folder(folders.pool("cache")) as cache:
+        encode_pool(local_copy(folders.pool("pool")), vae, clip, cache)
 
 
 def task_of(name: str, recipe: Recipe, folders: Folders) -> TrainingTask:
     """The training problem of a part."""
-    pool = folders.pool("pool")
+    pool = str(folders.pool("pool"))
     match name:
         case "vae":
             return VaeTask(pool_folder=pool, recipe=recipe.vae, loss=recipe.vae_loss)
@@ -131,9 +171,9 @@ def task_of(name: str, recipe: Recipe, folders: Folders) -> TrainingTask:
         case "dino":
             return DinoTask(pool_folder=pool, recipe=recipe.dino)
         case "judge":
-            return JudgeTask(pool_folder=folders.pool("judge_pool"), recipe=recipe.judge)
+            return JudgeTask(pool_folder=str(folders.pool("judge_pool")), recipe=recipe.judge)
         case _:
-            return UNetTask(cache_folder=folders.pool("cache"), recipe=recipe.unet, training=recipe.unet_training)
+            return UNetTask(cache_folder=str(folders.pool("cache")), recipe=recipe.unet, training=recipe.unet_training)
 
 
 def _trainer(part: PartRecipe, config: BaseConfig) -> TrainerConfig:
@@ -154,14 +194,16 @@ def _trainer(part: PartRecipe, config: BaseConfig) -> TrainerConfig:
     )
 
 
-def _assemble(parts: Path, folder: Path, recipe: Recipe) -> None:
-    save_backbone(
-        folder,
-        vae=AutoencoderKL.from_pretrained(parts / "vae"),
-        unet=UNet2DConditionModel.from_pretrained(parts / "unet"),
-        clip=CLIPModel.from_pretrained(parts / "clip"),
-        dino=Dinov2Model.from_pretrained(parts / "dino"),
-        judge=Judge.from_pretrained(parts / "judge"),
-        recipe=recipe,
-        card=CARD,
-    )
+def _assemble(parts: StorePath, backbone: StorePath, recipe: Recipe) -> None:
+    vae, unet, clip, dino, judge = (local_copy(parts / name) for name in ("vae", "unet", "clip", "dino", "judge"))
+    with local_folder(backbone) as folder:
+        save_backbone(
+            folder,
+            vae=AutoencoderKL.from_pretrained(vae),
+            unet=UNet2DConditionModel.from_pretrained(unet),
+            clip=CLIPModel.from_pretrained(clip),
+            dino=Dinov2Model.from_pretrained(dino),
+            judge=Judge.from_pretrained(judge),
+            recipe=recipe,
+            card=CARD,
+        )

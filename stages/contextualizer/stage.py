@@ -6,9 +6,9 @@ Writes `contextualizer/`: the weights.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Collection, Sequence
-from pathlib import Path
+
+import ray
 
 from model.concepts.contextualizer import (
     Contextualizer,
@@ -23,7 +23,8 @@ from prompts.schema import replace_named
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
 from stages.data.schemas import CAPTIONS, PROMPTS
-from stages.inference import backbone_location
+from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors, on_this_machine
+from stages.storage import StorePath, copy_folder, is_remote, local_folder
 from stages.training.trainer import fit, plot_curves
 
 #: One of this many sentence templates is held out, for the accuracy.
@@ -60,11 +61,11 @@ def run(context: StageContext) -> StageResult:
         batch_size=config.batch_size,
         batch_setting="contextualizer.batch_size",
     )
-    folder = context.output / "contextualizer"
-    shutil.copytree(weights, folder)
-    plot_curves(curves, ["loss", "accuracy"], "Masked language modelling", context.output / "curves.png")
+    copy_folder(weights, context.output / "contextualizer")
+    with local_folder(context.output) as folder:
+        plot_curves(curves, ["loss", "accuracy"], "Masked language modelling", folder / "curves.png")
     context.report.picture("curves", context.output / "curves.png")
-    found = _accuracy(folder, backbone, train, held_out, config.mask_rate)
+    found = _accuracy(task, context.output / "contextualizer", held_out, backbone_setting(context.config.backbone))
     return StageResult(
         metrics={
             "held_out_accuracy": found.contextualizer,
@@ -90,7 +91,7 @@ def split_prompts(prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[s
     return train, held_out
 
 
-def training_texts(folder: Path) -> list[tuple[str, str]]:
+def training_texts(folder: StorePath) -> list[tuple[str, str]]:
     """The prompts (concept, text) of an output of the stage `prompts`; if there are captions, these with no concept."""
     rows = read_dataset(folder / "prompts", PROMPTS, ["concept", "prompt"]).to_pylist()
     texts = [(row["concept"], row["prompt"]) for row in rows]
@@ -99,7 +100,7 @@ def training_texts(folder: Path) -> list[tuple[str, str]]:
     return texts
 
 
-def _refuse_evaluation_prompts(texts: Sequence[tuple[str, str]], concepts: Collection[str], prompts: Path) -> None:
+def _refuse_evaluation_prompts(texts: Sequence[tuple[str, str]], concepts: Collection[str], prompts: StorePath) -> None:
     found = evaluation_prompt_in([text for _, text in texts], concepts)
     if found is not None:
         prompt, benchmark = found
@@ -110,7 +111,19 @@ def _refuse_evaluation_prompts(texts: Sequence[tuple[str, str]], concepts: Colle
 
 
 def _accuracy(
-    folder: Path, backbone: str, train: Sequence[str], held_out: Sequence[str], rate: float
+    task: ContextualizerTask, folder: StorePath, held_out: Sequence[str], backbone_setting: str
 ) -> MaskedAccuracy:
-    contextualizer = Contextualizer.from_pretrained(folder).eval()
-    return masked_accuracy(contextualizer, FrozenText.load(backbone), train, held_out, rate)
+    """The accuracy on held-out prompts; where a worker reads the models, when they are not on this machine."""
+    if not is_remote(folder):
+        return _measure(task, str(folder), held_out, backbone_setting)
+    with model_errors_as_stage_errors():
+        measured: MaskedAccuracy = ray.get(
+            ray.remote(num_cpus=1)(_measure).remote(task, str(folder), held_out, backbone_setting)
+        )
+    return measured
+
+
+def _measure(task: ContextualizerTask, folder: str, held_out: Sequence[str], backbone_setting: str) -> MaskedAccuracy:
+    contextualizer = Contextualizer.from_pretrained(on_this_machine(folder, "run.folder")).eval()
+    text = FrozenText.load(on_this_machine(task.backbone, backbone_setting))
+    return masked_accuracy(contextualizer, text, task.prompts, held_out, task.mask_rate)

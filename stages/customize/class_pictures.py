@@ -18,8 +18,9 @@ from model.pictures.decoding import PictureError, load_picture, picture_files, t
 from model.pipeline import RealCustomPipeline
 from model.seeding import seed_of
 from stages.contract import StageContext, StageError
-from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors, on_this_machine
 from stages.ray_tools.placement import node_selector
+from stages.storage import StorePath, read_files, write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class ClassJob:
     batch_size: int
     seed: int
     settings: InferenceSettings
+    setting: str  # that the backbone is of
 
 
 def class_pictures(words: Iterable[str], context: StageContext) -> dict[str, tuple[bytes, ...]]:
@@ -55,14 +57,15 @@ def class_pictures(words: Iterable[str], context: StageContext) -> dict[str, tup
 def _painted(word: str, context: StageContext) -> tuple[bytes, ...]:
     config = context.config.customize
     folder = context.scratch / "class" / str(config.words.index(word))
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = tuple(number for number in range(config.prior_pictures) if not _file(folder, number).is_file())
+    painted = {file.name for file in folder.glob("*.png")}
+    missing = tuple(number for number in range(config.prior_pictures) if _file(folder, number).name not in painted)
     if missing:
         _paint(word, missing, folder, context)
-    return tuple(_file(folder, number).read_bytes() for number in range(config.prior_pictures))
+    files = [_file(folder, number) for number in range(config.prior_pictures)]
+    return tuple(read_files(files))
 
 
-def _file(folder: Path, number: int) -> Path:
+def _file(folder: StorePath, number: int) -> StorePath:
     return folder / f"{number:05d}.png"
 
 
@@ -80,7 +83,7 @@ def _from_folder(folder: Path, count: int, context: StageContext) -> tuple[bytes
     return tuple(pictures)
 
 
-def _paint(word: str, numbers: tuple[int, ...], folder: Path, context: StageContext) -> None:
+def _paint(word: str, numbers: tuple[int, ...], folder: StorePath, context: StageContext) -> None:
     config = context.config.customize
     use_gpu = config.trainer.use_gpu
     job = ClassJob(
@@ -91,21 +94,21 @@ def _paint(word: str, numbers: tuple[int, ...], folder: Path, context: StageCont
         batch_size=context.config.evaluate.batch_size,
         seed=context.config.run.seed,
         settings=config.scoring.inference,
+        setting=backbone_setting(context.config.backbone),
     )
     options = {"num_cpus": 1, "num_gpus": int(use_gpu), "label_selector": node_selector(use_gpu)}
     task: Any = ray.remote(**options, num_returns="streaming")(paint_class)
     with model_errors_as_stage_errors():
         for done, reference in enumerate(task.remote(job), 1):
             number, picture = ray.get(reference)
-            partial = _file(folder, number).with_suffix(".partial")
-            partial.write_bytes(picture)
-            partial.rename(_file(folder, number))
+            write_whole(_file(folder, number), picture)
             context.report.progress(done, len(numbers), f"painting pictures of the class {word}")
 
 
 def paint_class(job: ClassJob) -> Iterator[tuple[int, bytes]]:
     """Each number with its picture; a picture depends on the seed and the number only."""
-    pipeline = RealCustomPipeline(load_backbone(job.backbone, torch.float32, job.device))
+    backbone = on_this_machine(job.backbone, job.setting)
+    pipeline = RealCustomPipeline(load_backbone(backbone, torch.float32, job.device))
     for start in range(0, len(job.numbers), job.batch_size):
         numbers = job.numbers[start : start + job.batch_size]
         seeds = [seed_of(job.seed, number) for number in numbers]

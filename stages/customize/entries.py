@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from stages.contract import StageContext
 from stages.customize.learning import LearnedConcept
 from stages.customize.scores import Scored
 from stages.customize.verdict import ArmScores
+from stages.storage import copy_folder
 
 
 def scored_subjects(concept: LearnedConcept) -> list[tuple[ConceptSubject, Scored]]:
@@ -27,7 +27,7 @@ def scored_subjects(concept: LearnedConcept) -> list[tuple[ConceptSubject, Score
 def write_concept_folders(name: str, concept: LearnedConcept, context: StageContext) -> list[dict[str, Any]]:
     """Write the folders of a concept; returns the entry of each of its subjects."""
     for step, folder in concept.folders.items():
-        shutil.copytree(folder, context.output / _folder(name, step, context.config))
+        copy_folder(folder, context.output / _folder(name, step, context.config))
     return [concept_entry(name, subject, scored, context.config) for subject, scored in scored_subjects(concept)]
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +19,7 @@ from stages.customize.preparation import PreparedSubject, customization_settings
 from stages.customize.scores import Scored, ScoringJob, score_concept
 from stages.inference import backbone_location, model_errors_as_stage_errors
 from stages.ray_tools.placement import node_selector
+from stages.storage import StorePath, absolute, open_output
 from stages.training.trainer import Curves, fit
 
 #: The name of each training: of its files and its metrics.
@@ -36,12 +36,12 @@ class LearnedConcept:
     """
 
     subjects: tuple[ConceptSubject, ...]
-    folders: Mapping[int, Path]
+    folders: Mapping[int, StorePath]
     curves: Curves
     scored: tuple[Scored, ...]
 
 
-def stop_request(scratch: Path) -> Path:
+def stop_request(scratch: StorePath) -> StorePath:
     """The file that asks the trainer for a checkpoint and an end (see `stages.training.job`)."""
     return scratch / "train" / f"{NAME}.stop"
 
@@ -87,7 +87,7 @@ def _task(
         backbone=backbone_location(context.config.backbone, context.inputs),
         subjects=tuple(dataclasses.replace(one, class_pictures=of_classes[one.word]) for one in subjects),
         settings=customization_settings(context.config),
-        contextualizer=str((context.inputs["contextualizer"] / "contextualizer").resolve()) if config.mlm else None,
+        contextualizer=str(absolute(context.inputs["contextualizer"] / "contextualizer")) if config.mlm else None,
         rich_prompts=tuple(prompt for one in prepared for prompt in one.rich_prompts),
         seed=context.config.run.seed,
         device="cuda" if config.trainer.use_gpu else "cpu",
@@ -98,7 +98,7 @@ def _task(
 
 
 def _score(
-    subject: ConceptSubject, folders: Mapping[int, Path], task: CustomizationTask, context: StageContext
+    subject: ConceptSubject, folders: Mapping[int, StorePath], task: CustomizationTask, context: StageContext
 ) -> Scored:
     """Score the concept at each step; report the curves."""
     job = ScoringJob(
@@ -128,12 +128,13 @@ def _report(scored: Scored, key: str, context: StageContext) -> None:
         for name, value in zip(("similarity", "fidelity"), arm.means(), strict=True):
             context.report.metric(f"{key}/{name}", value, step)
         file = context.scratch / f"{key.replace('/', '-')}-{step}.png"
-        row(scored.samples[step]).save(file)
+        with open_output(file) as picture:
+            row(scored.samples[step]).save(picture, "PNG")
         context.report.sample(f"{key}/samples", file, step)
 
 
-def _checkpoints(folder: Path, steps: int) -> dict[int, Path]:
+def _checkpoints(folder: StorePath, steps: int) -> dict[int, StorePath]:
     """The folders of the concept at each step that was sampled, and at the end."""
-    sampled = folder.with_name(f"{NAME}-samples").glob("step-*/concept.json")
-    found = {int(file.parent.name.removeprefix("step-")): file.parent for file in sorted(sampled)}
+    sampled: list[StorePath] = sorted(folder.with_name(f"{NAME}-samples").glob("step-*/concept.json"), key=str)
+    found = {int(file.parent.name.removeprefix("step-")): file.parent for file in sampled}
     return {**found, steps: folder}

@@ -14,7 +14,8 @@ from stages.config import Config
 from stages.contract import StageContext, StageError
 from stages.customize.rich_prompts import rich_prompts
 from stages.customize.subjects import Subject, read_captions, read_pictures
-from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors, on_this_machine
+from stages.storage import local_copy, store_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def prepare_subjects(subjects: Sequence[Subject], context: StageContext) -> dict
         StageError: The backbone does not know a class word, or has a placeholder already.
     """
     with model_errors_as_stage_errors():
-        tokenizer = load_tokenizer(backbone_location(context.config.backbone, context.inputs))
+        tokenizer = load_tokenizer(_tokenizer_location(context))
         for subject in subjects:
             check_words(tokenizer, subject.placeholder, subject.word, context.config.customize.method)
     prepared: dict[str, PreparedSubject | StageError] = {}
@@ -48,6 +49,14 @@ def prepare_subjects(subjects: Sequence[Subject], context: StageContext) -> dict
         except StageError as error:
             prepared[subject.name] = error
     return prepared
+
+
+def _tokenizer_location(context: StageContext) -> str:
+    """A backbone of which this machine needs the tokenizer only."""
+    location = backbone_location(context.config.backbone, context.inputs)
+    if "://" not in location:
+        return on_this_machine(location, backbone_setting(context.config.backbone))
+    return str(local_copy(store_path(location) / "tokenizer").parent)
 
 
 def _prepare(subject: Subject, tokenizer: Any, context: StageContext) -> PreparedSubject:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from prompts.schema import PLACEHOLDER, replace_named
 from stages.data.datasets import read_dataset
 from stages.data.schemas import PROMPTS
+from stages.storage import StorePath
 
 
-def rich_prompts(folder: Path, word: str, placeholder: str) -> list[str]:
+def rich_prompts(folder: StorePath, word: str, placeholder: str) -> list[str]:
     """The prompts for a subject with this class word, with its placeholder.
 
     A set tailored to the word comes first (Sec. 5.3), then the word's rich set; without either, the rich sets of
@@ -23,7 +23,7 @@ def rich_prompts(folder: Path, word: str, placeholder: str) -> list[str]:
     return [prompt.replace(PLACEHOLDER, placeholder) for prompt in own]
 
 
-def _read(dataset: Path) -> list[Mapping[str, str]]:
+def _read(dataset: StorePath) -> list[Mapping[str, str]]:
     return read_dataset(dataset, PROMPTS, ["concept", "prompt"]).to_pylist()
 
 

@@ -27,6 +27,7 @@ from model.scoring.metrics import subject_similarity
 from model.training.precision import HALVES
 from stages.config import Config
 from stages.customize.verdict import ArmScores, Verdict, judge_concept
+from stages.inference import backbone_setting, on_this_machine
 from stages.scoring import ScoringModels, templates_for
 
 #: Pixel values by which pictures may differ that should be the same: a batch's size changes how sums are rounded.
@@ -40,9 +41,9 @@ class ScoringJob:
     """A subject whose concept is scored.
 
     Attributes:
-        backbone: A folder or a hub id.
+        backbone: A folder's path or URI, or a hub id.
         pictures: Of the subject, encoded.
-        checkpoints: The concept's folder at each step; the last is the end.
+        checkpoints: The path or URI of the concept's folder at each step; the last is the end.
     """
 
     config: Config
@@ -102,11 +103,12 @@ class _Painter:
         self.seeds = [job.config.run.seed + number for number in range(len(self.templates))]
         self.prompts = tuple(template.replace("{word}", job.word) for template in self.templates)
         dtype = HALVES.get(job.config.customize.trainer.precision) or torch.float32
-        self.pipeline = RealCustomPipeline(load_backbone(job.backbone, dtype, job.device))
+        self.backbone = on_this_machine(job.backbone, backbone_setting(job.config.backbone))
+        self.pipeline = RealCustomPipeline(load_backbone(self.backbone, dtype, job.device))
 
     @cached_property
     def models(self) -> ScoringModels:
-        return ScoringModels(self.job.config.evaluate, self.job.backbone, self.job.device)
+        return ScoringModels(self.job.config.evaluate, self.backbone, self.job.device)
 
     @cached_property
     def views(self) -> Tensor:
@@ -117,7 +119,7 @@ class _Painter:
     @contextmanager
     def loaded(self, folder: str) -> Iterator[Concept]:
         """The block sees the concept."""
-        concept = read_concept(Path(folder))
+        concept = read_concept(Path(on_this_machine(folder, "run.folder")))
         load_concept(self.pipeline, concept)
         try:
             yield concept

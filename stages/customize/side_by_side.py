@@ -7,12 +7,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.contract import Reporter, StageError
+from stages.storage import StorePath, write_whole
 
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.5
@@ -52,7 +52,7 @@ class Board:
 
 
 def run_side_by_side(
-    names: Sequence[str], work: Callable[[str], _T], at_once: int, stop_requests: Mapping[str, Path]
+    names: Sequence[str], work: Callable[[str], _T], at_once: int, stop_requests: Mapping[str, StorePath]
 ) -> dict[str, _T | Exception]:
     """What `work` returns or raises for each name, in threads, `at_once` at a time.
 
@@ -79,11 +79,12 @@ def _unless(stopping: threading.Event, work: Callable[[str], _T], name: str) -> 
     return work(name)
 
 
-def _ask(futures: Mapping[str, Future[Any]], stop_requests: Mapping[str, Path]) -> None:
+def _ask(futures: Mapping[str, Future[Any]], stop_requests: Mapping[str, StorePath]) -> None:
     """Again and again: a training that starts removes the file."""
     for name, future in futures.items():
-        if future.running() and stop_requests[name].parent.is_dir():
-            stop_requests[name].touch()
+        if future.running():
+            with suppress(Exception):  # a store may be away for a moment
+                write_whole(stop_requests[name], b"")
 
 
 def _outcome(future: Future[Any]) -> Any:

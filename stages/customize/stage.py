@@ -23,6 +23,7 @@ from stages.customize.preparation import PreparedSubject, prepare_subjects
 from stages.customize.side_by_side import Board, run_side_by_side
 from stages.customize.subjects import Subject, find_subjects
 from stages.ray_tools.cluster import cluster_cores
+from stages.storage import local_folder, write_whole
 
 #: The name of the concept that all subjects are learned in together.
 _JOINT = "joint"
@@ -42,7 +43,7 @@ def run(context: StageContext) -> StageResult:
     for name, error in failed.items():
         context.report.warning(f"{name} was not learned: {_sentence(error)}; --force customize tries it again")
     entries = [entry for name, concept in learned.items() for entry in write_concept_folders(name, concept, context)]
-    (context.output / "concepts.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+    write_whole(context.output / "concepts.json", json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
     _say(entries, context)
     _draw(list(learned.values()), context)
     return StageResult(metrics=mean_scores(entries), notes=_notes(entries, failed))
@@ -148,9 +149,10 @@ def _say(entries: Sequence[Mapping[str, Any]], context: StageContext) -> None:
 
 def _draw(concepts: Sequence[LearnedConcept], context: StageContext) -> None:
     scores = {subject.name: scored for concept in concepts for subject, scored in scored_subjects(concept)}
-    draw_samples(concepts, context.output / "samples.png")
-    plot_losses(concepts, context.output / "curves.png")
-    plot_trade_off(scores, context.output / "trade_off.png")
+    with local_folder(context.output) as folder:
+        draw_samples(concepts, folder / "samples.png")
+        plot_losses(concepts, folder / "curves.png")
+        plot_trade_off(scores, folder / "trade_off.png")
     for name in ("samples", "curves", "trade_off"):
         context.report.picture(name, context.output / f"{name}.png")
 

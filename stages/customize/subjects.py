@@ -16,6 +16,7 @@ from model.pictures.crops import square_crop
 from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, left_out_pictures, load_picture, picture_files
 from stages.contract import Reporter, StageError
 from stages.customize.config import CustomizeConfig
+from stages.storage import StorePath, local_copy
 
 _MAX_PICTURES = 6
 
@@ -37,7 +38,7 @@ class Subject:
     files: Sequence[Path]
 
 
-def find_subjects(config: CustomizeConfig, inputs: Mapping[str, Path], report: Reporter) -> list[Subject]:
+def find_subjects(config: CustomizeConfig, inputs: Mapping[str, StorePath], report: Reporter) -> list[Subject]:
     """The subject of each configured folder, or the microworld's held-out subjects with the configured words.
 
     Names the pictures that are left out for their names.
@@ -48,7 +49,7 @@ def find_subjects(config: CustomizeConfig, inputs: Mapping[str, Path], report: R
     if config.subjects:
         found = [_subject_in(Path(folder), report) for folder in config.subjects]
     else:
-        found = _held_out(config, inputs["microworld"] / "subjects")
+        found = _held_out(config, local_copy(inputs["microworld"] / "subjects"))
     names = _different([name for name, _ in found])
     return [
         Subject(name=name, word=word, placeholder=placeholder, files=files)

@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.contract import StageError
+from stages.data.row_groups import RowGroups, open_row_groups, read_row_groups
 from stages.storage import StorePath, open_output, parquet_source
 
 ROWS_PER_FILE = 20_000
@@ -150,8 +152,14 @@ def read_dataset(folder: StorePath, schema: pa.Schema, columns: Sequence[str] | 
     tables = []
     for file in dataset_files(folder):
         check_columns(file, pq.read_schema(parquet_source(file)), schema, wanted)
-        tables.append(pq.read_table(parquet_source(file), columns=wanted, memory_map=True))
+        tables.append(_read_table(file, wanted))
     return pa.concat_tables(tables)
+
+
+def _read_table(file: StorePath, columns: Sequence[str]) -> pa.Table:
+    if isinstance(file, Path):
+        return pq.read_table(file, columns=list(columns), memory_map=True)
+    return read_row_groups(file, pq.read_metadata(parquet_source(file)), None, columns)
 
 
 def check_columns(file: StorePath, found: pa.Schema, schema: pa.Schema, wanted: Sequence[str]) -> None:
@@ -169,9 +177,9 @@ def check_columns(file: StorePath, found: pa.Schema, schema: pa.Schema, wanted: 
 class ColumnStore:
     """Random access by id to a column of bytes of a dataset.
 
-    An instance is cheap to create and to send to a worker, because only its path is pickled and the files are
-    memory-mapped at the first access. In memory are an index of the ids' hashes, 16 bytes a row, and the last
-    `cached_groups` row groups of the column.
+    An instance is cheap to create and to send to a worker, because only its path is pickled and the files are opened at
+    the first access (see `stages.data.row_groups`). In memory are an index of the ids' hashes, 16 bytes a row, and the
+    last `cached_groups` row groups of the column.
     """
 
     def __init__(self, folder: StorePath, id_column: str, column: str, cached_groups: int = 64) -> None:
@@ -182,8 +190,7 @@ class ColumnStore:
         self._clear()
 
     def _clear(self) -> None:
-        self._files: list[pq.ParquetFile] = []
-        self._row_groups: list[tuple[int, int]] = []  # row group of the dataset -> file, row group of the file
+        self._source: RowGroups | None = None
         self._starts: NDArray[np.int64] = np.empty(0, np.int64)  # row group of the dataset -> its first row
         self._hashes: NDArray[np.uint64] = np.empty(0, np.uint64)  # of the ids, ascending
         self._rows: NDArray[np.int64] = np.empty(0, np.int64)  # the rows of these ids
@@ -197,26 +204,15 @@ class ColumnStore:
         self.__dict__.update(state)
         self._clear()
 
-    def _open(self) -> None:
-        if self._files:
-            return
-        files = [
-            pq.ParquetFile(parquet_source(file), memory_map=True, page_checksum_verification=True)
-            for file in dataset_files(self.folder)
-        ]
-        self._row_groups = [
-            (number, group) for number, file in enumerate(files) for group in range(file.num_row_groups)
-        ]
-        sizes = [files[number].metadata.row_group(group).num_rows for number, group in self._row_groups]
-        self._starts = np.cumsum([0, *sizes])[:-1]
-        hashes = np.concatenate([_hashes_of(self._ids(file)) for file in files])
-        self._rows = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._rows]
-        self._files = files
-
-    def _ids(self, file: pq.ParquetFile) -> list[str]:
-        ids: list[str] = file.read(columns=[self.id_column]).column(0).to_pylist()
-        return ids
+    def _open(self) -> RowGroups:
+        if self._source is None:
+            source = open_row_groups(dataset_files(self.folder), self.id_column, self.column)
+            hashes = np.concatenate([_hashes_of(ids) for ids in source.ids()])
+            self._starts = np.cumsum([0, *source.sizes])[:-1]
+            self._rows = np.argsort(hashes, kind="stable")
+            self._hashes = hashes[self._rows]
+            self._source = source
+        return self._source
 
     def __len__(self) -> int:
         self._open()
@@ -224,8 +220,7 @@ class ColumnStore:
 
     def __iter__(self) -> Iterator[str]:
         """The ids, in the order of the dataset."""
-        self._open()
-        return (key for file in self._files for key in self._ids(file))
+        return (key for ids in self._open().ids() for key in ids)
 
     def __contains__(self, key: str) -> bool:
         """Whether some id has the hash of `key`. With 10^8 rows, one in 10^11 missing ids is found by mistake."""
@@ -249,8 +244,7 @@ class ColumnStore:
 
     def _read(self, group: int) -> pa.Table:
         if group not in self._groups:
-            file, row_group = self._row_groups[group]
-            self._groups[group] = self._files[file].read_row_group(row_group, columns=[self.id_column, self.column])
+            self._groups[group] = self._open().read(group)
             if len(self._groups) > self.cached_groups:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)

@@ -29,6 +29,8 @@ from model.training.encodings import EncodingCacheError, check_identity, encoder
 from stages.data.datasets import ColumnStore, dataset_files, read_dataset
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import ENCODINGS, FRAMES, SAMPLES
+from stages.storage import StorePath, parquet_source
+from stages.storage_errors import storage_error
 
 _IDENTITY = b"encoders"
 _GROUP_BYTES = 2**20
@@ -116,14 +118,14 @@ def write_encodings(file: Path, identity: Mapping[str, str], tables: Iterable[pa
     unfinished.replace(file)
 
 
-def identity_of(file: Path) -> dict[str, str]:
+def identity_of(file: StorePath) -> dict[str, str]:
     """The identity of the models that computed the rows of a file.
 
     Raises:
         EncodingCacheError: The file is damaged.
     """
     with _damage_named(file):
-        identity: dict[str, str] = json.loads(pq.read_schema(file).metadata[_IDENTITY])
+        identity: dict[str, str] = json.loads(pq.read_schema(parquet_source(file)).metadata[_IDENTITY])
     return identity
 
 
@@ -131,11 +133,13 @@ def identity_of(file: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _damage_named(path: StorePath) -> Iterator[None]:
     """Turn the errors of reading damaged files into EncodingCacheErrors that name the path."""
     try:
         yield
     except (pa.ArrowException, OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+        if not isinstance(path, Path) and storage_error(error, str(path)):
+            raise
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise EncodingCacheError(f"{path} is damaged: {reason}; {_REMEDY}") from error
 
@@ -143,7 +147,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 class EncodingStore(ColumnStore):
     """Random access to the tensors of one dataset."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: StorePath) -> None:
         super().__init__(folder, "key", "tensors")
 
     def batch(self, keys: Sequence[str]) -> dict[str, Tensor]:
@@ -168,7 +172,7 @@ class StoredEncodings:
     captions: EncodingStore
 
     @classmethod
-    def of(cls, folder: Path) -> Self:
+    def of(cls, folder: StorePath) -> Self:
         """The datasets `latents` and `texts` in a folder."""
         return cls(EncodingStore(folder / "latents"), EncodingStore(folder / "texts"))
 

@@ -13,6 +13,7 @@ from model.pictures.decoding import PictureError, load_picture, picture_files
 from stages.config import Config
 from stages.contract import StageError
 from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, read_subject
+from stages.storage import StorePath, absolute, local_copy
 
 _PICTURES = 8
 
@@ -28,7 +29,7 @@ class Concept:
         learned: The verdict of the stage `customize`, and why in one sentence.
     """
 
-    folder: Path
+    folder: StorePath
     placeholder: str
     subject: Subject
     method: str
@@ -36,13 +37,13 @@ class Concept:
     verdict: str
 
 
-def read_concepts(inputs: Mapping[str, Path], config: Config) -> list[Concept]:
+def read_concepts(inputs: Mapping[str, StorePath], config: Config) -> list[Concept]:
     """Read the output of the stage `customize`. Subjects are folders of pictures, or the microworld's.
 
     Raises:
         StageError: A concept's subject is not there.
     """
-    folder = inputs["customize"].resolve()
+    folder = absolute(inputs["customize"])
     return [
         Concept(
             folder=folder / entry["folder"],
@@ -56,7 +57,7 @@ def read_concepts(inputs: Mapping[str, Path], config: Config) -> list[Concept]:
     ]
 
 
-def _subject_of(entry: Mapping[str, Any], inputs: Mapping[str, Path], config: Config) -> Subject:
+def _subject_of(entry: Mapping[str, Any], inputs: Mapping[str, StorePath], config: Config) -> Subject:
     name, word, customize = entry["name"], entry["word"], config.customize
     if customize.subjects:
         pictures = Path(customize.subjects[customize.placeholder_names.index(entry["placeholder"])])
@@ -65,7 +66,7 @@ def _subject_of(entry: Mapping[str, Any], inputs: Mapping[str, Path], config: Co
             readable *= 2  # what is painted is compared with the picture that it was learned from
         return read_subject(name, word, readable)
     subjects = inputs["microworld"] / "subjects"
-    held_out = {subject.name: subject for subject in load_subjects(subjects, None)}
+    held_out = {subject.name: subject for subject in load_subjects(local_copy(subjects), None)}
     if name not in held_out:
         raise StageError(f"The concept's subject {name} is not in {subjects}; run customize again.")
     return held_out[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -13,15 +12,16 @@ from model.concepts.loading import load_concept, unload_concepts
 from model.pipeline import RealCustomPipeline
 from stages.config import Config
 from stages.evaluate.scorer import Scorer
-from stages.inference import loading_options
+from stages.inference import backbone_setting, loading_options, on_this_machine
+from stages.storage import StorePath
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelPaths:
-    """The weights that a worker loads."""
+    """The weights that a worker loads, by path or URI."""
 
-    backbone: str  # a folder or a hub id
-    adapter: Path
+    backbone: str  # or a hub id
+    adapter: StorePath
 
 
 class Models:
@@ -29,26 +29,26 @@ class Models:
 
     def __init__(self, config: Config, paths: ModelPaths) -> None:
         device = "cuda" if config.evaluate.use_gpu else "cpu"
-        self.paths = paths
+        self.location = on_this_machine(paths.backbone, backbone_setting(config.backbone))
         self.pipeline = RealCustomPipeline.from_pretrained(
-            paths.backbone,
-            paths.adapter,
+            self.location,
+            on_this_machine(str(paths.adapter), "run.folder"),
             dtype=getattr(torch, config.backbone.dtype),
             device=device,
             **loading_options(config.backbone),
         )
         self._concept: str | None = None
-        self.scorer = Scorer(config.evaluate, paths.backbone, device)
+        self.scorer = Scorer(config.evaluate, self.location, device)
 
     @cached_property
     def _plain_pipeline(self) -> RealCustomPipeline:
         base = self.pipeline.backbone
-        return RealCustomPipeline(load_backbone(self.paths.backbone, base.dtype, base.device))
+        return RealCustomPipeline(load_backbone(self.location, base.dtype, base.device))
 
     def concept_pipeline(self, folder: str) -> RealCustomPipeline:
         """The base model with a learned concept instead of the last one, without an adapter."""
         if folder != self._concept:
             unload_concepts(self._plain_pipeline)
-            load_concept(self._plain_pipeline, folder)
+            load_concept(self._plain_pipeline, on_this_machine(folder, "run.folder"))
             self._concept = folder
         return self._plain_pipeline

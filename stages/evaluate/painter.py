@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from stages.config import Config
 from stages.data.schemas import SCORES
 from stages.evaluate.cases import Case, Subject
 from stages.evaluate.models import Models
+from stages.storage import StorePath
 
 #: The input: one row for each case. `painted_prompt` is `prompt`, with the placeholder in it for a concept.
 CASES = pa.schema(
@@ -30,7 +30,9 @@ CASES = pa.schema(
         pa.field("views", pa.list_(pa.binary())),
         pa.field("another_subject", pa.binary()),  # a picture of one with the same word; null: there is none
         pa.field("arms", pa.list_(pa.string())),  # the same in all rows of a batch
-        pa.field("concept", pa.string()),  # its folder, of the arm "concept"; the same in all rows of a batch
+        pa.field(
+            "concept", pa.string()
+        ),  # its folder's path or URI, of the arm "concept"; the same in all rows of a batch
     ]
 )
 #: The output: one row for each picture, with the seconds that it took.
@@ -43,7 +45,7 @@ def case_table(
     cases: Sequence[Case],
     arms: Sequence[str],
     painted_prompts: Sequence[str] | None = None,
-    concept: Path | None = None,
+    concept: StorePath | None = None,
 ) -> pa.Table:
     """Cases as a table for the workers, to be painted in `arms`."""
     others = _other_subjects([case.subject for case in cases])

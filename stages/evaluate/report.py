@@ -32,6 +32,7 @@ from stages.evaluate.report_multi_subject import (
 )
 from stages.evaluate.report_training import describe_funnel, describe_plots, describe_prompts, describe_settings
 from stages.evaluate.summary import ARM_NAMES, ARMS, METRICS, REFERENCE_NAMES, Row, Summary, findings
+from stages.storage import StorePath
 
 _SHOWN_SUBJECTS = 8
 _HERO_SUBJECTS = 8
@@ -53,7 +54,7 @@ class Evaluation:
     """
 
     config: Config
-    inputs: Mapping[str, Path]
+    inputs: Mapping[str, StorePath]
     subjects: Sequence[Subject]
     concepts: Sequence[Concept]
     rows: Sequence[Row]
@@ -63,7 +64,7 @@ class Evaluation:
 
 def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
     """Write `index.html` and the picture grids; return their paths."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -115,7 +116,7 @@ def _describe_experiments(experiments: Experiments, mask_steps: int) -> dict[str
     }
 
 
-def _describe_training(inputs: Mapping[str, Path]) -> dict[str, Any]:
+def _describe_training(inputs: Mapping[str, StorePath]) -> dict[str, Any]:
     return {
         "plots": describe_plots(inputs),
         "funnels": [funnel for stage in ("ingest", "filter") if (funnel := describe_funnel(stage, inputs))],

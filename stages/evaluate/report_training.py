@@ -6,14 +6,12 @@ import base64
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stages.config import Config
-from stages.data.datasets import dataset_files, read_dataset
+from stages.data.datasets import dataset_rows, read_dataset
 from stages.data.schemas import PROMPTS, REJECTED
+from stages.storage import StorePath
 
 _PLOTS = (
     (
@@ -73,7 +71,7 @@ _HIDDEN_SECTIONS = {"run", "register", "serve"}  # they do not affect the pictur
 _PROMPT_SAMPLES = 8
 
 
-def describe_plots(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+def describe_plots(inputs: Mapping[str, StorePath]) -> list[dict[str, Any]]:
     """The plots that the stages before have drawn."""
     plots = []
     for stage, name, title, text in _PLOTS:
@@ -84,11 +82,11 @@ def describe_plots(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     return plots
 
 
-def describe_funnel(stage: str, inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+def describe_funnel(stage: str, inputs: Mapping[str, StorePath]) -> dict[str, Any] | None:
     """How many samples a stage has kept, and the reasons of the others; None if the stage is not an input."""
     if stage not in inputs:
         return None
-    kept = sum(pq.read_metadata(file).num_rows for file in dataset_files(inputs[stage] / "samples"))
+    kept = dataset_rows(inputs[stage] / "samples")
     others = [inputs[stage] / name for name in ("rejected", "failed") if (inputs[stage] / name).is_dir()]
     reasons = Counter(
         reason for folder in others for reason in read_dataset(folder, REJECTED, ["reason"]).column(0).to_pylist()
@@ -98,7 +96,7 @@ def describe_funnel(stage: str, inputs: Mapping[str, Path]) -> dict[str, Any] | 
     return {"stage": stage, "kept": kept, "total": total, "reasons": shares}
 
 
-def describe_prompts(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+def describe_prompts(inputs: Mapping[str, StorePath]) -> dict[str, Any] | None:
     """Some of the prompts of the stage `prompts`, spread over all; None without that stage."""
     if "prompts" not in inputs:
         return None

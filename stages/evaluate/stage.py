@@ -35,6 +35,7 @@ from stages.evaluate.summary import Row, summarize
 from stages.evaluate.worker import RESULTS, EvaluationWorker, dataset_of
 from stages.inference import backbone_location
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers
+from stages.storage import StorePath, absolute, local_copy, local_folder, store_path, write_whole
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
@@ -67,16 +68,18 @@ def run(context: StageContext) -> StageResult:
     identity = evaluation_id(cases, config.evaluate, _scorer_digest(config, paths.backbone))
     counts = _write_datasets(context, evaluation)
     _write_metrics(context.output / "metrics.json", evaluation, identity)
-    for page in write_report(context.output / "report", evaluation):
-        context.report.picture(page.name, page)
+    with local_folder(context.output / "report") as report:
+        pages = write_report(report, evaluation)
+    for page in pages:
+        context.report.picture(page.name, context.output / "report" / page.name)
     metrics = evaluation.summary.flat() | evaluation.experiments.flat()
     return StageResult(rows=counts, metrics=metrics, notes={"evaluation": identity})
 
 
 def _model_paths(context: StageContext) -> ModelPaths:
     backbone = backbone_location(context.config.backbone, context.inputs)
-    adapter = context.inputs["train_adapter"] / "adapter"
-    return ModelPaths(backbone=backbone, adapter=adapter.resolve())
+    adapter = absolute(context.inputs["train_adapter"] / "adapter")
+    return ModelPaths(backbone=backbone, adapter=adapter)
 
 
 def _experiment_tables(config: Config, cases: Sequence[Case], pairs: Sequence[PairCase]) -> list[pa.Table]:
@@ -99,7 +102,7 @@ def _subjects_folder(context: StageContext) -> Path:
             "evaluate.subjects_folder is not set, and this profile has no microworld with held-out subjects; "
             "set it to a folder with one folder of pictures for each held-out subject."
         )
-    return context.inputs["microworld"] / "subjects"
+    return local_copy(context.inputs["microworld"] / "subjects")
 
 
 def _concept_table(concept: Concept, config: Config) -> pa.Table:
@@ -152,15 +155,15 @@ def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 def _scorer_digest(config: Config, backbone: str) -> str:
     """A digest of the weights that score: those in the backbone; public models are identified by their names."""
     names = [config.evaluate.clip] + (["judge"] if config.evaluate.similarity == "judge" else [])
-    folders = [Path(backbone) / name for name in names]
-    return json.dumps([folder_checksums(folder) for folder in folders if folder.is_dir()])
+    folders = [store_path(backbone) / name for name in names]
+    return json.dumps([folder_checksums(local_copy(folder)) for folder in folders if folder.is_dir()])
 
 
-def _write_metrics(path: Path, evaluation: Evaluation, identity: str) -> None:
+def _write_metrics(path: StorePath, evaluation: Evaluation, identity: str) -> None:
     content = {
         "evaluation": identity,
         "similarity_metric": evaluation.config.evaluate.similarity,
         **evaluation.summary.as_json(),
         **evaluation.experiments.as_json(),
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(path, json.dumps(content, indent=2) + "\n")

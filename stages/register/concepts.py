@@ -22,12 +22,13 @@ from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 from stages.contract import StageContext
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CONCEPT_INFIX
+from stages.storage import StorePath, local_copy
 
 #: Of the names that MLflow takes (`stages.register.config.ModelName`).
 _LONGEST_NAME = 200
 
 
-def learned_concepts(folder: Path) -> list[dict[str, Any]]:
+def learned_concepts(folder: StorePath) -> list[dict[str, Any]]:
     """The entries of `concepts.json` of concepts that have learned all their subjects, one for each folder."""
     by_folder: dict[str, list[dict[str, Any]]] = {}
     for entry in json.loads((folder / "concepts.json").read_text()):
@@ -63,7 +64,7 @@ def register_concept(client: MlflowClient, name: str, entry: Mapping[str, Any], 
     """Store a concept's folder as a new version of `name`; returns the version's number."""
     assert context.tracking_run_id is not None
     place = f"concepts/{name}"
-    client.log_artifacts(context.tracking_run_id, str(context.inputs["customize"] / entry["folder"]), place)
+    client.log_artifacts(context.tracking_run_id, str(local_copy(context.inputs["customize"] / entry["folder"])), place)
     lineage = lineage_of({"customize": context.inputs["customize"]})
     try:
         client.create_registered_model(name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from stages.storage import StorePath
 
 #: The entries of a manifest that a lineage keeps; checksums and columns stay with the output.
 _KEPT = ("fingerprint", "inputs", "config", "sources", "code", "libraries", "rows", "metrics", "notes", "created")
@@ -13,7 +14,7 @@ _KEPT = ("fingerprint", "inputs", "config", "sources", "code", "libraries", "row
 Lineage = dict[str, dict[str, Any]]
 
 
-def lineage_of(inputs: Mapping[str, Path]) -> Lineage:
+def lineage_of(inputs: Mapping[str, StorePath]) -> Lineage:
     """For each stage, entries of its output's manifest: of `inputs` (outputs by stage), and of all stages before them.
 
     Outputs lie in `<stages>/<name>/<fingerprint>/`. An output that has been deleted has its fingerprint only.

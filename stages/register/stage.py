@@ -29,6 +29,7 @@ from stages.register import pyfunc_model  # so that the fingerprint of this stag
 from stages.register.concepts import concept_model_names, learned_concepts, register_concept
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
+from stages.storage import local_copy, store_path, write_whole
 from stages.tracking_errors import is_missing
 from stages.tracking_server import tracking_errors
 
@@ -64,7 +65,7 @@ def _register(client: MlflowClient, context: StageContext) -> StageResult:
     registered = {"name": name, "version": number, "alias_moved": moved, "uri": f"models:/{name}/{number}"}
     concepts = _register_concepts(client, context)
     content = json.dumps({**registered, "score": score, "why": why, "concepts": concepts}, indent=2)
-    (context.output / "registered.json").write_text(content + "\n")
+    write_whole(context.output / "registered.json", content + "\n")
     notes = {"model": f"{name} version {number}", "champion": why}
     if concepts:
         notes["concepts"] = ", ".join(f"{concept['name']} version {concept['version']}" for concept in concepts)
@@ -119,9 +120,9 @@ def _artifacts(context: StageContext, lineage: Lineage, temporary: Path) -> dict
     """The folders and files of the model by name; settings and lineage are written into a temporary folder."""
     config: Config = context.config
     location = backbone_location(config.backbone, context.inputs)
-    folders = {"adapter": context.inputs["train_adapter"] / "adapter"}
-    if Path(location).is_dir():
-        folders["backbone"] = Path(location)
+    folders = {"adapter": local_copy(context.inputs["train_adapter"] / "adapter")}
+    if store_path(location).is_dir():
+        folders["backbone"] = local_copy(store_path(location))
     settings = {
         "interface": INTERFACE,
         "backbone": location if "backbone" not in folders else None,  # a hub id

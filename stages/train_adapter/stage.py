@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +14,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from model.methods.registry import METHODS
+from model.training.adapter_previews import PreviewSubject
 from model.training.adapter_task import AdapterTask
 from model.training.precision import HALVES
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.encodings import StoredEncodings
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.inference import backbone_location, loading_options, model_errors_as_stage_errors
+from stages.storage import StorePath, absolute, copy_folder, local_copy, local_folder
 from stages.train_adapter.config import TrainAdapterConfig
 from stages.train_adapter.previews import choose_previews, draw_overview
 from stages.training.trainer import Curves, fit
@@ -29,7 +30,7 @@ from stages.training.trainer import Curves, fit
 def run(context: StageContext) -> StageResult:
     """Train the adapter; write it to `adapter/`, its curves to `curves.png`, its previews to `samples.png`."""
     config = context.config.train_adapter
-    plan = PlanReader(context.inputs["curriculum"].resolve() / "plan")
+    plan = PlanReader(absolute(context.inputs["curriculum"]) / "plan")
     _check(config, plan)
     pictures = PlanPictures.of(context.inputs)
     check_plan(plan, pictures)
@@ -49,15 +50,21 @@ def run(context: StageContext) -> StageResult:
         batch_setting="curriculum.batch_size",
         data_workers=config.data_workers,
     )
-    shutil.copytree(weights, context.output / "adapter")
-    picture = context.output / "curves.png"
-    plot_training(curves, picture)
-    context.report.picture("curves", picture)
-    previews = weights.with_name("adapter-samples")
-    if any(previews.glob("*.png")):
-        draw_overview(previews, task.preview_subjects, context.output / "samples.png")
-        context.report.picture("samples", context.output / "samples.png")
+    copy_folder(weights, context.output / "adapter")
+    _draw(curves, weights.with_name("adapter-samples"), task.preview_subjects, context)
     return StageResult(metrics=_summary(curves), notes={"steps": str(plan.steps)})
+
+
+def _draw(curves: Curves, previews: StorePath, subjects: Sequence[PreviewSubject], context: StageContext) -> None:
+    """Write and report the pictures of the training."""
+    pictures = ["curves"]
+    with local_folder(context.output) as folder:
+        plot_training(curves, folder / "curves.png")
+        if any(previews.glob("*.png")):
+            draw_overview(local_copy(previews), subjects, folder / "samples.png")
+            pictures.append("samples")
+    for name in pictures:
+        context.report.picture(name, context.output / f"{name}.png")
 
 
 def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
@@ -79,7 +86,7 @@ def _check(config: TrainAdapterConfig, plan: PlanReader) -> None:
 def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
     """The training problem that the configuration describes."""
     config = context.config.train_adapter
-    inputs = {name: folder.resolve() for name, folder in context.inputs.items()}
+    inputs = {name: absolute(folder) for name, folder in context.inputs.items()}
     pictures = PlanPictures.of(context.inputs)
     return AdapterTask(
         backbone=backbone_location(context.config.backbone, inputs),

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from model.training.task import TrainingTask
+from stages.inference import on_this_machine
 from stages.settings import result_fields
+from stages.storage import StorePath
 from stages.training.checkpoints import CheckpointFolder
 from stages.training.config import TrainerConfig
 
@@ -25,8 +27,9 @@ class TrainingJob:
         seed: Of the initial weights and of all random numbers of the training.
         cores: Cores of a machine, shared by the workers on it; None: all that it has.
         data_workers: Processes for each worker that prepare the batches of a `FedTask`; 0: the worker prepares them.
-        folder: Holds all files of the training; all workers can read and write it.
+        folder: Holds all files of the training; the driver and all workers can read and write it.
         name: Of the training; the files' names begin with it.
+        backbone_setting: The setting of the task's backbone; its other folders are in the run folder.
     """
 
     task: TrainingTask
@@ -34,22 +37,31 @@ class TrainingJob:
     config: TrainerConfig
     seed: int
     cores: int | None
-    folder: Path
+    folder: StorePath
     name: str
     data_workers: int = 0
+    backbone_setting: str = "backbone.weights"
+
+    def on_this_machine(self) -> TrainingJob:
+        """The job with the models of its task on this machine's disk.
+
+        Raises:
+            StageError: The machine lacks a folder that the task names.
+        """
+        return dataclasses.replace(self, task=_with_local_folders(self.task, self.backbone_setting))
 
     @property
-    def metrics_file(self) -> Path:
-        """JSON lines, see `stages.training.metrics`."""
+    def metrics_file(self) -> StorePath:
+        """JSON lines, see `stages.training.metrics`, as a record of `stages.training.record`."""
         return self.folder / f"{self.name}.jsonl"
 
     @property
-    def weights(self) -> Path:
+    def weights(self) -> StorePath:
         """Folder that rank 0 exports the trained weights into."""
         return self.folder / f"{self.name}-weights"
 
     @property
-    def samples(self) -> Path:
+    def samples(self) -> StorePath:
         """Folder for the sample pictures of a `SamplingTask`."""
         return self.folder / f"{self.name}-samples"
 
@@ -59,12 +71,12 @@ class TrainingJob:
         return CheckpointFolder(self.folder / f"{self.name}-checkpoints", self.config.keep_checkpoints)
 
     @property
-    def stop_request(self) -> Path:
+    def stop_request(self) -> StorePath:
         """A file that asks the workers, by its existence, to write a checkpoint and stop."""
         return self.folder / f"{self.name}.stop"
 
     @property
-    def ending(self) -> Path:
+    def ending(self) -> StorePath:
         """A file in which rank 0 writes why the training stopped before its last step: one sentence."""
         return self.folder / f"{self.name}.ending"
 
@@ -80,16 +92,33 @@ class TrainingJob:
 
 
 def _plain_fields(task: Any) -> dict[str, Any]:
-    """The fields of a dataclass with plain values, without absolute paths, because a run folder may be moved."""
+    """The fields of a dataclass with plain values, without paths and URIs, because a run folder may be moved."""
     if not dataclasses.is_dataclass(task):
         return {}
     found = {}
     for entry in dataclasses.fields(task):
         value = _compared(getattr(task, entry.name))
-        path = isinstance(value, str) and Path(value).is_absolute()
-        if entry.init and entry.compare and not path and _is_plain(value):
+        if entry.init and entry.compare and not _is_location(value) and _is_plain(value):
             found[entry.name] = value
     return found
+
+
+def _is_location(value: Any) -> bool:
+    """Whether a value is an absolute path, or a URI."""
+    return isinstance(value, str) and (Path(value).is_absolute() or "://" in value)
+
+
+def _with_local_folders(task: Any, backbone_setting: str) -> Any:
+    """The task with local copies of the folders that its fields name, where they are in an object store."""
+    if not dataclasses.is_dataclass(task) or isinstance(task, type):
+        return task
+    values = {entry.name: getattr(task, entry.name) for entry in dataclasses.fields(task) if entry.init}
+    local = {
+        name: on_this_machine(value, backbone_setting if name == "backbone" else "run.folder")
+        for name, value in values.items()
+        if _is_location(value)
+    }
+    return dataclasses.replace(task, **local) if local else task
 
 
 def _compared(value: Any) -> Any:

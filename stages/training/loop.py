@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,10 +26,13 @@ from torch import Tensor, nn
 from model.seeding import seed_of
 from model.training.moving_average import MovingAverage
 from model.training.task import DescribedTask, FedTask, Feed, Prepared, RatedTask, SamplingTask
+from stages.storage import forget_copy, is_remote, local_folder, remove, write_whole
+from stages.storage_errors import store_errors_as_stage_errors
 from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.training.engine import Engine, LossScale, learning_rate, micro_batches
 from stages.training.job import TrainingJob
-from stages.training.metrics import MetricsLogger, open_metrics_logger
+from stages.training.metrics import MetricsLogger
+from stages.training.record import open_record, watch
 from stages.training.state import gather_state, gathered, restore_average, restore_moments, restore_weights
 
 #: This many skipped steps in a row end a training.
@@ -46,11 +49,16 @@ Feeder = Callable[[Feed, range, int, int], Generator[Prepared]]
 
 def train(settings: dict[str, Any]) -> None:
     """The train loop of Ray Train: `settings["job"]` is a `TrainingJob`."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # from DeepSpeed
+    job: TrainingJob = settings["job"]
+    with store_errors_as_stage_errors(job.folder):
+        _train(job)
+
+
+def _train(job: TrainingJob) -> None:
     import ray.train
     import ray.train.torch
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # from DeepSpeed
-    job: TrainingJob = settings["job"]
     cores = job.cores or os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // ray.train.get_context().get_local_world_size()))
     device = ray.train.torch.get_device()
@@ -59,9 +67,9 @@ def train(settings: dict[str, Any]) -> None:
     if job.data_workers:
         from stages.training.feeder import stream
 
-        run_worker(job, device, partial(stream, workers=job.data_workers))
+        run_worker(job.on_this_machine(), device, partial(stream, workers=job.data_workers))
     else:
-        run_worker(job, device)
+        run_worker(job.on_this_machine(), device)
 
 
 def prepare_here(feed: Feed, steps: range, rank: int, world: int) -> Generator[Prepared]:
@@ -74,13 +82,12 @@ def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_
     """Train as a worker of torch's process group; rank 0 exports the weights, or writes why the training stopped."""
     rank = dist.get_rank()
     if rank == 0:
-        job.ending.unlink(missing_ok=True)
+        remove(job.ending)
     torch.manual_seed(job.seed)
     module = job.task.module()
     dimensionless = [parameter for parameter in module.parameters() if parameter.dim() == 0]
     _reshape(dimensionless, (1,))  # DeepSpeed cannot broadcast them; CLIP's logit scale is one
-    checkpoint = _latest(job.checkpoints)
-    tensors = dict(checkpoint.tensors()) if checkpoint else {}
+    checkpoint, tensors = _latest(job.checkpoints)
     if checkpoint:
         restore_weights(module, tensors)
     rates = job.task.rates(module) if isinstance(job.task, RatedTask) else None
@@ -93,14 +100,23 @@ def run_worker(job: TrainingJob, device: torch.device, feeder: Feeder = prepare_
         if average:
             restore_average(average, tensors)
         tensors.clear()
-    with open_metrics_logger(job.metrics_file, job.steps, device) as metrics:
-        ending = _Worker(job, engine, average, device, metrics, progress).run(feeder)
+    with (
+        open_record(job.metrics_file) if rank == 0 else nullcontext() as record,
+        watch(job.stop_request) if rank == 0 else nullcontext(_never) as stop_asked,
+    ):
+        metrics = MetricsLogger(steps=job.steps, device=device, record=record)
+        ending = _Worker(job, engine, average, device, metrics, progress, stop_asked).run(feeder)
     if ending is None:
         with _exportable(module, dimensionless, average):
             if rank == 0:
-                job.task.export(module, job.weights)
+                with local_folder(job.weights) as folder:
+                    job.task.export(module, folder)
     elif rank == 0:
-        job.ending.write_text(ending)
+        write_whole(job.ending, ending)
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass
@@ -151,6 +167,7 @@ class _Worker:
     device: torch.device
     metrics: MetricsLogger
     progress: _Progress
+    stop_asked: Callable[[], bool]  # on rank 0
 
     @property
     def rank(self) -> int:
@@ -178,7 +195,10 @@ class _Worker:
 
     def _run(self, batches: Iterator[_Batch]) -> str | None:
         job = self.job
-        writer = CheckpointWriter(job.checkpoints, self.rank, dist.get_world_size())
+        record = self.metrics.record  # a checkpoint's metrics are there before it
+        writer = CheckpointWriter(
+            job.checkpoints, self.rank, dist.get_world_size(), record.flush if record else lambda: None
+        )
         for step in range(self.progress.step, job.steps):
             self._step(step, batches)
             writer.check()
@@ -187,7 +207,7 @@ class _Worker:
                 return _divergence(job, step)
             done = step + 1
             self._sample(done)
-            stopping = self._rank_0_says(job.stop_request.exists()) and done < job.steps
+            stopping = self._rank_0_says(self.stop_asked()) and done < job.steps
             if stopping or (done % job.config.checkpoint_every == 0 and done < job.steps):
                 self._save(writer)
             if stopping:
@@ -228,8 +248,8 @@ class _Worker:
         task = self.job.task
         if self.rank or not isinstance(task, SamplingTask) or task.sample_every is None or done % task.sample_every:
             return
-        self.job.samples.mkdir(exist_ok=True)
-        task.sample(self.engine.module, done, self.job.samples)
+        with local_folder(self.job.samples) as folder:
+            task.sample(self.engine.module, done, folder)
 
     def _save(self, writer: CheckpointWriter) -> None:
         """Have every worker write its share of the state: of N workers, each writes every N-th tensor."""
@@ -275,8 +295,8 @@ def _divergence(job: TrainingJob, step: int) -> str:
     )
 
 
-def _latest(checkpoints: CheckpointFolder) -> Checkpoint | None:
-    """The checkpoint to resume from, the same on all workers; incomplete ones are removed.
+def _latest(checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, dict[str, Tensor]]:
+    """The checkpoint to resume from, the same on all workers, and its tensors; incomplete ones are removed.
 
     Raises:
         StageError: The checkpoint is damaged.
@@ -285,10 +305,16 @@ def _latest(checkpoints: CheckpointFolder) -> Checkpoint | None:
     if dist.get_rank() == 0:
         checkpoints.remove_incomplete()
         chosen = [checkpoints.latest()]
-        if chosen[0]:
-            chosen[0].check()
     dist.broadcast_object_list(chosen)
-    return chosen[0]
+    if chosen[0] is None:
+        return None, {}
+    local = chosen[0].local()
+    if dist.get_rank() == 0 or is_remote(chosen[0].folder):  # each machine has read its own copy
+        local.check()
+    tensors = dict(local.tensors())
+    dist.barrier()
+    forget_copy(chosen[0].folder, local.folder)
+    return chosen[0], tensors
 
 
 def _reshape(parameters: list[nn.Parameter], shape: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The metrics of a training: a file of JSON lines, each averaged over some steps and over all workers."""
+"""The metrics of a training: lines of JSON, each averaged over some steps and over all workers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from stages.training.record import Record
 
 #: A training writes about this many lines, but at least one in `_MAX_STEPS_PER_LINE` steps.
 _LINES = 200
@@ -26,7 +26,7 @@ BOOKKEEPING = ("step", "seconds_left")
 
 @dataclass(kw_only=True)
 class MetricsLogger:
-    """Collects one worker's metrics. All workers must call `add` for every step; rank 0 writes the file.
+    """Collects one worker's metrics. All workers must call `add` for every step; rank 0 writes the lines.
 
     A line holds: step; the mean of each scalar; samples_per_second; data_wait, the share of the time in which workers
     waited for their batches; peak_memory_gib, the largest of all workers (of the GPU, else of the process); skipped,
@@ -35,7 +35,7 @@ class MetricsLogger:
 
     steps: int
     device: torch.device
-    stream: TextIO | None  # of rank 0
+    record: Record | None  # of rank 0
     _scalars: dict[str, list[Tensor]] = field(default_factory=dict)
     _samples: int = 0
     _waited: float = 0.0
@@ -64,7 +64,7 @@ class MetricsLogger:
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         seconds = time.perf_counter() - self._since
-        if self.stream is not None:
+        if self.record is not None:
             line = {
                 "step": done,
                 **_means([worker["sums"] for worker in everyone]),
@@ -74,21 +74,9 @@ class MetricsLogger:
                 "skipped": skipped,
                 "seconds_left": (self.steps - done) * seconds / self._steps_since,
             }
-            self.stream.write(json.dumps(line) + "\n")
-            self.stream.flush()
+            self.record.write(json.dumps(line) + "\n")
         self._scalars, self._samples, self._waited, self._steps_since = {}, 0, 0.0, 0
         self._since = time.perf_counter()
-
-
-@contextmanager
-def open_metrics_logger(file: Path, steps: int, device: torch.device) -> Iterator[MetricsLogger]:
-    """A logger that appends to `file` on rank 0."""
-    if dist.get_rank() != 0:
-        yield MetricsLogger(steps=steps, device=device, stream=None)
-        return
-    with file.open("a") as stream:
-        stream.write("\n")  # ends a line that a killed training left incomplete
-        yield MetricsLogger(steps=steps, device=device, stream=stream)
 
 
 def _means(workers: list[dict[str, tuple[float, int]]]) -> dict[str, float]:
@@ -104,19 +92,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def read_lines(file: Path, after: int = 0) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file whose step is above `after`, without steps that a resumed training repeated."""
-    if not file.is_file():
-        return
-    for text in file.read_text().splitlines(keepends=True):
-        if not text.endswith("}\n"):  # blank, left incomplete by a kill, or being written
-            continue
-        line = json.loads(text)
-        if line["step"] > after:
-            after = line["step"]
-            yield line
 
 
 def progress_note(name: str, line: Mapping[str, Any]) -> str:

@@ -14,15 +14,19 @@ from types import FrameType
 from typing import Any
 
 from model.errors import ModelError
-from model.training.task import TrainingTask
+from model.training.task import SamplingTask, TrainingTask
 from stages.contract import Reporter, StageContext, StageError
+from stages.inference import backbone_setting
 from stages.ray_tools.placement import node_selector
+from stages.storage import StorePath, absolute, is_remote, remove, write_whole
+from stages.storage_errors import storage_error
 from stages.training.checkpoints import difference
 from stages.training.config import TrainerConfig
 from stages.training.elasticity import room_for_workers
 from stages.training.job import TrainingJob
 from stages.training.loop import train
-from stages.training.metrics import BOOKKEEPING, progress_note, read_lines
+from stages.training.metrics import BOOKKEEPING, progress_note
+from stages.training.record import STORE_SECONDS, RecordReader
 
 #: The points (step, value) of each metric.
 Curves = dict[str, list[tuple[int, float]]]
@@ -44,7 +48,7 @@ def fit(
     batch_size: int,
     batch_setting: str,
     data_workers: int = 0,
-) -> tuple[Path, Curves]:
+) -> tuple[StorePath, Curves]:
     """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its metrics.
 
     Progress and metrics go to `context.report` during the training (keys `name/loss`, ...). Checkpoints are in
@@ -61,7 +65,7 @@ def fit(
             memory, or a checkpoint on the disk; the loss exploded, or the gradient was not finite, in too many steps;
             the training was stopped by SIGTERM.
     """
-    folder = (context.scratch / "train").resolve()
+    folder = absolute(context.scratch / "train")
     folder.mkdir(parents=True, exist_ok=True)
     job = TrainingJob(
         task=task,
@@ -72,9 +76,10 @@ def fit(
         folder=folder,
         name=name,
         data_workers=data_workers,
+        backbone_setting=backbone_setting(context.config.backbone),
     )
     check_resume(job)
-    job.stop_request.unlink(missing_ok=True)
+    remove(job.stop_request)
     counts = config.worker_counts(batch_size)
     with reporting(job, context.report), _stopped_by_sigterm(job):
         _run_workers(job, context.report, batch_setting, lambda: room_for_workers(job, counts, section, context.report))
@@ -102,7 +107,7 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_ro
                 num_workers=workers, use_gpu=config.use_gpu, label_selector=node_selector(gpus=config.use_gpu)
             ),
             torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
-            run_config=RunConfig(name=job.name, storage_path=str(job.folder)),
+            run_config=RunConfig(name=job.name, **_ray_storage(job.folder)),
         )
         try:
             trainer.fit()
@@ -112,6 +117,15 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_ro
             if not attempts_left or any(_is_permanent(failure) for failure in _failures(error)):
                 raise StageError(sentence) from error
             report.warning(f"{sentence}; it resumes from its last checkpoint")
+
+
+def _ray_storage(folder: StorePath) -> dict[str, Any]:
+    """Where Ray Train keeps its own notes. Checkpoints are the project's: any number of workers can read them."""
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
 
 
 def check_resume(job: TrainingJob) -> None:
@@ -125,10 +139,12 @@ def check_resume(job: TrainingJob) -> None:
         return
     remedy = f"delete {checkpoint.folder.parent} to train from the beginning"
     try:
-        checkpoint.check()
+        if not is_remote(checkpoint.folder):  # the workers compare their own copies of one in a store
+            checkpoint.local().check()
+        state = checkpoint.state()
     except StageError as error:
         raise StageError(f"{error}; {remedy}.") from error
-    if found := difference(checkpoint.state()["config"], job.identity()):
+    if found := difference(state["config"], job.identity()):
         raise StageError(f"{checkpoint.folder} is of another configuration ({found}): set it back, or {remedy}.")
 
 
@@ -145,7 +161,7 @@ def _stopped_by_sigterm(job: TrainingJob) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        job.stop_request.touch()
+        threading.Thread(target=write_whole, args=(job.stop_request, b"")).start()  # a store takes its time
 
     signal.signal(signal.SIGTERM, ask)
     try:
@@ -194,11 +210,6 @@ def _last_line(error: Exception) -> str:
     return kind + (lines[-1] if lines else "no message")
 
 
-def absolute_location(location: str) -> str:
-    """The absolute path of a folder, because Ray's workers have another working directory; a hub id is unchanged."""
-    return str(Path(location).resolve()) if Path(location).is_dir() else location
-
-
 # --- progress and metrics ------------------------------------------------------------------------------------------
 
 
@@ -206,21 +217,15 @@ def absolute_location(location: str) -> str:
 def reporting(job: TrainingJob, report: Reporter) -> Iterator[None]:
     """Report, from a thread, what rank 0 appends to the metrics file and the samples that it writes."""
     ended = threading.Event()
+    news = _News(job, report)
+    seconds = STORE_SECONDS if is_remote(job.folder) else _POLL_SECONDS
 
     def poll() -> None:
-        last = shown = 0
-        while True:
-            over = ended.wait(_POLL_SECONDS)
-            for line in read_lines(job.metrics_file, after=last):
-                last = line["step"]
-                _emit(line, job, report)
-            complete = last if over else last - 1  # the last step's sample may still be being written
-            for sample in sorted(job.samples.glob("*.png")):
-                if shown < int(sample.stem) <= complete:
-                    shown = int(sample.stem)
-                    report.sample(f"{job.name}/samples", sample, shown)
-            if over:
-                return
+        while not ended.wait(seconds):
+            with _store_may_be_away(job):
+                news.report_new(over=False)
+        with _store_may_be_away(job):
+            news.report_new(over=True)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -231,6 +236,39 @@ def reporting(job: TrainingJob, report: Reporter) -> Iterator[None]:
         thread.join()
 
 
+@contextmanager
+def _store_may_be_away(job: TrainingJob) -> Iterator[None]:
+    """The training itself fails when the store stays away."""
+    try:
+        yield
+    except Exception as error:  # each object store has exceptions of its own
+        if not is_remote(job.folder) or storage_error(error, str(job.folder)) is None:
+            raise
+
+
+class _News:
+    """Reports each line of metrics and each sample of a training once."""
+
+    def __init__(self, job: TrainingJob, report: Reporter) -> None:
+        self._job, self._report = job, report
+        self._lines = RecordReader(job.metrics_file)
+        self._step = self._shown = 0
+
+    def report_new(self, *, over: bool) -> None:
+        job = self._job
+        for line in self._lines.read():
+            self._step = line["step"]
+            _emit(line, job, self._report)
+        complete = self._step if over else self._step - 1  # the last step's sample may still be being written
+        if not isinstance(job.task, SamplingTask) or job.task.sample_every is None:
+            return
+        samples: list[StorePath] = sorted(job.samples.glob("*.png"), key=str)
+        for sample in samples:
+            if self._shown < int(sample.stem) <= complete:
+                self._shown = int(sample.stem)
+                self._report.sample(f"{job.name}/samples", sample, self._shown)
+
+
 def _emit(line: dict[str, Any], job: TrainingJob, report: Reporter) -> None:
     for key, value in line.items():
         if key not in BOOKKEEPING:
@@ -238,10 +276,10 @@ def _emit(line: dict[str, Any], job: TrainingJob, report: Reporter) -> None:
     report.progress(line["step"], job.steps, progress_note(job.name, line))
 
 
-def read_curves(file: Path) -> Curves:
+def read_curves(file: StorePath) -> Curves:
     """All metrics of a training's metrics file."""
     curves: Curves = {}
-    for line in read_lines(file):
+    for line in RecordReader(file).read():
         for key, value in line.items():
             if key not in BOOKKEEPING:
                 curves.setdefault(key, []).append((line["step"], float(value)))

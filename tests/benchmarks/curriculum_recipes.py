@@ -46,10 +46,11 @@ from stages.evaluate.models import ModelPaths, Models
 from stages.evaluate.painter import Painter, case_table
 from stages.evaluate.stage import ADAPTER_ARMS
 from stages.inference import backbone_location
+from stages.storage import StorePath
 from stages.train_adapter.stage import adapter_task
 from stages.training.job import TrainingJob
 from stages.training.loop import run_worker
-from stages.training.metrics import read_lines
+from stages.training.record import RecordReader
 from stages.training.trainer import reporting
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.finished_run import FinishedRun, open_run
@@ -129,7 +130,7 @@ class RecipeTrainer:
             raise StageError(job.ending.read_text())
         trained = time.process_time()
         pictures = self._paint(config, job.weights, with_text_only=row is RECIPES[0])
-        last = list(read_lines(job.metrics_file))[-1]
+        last = list(RecordReader(job.metrics_file).read())[-1]
         seconds = {"training": trained - began, "painting": time.process_time() - trained}
         return {"recipe": row.number, "seed": seed, "loss": last["loss"], "cpu_seconds": seconds, "pictures": pictures}
 
@@ -139,7 +140,7 @@ class RecipeTrainer:
         self._task.seed = config.run.seed
         return self._task
 
-    def _paint(self, config: Config, adapter: Path, *, with_text_only: bool) -> list[dict[str, Any]]:
+    def _paint(self, config: Config, adapter: StorePath, *, with_text_only: bool) -> list[dict[str, Any]]:
         """Generate and score all pictures. Those from text alone are the same in all runs."""
         arms = [arm for arm in ADAPTER_ARMS if with_text_only or arm != TEXT_ONLY]
         inputs = self.experiment.source.inputs

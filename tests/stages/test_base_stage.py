@@ -15,7 +15,7 @@ from model.micro_sd.recipe import Recipe
 from model.micro_sd.weights import load_micro_sd, verify_weights
 from stages.base.stage import PARTS, Folders, run, task_of, why_not_shipped
 from stages.contract import StageError
-from tests.support.contexts import make_context
+from tests.support.contexts import make_context, on_disk
 from tests.support.random_backbone import write_random_backbone
 
 
@@ -93,7 +93,7 @@ def test_a_forced_stage_trains_the_unfinished_parts_although_the_shipped_weights
     shipped = write_random_backbone(tmp_path / "shipped", recipe=context.config.base.recipe)
     finished, trained = ("vae", "clip", "dino"), ("judge", "unet")
     for name in finished:
-        shutil.copytree(shipped / name, context.scratch / "parts" / name)
+        shutil.copytree(shipped / name, on_disk(context.scratch / "parts" / name))
     assert run(context, shipped).notes == {"weights": "trained: it was forced"}
     assert any(event["event"] == "warning" and "trained from scratch" in event["text"] for event in events)
     folder = tmp_path / "output" / "backbone"

@@ -35,7 +35,7 @@ from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from stages.register.stage import compare_versions, requirements, run, score_of
 from stages.registered_model import VERIFY_CHECKSUMS
-from tests.support.contexts import make_context
+from tests.support.contexts import make_context, on_disk
 from tests.support.random_adapter import write_random_adapter
 from tests.support.random_backbone import write_random_backbone
 from tests.support.registered_model import Registry
@@ -134,7 +134,7 @@ def test_checksums_name_the_file_that_changed(tmp_path: Path) -> None:
 def test_a_lineage_goes_back_to_the_first_stage(tmp_path: Path) -> None:
     def commit(stage: str, fingerprint: str, inputs: dict[str, str]) -> Path:
         output = commit_stage(store, stage, StageResult(rows={"rows": 3}), ingredients(fingerprint, inputs))
-        return output.folder
+        return on_disk(output.folder)
 
     store = Store(tmp_path / "run")
     store.folder.mkdir()

@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.config import Config
 from stages.contract import Reporter, StageContext
+from stages.storage import StorePath
 
 
 def replace(settings: Any, changes: Mapping[str, Any]) -> Any:
@@ -20,12 +21,18 @@ def replace(settings: Any, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(settings, **values)
 
 
+def on_disk(path: StorePath) -> Path:
+    """A path of a context that `make_context` made in a folder on the disk."""
+    assert isinstance(path, Path)
+    return path
+
+
 def make_context(
-    tmp_path: Path,
-    inputs: Mapping[str, Path] | None = None,
+    tmp_path: StorePath,
+    inputs: Mapping[str, StorePath] | None = None,
     events: list[Mapping[str, Any]] | None = None,
     tracking_uri: str | None = None,
-    previous: Path | None = None,
+    previous: StorePath | None = None,
     **sections: Mapping[str, Any],
 ) -> StageContext:
     """A stage's context under `tmp_path`: empty `output` and `scratch`, and the profile micro with some changes.

@@ -15,6 +15,7 @@ from stages.contract import StageContext
 from stages.curriculum.stage import map_columns, recipe_of, write_plan_part
 from stages.data.plan import PlanReader
 from stages.data.schemas import PAIRS, SAMPLES
+from stages.storage import local_copy
 from tests.benchmarks.support.environment import silent_reporter
 
 
@@ -59,6 +60,6 @@ def open_run(folder: Path, stages: Sequence[str], values: Mapping[str, Any]) -> 
         raise PipelineError(f"{folder} lacks the output of {', '.join(missing)}; run the default profile in it.")
     return FinishedRun(
         with_values(config_from_dict(config), values),
-        {name: outputs[name].folder.resolve() for name in stages},
+        {name: local_copy(outputs[name].folder).resolve() for name in stages},
         {name: fingerprints[name] for name in stages},
     )

@@ -40,11 +40,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
     torch.manual_seed(0)
     encode_pool(root / "train", build_vae().eval(), build_clip().eval(), root / "cache")
     return {
-        "vae": VaeTask(pool_folder=root / "train", recipe=_small(recipe.vae), loss=recipe.vae_loss),
-        "clip": ClipTask(pool_folder=root / "train", recipe=_small(recipe.clip)),
-        "dino": DinoTask(pool_folder=root / "train", recipe=_small(recipe.dino)),
-        "judge": JudgeTask(pool_folder=root / "judge", recipe=_small(recipe.judge)),
-        "unet": UNetTask(cache_folder=root / "cache", recipe=_small(recipe.unet), training=recipe.unet_training),
+        "vae": VaeTask(pool_folder=str(root / "train"), recipe=_small(recipe.vae), loss=recipe.vae_loss),
+        "clip": ClipTask(pool_folder=str(root / "train"), recipe=_small(recipe.clip)),
+        "dino": DinoTask(pool_folder=str(root / "train"), recipe=_small(recipe.dino)),
+        "judge": JudgeTask(pool_folder=str(root / "judge"), recipe=_small(recipe.judge)),
+        "unet": UNetTask(cache_folder=str(root / "cache"), recipe=_small(recipe.unet), training=recipe.unet_training),
     }
 
 
@@ -100,7 +100,7 @@ def test_whitening_is_exact(tasks: dict[str, Task]) -> None:
     module = task.module()
     assert isinstance(module, VaeModule)
     vae = module.vae.eval()
-    pool = ScenePool.open(task.pool_folder)
+    pool = ScenePool.open(Path(task.pool_folder))
     images = images_at(pool, np.arange(16))
     before = vae.decode(vae.encode(images).latent_dist.mode()).sample
     fold_whitening(vae, images)
@@ -137,7 +137,7 @@ def test_the_judge_s_outputs(tasks: dict[str, Task]) -> None:
 def test_the_judge_s_presence_labels_name_both_objects(tasks: dict[str, Task]) -> None:
     task = tasks["judge"]
     assert isinstance(task, JudgeTask)
-    pool, batch = ScenePool.open(task.pool_folder), task.batch(0, 0, 1)
+    pool, batch = ScenePool.open(Path(task.pool_folder)), task.batch(0, 0, 1)
     drawn = draw_indices(task.recipe.seed, 0, 0, 1, len(pool), task.recipe.batch)
     index = np.stack([drawn, pool.partner(drawn)], 1).flatten()
     for row, scene in enumerate(index):

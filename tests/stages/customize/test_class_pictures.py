@@ -55,7 +55,14 @@ def test_a_painted_picture_depends_on_its_number_only(tmp_path: Path, backbone: 
     def paint(*numbers: int) -> dict[int, bytes]:
         location = str(backbone / "backbone")
         job = ClassJob(
-            backbone=location, device="cpu", word="toy", numbers=numbers, batch_size=2, seed=0, settings=settings
+            backbone=location,
+            device="cpu",
+            word="toy",
+            numbers=numbers,
+            batch_size=2,
+            seed=0,
+            settings=settings,
+            setting="run.folder",
         )
         return dict(paint_class(job))
 

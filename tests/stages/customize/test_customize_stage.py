@@ -15,7 +15,7 @@ from model.concepts.contextualizer import Contextualizer
 from model.concepts.loading import load_concept
 from stages.contract import StageError
 from stages.customize import stage
-from tests.support.contexts import make_context
+from tests.support.contexts import make_context, on_disk
 from tests.support.prompt_sets import write_prompts
 from tests.support.subject_folder import png
 
@@ -70,9 +70,9 @@ def test_subjects_are_learned_side_by_side(ray_cluster: str, tmp_path: Path, bac
     assert isinstance(entry["learned"], bool)
     assert entry["drift"] is not None
     for folder in (entry["folder"], *(point["folder"] for point in entry["checkpoints"])):
-        assert load_concept(load_backbone(backbone / "backbone"), context.output / folder) == ["[v1]"]
+        assert load_concept(load_backbone(backbone / "backbone"), on_disk(context.output / folder)) == ["[v1]"]
     for name in ("samples", "curves", "trade_off"):
-        assert Image.open(context.output / f"{name}.png").width > 300
+        assert Image.open(on_disk(context.output / f"{name}.png")).width > 300
     assert result.notes["failed"] == "broken"
     assert {"similarity", "fidelity", "gain", "learned"} <= result.metrics.keys()
 

@@ -26,7 +26,7 @@ from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.painter import case_table
 from stages.scoring import background_of
 from tests.support.concept_entries import concept_entry
-from tests.support.contexts import make_context
+from tests.support.contexts import make_context, on_disk
 from tests.support.picture_table import picture_table
 from tests.support.subject_folder import png, write_pairs, write_subjects
 
@@ -285,7 +285,7 @@ def test_the_stage_paints_every_case_in_every_arm(
     painted = {(row["subject"], row["prompt"]) for row in rows if row["arm"] == "concept"}
     assert {subject for subject, _ in painted} == {"test-mug-1", "test-bear-2"}
     for name in ("hero.png", "multi_subject.png", "rounds.png"):
-        assert Image.open(context.output / "report" / name).height > 600
+        assert Image.open(on_disk(context.output / "report" / name)).height > 600
 
 
 @pytest.mark.slow

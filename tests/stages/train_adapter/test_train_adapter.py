@@ -26,7 +26,7 @@ from stages.data.schemas import SAMPLES
 from stages.train_adapter.stage import adapter_task, plot_training, run
 from stages.training.config import TrainerConfig
 from stages.training.trainer import fit
-from tests.support.contexts import make_context
+from tests.support.contexts import make_context, on_disk
 from tests.support.random_backbone import write_random_backbone
 from tests.support.tiny_plan import BATCH, STEPS, encoded_picture, filled, write_tiny_plan
 
@@ -146,7 +146,7 @@ def test_steps_on_one_worker_are_bare_pytorch_steps(
         batch_size=1,
         batch_setting="a.b",
     )
-    found = load_adapter(weights).state_dict()
+    found = load_adapter(on_disk(weights)).state_dict()
     with one_thread():  # as the worker: sums in the same order
         expected, losses, norms = bare_steps(task, config, steps, seed)
     assert min(norms) > config.gradient_clip

@@ -27,9 +27,9 @@ def write(folder: CheckpointFolder, step: int, loss: float | None = 0.5, workers
 def test_the_shares_of_all_workers_are_read_back(tmp_path: Path) -> None:
     checkpoint = write(CheckpointFolder(tmp_path), 100, workers=3)
     assert checkpoint.is_complete()
-    checkpoint.check()
+    checkpoint.local().check()
     assert checkpoint.step == checkpoint.state()["step"] == 100
-    tensors = dict(checkpoint.tensors())
+    tensors = dict(checkpoint.local().tensors())
     assert tensors.keys() == {"weight/0", "weight/1", "weight/2"}
     assert torch.equal(tensors["weight/2"], torch.full((2, 3), 2.0))
 
@@ -49,21 +49,21 @@ def test_without_checkpoints_there_is_no_latest(tmp_path: Path) -> None:
     assert CheckpointFolder(tmp_path / "nowhere").latest() is None
 
 
-@pytest.mark.parametrize("name", ["rank-0.safetensors", "rank-1.safetensors", "training.json"])
+@pytest.mark.parametrize("name", ["rank-0-of-2.safetensors", "rank-1-of-2.safetensors", "training.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     checkpoint = write(CheckpointFolder(tmp_path), 100)
     file = checkpoint.folder / name
     *kept, last = file.read_bytes()
     file.write_bytes(bytes([*kept, last ^ 1]))
     with pytest.raises(StageError, match=rf"{name} is damaged \(its checksum is not the one in rank-.-of-2.json\)$"):
-        checkpoint.check()
+        checkpoint.local().check()
 
 
 def test_a_damaged_list_is_named(tmp_path: Path) -> None:
     checkpoint = write(CheckpointFolder(tmp_path), 100)
     (checkpoint.folder / "rank-1-of-2.json").write_text("{")
     with pytest.raises(StageError, match=r"rank-1-of-2.json is damaged \(it is not JSON\)$"):
-        checkpoint.check()
+        checkpoint.local().check()
 
 
 def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:

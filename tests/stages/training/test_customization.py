@@ -13,6 +13,7 @@ from model.concepts.folder import read_concept
 from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 from stages.training.loop import run_worker
+from tests.support.contexts import on_disk
 from tests.support.customization import make_subject, make_task, picture, write_contextualizer
 from tests.support.tiny_models import write_sdxl
 
@@ -52,7 +53,7 @@ def test_a_stopped_customization_resumes_exactly(
             job = dataclasses.replace(job, task=dataclasses.replace(job.task))  # type: ignore[type-var]
         run_worker(job, torch.device("cpu"))
         assert not job.ending.exists()
-        results.append(list(read_concept(job.weights).tensors()))
+        results.append(list(read_concept(on_disk(job.weights)).tensors()))
     assert len(results[0]) == len(results[1]) > 0
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 

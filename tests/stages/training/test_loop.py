@@ -20,6 +20,7 @@ from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 from stages.training.loop import prepare_here, run_worker
 from stages.training.trainer import check_resume, read_curves
+from tests.support.contexts import on_disk
 from tests.support.training_tasks import FedLinearTask, LinearModule, LinearTask
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,7 @@ def trained(job: TrainingJob) -> dict[str, Tensor]:
 
 def stopped_before_step(job: TrainingJob, step: int) -> TrainingJob:
     """The job after a request to stop; ready to resume."""
-    task = dataclasses.replace(job.task, stop_at=step, marker=job.stop_request)  # type: ignore[type-var]
+    task = dataclasses.replace(job.task, stop_at=step, marker=on_disk(job.stop_request))  # type: ignore[type-var]
     run_worker(dataclasses.replace(job, task=task), torch.device("cpu"))
     assert (
         job.ending.read_text() == f"training linear was stopped after step {step + 1} of 12; the same command goes on."
@@ -132,7 +133,7 @@ def test_after_a_full_disk_a_training_resumes(process_group: None, tmp_path: Pat
     uninterrupted = trained(make_job(tmp_path / "a"))
     job = make_job(tmp_path / "b")
     file = job.checkpoints.at(8).folder / "training.json"
-    full = dataclasses.replace(job, task=LinearTask(fill_at=6, marker=file, seconds_a_step=0.1))
+    full = dataclasses.replace(job, task=LinearTask(fill_at=6, marker=on_disk(file), seconds_a_step=0.1))
     with pytest.raises(StageError, match=r"^checkpoint .*/step-00000008 cannot be written \(its disk is full\): free "):
         run_worker(full, torch.device("cpu"))
     assert read_curves(job.metrics_file)["loss"][-1][0] < 12, "it goes no further than the next steps"
@@ -183,7 +184,7 @@ def test_a_fed_training_is_the_same_and_requests_the_remaining_steps(process_gro
 
     expected = trained(make_job(tmp_path / "a"))
     job = make_job(tmp_path / "b", FedLinearTask())
-    stopping = dataclasses.replace(job, task=FedLinearTask(stop_at=6, marker=job.stop_request))
+    stopping = dataclasses.replace(job, task=FedLinearTask(stop_at=6, marker=on_disk(job.stop_request)))
     run_worker(stopping, torch.device("cpu"), feeder)
     assert closed == [range(12)]
     job.stop_request.unlink()
@@ -236,9 +237,11 @@ def test_a_checkpoint_of_another_configuration_is_refused(
 def test_a_damaged_checkpoint_is_refused(process_group: None, tmp_path: Path) -> None:
     job = make_job(tmp_path)
     stopped_before_step(job, 6)
-    share = job.checkpoints.at(7).folder / "rank-0.safetensors"
+    share = job.checkpoints.at(7).folder / "rank-0-of-1.safetensors"
     share.write_bytes(share.read_bytes()[:-1] + b"?")
-    with pytest.raises(StageError, match=r"rank-0.safetensors is damaged .*; delete .*/linear-checkpoints to train"):
+    with pytest.raises(
+        StageError, match=r"rank-0-of-1.safetensors is damaged .*; delete .*/linear-checkpoints to train"
+    ):
         check_resume(job)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.seeding import seed_of
 from stages.contract import StageContext, StageError
+from stages.storage import local_copy
 from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
 from stages.training.trainer import Curves, fit, plot_curves, read_curves
@@ -56,7 +57,7 @@ def plain_loop(
 
 
 def fit_linear(task: LinearTask, config: TrainerConfig, context: StageContext) -> tuple[Path, Curves]:
-    return fit(
+    weights, curves = fit(
         task,
         steps=STEPS,
         config=config,
@@ -67,6 +68,7 @@ def fit_linear(task: LinearTask, config: TrainerConfig, context: StageContext) -
         batch_size=config.workers,  # the task makes a batch for each worker
         batch_setting="a.b",
     )
+    return local_copy(weights), curves
 
 
 def assert_same(weights: Path, expected: dict[str, Tensor]) -> None:
@@ -173,6 +175,7 @@ import ray
 from tests.support.contexts import make_context
 from stages.training.trainer import fit
 from tests.support.training_tasks import LinearTask
+from stages.storage import local_copy
 from stages.training.config import TrainerConfig
 address, folder, config, steps, seed = sys.argv[1:]
 ray.init(address=address, logging_level="ERROR")
