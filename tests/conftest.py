@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from pipelines.execution.environment import set_environment
+from tests.support.object_store import ObjectServer, bucket, object_server  # noqa: F401
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Ray's workers and the processes that tests start import the project from here, whether it is installed or not.
@@ -30,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
+def ray_cluster(object_server: ObjectServer) -> Iterator[str]:  # noqa: F811
     """The address of a local Ray head that this process is connected to; one for the whole session."""
     from pipelines.execution.environment import temporary_folder
     from stages.ray_tools.cluster import local_cluster
@@ -39,9 +40,13 @@ def ray_cluster() -> Iterator[str]:
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as home,
         temporary_folder(Path(home)),
-        local_cluster() as address,
+        pytest.MonkeyPatch.context() as patch,
     ):
-        yield address
+        for name, value in object_server.environment.items():  # workers have the head's environment
+            patch.setenv(name, value)
+        with local_cluster() as address:
+            patch.undo()
+            yield address
 
 
 @pytest.fixture(scope="session")
