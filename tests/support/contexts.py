@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from stages.config import Config
 from stages.contract import Reporter, StageContext
+from stages.storage import StorePath
 
 
 def replace(settings: Any, changes: Mapping[str, Any]) -> Any:
@@ -21,11 +21,11 @@ def replace(settings: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def make_context(
-    tmp_path: Path,
-    inputs: Mapping[str, Path] | None = None,
+    tmp_path: StorePath,
+    inputs: Mapping[str, StorePath] | None = None,
     events: list[Mapping[str, Any]] | None = None,
     tracking_uri: str | None = None,
-    previous: Path | None = None,
+    previous: StorePath | None = None,
     **sections: Mapping[str, Any],
 ) -> StageContext:
     """A stage's context under `tmp_path`: empty `output` and `scratch`, and the profile micro with some changes.
