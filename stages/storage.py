@@ -79,6 +79,13 @@ def absolute(path: StorePath) -> StorePath:
     return path.resolve() if isinstance(path, Path) else path
 
 
+def name_below(path: StorePath, folder: StorePath) -> str:
+    """The path of what lies below a folder, relative to it."""
+    if isinstance(path, Path) and isinstance(folder, Path):
+        return str(path.relative_to(folder))
+    return str(path).removeprefix(f"{folder}/")
+
+
 # --- writing -------------------------------------------------------------------------------------------------------
 
 

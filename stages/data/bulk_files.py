@@ -6,6 +6,7 @@ end to end is fetched whole, and many files are read at the same time. On a disk
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from model.files import printable_name
 from stages.storage import REQUESTS, StorePath, copy_file, copy_folder
 
 _Item = TypeVar("_Item")
@@ -47,15 +49,13 @@ def fetched(file: StorePath) -> Iterator[Path]:
 
 @contextmanager
 def fetched_folder(folder: StorePath) -> Iterator[Path]:
-    """A folder on this machine's disk while the block runs: itself, or a copy whose last two parts have its names."""
+    """A folder on this machine's disk while the block runs: itself, or a copy."""
     if isinstance(folder, Path):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="realword-") as place:
-        copy = Path(place) / folder.parent.name / folder.name
-        copy.mkdir(parents=True)
-        copy_folder(folder, copy)
-        yield copy
+        copy_folder(folder, Path(place))
+        yield Path(place)
 
 
 def read_each(function: Callable[[_Item], _Result], items: Iterable[_Item], folder: StorePath) -> Iterator[_Result]:
@@ -75,3 +75,11 @@ def read_each(function: Callable[[_Item], _Result], items: Iterable[_Item], fold
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def unseen(setting: str, place: StorePath) -> str:
+    """What to do when a worker does not find what the driver has found there."""
+    return (
+        f"{setting}: the machine {socket.gethostname()} has no {printable_name(str(place))}: put the data where all "
+        "nodes of the cluster see it, such as an object store, and give its URI."
+    )

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.contract import StageError
+from stages.data.bulk_files import read_each
 from stages.storage import StorePath, open_output, parquet_source
 
 ROWS_PER_FILE = 20_000
@@ -120,7 +121,9 @@ def dataset_rows(folder: StorePath) -> int:
 
 def row_counts(files: Sequence[StorePath]) -> list[int]:
     """The number of rows of each Parquet file, from its footer."""
-    return [int(pq.read_metadata(parquet_source(file)).num_rows) for file in files]
+    if not files:
+        return []
+    return list(read_each(lambda file: int(pq.read_metadata(parquet_source(file)).num_rows), files, files[0].parent))
 
 
 def _leaf(field: pa.Field) -> str:
@@ -146,12 +149,19 @@ def read_dataset(folder: StorePath, schema: pa.Schema, columns: Sequence[str] | 
     Raises:
         StageError: There is no such dataset, a column is missing, or one has another type than `schema` says.
     """
+    return pa.concat_tables(read_parts(folder, schema, columns))
+
+
+def read_parts(folder: StorePath, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read a dataset file by file; only `columns`, if given. Raises StageError as `read_dataset`."""
     wanted = list(columns) if columns is not None else schema.names
-    tables = []
-    for file in dataset_files(folder):
-        check_columns(file, pq.read_schema(parquet_source(file)), schema, wanted)
-        tables.append(pq.read_table(parquet_source(file), columns=wanted, memory_map=True))
-    return pa.concat_tables(tables)
+
+    def read(file: StorePath) -> pa.Table:
+        source = parquet_source(file)
+        check_columns(file, pq.read_schema(source), schema, wanted)
+        return pq.read_table(source, columns=wanted, memory_map=True)
+
+    return read_each(read, dataset_files(folder), folder)
 
 
 def check_columns(file: StorePath, found: pa.Schema, schema: pa.Schema, wanted: Sequence[str]) -> None:

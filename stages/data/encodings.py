@@ -8,11 +8,9 @@ of the models that computed its rows.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
@@ -29,6 +27,7 @@ from model.training.encodings import EncodingCacheError, check_identity, encoder
 from stages.data.datasets import ColumnStore, dataset_files, read_dataset
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import ENCODINGS, FRAMES, SAMPLES
+from stages.storage import StorePath, open_whole, parquet_source
 
 _IDENTITY = b"encoders"
 _GROUP_BYTES = 2**20
@@ -103,27 +102,24 @@ def encoding_rows(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: tor
     return pa.table({"key": list(keys), "tensors": rows}, schema=ENCODINGS)
 
 
-def write_encodings(file: Path, identity: Mapping[str, str], tables: Iterable[pa.Table]) -> None:
-    """Write one file of a dataset atomically. Holds one table in memory."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.parent.with_name(f"{file.parent.name}-{file.stem}.{os.getpid()}")
+def write_encodings(file: StorePath, identity: Mapping[str, str], tables: Iterable[pa.Table]) -> None:
+    """Write one file of a dataset, whole or not at all. Holds one table in memory."""
     schema = ENCODINGS.with_metadata({_IDENTITY: json.dumps(identity)})
     options = {"compression": "NONE", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(unfinished, schema, **options) as writer:
+    with open_whole(file) as sink, pq.ParquetWriter(sink, schema, **options) as writer:
         for table in tables:
             rows = max(1, _GROUP_BYTES * table.num_rows // table.nbytes)
             writer.write_table(table.cast(schema), row_group_size=rows)
-    unfinished.replace(file)
 
 
-def identity_of(file: Path) -> dict[str, str]:
+def identity_of(file: StorePath) -> dict[str, str]:
     """The identity of the models that computed the rows of a file.
 
     Raises:
         EncodingCacheError: The file is damaged.
     """
     with _damage_named(file):
-        identity: dict[str, str] = json.loads(pq.read_schema(file).metadata[_IDENTITY])
+        identity: dict[str, str] = json.loads(pq.read_schema(parquet_source(file)).metadata[_IDENTITY])
     return identity
 
 
@@ -131,7 +127,7 @@ def identity_of(file: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _damage_named(path: StorePath) -> Iterator[None]:
     """Turn the errors of reading damaged files into EncodingCacheErrors that name the path."""
     try:
         yield
@@ -143,7 +139,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 class EncodingStore(ColumnStore):
     """Random access to the tensors of one dataset."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: StorePath) -> None:
         super().__init__(folder, "key", "tensors")
 
     def batch(self, keys: Sequence[str]) -> dict[str, Tensor]:
@@ -168,7 +164,7 @@ class StoredEncodings:
     captions: EncodingStore
 
     @classmethod
-    def of(cls, folder: Path) -> Self:
+    def of(cls, folder: StorePath) -> Self:
         """The datasets `latents` and `texts` in a folder."""
         return cls(EncodingStore(folder / "latents"), EncodingStore(folder / "texts"))
 

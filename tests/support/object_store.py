@@ -35,7 +35,7 @@ class ObjectServer:
 
     def client(self) -> Any:
         """A client of boto3."""
-        import boto3
+        import boto3  # type: ignore[import-untyped]
 
         return boto3.client(
             "s3",
