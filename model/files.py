@@ -7,8 +7,12 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from model.errors import ModelError
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 #: The longer marks first: UTF-32's begins with UTF-16's.
 _BYTE_ORDER_MARKS = (
@@ -112,7 +116,7 @@ def decode_with_losses(data: bytes) -> str:
         return data.decode("utf-8", "replace")
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path | UPath) -> str:
     """The text of a file, as `decode_text` reads it.
 
     Raises:

@@ -1,9 +1,12 @@
-"""Answers of language models on disk. What was paid for is never asked, and never paid for, twice.
+"""Answers of language models in a folder. What was paid for is never asked, and never paid for, twice.
 
 An answer is found by what was asked: endpoint, model, messages, sampling, and how often the same was asked before.
 Nothing else of a configuration matters. An entry is written before a request is sent, with what that may cost, and
 again when the answer comes: a process that is killed in between leaves a trace of the cost. Entries are replaced as a
 whole, and only the process that holds an entry's lock asks for it.
+
+The folder may be one of an object store. There an object is written whole, and entries have no locks: a run folder has
+one run at a time, and only the threads of a process keep out of each other's way.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prompts.errors import StoppedError
 from prompts.tokens import used_tokens
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 _LOCK_POLL_SECONDS = 0.1
 
@@ -68,7 +74,7 @@ class Entry:
     """
 
     question: Question
-    path: Path
+    path: Path | UPath
     secret: str | None = None
     unanswered_tokens: int = 0
     answer_tokens: int = 0
@@ -101,16 +107,25 @@ class Entry:
         return self.answer_tokens
 
     def read(self) -> bool:
-        """Read the entry from the disk; returns whether it is there but damaged, which counts as no answer."""
+        """Read the entry; returns whether it is there but damaged, which counts as no answer.
+
+        Raises:
+            OSError: An object store cannot be read: what is there must not be paid for again.
+        """
         try:
             text = self.path.read_bytes()
+        except FileNotFoundError:
+            return False
+        except OSError:
+            if not isinstance(self.path, Path):
+                raise
+            return True
+        try:
             stored = json.loads(text)
             content = stored["entry"]
             if stored["sha256"] != _digest(content) or content["question"] != self.question.asked:
                 return True
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return True
         self.unanswered_tokens = content["unanswered_tokens"]
         self.completion, self.answer_tokens = content["completion"], content["answer_tokens"]
@@ -123,9 +138,13 @@ class Entry:
             "answer_tokens": self.answer_tokens,
             "completion": self.completion,
         }
+        text = json.dumps({"sha256": _digest(content), "entry": content})
+        if not isinstance(self.path, Path):
+            self.path.fs.pipe_file(self.path.path, text.encode())
+            return
         partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.partial")
         with partial.open("w") as file:
-            json.dump({"sha256": _digest(content), "entry": content}, file)
+            file.write(text)
             file.flush()
             if self.completion is not None:  # it has cost money: also a power cut must not lose it
                 os.fsync(file.fileno())
@@ -149,10 +168,11 @@ class AnswerStore:
         answered: Keys of the questions of this process that have an answer.
     """
 
-    folder: Path
+    folder: Path | UPath
     secret: str | None = field(default=None, repr=False)
     damaged: list[str] = field(default_factory=list, init=False)
     answered: set[str] = field(default_factory=set, init=False)
+    _asked: dict[str, threading.Lock] = field(default_factory=dict, init=False, repr=False)
 
     def read(self, question: Question) -> Entry:
         """The entry of a question as it is now."""
@@ -174,16 +194,31 @@ class AnswerStore:
         if entry.completion is not None:
             yield entry
             return
-        with _locked(self.folder / f"{question.key}.lock", stopped):
+        with self._locked(question.key, stopped):
             if entry.read():
                 self.damaged.append(entry.path.name)
             yield entry
             if entry.completion is not None:
                 self.answered.add(question.key)
 
+    @contextmanager
+    def _locked(self, key: str, stopped: threading.Event) -> Iterator[None]:
+        if isinstance(self.folder, Path):
+            with _file_locked(self.folder / f"{key}.lock", stopped):
+                yield
+            return
+        lock = self._asked.setdefault(key, threading.Lock())
+        while not lock.acquire(timeout=_LOCK_POLL_SECONDS):
+            if stopped.is_set():
+                raise StoppedError
+        try:
+            yield
+        finally:
+            lock.release()
+
 
 @contextmanager
-def _locked(path: Path, stopped: threading.Event) -> Iterator[None]:
+def _file_locked(path: Path, stopped: threading.Event) -> Iterator[None]:
     """Hold a lock file, which is removed afterwards."""
     while True:
         with path.open("a") as lock:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from model.checksums import file_checksum, folder_checksums
 StorePath: TypeAlias = Path | UPath
 
 #: Requests to a store at the same time.
-_REQUESTS = 16
+REQUESTS = 16
 #: Waits between the attempts double, up to 20 seconds: a store that asks to slow down gets several minutes.
 _ATTEMPTS = 10
 
@@ -78,6 +79,13 @@ def absolute(path: StorePath) -> StorePath:
     return path.resolve() if isinstance(path, Path) else path
 
 
+def name_below(path: StorePath, folder: StorePath) -> str:
+    """The path of what lies below a folder, relative to it."""
+    if isinstance(path, Path) and isinstance(folder, Path):
+        return str(path.relative_to(folder))
+    return str(path).removeprefix(f"{folder}/")
+
+
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -115,6 +123,27 @@ def open_output(path: StorePath) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def open_whole(path: StorePath) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears, or replaces an earlier one, when the block has ended without an error.
+
+    On a disk it is written beside its folder, so that what a killed process leaves is no file of a dataset.
+    """
+    if not isinstance(path, Path):
+        with open_output(path) as remote:
+            yield remote
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent.with_name(f"{path.parent.name}-{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def local_folder(target: StorePath) -> Iterator[Path]:
     """A folder on this machine's disk for libraries that write to one; its files are at `target` after the block."""
     if isinstance(target, Path):
@@ -129,12 +158,9 @@ def local_folder(target: StorePath) -> Iterator[Path]:
 def upload(source: Path, target: StorePath) -> None:
     """Copy a file, or all files below a folder, to `target`."""
     if source.is_file():
-        pairs = [(source, target)]
+        copy_file(source, target)
     else:
-        files = [file for file in sorted(source.rglob("*")) if file.is_file()]
-        pairs = [(file, target / file.relative_to(source).as_posix()) for file in files]
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        list(pool.map(lambda pair: copy_file(*pair), pairs))
+        copy_folder(source, target)
 
 
 def copy_file(source: StorePath, target: StorePath) -> None:
@@ -151,14 +177,21 @@ def copy_file(source: StorePath, target: StorePath) -> None:
         source.fs.cp_file(source.path, target.path)
 
 
-def copy_folder(source: StorePath, target: StorePath) -> None:
-    """Copy all files below a folder between disk and store, or inside one of them."""
-    if isinstance(source, Path):
-        upload(source, target)
+def move_folder(source: StorePath, target: StorePath) -> None:
+    """Rename a folder; in a store its files are copied there, and the former ones stay until someone removes them."""
+    if isinstance(source, Path) and isinstance(target, Path):
+        source.rename(target)
         return
-    prefix = source.path.rstrip("/") + "/"
-    names = [name.removeprefix(prefix) for name in source.fs.find(source.path) if not name.endswith("/")]
-    with ThreadPoolExecutor(_REQUESTS) as pool:
+    copy_folder(source, target)
+
+
+def copy_folder(source: StorePath, target: StorePath) -> None:
+    """Copy all files below a folder, some at the same time."""
+    if isinstance(source, Path):
+        names = [file.relative_to(source).as_posix() for file in sorted(source.rglob("*")) if file.is_file()]
+    else:
+        names = list(names_below(source))
+    with ThreadPoolExecutor(REQUESTS) as pool:
         list(pool.map(lambda name: copy_file(source / name, target / name), names))
 
 
@@ -188,7 +221,7 @@ def remove(path: StorePath) -> None:
 
 def read_files(files: Sequence[StorePath]) -> list[bytes]:
     """The contents of some small files, in their order; from a store with requests side by side."""
-    with ThreadPoolExecutor(_REQUESTS) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(lambda file: file.read_bytes(), files))
 
 
@@ -200,6 +233,13 @@ def parquet_source(path: StorePath) -> Any:
     return path if isinstance(path, Path) else path.fs.open(path.path, "rb", cache_type="none")
 
 
+def folder_bytes(folder: StorePath) -> int:
+    """The size of all files below a folder together."""
+    if isinstance(folder, Path):
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(int(info["size"]) for info in names_below(folder).values())
+
+
 def file_records(folder: StorePath) -> dict[str, dict[str, Any]]:
     """The size and a checksum of each file below a folder, by its path relative to it.
 
@@ -209,10 +249,15 @@ def file_records(folder: StorePath) -> dict[str, dict[str, Any]]:
     if isinstance(folder, Path):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         return {str(path.relative_to(folder)): file_record(path) for path in files}
+    return {name: _object_record(folder, info) for name, info in names_below(folder).items()}
+
+
+def names_below(folder: UPath) -> dict[str, Mapping[str, Any]]:
+    """What the store's listing says of each object below a folder, by its path relative to it, in order."""
     found: Mapping[str, Mapping[str, Any]] = folder.fs.find(folder.path, detail=True)
     prefix = folder.path.rstrip("/") + "/"
     return {
-        name.removeprefix(prefix): _object_record(folder, name, info)
+        name.removeprefix(prefix): info
         for name, info in sorted(found.items())
         if not name.endswith("/")  # what a store's console makes for an empty folder
     }
@@ -223,10 +268,10 @@ def file_record(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
 
 
-def _object_record(folder: UPath, name: str, info: Mapping[str, Any]) -> dict[str, Any]:
+def _object_record(folder: UPath, info: Mapping[str, Any]) -> dict[str, Any]:
     settings = info.get("content_settings") or {}  # Azure's
     given = info.get("ETag") or info.get("md5Hash") or info.get("etag") or settings.get("content_md5")
-    checksum = str(given).strip('"') if given else hashlib.sha256(folder.fs.cat_file(name)).hexdigest()
+    checksum = str(given).strip('"') if given else hashlib.sha256(folder.fs.cat_file(info["name"])).hexdigest()
     return {"bytes": int(info["size"]), "etag": checksum}
 
 
@@ -277,7 +322,7 @@ def _download(path: UPath, records: Mapping[str, Any], place: Path) -> None:
     pairs = [
         (path, content / path.name) if name == "." else (path / name, content / path.name / name) for name in records
     ]
-    with ThreadPoolExecutor(_REQUESTS) as pool:
+    with ThreadPoolExecutor(REQUESTS) as pool:
         list(pool.map(lambda pair: copy_file(*pair), pairs))
     write_whole(place / _CHECKSUMS, json.dumps(folder_checksums(content)))
 

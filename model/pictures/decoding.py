@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFile
 
@@ -31,6 +32,9 @@ from model.pictures.colours import is_srgb, to_srgb
 from model.pictures.containers import PictureFile, take_apart
 from model.pictures.exif import orientation
 from model.pictures.layers import decode_layers, png_depth
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
@@ -182,18 +186,18 @@ def picture_files(folder: Path) -> list[Path]:
     ]
 
 
-def left_out_pictures(folder: Path) -> str | None:
+def left_out_pictures(folder: Path | UPath) -> str | None:
     """A sentence on the pictures that `picture_files` leaves out for their names; None if there are none.
 
     Cameras name pictures in Adobe RGB so: `_MG_0001.JPG`; phones write HEIC.
     """
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     hidden = [name for name in names if name.startswith("_") and name.lower().endswith(PICTURE_SUFFIXES)]
     others = [name for name in names if name.lower().endswith(_OTHER_SUFFIXES)]
     if not hidden and not others:
         return None
     example = printable_name((hidden or others)[0])
-    some = f"{len(hidden + others)} of the pictures in {printable_name(folder)}, such as {example}"
+    some = f"{len(hidden + others)} of the pictures in {printable_name(str(folder))}, such as {example}"
     advice = ["rename those whose names start with '_'"] if hidden else []
     advice += ["convert those in other formats to JPEG or PNG"] if others else []
     return f"left out {some}: {', '.join(advice)}"

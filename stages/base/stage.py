@@ -27,6 +27,7 @@ from model.microworld.pool import build_pool
 from model.training.task import TrainingTask
 from stages.base.config import BaseConfig
 from stages.contract import StageContext, StageError, StageResult
+from stages.ray_tools.placement import node_selector
 from stages.storage import StorePath, absolute, copy_folder, is_remote, local_copy, local_folder, write_whole
 from stages.storage_errors import store_errors_as_stage_errors
 from stages.training.config import TrainerConfig
@@ -125,7 +126,7 @@ def _where_files_are(scratch: StorePath, work: Callable[..., None], *arguments: 
     import ray
 
     with store_errors_as_stage_errors(scratch):
-        ray.get(ray.remote(num_cpus=1)(work).remote(*arguments))
+        ray.get(ray.remote(num_cpus=1, label_selector=node_selector())(work).remote(*arguments))
 
 
 def _build_pools(folders: Folders, recipe: Recipe, cpus: int | None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +35,7 @@ from stages.data.encodings import (
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.inference import backbone_location
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
+from stages.storage import StorePath, absolute, folder_bytes, local_copy, move_folder, open_output
 
 DATASETS = ("latents", "texts")
 #: The largest number of files of a dataset; a reader keeps all of them open.
@@ -59,21 +59,21 @@ class EncodingJob:
     resolution: int
     pictures: PlanPictures
     settings: CacheLatentsConfig
-    folder: Path
+    folder: StorePath
 
-    def examples(self, dataset: str) -> Path:
+    def examples(self, dataset: str) -> StorePath:
         """The squares or captions to encode, in order."""
         return self.folder / f"{dataset}.arrow"
 
 
 def run(context: StageContext) -> StageResult:
     """Write `latents/` and `texts/`."""
-    job, plan = make_job(context), PlanReader(context.inputs["curriculum"].resolve() / "plan")
+    job, plan = make_job(context), PlanReader(absolute(context.inputs["curriculum"]) / "plan")
     check_plan(plan, job.pictures)
     rows = write_examples(job, plan)
     encode(job, parts_of(rows), context.report)
     for dataset in DATASETS:
-        (job.folder / dataset).rename(context.output / dataset)
+        move_folder(job.folder / dataset, context.output / dataset)
     return StageResult(rows=rows, metrics=_metrics(context.output, rows, plan))
 
 
@@ -85,7 +85,7 @@ def make_job(context: StageContext) -> EncodingJob:
         resolution=context.config.backbone.resolution,
         pictures=PlanPictures.of(context.inputs),
         settings=settings,
-        folder=context.scratch.resolve(),
+        folder=absolute(context.scratch),
     )
 
 
@@ -93,7 +93,7 @@ def write_examples(job: EncodingJob, plan: PlanReader) -> dict[str, int]:
     """Write the plan's distinct squares and captions to files that actors can map; returns the rows of each dataset."""
     examples = {"latents": distinct_squares(plan, job.pictures), "texts": distinct_captions(plan)}
     for dataset, table in examples.items():
-        with pa.OSFile(str(job.examples(dataset)), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        with open_output(job.examples(dataset)) as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     return {dataset: table.num_rows for dataset, table in examples.items()}
 
@@ -131,10 +131,10 @@ def encode(job: EncodingJob, parts: list[dict[str, Any]], report: Reporter) -> N
         pass
 
 
-def _metrics(output: Path, rows: dict[str, int], plan: PlanReader) -> dict[str, float]:
+def _metrics(output: StorePath, rows: dict[str, int], plan: PlanReader) -> dict[str, float]:
     """The examples of the plan for each encoding, and the size of an encoding on the disk."""
     examples = sum(part.num_rows for part in plan.parts("slot"))
-    size = {dataset: sum(file.stat().st_size for file in (output / dataset).iterdir()) for dataset in DATASETS}
+    size = {dataset: folder_bytes(output / dataset) for dataset in DATASETS}
     return {
         "examples_per_latent": examples / rows["latents"],
         "examples_per_text": examples / rows["texts"],
@@ -170,18 +170,18 @@ class Encoder:
                 self._write(file, part)
             yield pa.table({"rows": [part["rows"]]})
 
-    def _write(self, file: Path, part: dict[str, Any]) -> None:
-        with pa.memory_map(str(self.job.examples(part["dataset"]))) as examples:
+    def _write(self, file: StorePath, part: dict[str, Any]) -> None:
+        with pa.memory_map(str(local_copy(self.job.examples(part["dataset"])))) as examples:
             table = pa.ipc.open_file(examples).read_all().slice(part["start"], part["rows"])
             try:
                 write_encodings(file, self.identity, self._encode(part["dataset"], table))
             except torch.OutOfMemoryError as error:
                 raise EncodingCacheError("the GPU is out of memory: lower cache_latents.batch_size.") from error
 
-    def _is_written(self, file: Path) -> bool:
+    def _is_written(self, file: StorePath) -> bool:
         """Whether the file exists and was made with these encoders."""
         try:
-            return file.exists() and identity_of(file) == self.identity
+            return identity_of(file) == self.identity
         except EncodingCacheError:
             return False
 

@@ -24,6 +24,7 @@ from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import read_dataset
 from stages.data.schemas import CAPTIONS, PROMPTS
 from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors, on_this_machine
+from stages.ray_tools.placement import node_selector
 from stages.storage import StorePath, copy_folder, is_remote, local_folder
 from stages.training.trainer import fit, plot_curves
 
@@ -118,7 +119,9 @@ def _accuracy(
         return _measure(task, str(folder), held_out, backbone_setting)
     with model_errors_as_stage_errors():
         measured: MaskedAccuracy = ray.get(
-            ray.remote(num_cpus=1)(_measure).remote(task, str(folder), held_out, backbone_setting)
+            ray.remote(num_cpus=1, label_selector=node_selector())(_measure).remote(
+                task, str(folder), held_out, backbone_setting
+            )
         )
     return measured
 

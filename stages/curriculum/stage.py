@@ -4,28 +4,27 @@ RealCustom++ trains by its curriculum (Eqs. 10-11). RealCustom trains on generic
 is its own reference: `curriculum.multiview_probability=0`, `curriculum.max_crop_ratio=1`.
 
 The rows of a step depend only on the seed and the step's number, not on the workers. All parts of the plan but the last
-hold the same number of steps, so that a reader can start at any step. Samples and pairs are memory-mapped, and neither
-they nor the plan need to fit in memory.
+hold the same number of steps, so that a reader can start at any step. The ids and captions of samples and pairs are
+memory-mapped; on a cluster each node has a copy of them on its disk. Neither they nor the plan need to fit in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from model.training.curriculum import Recipe, draw_step
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.curriculum.config import CurriculumConfig
-from stages.data.datasets import check_columns, dataset_files, write_part
+from stages.data.datasets import read_parts, write_part
 from stages.data.schemas import PAIRS, PLAN, SAMPLES
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
+from stages.storage import StorePath, absolute, local_copy, open_output
 
 _ROWS_PER_PART = 2**17
 _SAMPLE_COLUMNS = ["sample_id", "caption"]
@@ -36,13 +35,13 @@ _SHOWN_STEPS = 5000
 def run(context: StageContext) -> StageResult:
     """Write `plan/` and `plan.png`."""
     recipe = recipe_of(context.config.curriculum)
-    scratch = context.scratch.resolve()
+    scratch = absolute(context.scratch)
     samples = map_columns(context.inputs["filter"] / "samples", SAMPLES, _SAMPLE_COLUMNS, scratch / "samples.arrow")
     pairs = map_columns(context.inputs["multiview"] / "pairs", PAIRS, _PAIR_COLUMNS, scratch / "pairs.arrow")
     if not samples or not pairs:
         lacking = "samples from the stage filter" if not samples else "view pairs from the stage multiview"
         raise StageError(f"the curriculum has no {lacking}; it needs both.")
-    curve = write_plan(context.output.resolve() / "plan", recipe, scratch, context.config.run.seed, context.report)
+    curve = write_plan(absolute(context.output) / "plan", recipe, scratch, context.config.run.seed, context.report)
     plot_plan(curve, recipe, context.output / "plan.png")
     context.report.picture("plan", context.output / "plan.png")
     return StageResult(
@@ -66,7 +65,7 @@ def recipe_of(settings: CurriculumConfig) -> Recipe:
     )
 
 
-def map_columns(folder: Path, schema: pa.Schema, columns: list[str], file: Path) -> int:
+def map_columns(folder: StorePath, schema: pa.Schema, columns: list[str], file: StorePath) -> int:
     """Write some columns of a dataset to an Arrow file that tasks can memory-map; returns the number of rows.
 
     Raises:
@@ -74,16 +73,14 @@ def map_columns(folder: Path, schema: pa.Schema, columns: list[str], file: Path)
     """
     rows = 0
     wanted = pa.schema([schema.field(name) for name in columns])
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, wanted) as writer:
-        for part in dataset_files(folder):
-            check_columns(part, pq.read_schema(part), schema, columns)
-            for batch in pq.ParquetFile(part).iter_batches(_ROWS_PER_PART, columns=columns):
-                writer.write_table(pa.Table.from_batches([batch]).cast(wanted))
-                rows += batch.num_rows
+    with open_output(file) as sink, pa.ipc.new_file(sink, wanted) as writer:
+        for part in read_parts(folder, schema, columns):
+            writer.write_table(part.cast(wanted))
+            rows += part.num_rows
     return rows
 
 
-def write_plan(folder: Path, recipe: Recipe, scratch: Path, seed: int, report: Reporter) -> pa.Table:
+def write_plan(folder: StorePath, recipe: Recipe, scratch: StorePath, seed: int, report: Reporter) -> pa.Table:
     """Write all parts of the plan; returns the summary of each step, in order (see `summarize`)."""
     per_part = max(1, _ROWS_PER_PART // recipe.batch_size)
     parts = [
@@ -105,16 +102,18 @@ def write_plan(folder: Path, recipe: Recipe, scratch: Path, seed: int, report: R
     return pa.concat_tables(summaries)
 
 
-def _write_part(batch: pa.Table, folder: Path, recipe: Recipe, scratch: Path, seed: int) -> pa.Table:
+def _write_part(batch: pa.Table, folder: StorePath, recipe: Recipe, scratch: StorePath, seed: int) -> pa.Table:
     (part,) = batch.to_pylist()
     return write_plan_part(folder, part["number"], range(part["first"], part["end"]), recipe, scratch, seed)
 
 
-def write_plan_part(folder: Path, number: int, steps: range, recipe: Recipe, scratch: Path, seed: int) -> pa.Table:
+def write_plan_part(
+    folder: StorePath, number: int, steps: range, recipe: Recipe, scratch: StorePath, seed: int
+) -> pa.Table:
     """Write the rows of some steps as part `number` of the plan; returns their summary."""
     with (
-        pa.memory_map(str(scratch / "samples.arrow")) as samples_file,
-        pa.memory_map(str(scratch / "pairs.arrow")) as pairs_file,
+        pa.memory_map(str(local_copy(scratch / "samples.arrow"))) as samples_file,
+        pa.memory_map(str(local_copy(scratch / "pairs.arrow"))) as pairs_file,
     ):
         samples = pa.ipc.open_file(samples_file).read_all()
         pairs = pa.ipc.open_file(pairs_file).read_all()
@@ -164,7 +163,7 @@ def summarize(plan: pa.Table, batch_size: int) -> pa.Table:
     )
 
 
-def plot_plan(curve: pa.Table, recipe: Recipe, file: Path) -> None:
+def plot_plan(curve: pa.Table, recipe: Recipe, file: StorePath) -> None:
     """Plot the steps' summaries, and what the recipe prescribes."""
     shown = np.unique(np.linspace(0, recipe.steps - 1, _SHOWN_STEPS, dtype=np.int64))
     figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -178,7 +177,8 @@ def plot_plan(curve: pa.Table, recipe: Recipe, file: Path) -> None:
     right.set(xlabel="step", ylabel="crop ratio r of the reference")
     for axes in (left, right):
         axes.legend(loc="upper left")
-    figure.savefig(file, dpi=110)
+    with open_output(file) as sink:
+        figure.savefig(sink, dpi=110)
 
 
 def _plot_shares(axes: Axes, curve: pa.Table, recipe: Recipe, shown: np.ndarray) -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.contract import StageError
+from stages.data.bulk_files import read_each
 from stages.data.row_groups import RowGroups, open_row_groups, read_row_groups
 from stages.storage import StorePath, open_output, parquet_source
 
@@ -122,7 +123,9 @@ def dataset_rows(folder: StorePath) -> int:
 
 def row_counts(files: Sequence[StorePath]) -> list[int]:
     """The number of rows of each Parquet file, from its footer."""
-    return [int(pq.read_metadata(parquet_source(file)).num_rows) for file in files]
+    if not files:
+        return []
+    return list(read_each(lambda file: int(pq.read_metadata(parquet_source(file)).num_rows), files, files[0].parent))
 
 
 def _leaf(field: pa.Field) -> str:
@@ -148,12 +151,18 @@ def read_dataset(folder: StorePath, schema: pa.Schema, columns: Sequence[str] | 
     Raises:
         StageError: There is no such dataset, a column is missing, or one has another type than `schema` says.
     """
+    return pa.concat_tables(read_parts(folder, schema, columns))
+
+
+def read_parts(folder: StorePath, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Read a dataset file by file; only `columns`, if given. Raises StageError as `read_dataset`."""
     wanted = list(columns) if columns is not None else schema.names
-    tables = []
-    for file in dataset_files(folder):
+
+    def read(file: StorePath) -> pa.Table:
         check_columns(file, pq.read_schema(parquet_source(file)), schema, wanted)
-        tables.append(_read_table(file, wanted))
-    return pa.concat_tables(tables)
+        return _read_table(file, wanted)
+
+    return read_each(read, dataset_files(folder), folder)
 
 
 def _read_table(file: StorePath, columns: Sequence[str]) -> pa.Table:

@@ -8,11 +8,9 @@ of the models that computed its rows.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
@@ -29,7 +27,7 @@ from model.training.encodings import EncodingCacheError, check_identity, encoder
 from stages.data.datasets import ColumnStore, dataset_files, read_dataset
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import ENCODINGS, FRAMES, SAMPLES
-from stages.storage import StorePath, parquet_source
+from stages.storage import StorePath, is_remote, open_whole, parquet_source
 from stages.storage_errors import storage_error
 
 _IDENTITY = b"encoders"
@@ -105,17 +103,14 @@ def encoding_rows(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: tor
     return pa.table({"key": list(keys), "tensors": rows}, schema=ENCODINGS)
 
 
-def write_encodings(file: Path, identity: Mapping[str, str], tables: Iterable[pa.Table]) -> None:
-    """Write one file of a dataset atomically. Holds one table in memory."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.parent.with_name(f"{file.parent.name}-{file.stem}.{os.getpid()}")
+def write_encodings(file: StorePath, identity: Mapping[str, str], tables: Iterable[pa.Table]) -> None:
+    """Write one file of a dataset, whole or not at all. Holds one table in memory."""
     schema = ENCODINGS.with_metadata({_IDENTITY: json.dumps(identity)})
     options = {"compression": "NONE", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(unfinished, schema, **options) as writer:
+    with open_whole(file) as sink, pq.ParquetWriter(sink, schema, **options) as writer:
         for table in tables:
             rows = max(1, _GROUP_BYTES * table.num_rows // table.nbytes)
             writer.write_table(table.cast(schema), row_group_size=rows)
-    unfinished.replace(file)
 
 
 def identity_of(file: StorePath) -> dict[str, str]:
@@ -138,7 +133,7 @@ def _damage_named(path: StorePath) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
-        if not isinstance(path, Path) and storage_error(error, str(path)):
+        if is_remote(path) and storage_error(error, str(path)):
             raise
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise EncodingCacheError(f"{path} is damaged: {reason}; {_REMEDY}") from error

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from model.training.adapter_examples import PlanRow
 from stages.contract import StageError
-from stages.data.datasets import PictureStore, check_columns, dataset_files, read_dataset, row_counts
+from stages.data.bulk_files import read_each
+from stages.data.datasets import PictureStore, check_columns, dataset_files, read_dataset
 from stages.data.schemas import FRAMES, PLAN, SAMPLES
 from stages.storage import StorePath, absolute, parquet_source
 
@@ -66,7 +67,7 @@ class PlanReader:
     def parts(self, *columns: str) -> Iterator[pa.Table]:
         """Some columns of the plan, part by part."""
         self._open()
-        return (pq.read_table(parquet_source(file), columns=list(columns)) for file in self._files)
+        return read_each(lambda file: _read(file, columns), self._files, self.folder)
 
     @property
     def references_are_targets(self) -> bool:
@@ -88,9 +89,7 @@ class PlanReader:
         if self._files:
             return
         files = dataset_files(self.folder)
-        for file in files:
-            check_columns(file, pq.read_schema(parquet_source(file)), PLAN, ["step", *PlanRow._fields])
-        ranges = [_range_of_steps(file) for file, rows in zip(files, row_counts(files), strict=True) if rows]
+        ranges = [found for found in read_each(_range_of_steps, files, self.folder) if found]
         if not ranges:
             raise StageError(f"{self.folder} holds no training example; run the stage curriculum again.")
         self._first_steps = [*(first for first, _ in ranges), ranges[-1][1] + 1]
@@ -99,15 +98,27 @@ class PlanReader:
     def _read_part(self, part: int) -> None:
         if part == self._part:
             return
-        table = pq.read_table(parquet_source(self._files[part]), columns=["step", *PlanRow._fields])
+        table = _read(self._files[part], ["step", *PlanRow._fields])
         steps = np.arange(self._first_steps[part], self._first_steps[part + 1] + 1)
         self._bounds = np.searchsorted(table["step"].to_numpy(), steps)
         self._table, self._part = table.select(list(PlanRow._fields)).combine_chunks(), part
 
 
-def _range_of_steps(file: StorePath) -> tuple[int, int]:
-    """The first and the last step of a part of the plan, from its footer."""
-    metadata = pq.read_metadata(parquet_source(file))
+def _read(file: StorePath, columns: Sequence[str]) -> pa.Table:
+    return pq.read_table(parquet_source(file), columns=list(columns))
+
+
+def _range_of_steps(file: StorePath) -> tuple[int, int] | None:
+    """The first and the last step of a part of the plan, from its footer; None if it has no rows.
+
+    Raises:
+        StageError: A column is missing, or has another type.
+    """
+    with pq.ParquetFile(parquet_source(file)) as opened:
+        metadata, schema = opened.metadata, opened.schema_arrow
+    check_columns(file, schema, PLAN, ["step", *PlanRow._fields])
+    if not metadata.num_rows:
+        return None
     column = metadata.schema.names.index("step")
     groups = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
     return int(groups[0].min), int(groups[-1].max)
@@ -123,8 +134,8 @@ class PlanPictures:
     @classmethod
     def of(cls, inputs: Mapping[str, StorePath]) -> Self:
         """The pictures in the inputs of a stage."""
-        samples, frames = inputs["filter"] / "samples", inputs["multiview"] / "frames"
-        return cls(PictureStore(absolute(samples), "sample_id"), PictureStore(absolute(frames), "frame_id"))
+        samples, frames = absolute(inputs["filter"]) / "samples", absolute(inputs["multiview"]) / "frames"
+        return cls(PictureStore(samples, "sample_id"), PictureStore(frames, "frame_id"))
 
     def __call__(self, picture_id: str) -> bytes:
         """The encoded picture; raises StageError when there is none with this id."""

@@ -24,11 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from stages.storage import StorePath, cache_folder, parquet_source
+from stages.storage import REQUESTS, StorePath, cache_folder, parquet_source
 from stages.storage_errors import store_errors_as_stage_errors
 
-#: Requests to a store at the same time.
-_REQUESTS = 16
 #: Columns that lie this near each other in a file are read together, bytes.
 _GAP = 2**16
 #: Of the disk, which the cache leaves free.
@@ -79,7 +77,7 @@ class _LocalRowGroups:
 class _StoredRowGroups:
     def __init__(self, files: Sequence[UPath], id_column: str, column: str) -> None:
         self._files, self._id_column, self._columns = files, id_column, [id_column, column]
-        with store_errors_as_stage_errors(files[0].parent), ThreadPoolExecutor(_REQUESTS) as pool:
+        with store_errors_as_stage_errors(files[0].parent), ThreadPoolExecutor(REQUESTS) as pool:
             self._caches = list(pool.map(_FileCache, files))
             self._metadata = list(pool.map(lambda cache: cache.metadata, self._caches))
         self._places = _places(self._metadata)
@@ -89,7 +87,7 @@ class _StoredRowGroups:
         return [self._metadata[number].row_group(group).num_rows for number, group in self._places]
 
     def ids(self) -> Iterator[list[str]]:
-        with store_errors_as_stage_errors(self._files[0].parent), ThreadPoolExecutor(_REQUESTS) as pool:
+        with store_errors_as_stage_errors(self._files[0].parent), ThreadPoolExecutor(REQUESTS) as pool:
             tables = pool.map(lambda cache: cache.table("ids", None, [self._id_column]), self._caches)
             yield from (table.column(0).to_pylist() for table in tables)
 

@@ -7,9 +7,7 @@ unreadable rest of a damaged file, as one row.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,20 +21,21 @@ from stages.data.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, cont
 from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
 from stages.filter.verdicts import in_batches
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
+from stages.storage import StorePath, name_below, remove
 
 _ROWS_AT_ONCE = 64
 _LARGEST_SIDE = 2**31 - 1
 _LARGEST_SCORE = 1e30
 
 
-def adopt(source: Path, folder: Path, report: Reporter) -> None:
+def adopt(source: StorePath, folder: StorePath, report: Reporter) -> None:
     """Write `samples/` and `rejected/` into `folder`, a part of each for each file of `source`.
 
     Raises:
         StageError: `source` is not a folder of captioned pictures.
     """
     layout = find_layout(source)
-    shutil.rmtree(folder, ignore_errors=True)  # an interrupted call's
+    remove(folder)  # an interrupted call's
     adopted = map_on_workers(
         _adopt_files,
         one_row_batches({"number": number} for number in range(len(layout.files))),
@@ -48,16 +47,16 @@ def adopt(source: Path, folder: Path, report: Reporter) -> None:
         pass
 
 
-def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: Path, folder: Path) -> Iterator[pa.Table]:
+def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: StorePath, folder: StorePath) -> Iterator[pa.Table]:
     for number in batch["number"].to_pylist():
         adopt_file(layout, number, source, folder)
         yield pa.table({"number": [number]})
 
 
-def adopt_file(layout: ForeignFolder, number: int, source: Path, folder: Path) -> None:
+def adopt_file(layout: ForeignFolder, number: int, source: StorePath, folder: StorePath) -> None:
     """Write part `number` of `folder/samples` and `folder/rejected` from the file with this number."""
     file = layout.files[number]
-    name = printable_name(file.relative_to(source))
+    name = printable_name(name_below(file, source))
     with (
         part_writer(folder / "samples", number, SAMPLES) as samples,
         part_writer(folder / "rejected", number, REJECTED) as rejected,
@@ -67,7 +66,7 @@ def adopt_file(layout: ForeignFolder, number: int, source: Path, folder: Path) -
             rejected.write(pa.Table.from_pylist([row for row in rows if "reason" in row], schema=REJECTED))
 
 
-def _rows_of(layout: ForeignFolder, file: Path, name: str) -> Iterator[dict[str, Any]]:
+def _rows_of(layout: ForeignFolder, file: StorePath, name: str) -> Iterator[dict[str, Any]]:
     """A sample (schema `SAMPLES`) or a rejected row (schema `REJECTED`) for each row of a file."""
     done = 0
     try:

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeFloat, NonNegativeInt, PositiveInt, Share, Text
-from stages.settings import ClipLocation, Gpus, LocalPath, ModelLocation, Operation
+from stages.settings import ClipLocation, DataLocation, Gpus, LocalPath, ModelLocation, Operation
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -47,7 +47,7 @@ class ScoringConfig:
 class FilterConfig:
     """Rules for captions and pictures, and thresholds on LAION's scores; null switches a rule off."""
 
-    pictures_folder: LocalPath | None = None
+    pictures_folder: DataLocation | None = None
     """What img2dataset wrote earlier (webdataset, Parquet) or a Hugging Face dataset; null: ingest's output."""
     min_aesthetic: float | None = 5.0
     min_similarity: Annotated[float, Ge(-1)] | None = 0.26

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from model.pictures.decoding import PictureError, load_picture, to_png
+from stages.data.bulk_files import fetched
 from stages.data.datasets import part_writer
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.filter.config import FilterConfig
 from stages.filter.rules import COMPUTABLE, computed_scores
 from stages.filter.verdicts import FileGroup, read_batches
+from stages.storage import StorePath
 
 EXAMPLES = 5  # shown for each reason
 _EXAMPLE_SIDE = 96
@@ -43,7 +44,9 @@ class Outcome:
     examples: Mapping[str, list[Example]] = field(default_factory=dict)
 
 
-def copy_group(group: FileGroup, verdicts: Path, duplicates: pa.Table, output: Path, settings: FilterConfig) -> Outcome:
+def copy_group(
+    group: FileGroup, verdicts: StorePath, duplicates: pa.Table, output: StorePath, settings: FilterConfig
+) -> Outcome:
     """Write the parts of `samples/` and `rejected/` that belong to the group's files.
 
     Args:
@@ -72,10 +75,11 @@ def copy_group(group: FileGroup, verdicts: Path, duplicates: pa.Table, output: P
     return Outcome(kept=kept, reasons=reasons, examples=dict(examples))
 
 
-def _final_verdicts(file: Path, duplicates: pa.Table) -> pa.Table:
+def _final_verdicts(file: StorePath, duplicates: pa.Table) -> pa.Table:
     """Reason, detail and computed scores of the group's samples, duplicates included."""
     columns = ["reason", "detail", *COMPUTABLE]
-    verdicts = pq.read_table(file, columns=columns).select(columns)
+    with fetched(file) as local:
+        verdicts = pq.read_table(local, columns=columns).select(columns)
     late = {row["row"]: row for row in duplicates.to_pylist()}
     for column, name in enumerate(("reason", "detail")):
         texts = [late[row][name] if row in late else text for row, text in enumerate(verdicts[name].to_pylist())]

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,7 +35,9 @@ from stages.data.arrow_types import (
     plain,
     plain_type,
 )
+from stages.data.bulk_files import fetched, unseen
 from stages.data.schemas import SPELLINGS
+from stages.storage import StorePath, names_below, parquet_source
 
 #: Names of the picture column, when more than one column holds bytes, and suffixes of the members of a tar file.
 PICTURE_NAMES = ("image", *(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES), "picture", "img")
@@ -77,42 +80,60 @@ class ForeignFolder:
         read: Yields the rows of a file, given its path and its name in `origin`; raises DamagedFileError.
     """
 
-    files: list[Path]
-    read: Callable[[Path, str], Iterator[ForeignRow]]
+    files: Sequence[StorePath]
+    read: Callable[[StorePath, str], Iterator[ForeignRow]]
 
 
-def find_layout(folder: Path) -> ForeignFolder:
+def find_layout(folder: StorePath) -> ForeignFolder:
     """Find the layout of a folder.
 
     Raises:
         StageError: There is no such folder, it has none of the layouts, or its files lack pictures or captions.
     """
-    if not os.path.isdir(folder):
-        raise StageError(f"filter.pictures_folder: there is no folder {printable_name(folder)}.")
-    everything = list(visible_files(folder))
+    everything = _visible_files(folder)
     for pattern, read in (("*.tar", read_tar), ("*.arrow", read_arrow), ("*.parquet", read_parquet)):
-        files = sorted(file for file in everything if file.match(pattern) and not _is_cache(file))
+        files = sorted((file for file in everything if file.match(pattern) and not _is_cache(file)), key=str)
         if files:
             _check_columns(files, pattern)
-            return ForeignFolder(files=files, read=read)
+            return ForeignFolder(files=files, read=partial(_fetch_and_read, read))
     raise StageError(
         f"filter.pictures_folder: {folder} is neither a folder that img2dataset wrote (webdataset or Parquet) nor a "
         "Hugging Face dataset on disk (save_to_disk, or Parquet files): it holds no *.tar, *.arrow or *.parquet."
     )
 
 
-def _is_cache(file: Path) -> bool:
+def _fetch_and_read(
+    read: Callable[[Path, str], Iterator[ForeignRow]], file: StorePath, name: str
+) -> Iterator[ForeignRow]:
+    with fetched(file) as local:
+        if not local.exists():
+            raise StageError(unseen("filter.pictures_folder", file))
+        yield from read(local, name)
+
+
+def _visible_files(folder: StorePath) -> list[StorePath]:
+    if isinstance(folder, Path):
+        if not os.path.isdir(folder):
+            raise StageError(f"filter.pictures_folder: there is no folder {printable_name(folder)}.")
+        return list(visible_files(folder))
+    names = names_below(folder)
+    if not names:
+        raise StageError(f"filter.pictures_folder: there is no folder {folder}, or it is empty.")
+    return [folder / name for name in names if not is_hidden(PurePosixPath(name))]
+
+
+def _is_cache(file: StorePath) -> bool:
     """Whether `datasets` has left a file beside a dataset: the result of an earlier map, cache-<fingerprint>.arrow."""
     return file.suffix == ".arrow" and file.name.startswith("cache-")
 
 
-def _check_columns(files: Iterable[Path], pattern: str) -> None:
+def _check_columns(files: Iterable[StorePath], pattern: str) -> None:
     """Check the columns of the first readable file. If another file lacks a column, its rows are rejected later."""
     if pattern == "*.tar":
         return
     for file in files:
         try:
-            schema = pq.read_schema(file) if pattern == "*.parquet" else _arrow_schema(file)
+            schema = pq.read_schema(parquet_source(file)) if pattern == "*.parquet" else _arrow_schema(file)
         except _ERRORS:
             continue
         lacking = []
@@ -123,7 +144,7 @@ def _check_columns(files: Iterable[Path], pattern: str) -> None:
         if lacking:
             columns = ", ".join(schema.names)
             raise StageError(
-                f"filter.pictures_folder: {printable_name(file)} lacks {' and '.join(lacking)}; "
+                f"filter.pictures_folder: {printable_name(str(file))} lacks {' and '.join(lacking)}; "
                 f"its columns are {columns}."
             )
         return
@@ -252,9 +273,12 @@ def _open_arrow(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBat
     return file.schema, map(file.get_batch, range(file.num_record_batches))
 
 
-def _arrow_schema(file: Path) -> pa.Schema:
-    with pa.memory_map(str(file)) as source:
-        return _open_arrow(source)[0]
+def _arrow_schema(file: StorePath) -> pa.Schema:
+    if isinstance(file, Path):
+        with pa.memory_map(str(file)) as source:
+            return _open_arrow(source)[0]
+    with file.open("rb") as remote:
+        return _open_arrow(pa.PythonFile(remote))[0]
 
 
 def _wanted(schema: pa.Schema) -> list[str]:

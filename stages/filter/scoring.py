@@ -8,10 +8,8 @@ Keras model computes. The watermark score cannot be computed. Only samples that 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,16 +17,18 @@ import pyarrow.parquet as pq
 
 from model.pictures.decoding import load_picture
 from stages.contract import Reporter, StageError
+from stages.data.bulk_files import fetched
 from stages.filter.candidate import Candidate
 from stages.filter.config import FilterConfig, ScoringConfig
 from stages.filter.rules import SCORE_RULES, computed_scores, score_of
 from stages.filter.verdicts import VERDICTS, FileGroup, in_batches, read_rows, tally
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
+from stages.storage import StorePath, open_whole
 
 MICRO = "micro"
 
 
-def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig, report: Reporter) -> None:
+def compute_scores(groups: list[FileGroup], folder: StorePath, settings: FilterConfig, report: Reporter) -> None:
     """Rewrite the verdicts of `groups`, those with samples that wait for a score."""
     scored = map_on_workers(
         Scorer,
@@ -53,7 +53,7 @@ def compute_scores(groups: list[FileGroup], folder: Path, settings: FilterConfig
 class Scorer:
     """An actor that holds the models."""
 
-    def __init__(self, folder: Path, settings: FilterConfig) -> None:
+    def __init__(self, folder: StorePath, settings: FilterConfig) -> None:
         self.folder = folder
         self.settings = settings
         self.scores = computed_scores(settings)
@@ -67,16 +67,16 @@ class Scorer:
         """Rewrite the verdicts of the file groups in the column `group`."""
         for group in batch["group"].to_pylist():
             file = FileGroup(**group).verdicts(self.folder)
-            verdicts = pq.read_table(file).to_pylist()
+            with fetched(file) as local:
+                verdicts = pq.read_table(local).to_pylist()
             rows = itertools.chain.from_iterable(read_rows(group["files"]))
             pending = ((row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if verdict["is_pending"])
             for some in in_batches(pending, self.settings.scoring.batch_size):
                 found = self.score([row for row, _ in some])
                 for (row, verdict), scores in zip(some, found, strict=True):
                     verdict |= scores | threshold(row, scores, self.settings)
-            unfinished = file.with_suffix(f".{os.getpid()}")
-            pq.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS), unfinished)
-            unfinished.replace(file)
+            with open_whole(file) as sink:
+                pq.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS), sink)
             yield tally(group["number"], len(verdicts), sum(verdict["is_pending"] for verdict in verdicts))
 
     def score(self, rows: list[dict[str, Any]]) -> list[dict[str, float]]:

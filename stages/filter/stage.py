@@ -15,7 +15,6 @@ and about 100 bytes for each sample that passes.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 import ray
 
 from stages.contract import Reporter, StageContext, StageError, StageResult
+from stages.data.bulk_files import read_each, working_folder
 from stages.data.datasets import dataset_files, dataset_rows, read_dataset, row_counts
 from stages.data.schemas import SAMPLES
 from stages.filter.adoption import adopt
@@ -41,6 +41,7 @@ from stages.ray_tools.cluster import cluster_cores
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
+from stages.storage import StorageError, StorePath, absolute, copy_file, parquet_source, store_path
 
 #: Between two tasks Ray Data needs a fifth of a second. So tasks are long, but there are enough for all cores, and one
 #: task more than there are cores runs at the same time.
@@ -51,7 +52,7 @@ _NO_DUPLICATES = pa.schema([("row", pa.int32()), ("reason", pa.string()), ("deta
 
 def run(context: StageContext) -> StageResult:
     """Write `samples/`, `rejected/` and `waterfall.png`."""
-    settings, output = context.config.filter, context.output.resolve()
+    settings, output, scratch = context.config.filter, absolute(context.output), absolute(context.scratch)
     folder, refused = _source(context)
     cores = context.config.run.cpus or cluster_cores()
     files = dataset_files(folder)
@@ -60,10 +61,10 @@ def run(context: StageContext) -> StageResult:
         raise StageError(nothing_to_filter(settings.pictures_folder, refused))
     check_settings(folder, settings)
     groups = group_files(files, counts, _rows_per_task(sum(counts), cores))
-    verdicts = context.scratch.resolve() / "verdicts"
-    verdicts.mkdir(exist_ok=True)
+    verdicts = scratch / "verdicts"
     scored = _judge(groups, verdicts, context, cores)
-    duplicates = duplicates_by_group(groups, verdicts, settings.drop_duplicates)
+    with working_folder(scratch) as here:
+        duplicates = duplicates_by_group(groups, verdicts, here / "colours.bin", settings.drop_duplicates)
     outcome = _copy(groups, verdicts, duplicates, context, cores)
     _copy_refused(folder.parent / "rejected", output / "rejected", refused)
     outcome = join_outcomes([outcome, Outcome(reasons=refused)])
@@ -88,7 +89,7 @@ def _plot(outcome: Outcome, context: StageContext) -> None:
     context.report.picture("waterfall", context.output / "waterfall.png")
 
 
-def _judge(groups: list[FileGroup], verdicts: Path, context: StageContext, cores: int) -> int:
+def _judge(groups: list[FileGroup], verdicts: StorePath, context: StageContext, cores: int) -> int:
     """Write the verdicts of all groups; returns the number of samples whose missing scores were computed."""
     settings = context.config.filter
     pending = apply_rules(groups, verdicts, settings, cores, context.report)
@@ -98,7 +99,7 @@ def _judge(groups: list[FileGroup], verdicts: Path, context: StageContext, cores
     return pending.total()
 
 
-def _source(context: StageContext) -> tuple[Path, Counter[str]]:
+def _source(context: StageContext) -> tuple[StorePath, Counter[str]]:
     """The folder of the samples, and the rows of another tool's folder that were refused, by reason.
 
     Beside the folder lies `rejected` with the refused rows.
@@ -106,18 +107,25 @@ def _source(context: StageContext) -> tuple[Path, Counter[str]]:
     source = context.config.filter.pictures_folder
     if source is None:
         return context.inputs["ingest"] / "samples", Counter()
-    adopted = context.scratch.resolve() / "adopted"
-    adopt(Path(source), adopted, context.report)
-    reasons = (pq.read_table(file, columns=["reason"])["reason"] for file in dataset_files(adopted / "rejected"))
-    return adopted / "samples", sum((Counter(column.to_pylist()) for column in reasons), Counter[str]())
+    adopted = absolute(context.scratch) / "adopted"
+    try:
+        adopt(store_path(source), adopted, context.report)
+    except StorageError as error:
+        raise StageError(f"filter.pictures_folder: {error}") from error
+    reasons = read_each(_reasons_in, dataset_files(adopted / "rejected"), adopted)
+    return adopted / "samples", sum(reasons, Counter[str]())
 
 
-def _copy_refused(folder: Path, rejected: Path, refused: Counter[str]) -> None:
+def _reasons_in(file: StorePath) -> Counter[str]:
+    return Counter(pq.read_table(parquet_source(file), columns=["reason"])["reason"].to_pylist())
+
+
+def _copy_refused(folder: StorePath, rejected: StorePath, refused: Counter[str]) -> None:
     """Append the rows that were refused before the rules to the rejected rows."""
     if refused:
         parts = len(dataset_files(rejected))
         for number, file in enumerate(dataset_files(folder), start=parts):
-            shutil.copyfile(file, rejected / f"part-{number:05d}.parquet")
+            copy_file(file, rejected / f"part-{number:05d}.parquet")
 
 
 def check_sum(rows: int, kept: int, rejected: int) -> None:
@@ -129,7 +137,7 @@ def check_sum(rows: int, kept: int, rejected: int) -> None:
         )
 
 
-def check_settings(folder: Path, settings: FilterConfig) -> None:
+def check_settings(folder: StorePath, settings: FilterConfig) -> None:
     """Check that each threshold is on a score that some sample has or a model computes.
 
     Raises:
@@ -164,7 +172,7 @@ def _rows_per_task(rows: int, cores: int) -> int:
 
 
 def apply_rules(
-    groups: list[FileGroup], folder: Path, settings: FilterConfig, cores: int, report: Reporter
+    groups: list[FileGroup], folder: StorePath, settings: FilterConfig, cores: int, report: Reporter
 ) -> Counter[int]:
     """Write the verdicts of all groups; returns for each group how many samples wait for a score."""
     pending = Counter[int]()
@@ -189,9 +197,18 @@ def _computed_scores_note(samples: int, settings: FilterConfig) -> str:
     return f"{samples} samples lack a score in the metadata, which is computed: {named}{note}."
 
 
-def duplicates_by_group(groups: list[FileGroup], folder: Path, drop_duplicates: bool) -> list[pa.Table]:
-    """The samples of each group that are duplicates: columns row (in the group), reason, detail."""
-    passing = read_verdicts(groups, folder, ["sample_id", "digest", "bits"])
+def duplicates_by_group(
+    groups: list[FileGroup], folder: StorePath, colours: Path, drop_duplicates: bool
+) -> list[pa.Table]:
+    """The samples of each group that are duplicates: columns row (in the group), reason, detail.
+
+    Args:
+        groups: All groups.
+        folder: The folder of their verdicts.
+        colours: A file on this machine for the pictures' colours, which may not fit in memory.
+        drop_duplicates: False: only repeated ids are duplicates.
+    """
+    passing, ends = _passing(groups, folder, colours)
     if not passing.num_rows:
         return [_NO_DUPLICATES for _ in groups]
     ids = passing["sample_id"].combine_chunks()
@@ -201,15 +218,14 @@ def duplicates_by_group(groups: list[FileGroup], folder: Path, drop_duplicates: 
     rows, order = order[is_repeated], order[~is_repeated]
     reasons = [("duplicate_id", f"{name} has come before") for name in ids.take(pa.array(rows)).to_pylist()]
     if drop_duplicates:
-        colours = _colours(groups, folder, passing.num_rows)
-        copies, found = _copies(passing.select(["digest", "bits"]), colours, ids, order)
+        mapped = np.memmap(colours, dtype=np.uint8, mode="r", shape=(passing.num_rows, COLOUR_BYTES))
+        copies, found = _copies(passing.select(["digest", "bits"]), mapped, ids, order)
         rows, reasons = np.concatenate([rows, copies]), reasons + found
     columns = {
         "row": passing["row"].to_numpy()[rows],
         "reason": [reason for reason, _ in reasons],
         "detail": [detail for _, detail in reasons],
     }
-    ends = np.cumsum([read_verdicts([group], folder, ["bits"]).num_rows for group in groups])
     return _split_by_group(pa.table(columns, schema=_NO_DUPLICATES.schema), np.searchsorted(ends, rows, "right"), ends)
 
 
@@ -250,24 +266,23 @@ def _bytes_of(column: pa.ChunkedArray, dtype: type[np.generic]) -> np.ndarray:
     return data.reshape(len(chunk), width).view(dtype)
 
 
-def _colours(groups: list[FileGroup], folder: Path, rows: int) -> np.ndarray:
-    """The colours of all passing samples (rows, 192), mapped from a file because they may not fit in memory."""
-    file = folder / "colours.bin"
-    colours = np.memmap(file, dtype=np.uint8, mode="w+", shape=(rows, COLOUR_BYTES))
-    start = 0
-    for group in groups:
-        part = _bytes_of(read_verdicts([group], folder, ["colours"])["colours"], np.uint8)
-        colours[start : start + len(part)] = part
-        start += len(part)
-    return colours
+def _passing(groups: list[FileGroup], folder: StorePath, colours: Path) -> tuple[pa.Table, np.ndarray]:
+    """The samples that pass, and the number of those up to the end of each group; their colours go to a file."""
+    tables = []
+    with colours.open("wb") as file:
+        for table in read_verdicts(groups, folder, ["sample_id", "digest", "bits", "colours"]):
+            if table.num_rows:
+                file.write(_bytes_of(table["colours"], np.uint8).tobytes())
+            tables.append(table.drop_columns("colours"))
+    return pa.concat_tables(tables), np.cumsum([table.num_rows for table in tables])
 
 
 def _copy(
-    groups: list[FileGroup], verdicts: Path, duplicates: list[pa.Table], context: StageContext, cores: int
+    groups: list[FileGroup], verdicts: StorePath, duplicates: list[pa.Table], context: StageContext, cores: int
 ) -> Outcome:
     """Write the samples and the rejected rows of all groups."""
     copy = ray.remote(label_selector=node_selector())(copy_group)
-    output, settings = context.output.resolve(), context.config.filter
+    output, settings = absolute(context.output), context.config.filter
     progress = _CopyProgress(groups, context.report)
 
     def start(number: int) -> ray.ObjectRef:

@@ -6,10 +6,8 @@ Tasks write these files and return only numbers, so that the driver's memory doe
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,10 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages.data.bulk_files import fetched, read_each
 from stages.filter.candidate import Candidate
 from stages.filter.config import FilterConfig
 from stages.filter.duplicates import COLOUR_BYTES, DIGEST_BYTES, signatures
 from stages.filter.rules import COMPUTABLE, active_rules, computed_scores, rejection, score_of
+from stages.storage import StorePath, absolute, open_whole, store_path
 
 ROWS_PER_BATCH = 256
 Row = TypeVar("Row")
@@ -49,12 +49,12 @@ class FileGroup:
     files: tuple[str, ...]
     rows: int
 
-    def verdicts(self, folder: Path) -> Path:
+    def verdicts(self, folder: StorePath) -> StorePath:
         """The group's file in the folder of verdicts."""
         return folder / f"verdicts-{self.number:06d}.parquet"
 
 
-def group_files(files: Sequence[Path], counts: Sequence[int], rows: int) -> list[FileGroup]:
+def group_files(files: Sequence[StorePath], counts: Sequence[int], rows: int) -> list[FileGroup]:
     """Group consecutive files, at least `rows` rows a group, because the start of a task is expensive.
 
     Args:
@@ -66,7 +66,7 @@ def group_files(files: Sequence[Path], counts: Sequence[int], rows: int) -> list
     taken: list[str] = []
     counted, first = 0, 0
     for number, (file, count) in enumerate(zip(files, counts, strict=True)):
-        taken.append(str(file.resolve()))
+        taken.append(str(absolute(file)))
         counted += count
         if counted >= rows or number == len(files) - 1:
             groups.append(FileGroup(number=len(groups), first=first, files=tuple(taken), rows=counted))
@@ -76,8 +76,9 @@ def group_files(files: Sequence[Path], counts: Sequence[int], rows: int) -> list
 
 def read_batches(file: str) -> Iterator[pa.RecordBatch]:
     """Read a file of samples in batches."""
-    # A pre-buffer would keep all bytes read.
-    return pq.ParquetFile(file, pre_buffer=False).iter_batches(ROWS_PER_BATCH)
+    with fetched(store_path(file)) as local:
+        # A pre-buffer would keep all bytes read.
+        yield from pq.ParquetFile(local, pre_buffer=False).iter_batches(ROWS_PER_BATCH)
 
 
 def read_rows(files: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
@@ -85,19 +86,16 @@ def read_rows(files: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
     return (batch.to_pylist() for file in files for batch in read_batches(file))
 
 
-def inspect(batch: pa.Table, folder: Path, settings: FilterConfig) -> Iterator[pa.Table]:
+def inspect(batch: pa.Table, folder: StorePath, settings: FilterConfig) -> Iterator[pa.Table]:
     """Write the verdicts of the file groups in the column `group`; yields a `tally` of each."""
     for group in batch["group"].to_pylist():
-        file = FileGroup(**group).verdicts(folder)
-        unfinished = file.with_suffix(f".{os.getpid()}")
         inspected = pending = 0
-        with pq.ParquetWriter(unfinished, VERDICTS) as writer:
+        with open_whole(FileGroup(**group).verdicts(folder)) as sink, pq.ParquetWriter(sink, VERDICTS) as writer:
             for rows in read_rows(group["files"]):
                 verdicts = inspect_rows(rows, settings)
                 writer.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS))
                 inspected += len(verdicts)
                 pending += sum(verdict["is_pending"] for verdict in verdicts)
-        unfinished.replace(file)
         yield tally(group["number"], inspected, pending)
 
 
@@ -130,14 +128,16 @@ def tally(group: int, rows: int, pending: int) -> pa.Table:
     return pa.table({"group": [group], "rows": [rows], "pending": [pending]})
 
 
-def read_verdicts(groups: Sequence[FileGroup], folder: Path, columns: list[str]) -> pa.Table:
-    """Some columns of the verdicts on the samples that pass, of all groups; `row` is the row within the group."""
-    tables = []
-    for group in groups:
-        table = pq.read_table(group.verdicts(folder), columns=[*columns, "reason"], memory_map=True)
+def read_verdicts(groups: Sequence[FileGroup], folder: StorePath, columns: list[str]) -> Iterator[pa.Table]:
+    """Some columns of the verdicts on the samples that pass, group by group; `row` is the row within the group."""
+
+    def read(group: FileGroup) -> pa.Table:
+        with fetched(group.verdicts(folder)) as file:
+            table = pq.read_table(file, columns=[*columns, "reason"], memory_map=True)
         table = table.append_column("row", pa.array(range(table.num_rows), pa.int32()))
-        tables.append(table.filter(table["reason"].is_null()).select([*columns, "row"]))
-    return pa.concat_tables(tables)
+        return table.filter(table["reason"].is_null()).select([*columns, "row"])
+
+    return read_each(read, groups, folder)
 
 
 def in_batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

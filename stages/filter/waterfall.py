@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,9 +13,10 @@ from PIL import Image
 
 from stages.filter.copying import EXAMPLES, Example, Outcome
 from stages.filter.rules import REASONS
+from stages.storage import StorePath, open_output
 
 
-def plot_waterfall(outcome: Outcome, file: Path) -> None:
+def plot_waterfall(outcome: Outcome, file: StorePath) -> None:
     """Write the plot: a row for each reason that rejected samples, between all samples and those kept."""
     taken = [(reason, outcome.reasons[reason]) for reason in REASONS if outcome.reasons[reason]]
     total = outcome.kept + outcome.reasons.total()
@@ -29,7 +29,8 @@ def plot_waterfall(outcome: Outcome, file: Path) -> None:
         examples: Sequence[Example] = outcome.examples.get(reason, [])
         for column, example in enumerate(examples, start=1):
             _show(figure.add_subplot(grid[row, column]), example)
-    figure.savefig(file, dpi=100)
+    with open_output(file) as sink:
+        figure.savefig(sink, dpi=100)
 
 
 def _draw_bars(axes: Axes, taken: Sequence[tuple[str, int]], total: int, kept: int) -> None:

@@ -3,30 +3,36 @@
 `img2dataset.download` distributes its work with `ray_distributor`, which starts all tasks at once and silently drops a
 shard that fails. This module calls the components below it (Downloader, Resizer, ParquetSampleWriter) in its own tasks:
 at most `ingest.processes` run at a time, errors are reported, and a shard is marked as done only by the driver, when
-its task has returned. When a stage is killed, its workers live on for a few seconds and may finish shards full of
-refused connections, because the stage's web server is gone. Such shards are not marked, and are downloaded again.
+its task has returned. A task gets the rows of its shard from the driver and writes one file, whole or not at all, so
+that it can be repeated on any node.
 """
 
 from __future__ import annotations
 
 import urllib.request
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
 from stages.contract import Reporter
+from stages.data.bulk_files import working_folder
+from stages.data.loopback import HOST, serve_folder
 from stages.ingest.config import IngestConfig
 from stages.ingest.fetch import PictureOpener
 from stages.ingest.resizer import CheckedResizer
-from stages.ingest.shards import settled_ids
+from stages.ingest.shards import EarlierOutput
+from stages.ingest.url_list import UrlList
 from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
+from stages.storage import StorePath, copy_file, is_remote
 
 #: The name of a shard in the errors of `run_tasks`.
 SHARD = "shard {} of the list"
@@ -45,61 +51,98 @@ _FIXED_OPTIONS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The web of the micro world.
+
+    Attributes:
+        root: The folder with its files.
+        port: The port that its URLs name. Nothing listens there: see `stages.data.loopback`.
+    """
+
+    root: StorePath
+    port: int
+
+    @contextmanager
+    def served(self) -> Iterator[Mapping[str, str]]:
+        """Serve the files while the block runs; yields where the URLs are to be read, as `PictureOpener` takes it."""
+        with serve_folder(self.root) as base:
+            yield {f"http://{HOST}:{self.port}/": f"{base}/"}
+
+
 def download_shards(
-    urls_file: Path, shards: Path, settings: IngestConfig, earlier: Path | None, report: Reporter
+    urls: UrlList,
+    shards: StorePath,
+    settings: IngestConfig,
+    report: Reporter,
+    earlier: EarlierOutput | None = None,
+    site: Site | None = None,
 ) -> None:
     """Download the pictures of the list, except for rows that are settled in `earlier`.
 
-    A shard is a row group of `urls_file`. Shards that an interrupted call has finished are not downloaded again.
+    Shards that an interrupted call has finished are not downloaded again.
 
     Raises:
         StageError: A shard could not be downloaded.
     """
-    sizes = shard_sizes(urls_file)
-    shards.mkdir(exist_ok=True)
-    missing = [number for number in range(len(sizes)) if not mark(shards, number).exists()]
+    sizes = urls.shard_sizes
+    finished_before = {file.name for file in shards.glob("*.done")}
+    missing = [number for number in range(len(sizes)) if mark(shards, number).name not in finished_before]
     done = sum(sizes) - sum(sizes[number] for number in missing)
     report.progress(done, sum(sizes), "downloading pictures")
     fetch = ray.remote(label_selector=node_selector())(fetch_shard)
 
     def finished(number: int, _: Any) -> None:
         nonlocal done
-        mark(shards, number).touch()
+        mark(shards, number).write_bytes(b"")
         done += sizes[number]
         report.progress(done, sum(sizes), "downloading pictures")
 
     def start(number: int) -> Any:
-        return fetch.remote(urls_file, number, shards, settings, earlier)
+        rows = urls.shard(number, columns=["sample_id", "url"])
+        return fetch.remote(rows, number, shards, settings, earlier and earlier.part(rows), site)
 
     run_tasks(start, missing, settings.processes, finished, SHARD)
 
 
-def shard_sizes(urls_file: Path) -> list[int]:
-    """The number of rows of each shard."""
-    metadata = pq.read_metadata(urls_file)
-    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-
-
-def mark(shards: Path, number: int) -> Path:
+def mark(shards: StorePath, number: int) -> StorePath:
     """The file that marks a shard as done."""
     return shards / f"{number:05d}.done"
 
 
-def fetch_shard(urls_file: Path, number: int, shards: Path, settings: IngestConfig, earlier: Path | None) -> None:
-    """Download the rows of one shard with img2dataset into `shards/<number>.parquet`."""
-    rows = pq.ParquetFile(urls_file).read_row_group(number, columns=["sample_id", "url"])
+def fetch_shard(
+    rows: pa.Table,
+    number: int,
+    shards: StorePath,
+    settings: IngestConfig,
+    earlier: EarlierOutput | None = None,
+    site: Site | None = None,
+) -> None:
+    """Download the rows of one shard (sample_id, url) with img2dataset into `shards/<number>.parquet`."""
     if earlier is not None:
-        settled = settled_ids(earlier, rows["sample_id"])
-        rows = rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=settled)))
-    file = shards / f"{number:05d}.arrow"
+        rows = rows.filter(pc.invert(pc.is_in(rows["sample_id"], value_set=earlier.settled_ids(rows["sample_id"]))))
+    with working_folder(shards) as folder:
+        if site is None:
+            _download(rows, number, folder, PictureOpener(settings))
+        else:
+            with site.served() as moved:
+                _download(rows, number, folder, PictureOpener(settings, moved))
+        if is_remote(shards):
+            copy_file(folder / f"{number:05d}.parquet", shards / f"{number:05d}.parquet")
+
+
+def _download(rows: pa.Table, number: int, folder: Path, opener: PictureOpener) -> None:
+    """Leave `<number>.parquet` in a folder, beside img2dataset's statistics."""
+    file = folder / f"{number:05d}.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is `ingest.max_pixels`
-    urllib.request.install_opener(PictureOpener(settings))
+    urllib.request.install_opener(opener)
     try:
-        make_downloader(shards, settings).download_shard((number, str(file)))
+        make_downloader(folder, opener.settings).download_shard((number, str(file)))
     finally:
         urllib.request.install_opener(urllib.request.build_opener())  # Python's own
+        file.unlink(missing_ok=True)
 
 
 def make_downloader(shards: Path, settings: IngestConfig) -> Any:

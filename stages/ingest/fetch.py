@@ -26,7 +26,7 @@ import ssl
 import time
 import urllib.request
 import urllib.response
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
@@ -70,22 +70,34 @@ class Response:
 
 
 class PictureOpener(urllib.request.OpenerDirector):
-    """For `urllib.request.install_opener`: urlopen then returns pictures within the limits, or raises `FetchError`."""
+    """For `urllib.request.install_opener`: urlopen then returns pictures within the limits, or raises `FetchError`.
 
-    def __init__(self, settings: IngestConfig) -> None:
+    Args:
+        settings: The limits.
+        moved: URLs that start with a key are read where its value says.
+    """
+
+    def __init__(self, settings: IngestConfig, moved: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.settings = settings
+        self.moved = dict(moved or {})
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         """The response as a file with headers. The time limits are those of the settings."""
         url = fullurl.full_url if isinstance(fullurl, urllib.request.Request) else fullurl
         try:
-            response = fetch(url, self.settings)
+            response = fetch(self._place_of(url), self.settings)
         except FetchError:
             raise
         except Exception as error:  # a row must have a reason, whatever a server sends
             raise FetchError("error", repr(error)) from error
         return urllib.response.addinfourl(io.BytesIO(response.body), response.headers, response.url, http.client.OK)
+
+    def _place_of(self, url: str) -> str:
+        for start, place in self.moved.items():
+            if url.startswith(start):
+                return place + url.removeprefix(start)
+        return url
 
 
 def fetch(url: str, settings: IngestConfig) -> Response:

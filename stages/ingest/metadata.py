@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from upath import UPath
 
 from model.files import is_hidden, is_utf8, printable_name, visible_files
 from stages.contract import StageError
 from stages.data.arrow_types import DAMAGED_TEXT, as_text, can_be_text, column_key, plain
 from stages.data.schemas import SPELLINGS
 from stages.ingest.config import IngestConfig
+from stages.storage import StorePath
 
 _ROWS_AT_ONCE = 65_536
 #: Types of our columns that are not scores.
@@ -36,11 +38,11 @@ class MetadataFiles:
     paths: list[str]
 
 
-def metadata_files(source: str) -> MetadataFiles:
+def metadata_files(source: str | StorePath) -> MetadataFiles:
     """Find the Parquet files of a file or folder, with subfolders.
 
     Args:
-        source: A path, or a URI such as s3://bucket/folder.
+        source: The user's path, or URI such as s3://bucket/folder; or a folder of the run.
 
     Raises:
         StageError: There is no such file or folder, no such file system, or no Parquet file.
@@ -75,8 +77,10 @@ def _below(folder: str, path: str) -> PurePosixPath:
     return below.relative_to(above) if below.is_relative_to(above) else PurePosixPath(below.name)
 
 
-def _file_system(source: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in source:
+def _file_system(source: str | StorePath) -> tuple[pafs.FileSystem, str]:
+    if isinstance(source, UPath):
+        return pafs.PyFileSystem(pafs.FSSpecHandler(source.fs)), source.path
+    if isinstance(source, Path) or "://" not in source:
         return pafs.LocalFileSystem(), os.path.realpath(Path(source).expanduser())
     try:
         return pafs.FileSystem.from_uri(source)

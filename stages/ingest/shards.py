@@ -1,10 +1,8 @@
-"""Conversion of a shard that img2dataset wrote to a part of each of the datasets `samples`, `rejected` and `failed`."""
+"""Conversion of a shard that img2dataset wrote to samples, rejected rows and failed rows."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from stages.data.datasets import write_part
+from stages.data.bulk_files import fetched, read_each
+from stages.data.datasets import dataset_files, write_part
 from stages.data.schemas import REJECTED, SAMPLES
 from stages.ingest.outcomes import FAILED, REJECTED_AFTER_DOWNLOAD, reason_of
+from stages.storage import StorePath, parquet_source
 
 #: The columns that are read from a shard.
 _FETCHED = ["sample_id", "status", "error_message", "width", "height", "original_width", "original_height", "jpg"]
@@ -23,62 +23,114 @@ _ROWS_AT_ONCE = 256  # pictures together may be more than the 2 GB that an Arrow
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSummary:
-    """How many rows of a shard were kept, rejected and failed, the last two by reason."""
+class ConvertedShard:
+    """What has become of a shard's rows.
+
+    Attributes:
+        samples: How many were kept; they are in the dataset already.
+        rejected: The rejected rows (schema `REJECTED`), sorted by id.
+        failed: The failed rows (schema `REJECTED`), sorted by id.
+    """
 
     samples: int
-    rejected: Counter[str] = field(default_factory=Counter)
-    failed: Counter[str] = field(default_factory=Counter)
+    rejected: pa.Table
+    failed: pa.Table
 
 
-def convert_shard(scratch: Path, number: int, samples_folder: Path, earlier: Path | None) -> ShardSummary:
-    """Write part `number` of the samples, of `scratch/rejected` and of `scratch/failed`.
+def convert_shard(
+    listed: pa.Table, number: int, shards: StorePath, samples_folder: StorePath, earlier: EarlierOutput | None = None
+) -> ConvertedShard:
+    """Write part `number` of the samples from the downloaded shard, and return the other rows.
 
     Each row of the list is in one of the three, also a row that img2dataset has lost. Rows that an `earlier` output has
     settled are copied from there.
     """
-    listed = pq.ParquetFile(scratch / "urls.parquet").read_row_group(number)
-    fetched = pq.read_table(scratch / "shards" / f"{number:05d}.parquet", columns=_FETCHED)
-    samples, rest = _split(listed, fetched)
+    with fetched(shards / f"{number:05d}.parquet") as file:
+        downloaded = pq.read_table(file, columns=_FETCHED)
+    samples, rest = _split(listed, downloaded)
     if earlier is not None:
-        old_samples, old_rejected = settled_rows(earlier, listed["sample_id"])
+        old_samples, old_rejected = earlier.settled_rows(listed["sample_id"])
         samples = pa.concat_tables([samples, old_samples]).sort_by("sample_id")
-        is_old = pc.is_in(rest["sample_id"], value_set=_settled(old_samples, old_rejected))
+        is_old = pc.is_in(rest["sample_id"], value_set=_ids_of(old_samples, old_rejected))
         rest = pa.concat_tables([rest.filter(pc.invert(is_old)), old_rejected]).sort_by("sample_id")
-    is_failed = pc.is_in(rest["reason"], value_set=pa.array(FAILED))
     write_part(samples_folder, number, samples, SAMPLES)
-    write_part(scratch / "rejected", number, rest.filter(pc.invert(is_failed)), REJECTED)
-    write_part(scratch / "failed", number, rest.filter(is_failed), REJECTED)
-    reasons = Counter(rest["reason"].to_pylist())
-    return ShardSummary(
-        samples=samples.num_rows,
-        rejected=Counter({reason: count for reason, count in reasons.items() if reason not in FAILED}),
-        failed=Counter({reason: count for reason, count in reasons.items() if reason in FAILED}),
+    is_failed = pc.is_in(rest["reason"], value_set=pa.array(FAILED))
+    return ConvertedShard(
+        samples=samples.num_rows, rejected=rest.filter(pc.invert(is_failed)), failed=rest.filter(is_failed)
     )
 
 
-def settled_ids(earlier: Path, ids: pa.ChunkedArray) -> pa.Array:
-    """The sample ids that an earlier output has kept, or rejected after the download."""
-    return _settled(*settled_rows(earlier, ids, columns=["sample_id"]))
+@dataclass(frozen=True)
+class _Range:
+    """A file of a dataset that is sorted by sample id, and its first and last id."""
+
+    file: StorePath
+    first: str
+    last: str
+
+    @classmethod
+    def of(cls, file: StorePath) -> _Range | None:
+        """The file's range, from its footer; None when it has no rows."""
+        metadata = pq.read_metadata(parquet_source(file))
+        column = metadata.schema.names.index("sample_id")
+        groups = [metadata.row_group(number).column(column).statistics for number in range(metadata.num_row_groups)]
+        return cls(file, groups[0].min, groups[-1].max) if groups else None
 
 
-def settled_rows(earlier: Path, ids: pa.ChunkedArray, columns: list[str] | None = None) -> tuple[pa.Table, pa.Table]:
-    """The samples and the rejected rows of an earlier output with these sample ids.
+@dataclass(frozen=True, kw_only=True)
+class EarlierOutput:
+    """The files of an output of this stage whose failed rows are downloaded again."""
 
-    Rows that were rejected by their metadata are left out: a repeated row has the id of the row that was kept.
-    """
-    wanted = pads.field("sample_id").isin(ids.combine_chunks())
-    if len(ids):  # the files are sorted: their statistics say which row groups to read
-        bounds = pc.min_max(ids).as_py()
-        wanted &= (pads.field("sample_id") >= bounds["min"]) & (pads.field("sample_id") <= bounds["max"])
-    is_settled = pads.field("reason").isin(REJECTED_AFTER_DOWNLOAD)
-    samples = pads.dataset(earlier / "samples", schema=SAMPLES).to_table(filter=wanted, columns=columns)
-    rejected = pads.dataset(earlier / "rejected", schema=REJECTED).to_table(filter=wanted & is_settled, columns=columns)
-    is_kept = pc.is_in(rejected["sample_id"], value_set=samples["sample_id"])
-    return samples, rejected.filter(pc.invert(is_kept))
+    samples: tuple[_Range, ...]
+    rejected: tuple[_Range, ...]
+
+    @classmethod
+    def at(cls, folder: StorePath) -> EarlierOutput:
+        """The output in a folder."""
+        found = (read_each(_Range.of, dataset_files(folder / name), folder) for name in ("samples", "rejected"))
+        samples, rejected = (tuple(filter(None, ranges)) for ranges in found)
+        return cls(samples=samples, rejected=rejected)
+
+    def part(self, rows: pa.Table) -> EarlierOutput:
+        """The files that may hold some of these rows, for a task that needs no others."""
+        ids = pc.min_max(rows["sample_id"]).as_py()
+
+        def near(ranges: tuple[_Range, ...]) -> tuple[_Range, ...]:
+            return tuple(one for one in ranges if one.first <= ids["max"] and ids["min"] <= one.last)
+
+        return EarlierOutput(samples=near(self.samples), rejected=near(self.rejected))
+
+    def settled_ids(self, ids: pa.ChunkedArray) -> pa.Array:
+        """Those of the sample ids that were kept, or rejected after the download."""
+        return _ids_of(*self.settled_rows(ids, columns=["sample_id"]))
+
+    def settled_rows(self, ids: pa.ChunkedArray, columns: list[str] | None = None) -> tuple[pa.Table, pa.Table]:
+        """The samples and the rejected rows with these sample ids.
+
+        Rows that were rejected by their metadata are left out: a repeated row has the id of the row that was kept.
+        """
+        wanted = pads.field("sample_id").isin(ids.combine_chunks())
+        if len(ids):  # the files are sorted: their statistics say which row groups to read
+            bounds = pc.min_max(ids).as_py()
+            wanted &= (pads.field("sample_id") >= bounds["min"]) & (pads.field("sample_id") <= bounds["max"])
+        is_settled = pads.field("reason").isin(REJECTED_AFTER_DOWNLOAD)
+        samples = _rows_with(self.samples, SAMPLES, wanted, columns)
+        rejected = _rows_with(self.rejected, REJECTED, wanted & is_settled, columns)
+        is_kept = pc.is_in(rejected["sample_id"], value_set=samples["sample_id"])
+        return samples, rejected.filter(pc.invert(is_kept))
 
 
-def _settled(samples: pa.Table, rejected: pa.Table) -> pa.Array:
+def _rows_with(
+    ranges: tuple[_Range, ...], schema: pa.Schema, wanted: pads.Expression, columns: list[str] | None
+) -> pa.Table:
+    tables = [schema.empty_table().select(columns or schema.names)]
+    for one in ranges:
+        with fetched(one.file) as file:
+            tables.append(pads.dataset(file, schema=schema).to_table(filter=wanted, columns=columns))
+    return pa.concat_tables(tables)
+
+
+def _ids_of(samples: pa.Table, rejected: pa.Table) -> pa.Array:
     return pa.concat_arrays([*samples["sample_id"].chunks, *rejected["sample_id"].chunks, pa.array([], pa.string())])
 
 

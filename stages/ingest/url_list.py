@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from model.checksums import file_checksum
 from stages.contract import StageError
 from stages.data.arrow_types import DAMAGED_TEXT
 from stages.data.languages import language_pattern
@@ -42,17 +44,35 @@ class UrlList:
 
     Attributes:
         file: Parquet: a row for each URL to download (schema `URLS`), sorted by sample id, one row group a shard.
-        wanted: The number of rows of `file`.
+        shard_sizes: The number of rows of each shard.
         rejected_rows: All other rows (schema `REJECTED`) by sample id, each with the first reason that applies.
         rejected: The number of rejected rows by reason.
         total: The number of rows of the metadata, according to the files' footers.
     """
 
     file: Path
-    wanted: int
+    shard_sizes: list[int]
     rejected_rows: Partitions
     rejected: Counter[str]
     total: int
+
+    @property
+    def wanted(self) -> int:
+        """The number of rows to download."""
+        return sum(self.shard_sizes)
+
+    @cached_property
+    def _opened(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.file)
+
+    def shard(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """The rows of a shard; only some of their columns, if given."""
+        return self._opened.read_row_group(number, columns=columns)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the list, by which a later call recognises it."""
+        return file_checksum(self.file)
 
 
 def write_url_list(files: MetadataFiles, settings: IngestConfig, folder: Path) -> UrlList:
@@ -74,13 +94,13 @@ def write_url_list(files: MetadataFiles, settings: IngestConfig, folder: Path) -
     ordered = (table.sort_by("sample_id") for table in by_id.tables())
     unique = (rejects.take(table, _SAME_ID, _is_first(table["sample_id"])) for table in ordered)
     file = folder / "urls.parquet"
-    wanted = _write_shards(file, unique, settings.samples_per_shard)
-    if not wanted:
+    sizes = _write_shards(file, unique, settings.samples_per_shard)
+    if not sizes:
         reasons = ", ".join(f"{reason} {count}" for reason, count in rejects.counts.most_common(3))
         raise StageError(
             f"ingest.metadata: of the {total} rows of {files.paths[0]} {_and_others(files)}none is wanted ({reasons})."
         )
-    return UrlList(file=file, wanted=wanted, rejected_rows=rejects.rows, rejected=rejects.counts, total=total)
+    return UrlList(file=file, shard_sizes=sizes, rejected_rows=rejects.rows, rejected=rejects.counts, total=total)
 
 
 class _Rejects:
@@ -120,8 +140,8 @@ def _sort_by_id(by_url: Partitions, rejects: _Rejects, by_id: Partitions) -> Par
     return by_id
 
 
-def _write_shards(file: Path, tables: Iterable[pa.Table], rows_per_shard: int) -> int:
-    """Write tables (schema `URLS`) as one Parquet file with a row group for each shard; returns the number of rows."""
+def _write_shards(file: Path, tables: Iterable[pa.Table], rows_per_shard: int) -> list[int]:
+    """Write tables (schema `URLS`) as one Parquet file with a row group for each shard; returns the groups' rows."""
     waiting, rows = URLS.empty_table(), 0
     with pq.ParquetWriter(file, URLS) as writer:
         for table in tables:
@@ -132,7 +152,7 @@ def _write_shards(file: Path, tables: Iterable[pa.Table], rows_per_shard: int) -
             waiting, rows = waiting.slice(whole), rows + table.num_rows
         if waiting.num_rows:
             writer.write_table(waiting, row_group_size=rows_per_shard)
-    return rows
+    return [min(rows_per_shard, rows - start) for start in range(0, rows, rows_per_shard)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class MicroworldConfig:
     picture_size: Pixels = 64
     """Side, pixels."""
     port: Port = 8973
-    """Of the loopback server; part of the URLs and so of the sample ids."""
+    """Part of the pictures' URLs, and so of the sample ids; `ingest` itself serves them, at a free port."""
 
     @model_validator(mode="after")
     def _shares_fit(self) -> MicroworldConfig:

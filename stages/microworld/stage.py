@@ -14,16 +14,18 @@ from stages.contract import StageContext, StageResult
 from stages.microworld.subjects import write_subjects
 from stages.microworld.turntables import write_turntables
 from stages.microworld.web import write_web
+from stages.storage import local_folder
 
 
 def run(context: StageContext) -> StageResult:
     """Write `metadata/`, `web/`, `site.json`, `mvimgnet/` and `subjects/`."""
     settings, seed = context.config.microworld, context.config.run.seed
-    rows = write_web(context.output, settings, seed, context.report)
-    site = {"port": settings.port, "root": "web"}
-    (context.output / "site.json").write_text(json.dumps(site) + "\n")
-    frames = write_turntables(context.output / "mvimgnet", settings, seed, context.report)
-    subjects = write_subjects(context.output / "subjects", settings.picture_size, seed)
+    with local_folder(context.output) as output:
+        rows = write_web(output, settings, seed, context.report)
+        site = {"port": settings.port, "root": "web"}
+        (output / "site.json").write_text(json.dumps(site) + "\n")
+        frames = write_turntables(output / "mvimgnet", settings, seed, context.report)
+        subjects = write_subjects(output / "subjects", settings.picture_size, seed)
     return StageResult(
         rows={"metadata": sum(rows.values()), "mvimgnet": frames, "subjects": subjects},
         metrics={f"rows_{kind}": float(count) for kind, count in rows.items()},

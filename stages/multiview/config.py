@@ -10,7 +10,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, Pixels, PositiveInt, Share
-from stages.settings import LocalPath
+from stages.settings import DataLocation
 
 Degrees = Annotated[float, Ge(0), Le(180)]
 
@@ -19,7 +19,7 @@ Degrees = Annotated[float, Ge(0), Le(180)]
 class MultiviewConfig:
     """View pairs from folders in MVImgNet's or a plain layout. Without `folders` the microworld's is read."""
 
-    folders: list[LocalPath] = field(default_factory=list)
+    folders: list[DataLocation] = field(default_factory=list)
     """[]: the microworld's."""
     image_size: Pixels = 64
     """Side of the stored frames, pixels."""

@@ -18,7 +18,7 @@ cannot be read, or whose mask shows no object, is left out of its instance.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from stages.multiview.config import MultiviewConfig
 from stages.multiview.frames import Instance, find_instances, instance_table, read_instances
 from stages.multiview.pairs import RANKED_PAIRS, View, balance, view_pairs
 from stages.ray_tools.mapping import Workers, map_on_workers
+from stages.storage import StorageError, StorePath, absolute, store_path
 
 _INSTANCES_PER_TASK = 64
 _INSTANCES_AT_ONCE = 8
@@ -44,8 +45,8 @@ _WARNINGS = 5
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings = context.config.multiview
-    roots = [Path(os.path.realpath(Path(folder).expanduser())) for folder in settings.folders]
-    instances, damaged = find_all(roots or [(context.inputs["microworld"] / "mvimgnet").resolve()])
+    roots = [_root(folder) for folder in settings.folders]
+    instances, damaged = find_all(roots or [absolute(context.inputs["microworld"]) / "mvimgnet"])
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
     lost_frames: list[str] = []
@@ -72,6 +73,14 @@ def run(context: StageContext) -> StageResult:
     return StageResult(rows={"frames": frames.rows, "pairs": found.num_rows}, metrics=metrics)
 
 
+def _root(folder: str) -> StorePath:
+    try:
+        place = store_path(folder)
+    except StorageError as error:
+        raise StageError(f"multiview.folders: {error}") from error
+    return Path(os.path.realpath(place.expanduser())) if isinstance(place, Path) else place
+
+
 def _notes(instances: list[Instance], lost_frames: list[str]) -> list[str]:
     """What the user should know of frames that are left out of instances that are used."""
     hidden = (left_out_pictures(instance.folder) for instance in instances if not instance.has_cameras)
@@ -87,26 +96,26 @@ def _no_pairs(frames: int, settings: MultiviewConfig) -> str:
     )
 
 
-def find_all(roots: list[Path]) -> tuple[list[Instance], list[str]]:
+def find_all(roots: Sequence[StorePath]) -> tuple[list[Instance], list[str]]:
     """The instances below the roots, and a description of those left out.
 
     Raises:
         StageError: A root is not a folder, or holds no instance.
     """
     for root in roots:
-        if not os.path.isdir(root):
-            raise StageError(f"multiview.folders: there is no folder {printable_name(root)}.")
+        if not (os.path.isdir(root) if isinstance(root, Path) else root.is_dir()):
+            raise StageError(f"multiview.folders: there is no folder {printable_name(str(root))}.")
     try:
         instances, left_out = find_instances(roots)
     except TextError as error:
         raise StageError(f"multiview.folders: {error}") from error
     for root in roots:
-        if not any(instance.folder.is_relative_to(root) for instance in instances):
+        if not any(root in instance.folder.parents for instance in instances):
             first = f" Left out: {left_out[0]}." if left_out else ""
             raise StageError(
-                f"multiview.folders: {printable_name(root)} holds neither class_label/instance_id/ with images/ and "
-                "sparse/0/ (MVImgNet's layout) nor folders with the pictures of a subject each; names that start with "
-                f'"." or "_" do not count.{first}'
+                f"multiview.folders: {printable_name(str(root))} holds neither class_label/instance_id/ with images/ "
+                "and sparse/0/ (MVImgNet's layout) nor folders with the pictures of a subject each; names that start "
+                f'with "." or "_" do not count.{first}'
             )
     return instances, left_out
 
@@ -144,7 +153,7 @@ def _read_some(instances: pa.Table, image_size: int, min_foreground: float) -> I
 class _FrameWriter:
     """Writes frames, sorted by id within each file. The files follow the order in which the frames arrive."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: StorePath) -> None:
         self.folder = folder
         self.rows = 0
         self._waiting: list[pa.Table] = []

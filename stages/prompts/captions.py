@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,6 +13,7 @@ from stages.contract import StageError
 from stages.data.datasets import read_dataset
 from stages.data.schemas import CAPTIONS, SAMPLES, content_id
 from stages.prompts.config import PromptsConfig
+from stages.storage import StorePath
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Captions:
     metrics: dict[str, float]
 
 
-def choose_captions(samples: Path, settings: PromptsConfig, seed: int) -> Captions:
+def choose_captions(samples: StorePath, settings: PromptsConfig, seed: int) -> Captions:
     """At most `prompts.captions` captions, in an order that the seed decides.
 
     Left out are near-duplicates, prompts of benchmarks, and captions that are too long for the text encoder.

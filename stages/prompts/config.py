@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeInt, PositiveFloat, PositiveInt, Share, Text, Words
 from stages.prompts.quotas import counts_of
-from stages.settings import LocalPath, Operation
+from stages.settings import DataLocation, Operation
 
 
 def _checked_url(url: str) -> str:
@@ -104,7 +104,7 @@ class PromptsConfig:
     """After the time that the server asks for, or growing waits."""
     concurrency: Operation[PositiveInt] = 4
     """Requests at once."""
-    answers_folder: Operation[LocalPath | None] = None
+    answers_folder: Operation[DataLocation | None] = None
     """Where answers are kept for all configurations; null: `answers` in the run folder."""
 
     @model_validator(mode="after")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -30,6 +29,7 @@ from stages.data.schemas import CAPTIONS, PROMPTS, content_id
 from stages.prompts.captions import choose_captions
 from stages.prompts.config import PromptsConfig
 from stages.prompts.quotas import counts_of
+from stages.storage import StorePath, store_path
 
 
 def run(context: StageContext) -> StageResult:
@@ -83,7 +83,8 @@ def _by_model(
     sets: Sequence[SetRequest], settings: PromptsConfig, context: StageContext
 ) -> tuple[list[list[RichPrompt]], dict[str, float]]:
     """The prompts of every set, and what they have cost."""
-    store = AnswerStore(Path(settings.answers_folder or Path(context.config.run.folder) / "answers"))
+    given = settings.answers_folder
+    store = AnswerStore(store_path(given) if given else store_path(context.config.run.folder) / "answers")
     try:
         client = _client(settings, store)
         total = sum(sum(asked.counts.values()) for asked in sets)
@@ -141,7 +142,7 @@ class _Progress:
 
 
 def _write_sets(
-    sets: Sequence[SetRequest], written: Sequence[Sequence[RichPrompt]], writer: str, output: Path
+    sets: Sequence[SetRequest], written: Sequence[Sequence[RichPrompt]], writer: str, output: StorePath
 ) -> dict[str, int]:
     """Write `prompts/` and, if there are tailored sets, `tailored/`; returns their rows."""
     rows: dict[str, list[dict[str, str]]] = {"prompts": []}

@@ -31,16 +31,19 @@ from pipelines.execution.environment import temporary_folder
 from stages.data.datasets import dataset_files
 from stages.filter.verdicts import ROWS_PER_BATCH
 from stages.ray_tools.cluster import local_cluster
+from stages.storage import StorePath, parquet_source
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.environment import set_benchmark_environment
 from tests.benchmarks.support.filter_samples import run_filter, write_samples
 from tests.benchmarks.support.process_tree import TreeMeter
 
 
-def decode_file(file: Path) -> int:
+def decode_file(file: StorePath) -> int:
     """Decode all pictures of a file, and count them."""
     count = 0
-    for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(ROWS_PER_BATCH, columns=["picture"]):
+    for batch in pq.ParquetFile(parquet_source(file), pre_buffer=False).iter_batches(
+        ROWS_PER_BATCH, columns=["picture"]
+    ):
         for data in batch["picture"].to_pylist():
             Image.open(io.BytesIO(data)).convert("RGB")
             count += 1

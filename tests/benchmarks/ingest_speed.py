@@ -29,6 +29,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -40,8 +41,11 @@ import pyarrow.parquet as pq
 
 from pipelines.execution.environment import temporary_folder
 from stages.data.loopback import serve_folder
+from stages.data.schemas import REJECTED
 from stages.ingest.config import IngestConfig
-from stages.ingest.download import download_shards, fetch_shard, make_downloader, shard_sizes
+from stages.ingest.download import download_shards, fetch_shard, make_downloader
+from stages.ingest.partitions import Partitions
+from stages.ingest.url_list import UrlList
 from stages.ray_tools.cluster import local_cluster
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.environment import set_benchmark_environment, silent_reporter
@@ -61,7 +65,7 @@ def write_site(folder: Path, pictures: int) -> None:
 
 def serve(folder: Path, pipe: Connection) -> None:
     """Send the base URL through `pipe`, and serve until an answer comes back."""
-    with serve_folder(folder, 0) as base:
+    with serve_folder(folder) as base:
         pipe.send(base)
         pipe.recv()
 
@@ -72,6 +76,14 @@ def write_list(file: Path, base: str, pictures: int) -> None:
     urls = [f"{base}/{int(number)}.jpg" for number in numbers]
     table = pa.table({"sample_id": numbers, "url": urls, "caption": ["a picture"] * pictures})
     pq.write_table(table, file, row_group_size=SETTINGS.samples_per_shard)
+
+
+def list_of(urls: Path) -> UrlList:
+    """The stage's list in a file of `write_list`."""
+    groups = pq.read_metadata(urls)
+    sizes = [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+    rejected = Partitions(urls.with_suffix(".rejected"), REJECTED, 1)
+    return UrlList(file=urls, shard_sizes=sizes, rejected_rows=rejected, rejected=Counter(), total=sum(sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +108,7 @@ def rates_of(shards: Path, cpu_seconds: float) -> Rates:
 
 def run_stage(urls: Path, shards: Path) -> None:
     """Download with the stage."""
-    download_shards(urls, shards, SETTINGS, None, silent_reporter())
+    download_shards(list_of(urls), shards, SETTINGS, silent_reporter())
 
 
 def run_img2dataset(urls: Path, shards: Path) -> None:
@@ -143,13 +155,14 @@ def measure(folder: Path, urls: Path, repetitions: int, server: int) -> list[tup
 def measure_shards(folder: Path, urls: Path) -> None:
     """Fetch each shard in this process by the stage and by img2dataset, and print the CPU time of both."""
     stage, plain = [], []
-    for number, size in enumerate(shard_sizes(urls)):
+    listed = list_of(urls)
+    for number, size in enumerate(listed.shard_sizes):
         began = time.process_time()
-        fetch_shard(urls, number, folder, SETTINGS, None)
+        fetch_shard(listed.shard(number, columns=["sample_id", "url"]), number, folder, SETTINGS)
         if number:  # the first one includes the import of img2dataset
             stage.append((time.process_time() - began) / size)
         file = folder / "plain.arrow"
-        rows = pq.ParquetFile(urls).read_row_group(number, columns=["sample_id", "url"])
+        rows = listed.shard(number, columns=["sample_id", "url"])
         downloader = make_downloader(folder, SETTINGS)
         downloader.resizer = downloader.resizer.resize  # img2dataset's own, without the checks around it
         downloader.retries = SETTINGS.retries

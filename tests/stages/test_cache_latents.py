@@ -27,6 +27,7 @@ from stages.data.datasets import dataset_files, write_dataset
 from stages.data.encodings import StoredEncodings, distinct_captions, distinct_squares, encoding_rows
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import PLAN, SAMPLES
+from stages.storage import StorePath, local_copy
 from stages.train_adapter.stage import adapter_task
 from stages.train_adapter.stage import run as train
 from tests.support.contexts import make_context
@@ -62,11 +63,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return {name: folder / name for name in ("filter", "multiview", "curriculum", "base")}
 
 
-def plan_of(inputs: Mapping[str, Path]) -> PlanReader:
+def plan_of(inputs: Mapping[str, StorePath]) -> PlanReader:
     return PlanReader(inputs["curriculum"] / "plan")
 
 
-def encode_here(context: StageContext) -> Path:
+def encode_here(context: StageContext) -> StorePath:
     """The stage's output, made in this process."""
     job = make_job(context)
     encoder = Encoder(job)
@@ -76,7 +77,7 @@ def encode_here(context: StageContext) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(inputs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(inputs: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> StorePath:
     return encode_here(make_context(tmp_path_factory.mktemp("cache"), inputs))
 
 
@@ -161,7 +162,7 @@ def test_half_precision_takes_half_the_room(inputs: Mapping[str, Path], cache: P
     torch.testing.assert_close(latents[1], latents[0], rtol=2**-11, atol=1e-6)
     assert not torch.equal(latents[1], latents[0])
     for dataset in ("latents", "texts"):
-        sizes = [sum(len(value) for value in tensors_of(folder / dataset)) for folder in (cache, half)]
+        sizes = [sum(len(value) for value in tensors_of(local_copy(folder) / dataset)) for folder in (cache, half)]
         assert sizes[1] / sizes[0] == pytest.approx(0.5, abs=0.03)
 
 

@@ -16,11 +16,12 @@ from stages.data.datasets import read_dataset, write_dataset
 from stages.data.schemas import CAPTIONS, PROMPTS, SAMPLES
 from stages.prompts import stage as prompts_stage
 from stages.prompts.declaration import STAGE
+from stages.storage import StorePath
 from tests.support.contexts import make_context
 from tests.support.llm_server import batch, language_model
 
 
-def rows_of(output: Path, name: str = "prompts") -> list[dict[str, str]]:
+def rows_of(output: StorePath, name: str = "prompts") -> list[dict[str, str]]:
     return read_dataset(output / name, PROMPTS).to_pylist()
 
 

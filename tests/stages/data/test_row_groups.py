@@ -30,7 +30,7 @@ SIZES = (300, 1, 128, 0, 260)  # rows of each file
 
 def write(folder: StorePath, seed: int = 0) -> list[str]:
     """A dataset of some files; returns its ids."""
-    random, ids = np.random.default_rng(seed), []
+    random, ids = np.random.default_rng(seed), list[str]()
     for number, size in enumerate(SIZES):
         own = [f"{seed}-{len(ids) + row:05d}" for row in range(size)]
         rows = [

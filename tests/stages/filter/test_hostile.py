@@ -36,7 +36,7 @@ def filter_here(source: Path, folder: Path) -> Counter[str]:
     for group in groups:
         tallies = list(inspect(pa.table({"group": [vars(group)]}), folder / "verdicts", settings))
         assert sum(table["rows"][0].as_py() for table in tallies) == group.rows
-    duplicates = duplicates_by_group(groups, folder / "verdicts", settings.drop_duplicates)
+    duplicates = duplicates_by_group(groups, folder / "verdicts", folder / "colours.bin", settings.drop_duplicates)
     found = Counter[str]()
     for group, late in zip(groups, duplicates, strict=True):
         outcome = copy_group(group, folder / "verdicts", late, folder / "output", settings)

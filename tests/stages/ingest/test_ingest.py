@@ -22,6 +22,7 @@ from stages.data.schemas import REJECTED, SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from stages.ingest import stage as ingest
 from stages.ingest.outcomes import FAILED, check_failed_share, check_sum, outcome_table, reason_of
+from stages.storage import StorePath, move_folder, remove
 from tests.support.contexts import make_context
 from tests.support.hostile_samples import SETTINGS
 from tests.support.hostile_web import CAPTIONS, LIMITS, hostile_rows, hostile_server
@@ -88,7 +89,7 @@ def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     Image.new("RGBA", (100, 100), (255, 0, 0, 0)).save(site / "clear.png")
     Image.new("RGB", (10, 10)).save(site / "tiny.jpg")
     (site / "text.jpg").write_text("<html>")
-    with serve_folder(site, 0) as base:
+    with serve_folder(site) as base:
         yield base, site
 
 
@@ -141,8 +142,8 @@ def _resume(context: StageContext, again: StageContext, result: StageResult) -> 
     (shards / "00001.parquet").write_bytes(b"")
     (shards / "00002.done").unlink()
     kept = (shards / "00000.parquet").stat().st_mtime_ns
-    again.scratch.rmdir()
-    context.scratch.rename(again.scratch)
+    remove(again.scratch)
+    move_folder(context.scratch, again.scratch)
     assert ingest.run(again) == result
     for before, after in zip(outcome(context), outcome(again), strict=True):
         assert after == before
@@ -157,7 +158,7 @@ def _another_list(rows: list[dict[str, Any]], folder: Path, changes: dict[str, A
     assert found.rows == {"samples": 4, "rejected": 0, "failed": 0}
 
 
-def _retry(site: Path, earlier: Path, changes: dict[str, Any], tmp_path: Path) -> None:
+def _retry(site: Path, earlier: StorePath, changes: dict[str, Any], tmp_path: Path) -> None:
     """`ingest.retry=failed` downloads only failed rows; the others are copied byte for byte."""
     retry = changes | {"retry": "failed"}
     with pytest.raises(StageError, match=r"retry=failed needs an earlier output"):
@@ -226,7 +227,7 @@ def test_photographs_of_dreambench(tmp_path: Path, ray_cluster: str) -> None:
     if not DREAMBENCH.is_dir():
         pytest.skip(f"the photographs of DreamBench are not at {DREAMBENCH}")
     files = sorted(DREAMBENCH.glob("*/*.jpg"))[:24]
-    with serve_folder(DREAMBENCH, 0) as base:
+    with serve_folder(DREAMBENCH) as base:
         rows = [
             {"URL": f"{base}/{file.parent.name}/{file.name}", "TEXT": f"a photo of a {file.parent.name}"}
             for file in files

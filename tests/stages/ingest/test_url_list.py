@@ -21,7 +21,6 @@ from stages.contract import StageError
 from stages.data.schemas import REJECTED, content_id
 from stages.ingest import metadata, partitions
 from stages.ingest.config import IngestConfig
-from stages.ingest.download import shard_sizes
 from stages.ingest.metadata import metadata_files
 from stages.ingest.outcomes import FAILED, REJECTED_BY_METADATA
 from stages.ingest.url_list import write_url_list
@@ -50,7 +49,7 @@ def read(source: Path | str, **changes: Any) -> Listed:
             rows=pq.read_table(urls.file),
             rejected=pa.concat_tables([REJECTED.empty_table(), *urls.rejected_rows.tables()]),
             total=urls.total,
-            shards=shard_sizes(urls.file),
+            shards=urls.shard_sizes,
         )
     assert found.rows.num_rows == urls.wanted
     assert Counter(found.rejected["reason"].to_pylist()) == urls.rejected

@@ -104,6 +104,7 @@ def test_a_store_that_is_away_ends_in_one_sentence(bucket: str, monkeypatch: pyt
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     away = store_path(f"{bucket}/train")
+    assert not isinstance(away, Path)
     away.fs.clear_instance_cache()
     writer = CheckpointWriter(CheckpointFolder(store_path(f"{bucket}/train")), 0, 1)
     writer.write(1, {"weight/a": torch.ones(3)}, STATE)
