@@ -109,12 +109,13 @@ def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
     config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
     set_environment(config.profile, local_ray=is_local(arguments.ray_address))
-    with temporary_folder(store.local_folder) as temporary, _stage_errors_as_pipeline_errors():
-        from pipelines.served_registry import served_registry
-        from stages.serve.server import run_server
+    with _stage_errors_as_pipeline_errors():
+        cluster = find_cluster(arguments.ray_address)  # before RAY_TMPDIR is another, where Ray looks for it
+        with temporary_folder(store.local_folder) as temporary:
+            from pipelines.served_registry import served_registry
+            from stages.serve.server import run_server
 
-        cluster = find_cluster(arguments.ray_address)
-        run_server(config, served_registry(config, store, temporary), shipped=shipped, cluster=cluster)
+            run_server(config, served_registry(config, store, temporary), shipped=shipped, cluster=cluster)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

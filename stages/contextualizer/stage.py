@@ -118,11 +118,8 @@ def _accuracy(
     if not is_remote(folder):
         return _measure(task, str(folder), held_out, backbone_setting)
     with model_errors_as_stage_errors():
-        measured: MaskedAccuracy = ray.get(
-            ray.remote(num_cpus=1, label_selector=node_selector())(_measure).remote(
-                task, str(folder), held_out, backbone_setting
-            )
-        )
+        measure = ray.remote(num_cpus=1, label_selector=node_selector())(_measure)
+        measured: MaskedAccuracy = ray.get(measure.remote(task, str(folder), held_out, backbone_setting))
     return measured
 
 

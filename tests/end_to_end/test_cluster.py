@@ -131,7 +131,7 @@ def test_a_job_that_is_stopped_goes_on_under_another_name() -> None:
         first.send_signal(signal.SIGINT)
         stopped = first.wait(120)
         assert stopped.returncode == 1
-        assert "the same command goes on" in stopped.stdout
+        assert "the same command goes on" in stopped.stdout, stopped.stdout
 
         printed = own.run(*pipeline(command), seconds=300)
         assert "contextualizer" in printed

@@ -62,6 +62,7 @@ class NodeOptions:
         labels: Of Ray's label scheduling, such as `realword/pool`.
         environment: Variables of all its processes.
         object_store: Bytes of its object store.
+        shared: Folders of this machine, below a private folder such as /tmp, that it mounts as from a file server.
     """
 
     name: str
@@ -71,6 +72,7 @@ class NodeOptions:
     labels: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     object_store: int = 128 * 2**20
+    shared: tuple[str, ...] = ()
 
 
 @dataclass
@@ -162,7 +164,7 @@ class Cluster:
             time.sleep(0.1)
 
     def _start(self, options: NodeOptions, *words: str) -> tuple[Host, Command]:
-        host = self.network.add_host(options.name, {**self.environment, **options.environment})
+        host = self.network.add_host(options.name, {**self.environment, **options.environment}, shared=options.shared)
         self._options[host.name] = options
         return host, self._start_ray(host, *words)
 

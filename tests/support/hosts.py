@@ -150,7 +150,12 @@ class Network:
         return f"{self.prefix}.1"
 
     def add_host(
-        self, name: str, environment: Mapping[str, str] | None = None, memory: str = "1g", image: Sequence[str] = ()
+        self,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        memory: str = "1g",
+        image: Sequence[str] = (),
+        shared: Sequence[str] = (),
     ) -> Host:
         """Start a host.
 
@@ -159,10 +164,17 @@ class Network:
             environment: Of its commands.
             memory: The size of its shared memory.
             image: Paths, besides `IMAGE`, that it has too.
+            shared: Folders of this machine that it mounts, as from a file server.
         """
         number = len(self.hosts) + 2
         process = subprocess.Popen(
-            [*_TIE, *_NAMESPACES, "bash", "-ec", _setup(name, f"{self.prefix}.{number}", memory, [*IMAGE, *image])],
+            [
+                *_TIE,
+                *_NAMESPACES,
+                "bash",
+                "-ec",
+                _setup(name, f"{self.prefix}.{number}", memory, [*IMAGE, *image], shared),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -231,12 +243,13 @@ def _is_left_over(bridge: str) -> bool:
     return owner.isdigit() and not psutil.pid_exists(int(owner))
 
 
-def _setup(name: str, address: str, memory: str, image: Sequence[str]) -> str:
+def _setup(name: str, address: str, memory: str, image: Sequence[str], shared: Sequence[str]) -> str:
     """What a host's first process does: private folders, the image in them, a name that resolves; then it waits.
 
     It is a shell, which also reaps the processes whose parents have ended.
     """
-    kept = [path for path in dict.fromkeys(map(os.path.realpath, image)) if Path(path).exists()]
+    kept = [path for path in dict.fromkeys(map(os.path.realpath, [*image, *shared])) if Path(path).exists()]
+    writable = set(map(os.path.realpath, shared))
     hidden = [path for path in kept if any(path == top or path.startswith(f"{top}/") for top in PRIVATE)]
     lines = ["mount --make-rprivate /", "mount -t tmpfs image /mnt", "mkdir /mnt/etc"]
     for number, path in enumerate(hidden):
@@ -246,7 +259,7 @@ def _setup(name: str, address: str, memory: str, image: Sequence[str]) -> str:
         lines += [f"mount -t tmpfs -o mode=1777,size={size} own {shlex.quote(folder)}"]
     for number, path in enumerate(hidden):
         lines += [f"mkdir -p {shlex.quote(path)}", f"mount --move /mnt/{number} {shlex.quote(path)}"]
-        lines += [f"mount -o remount,bind,ro {shlex.quote(path)}"]
+        lines += [] if path in writable else [f"mount -o remount,bind,ro {shlex.quote(path)}"]
     lines += [
         f"hostname {name}",
         f"printf '127.0.0.1 localhost\\n{address} {name}\\n' > /mnt/etc/hosts",

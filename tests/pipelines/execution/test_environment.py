@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.execution.environment import MAX_RAY_FOLDER_LENGTH, set_environment, temporary_folder
@@ -20,6 +21,25 @@ def test_variables_of_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
     assert "HF_HUB_OFFLINE" not in os.environ
     set_environment("micro")
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("local_ray", "given", "expected"),
+    [
+        (True, {}, ("disabled", "0")),
+        (True, {"RAY_AUTH_MODE": "token"}, ("token", "0")),
+        (False, {}, (None, None)),
+        (False, {"RAY_AUTH_MODE": "token"}, ("token", None)),
+        (False, {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}, ("disabled", "1")),
+    ],
+)
+def test_a_cluster_has_its_own_authentication_and_network(
+    local_ray: bool, given: dict[str, str], expected: tuple[str | None, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    set_environment("micro", local_ray=local_ray)
+    assert (os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")) == expected
+    assert local_ray or "DS_ACCELERATOR" not in os.environ  # the nodes' devices are not this machine's
 
 
 @pytest.mark.parametrize(
@@ -60,6 +80,23 @@ def test_temporary_files_are_removed_with_the_run() -> None:
     assert not folder.parent.exists()
     log.close()
     assert (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir()) == before
+
+
+def test_a_signal_to_all_processes_of_a_run_does_not_end_its_cleanup() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, temporary_folder(Path(short)) as folder:
+        cleanup = next(child for child in psutil.Process().children() if str(folder) in child.cmdline())
+        deadline = time.monotonic() + 30
+        while "00004000" not in _ignored_signals(cleanup.pid):  # SIGTERM, once its Python has started
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        cleanup.terminate()
+    assert not folder.exists()
+
+
+def _ignored_signals(process: int) -> str:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    mask = int(next(line.split()[1] for line in lines if line.startswith("SigIgn")), 16)
+    return f"{mask & 0x4000:08x}"
 
 
 def test_a_long_path_is_too_long_for_sockets(tmp_path: Path) -> None:
