@@ -33,8 +33,8 @@ _PASSWORD = re.compile(
 def manifests(arguments: argparse.Namespace) -> None:
     """Write the manifests; print their paths."""
     config = load_config(arguments.profile, arguments.settings)
-    _check_folder(config)
     _check_passwords(arguments.settings)
+    _check_folder(config)
     deployment = Deployment(
         config=config,
         settings=arguments.settings,
@@ -72,19 +72,19 @@ def dump(resource: Manifest) -> str:
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command line, as one line."""
+    """The command line without --output, as one line."""
     words = ["python", "pipeline.py", "manifests", "--profile", arguments.profile]
     for setting in arguments.settings:
         words += ["--set", setting]
     for name in ("image", "cpus_per_node", "gpus_per_node", "gateway"):
         if (value := getattr(arguments, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return " ".join(shlex.join([*words, "--output", str(arguments.output)]).split())
+    return " ".join(shlex.join(words).split())
 
 
 def _check_folder(config: Config) -> None:
     scheme = urlsplit(config.run.folder).scheme
-    if scheme in ("", "file", "local"):
+    if scheme in ("", "file", "local", "memory"):
         raise UsageError(
             f"run.folder is {config.run.folder}, and pods share no disk: keep the run in an object store, such as "
             f"--set run.folder=s3://bucket/{config.profile}."

@@ -168,6 +168,10 @@ def test_a_stage_runs_on_a_real_ray(tmp_path: Path) -> None:
         "SLURM_CPUS_ON_NODE": "4",
     }
     words = ["bash", str(SCRIPT), "--stage", "prompts", "--set", f"run.folder={tmp_path / 'run'}"]
-    subprocess.run(words, env=variables, cwd=REPOSITORY, check=True, timeout=300)
+    with subprocess.Popen(words, env=variables, cwd=REPOSITORY) as process:
+        try:
+            assert process.wait(600) == 0
+        finally:
+            process.terminate()  # the script ends its Ray
     assert list((tmp_path / "run" / "stages" / "prompts").glob("*/manifest.json"))
     assert not Path(f"/tmp/realword-{os.getpid()}").exists()

@@ -16,14 +16,12 @@ STORE = ["--set", "run.folder=s3://bucket/sd15"]
 FILES = ["networkpolicy", "raycluster", "raycronjob", "rayjob", "rayservice", "serviceaccount"]
 
 
-def test_the_examples_are_what_the_command_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_are_what_the_command_writes(tmp_path: Path) -> None:
     words = shlex.split((EXAMPLES / "rayjob.yaml").read_text().splitlines()[0].partition("pipeline.py ")[2])
-    monkeypatch.chdir(tmp_path)
-    assert pipeline.main(words) == 0
-    written = sorted((tmp_path / "infra" / "kuberay").iterdir())
-    assert [file.stem for file in written] == FILES
-    for file in written:
-        command = shlex.join(["python", "pipeline.py", *words])
+    assert pipeline.main([*words, "--output", str(tmp_path)]) == 0
+    assert [file.stem for file in sorted(tmp_path.iterdir())] == FILES
+    for file in tmp_path.iterdir():
+        command = shlex.join(["python", "pipeline.py", *words, "--output", "infra/kuberay"])
         assert (EXAMPLES / file.name).read_text() == file.read_text(), f"{file.name} is out of date: {command}"
 
 
@@ -50,6 +48,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a relative folder": (["--set", "run.folder=runs/sd15"], "run.folder"),
     "an absolute folder": (["--set", "run.folder=/srv/runs"], "run.folder"),
     "a file's URI": (["--set", "run.folder=file:///srv/runs"], "run.folder"),
+    "a URI of the memory": (["--set", "run.folder=memory://runs"], "run.folder"),
+    "a mistyped URI": (["--set", "run.folder=s3:/bucket/run"], "run.folder"),
+    "bytes that are no text": ([*STORE, "--set", "prompts.model=\udcff"], "prompts.model"),
     "a local URI": (["--set", "run.folder=local:///srv/runs"], "run.folder"),
     "a password in the run folder": (["--set", "run.folder=s3://key:secret@bucket/run"], "run.folder"),
     "a password without a user": ([*STORE, "--set", "ingest.metadata=https://:secret@host/a"], "ingest.metadata"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import shlex
 import subprocess
@@ -49,12 +50,14 @@ CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
 }
 
 
+@functools.cache
 def deployment_of(case: str) -> Deployment:
     profile, settings, values = CASES[case]
     settings = ["run.folder=s3://bucket/run", *settings]
     return Deployment(config=load_config(profile, settings), settings=settings, **{"image": "realword:1", **values})
 
 
+@functools.cache
 def applied(case: str) -> dict[str, dict[str, Any]]:
     """The resources as kubectl reads them from the files."""
     return {name: yaml.safe_load(dump(resource)) for name, resource in manifests(deployment_of(case)).items()}
