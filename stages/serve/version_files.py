@@ -66,8 +66,9 @@ class VersionFiles:
                 if not content.exists():
                     self._fetch(content)
         except Exception as error:  # of MLflow, of the libraries of object stores, of the disk
-            is_disk = isinstance(error, OSError) and error.filename is not None
-            why = f"{error.strerror}; set XDG_CACHE_HOME to a folder that can be written" if is_disk else reason(error)
+            why = reason(error)
+            if isinstance(error, OSError) and error.filename is not None:  # of the disk
+                why = f"{error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
             raise FetchError(
                 f"The files of a registered model cannot be fetched from {masked(self.source)} to "
                 f"{self._place.parent}: {why}."
