@@ -67,7 +67,7 @@ class VersionFiles:
                     self._fetch(content)
         except Exception as error:  # of MLflow, of the libraries of object stores, of the disk
             why = reason(error)
-            if isinstance(error, OSError) and error.filename is not None:
+            if isinstance(error, OSError) and error.filename is not None:  # of the disk
                 why = f"{error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
             raise FetchError(
                 f"The files of a registered model cannot be fetched from {masked(self.source)} to "

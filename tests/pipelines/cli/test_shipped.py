@@ -15,6 +15,7 @@ from PIL import Image
 
 import pipeline
 from model.micro_sd.shipped_adapter import find_shipped_model
+from pipelines.cli.painting_run import painting_run
 from pipelines.cli.shipped import asks_for_default_model, shipped_model_answers
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config
 from pipelines.errors import PipelineError
@@ -96,6 +97,18 @@ def test_a_damaged_run_folder_is_an_error_and_no_reason_to_answer(tmp_path: Path
     store.latest_file.write_text("{")
     with pytest.raises(PipelineError, match=r"latest\.json is damaged"):
         shipped_model_answers(load_config("micro"), store, [], "register")
+
+
+def test_a_registry_elsewhere_needs_no_run_here() -> None:
+    """`serve` asks it for the champion, with the shipped model until there is one; `generate` needs the run."""
+    elsewhere, named = ["run.tracking_uri=http://mlflow"], ["run.folder=runs/mine"]
+    assert painting_run("micro", elsewhere, "register")[2]
+    config, _, shipped = painting_run("micro", [*elsewhere, *named], "register")
+    assert not shipped
+    assert config.run.tracking_uri == "http://mlflow"
+    assert not painting_run("sd15", elsewhere, "register")[2]
+    with pytest.raises(PipelineError, match="Nothing has run"):
+        painting_run("micro", [*elsewhere, *named], "train_adapter")
 
 
 def paint(subject: Path, *words: str) -> list[str]:

@@ -137,3 +137,12 @@ def test_after_a_killed_run_its_processes_end_and_its_folder_is_removed() -> Non
         while any(path.exists() for path in paths):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_password_leaves_the_uri_of_the_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:hush@mlflow:5000")
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "of another server")
+    set_environment("micro")
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("anna", "hush")
