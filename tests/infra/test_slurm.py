@@ -25,7 +25,7 @@ if [[ $1 == show ]]; then printf '%s\\n' ${SLURM_JOB_NODELIST//,/ }; else echo "
 #: Stays as `ray start --block` does.
 RAY = """
 echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} $*" >> "$LOGS/ray"
-[[ ! -e $LOGS/broken ]] || exit 1
+[[ $* != *"$BROKEN"* ]] || exit 1
 trap 'echo "end $*" >> "$LOGS/ray"; exit 0' TERM
 while :; do sleep 0.05; done
 """
@@ -34,7 +34,8 @@ PYTHON = """
 if [[ $1 == - ]]; then
   cat > /dev/null
   sleep 0.1
-  exec test "$(grep -c ' start ' "$LOGS/ray")" -ge "$3" -a ! -e "$LOGS/broken"
+  [[ $BROKEN == none || $BROKEN == --address= && $3 == 1 ]] && (($(grep -c ' start ' "$LOGS/ray") >= $3))
+  exit
 fi
 echo "$*" >> "$LOGS/driver"
 trap 'echo term >> "$LOGS/driver"; exit ${ON_TERM:-130}' TERM
@@ -62,6 +63,7 @@ class Job:
                 "SLURM_JOB_ID": self.id,
                 "SLURM_JOB_NODELIST": "localhost,localhost",
                 "SLURM_CPUS_ON_NODE": "2",
+                "BROKEN": "none",
                 **variables,
             },
             stderr=subprocess.PIPE,
@@ -75,7 +77,10 @@ class Job:
             time.sleep(0.02)
 
     def end(self) -> tuple[int, str]:
-        _, errors = self.process.communicate(timeout=30)
+        try:
+            _, errors = self.process.communicate(timeout=60)
+        finally:
+            self.process.terminate()  # the script ends what it has started
         assert not Path(f"/tmp/realword-{self.id}").exists()
         return self.process.returncode, errors
 
@@ -131,14 +136,14 @@ def test_a_signal_stops_the_driver_first(
 
 
 @pytest.mark.slow
-def test_ray_that_does_not_start_ends_the_job(tmp_path: Path) -> None:
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "broken").touch()
-    job = Job(tmp_path)
+@pytest.mark.parametrize("broken", ["--head", "--address="])
+def test_ray_that_does_not_start_on_a_node_ends_the_job(broken: str, tmp_path: Path) -> None:
+    job = Job(tmp_path, BROKEN=broken)
     code, errors = job.end()
     assert code == 1
     assert "error: Ray does not run on all of the nodes localhost localhost" in errors
     assert job.lines("driver") == []
+    assert sum("end" in line for line in job.lines("ray")) == (broken == "--address=")
 
 
 def test_it_is_for_sbatch_alone() -> None:
@@ -159,8 +164,9 @@ def test_a_stage_runs_on_a_real_ray(tmp_path: Path) -> None:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (programs / name).write_text(f"#!/usr/bin/env bash\n{text}")
         (programs / name).chmod(0o755)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     variables = {
-        **os.environ,
+        **inherited,
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LOGS": str(tmp_path),
         "SLURM_JOB_ID": str(os.getpid()),
