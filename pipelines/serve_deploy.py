@@ -25,6 +25,7 @@ from stages.serve.champion import ChampionFollower
 from stages.serve.ray_serve import check_gpus, delete_painters_of_deleted, deploy_painters
 from stages.serve.shipped import shipped_model_of
 from stages.serve.uploaded_concepts import FOLDER
+from stages.storage import store_path
 
 
 class Arguments(BaseModel):
@@ -33,20 +34,21 @@ class Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     profile: str = "micro"
-    run_folder: Path | None = Field(default=None, description="None: run.tracking_uri, or the shipped model.")
+    run_folder: str | None = Field(default=None, description="None: run.tracking_uri, or the shipped model.")
     settings: list[str] = Field(default=[], description='As after --set: "serve.max_replicas=4".')
 
     @field_validator("run_folder")
     @classmethod
-    def _absolute(cls, folder: Path | None) -> Path | None:
-        if folder is not None and not folder.is_absolute():
-            raise ValueError(f"run_folder must be an absolute path on all machines of the cluster, not {str(folder)!r}")
+    def _absolute(cls, folder: str | None) -> str | None:
+        if folder is not None and "://" not in folder and not Path(folder).is_absolute():
+            raise ValueError(f"run_folder must be a URI, or an absolute path on all machines, not {folder!r}")
         return folder
 
     @property
     def uploads(self) -> Path | None:
-        """The folder of uploaded concepts; without a run folder there is none that all machines share."""
-        return None if self.run_folder is None else self.run_folder / FOLDER
+        """The folder of uploaded concepts; without a run folder on a disk there is none that all machines share."""
+        folder = None if self.run_folder is None else store_path(self.run_folder)
+        return folder / FOLDER if isinstance(folder, Path) else None
 
     def all_settings(self) -> list[str]:
         """With the run folder among them."""

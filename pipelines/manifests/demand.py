@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.graph import pipeline_graph
 from stages.config import Config
-from stages.training.config import TrainerConfig
+from stages.ray_tools.gpus import gpu_needs
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,16 @@ def _cpus(config: Config, stage: str) -> int:
 
 def _gpus(config: Config, stage: str) -> int:
     """GPUs that a stage's workers take together."""
+    needs = gpu_needs(config, [stage])
+    if not needs:
+        return 0
     match stage:
         case "filter":
             return math.ceil(config.filter.scoring.actors * config.filter.scoring.gpus_per_actor)
         case "cache_latents":
             return math.ceil(config.cache_latents.actors * config.cache_latents.gpus_per_actor)
         case "evaluate":
-            return config.evaluate.workers if config.evaluate.use_gpu else 0
+            return config.evaluate.workers
         case "customize":
-            return _of_trainer(config.customize.trainer) * config.customize.concepts
-    trainer = getattr(getattr(config, stage), "trainer", None)
-    return 0 if trainer is None else _of_trainer(trainer)
-
-
-def _of_trainer(trainer: TrainerConfig) -> int:
-    return trainer.workers if trainer.use_gpu else 0
+            return needs[0].at_most * config.customize.concepts
+    return needs[0].at_most

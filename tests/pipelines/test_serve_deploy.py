@@ -34,7 +34,11 @@ def test_the_file_is_part_of_the_package() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "a relative folder": ({"run_folder": "runs/micro"}, ValidationError, "run_folder must be an absolute path"),
+    "a relative folder": (
+        {"run_folder": "runs/micro"},
+        ValidationError,
+        "must be a URI, or an absolute path",
+    ),
     "an unknown argument": ({"runfolder": "/runs"}, ValidationError, "runfolder"),
     "settings as a mapping": ({"settings": {"serve.replicas": 2}}, ValidationError, "settings"),
     "an unknown setting": ({"settings": ["serve.replica=2"]}, UsageError, "serve.replica"),

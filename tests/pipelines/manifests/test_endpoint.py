@@ -39,9 +39,10 @@ def test_serve_accepts_it_and_the_server_gets_the_settings(case: str) -> None:
     found = serve_config(config, settings, "realword-serve-svc")
     assert_is_whole(found)
     (application,) = ServeDeploySchema.model_validate(found).applications
-    arguments = Arguments.model_validate({**application.args, "run_folder": None})
+    arguments = Arguments.model_validate(application.args)
     served = load_config(arguments.profile, arguments.all_settings()).serve
     assert (served.replicas, served.max_replicas) == (config.serve.replicas, config.serve.max_replicas)
+    assert arguments.uploads is None
     assert served.timeout_seconds == config.serve.timeout_seconds
     assert set(served.allowed_hosts) == {*config.serve.allowed_hosts, "realword-serve-svc", "*.svc.cluster.local"}
     assert application.args["run_folder"] == "s3://bucket/run"

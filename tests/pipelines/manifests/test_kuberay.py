@@ -120,7 +120,7 @@ def test_the_entrypoint_is_the_users_command(case: str) -> None:
     assert words == shlex.split(entrypoint)
     assert words[:2] == ["python", "pipeline.py"]
     arguments = parse_arguments(words[2:])
-    assert (arguments.command, arguments.stage, arguments.ray_address) == ("run", "all", "local")
+    assert (arguments.command, arguments.stage, arguments.ray_address) == ("run", "all", None)
     assert load_config(arguments.profile, arguments.settings) == deployment.config
 
 
