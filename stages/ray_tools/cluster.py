@@ -60,9 +60,8 @@ def local_cluster(*, dashboard: bool = True) -> Iterator[str]:
 
     # In a Ray job this Ray is still one of its own: it cannot have the runtime environment of the job's cluster.
     os.environ.pop(JOB_VARIABLE, None)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    context = _start(dashboard)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends this process at once
+    with _keeping_sigterm():
+        context = _start(dashboard)
     try:
         yield str(context.address_info["gcs_address"])
     finally:
@@ -100,6 +99,16 @@ def _end_children() -> None:
         if child.is_running():
             child.kill()
     psutil.wait_procs(children, timeout=5)
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray sets one that ends this process at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def connect(address: str, working_dir: str | None = None, *, show_logs: bool = True) -> None:
@@ -174,7 +183,8 @@ def connected_cluster(address: str, working_dir: str) -> Iterator[str]:
     """Join a running cluster for the block, with a copy of the code in `working_dir`; yield its address."""
     import ray
 
-    connect(address, working_dir, show_logs=False)
+    with _keeping_sigterm():
+        connect(address, working_dir, show_logs=False)
     try:
         yield address
     finally:

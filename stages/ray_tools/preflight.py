@@ -20,7 +20,7 @@ from typing import Any
 
 from stages.config import Config
 from stages.contract import StageError
-from stages.ray_tools.cluster import cluster_cores, connect
+from stages.ray_tools.cluster import cluster_cores, connected_cluster
 from stages.ray_tools.gpus import check_gpus, gpu_needs
 from stages.ray_tools.runtime_environment import ships_code
 
@@ -70,15 +70,10 @@ def check_cluster(
     Raises:
         StageError: It cannot run them.
     """
-    import ray
-
-    connect(address, working_dir, show_logs=False)
-    try:
+    with connected_cluster(address, working_dir):
         warnings = check_gpus(gpu_needs(config, stages), f"the Ray cluster at {address}", may_grow=True)
         warnings += check_nodes(folder, same_code=not ships_code(working_dir))
         return cluster_cores(), warnings
-    finally:
-        ray.shutdown()
 
 
 def check_nodes(folder: Path, *, same_code: bool) -> list[str]:
