@@ -131,12 +131,18 @@ def connect(address: str, working_dir: str | None = None, *, show_logs: bool = T
             ray.init(address=address, runtime_env=environment, logging_level=level, log_to_driver=show_logs)
         except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             raise StageError(refusal(address, error, printed.text())) from error
-        if show_logs:
-            printed.show()
+        finally:
+            if show_logs:
+                printed.show()
 
 
 def refusal(address: str, error: Exception, printed: str) -> str:
     """Why a cluster does not take this driver, from Ray's error and from what Ray has printed."""
+    if "Could not find any running Ray instance" in str(error):
+        return (
+            f"--ray-address {address} finds no running Ray cluster: start one with `ray start --head`, set "
+            "RAY_ADDRESS, or leave --ray-address out to start a local Ray for this run."
+        )
     if "Version mismatch" in str(error):
         versions = " ".join(str(error).split()).partition("Version mismatch: ")[2]
         return f"The Ray cluster at {address} has other versions than this machine; install the same here: {versions}"

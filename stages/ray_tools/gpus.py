@@ -100,7 +100,7 @@ def gpus_of_cluster() -> tuple[int, int]:
 
 
 def judge_gpus(needs: Sequence[GpuNeed], cluster: str, *, available: int, later: int, may_grow: bool) -> list[str]:
-    """`check_gpus` for a cluster with so many GPUs `available` and `later`.
+    """`check_gpus` for a cluster with these numbers of GPUs, now and later.
 
     Raises:
         StageError: A stage would wait for ever.

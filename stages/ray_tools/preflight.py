@@ -114,7 +114,7 @@ def problem_of(node: str, report: NodeReport, own: NodeReport, *, same_code: boo
 
 
 def warnings_of(node: str, report: NodeReport, own: NodeReport, sent: float, received: float) -> list[str]:
-    """What may cause trouble on a node that can work.
+    """What a user should know about a node that can work.
 
     Args:
         node: Its name.
