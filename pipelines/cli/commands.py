@@ -110,7 +110,7 @@ def serve(arguments: argparse.Namespace) -> None:
     config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
     set_environment(config.profile, local_ray=is_local(arguments.ray_address))
     with _stage_errors_as_pipeline_errors():
-        cluster = find_cluster(arguments.ray_address)  # before RAY_TMPDIR is another, where Ray looks for it
+        cluster = find_cluster(arguments.ray_address)  # before RAY_TMPDIR is another: Ray finds it there
         with temporary_folder(store.local_folder) as temporary:
             from pipelines.served_registry import served_registry
             from stages.serve.server import run_server

@@ -47,6 +47,7 @@ def submit(dashboard: str, arguments: argparse.Namespace) -> None:
     run_folder = str(parse_settings(arguments.settings).get("run.folder", f"runs/{arguments.profile}"))
     if not run_folder.startswith(("/", "~")) and "://" not in run_folder:
         raise UsageError(_needs_place(run_folder))
+    logging.disable(logging.WARNING)  # Ray names each file that it leaves out, and each connection that it closes
     client = _client(dashboard)
     entrypoint = shlex.join(entrypoint_words(arguments))
     try:
@@ -90,7 +91,7 @@ def _client(dashboard: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(dashboard)
+        return JobSubmissionClient(dashboard)
     except AuthenticationError as error:
         raise PipelineError(
             f"The Ray cluster at {dashboard} does not accept this machine's token: set RAY_AUTH_MODE=token and "
@@ -100,8 +101,6 @@ def _client(dashboard: str) -> Any:
         raise PipelineError(
             f"No dashboard of a Ray cluster answers at {dashboard} ({_first_line(error)}); check --ray-address."
         ) from error
-    logging.getLogger("ray.dashboard").setLevel(logging.ERROR)  # of the code that is packed, and of each connection
-    return client
 
 
 def _use_token(environment: Mapping[str, str] = os.environ) -> None:

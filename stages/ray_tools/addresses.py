@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 from typing import Any
@@ -101,13 +100,9 @@ def _is_node() -> bool:
 def _cluster_of_this_machine() -> str:
     import ray
 
-    try:
-        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
-        raise StageError(
-            "--ray-address auto finds no running Ray cluster: start one with `ray start --head`, set RAY_ADDRESS, or "
-            "leave --ray-address out to start a local Ray for this run."
-        ) from error
+    from stages.ray_tools.cluster import connect  # it imports this module
+
+    connect("auto", show_logs=False)
     try:
         return str(ray.get_runtime_context().gcs_address)
     finally:

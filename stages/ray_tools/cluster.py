@@ -60,9 +60,8 @@ def local_cluster(*, dashboard: bool = True) -> Iterator[str]:
 
     # In a Ray job this Ray is still one of its own: it cannot have the runtime environment of the job's cluster.
     os.environ.pop(JOB_VARIABLE, None)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    context = _start(dashboard)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler ends this process at once
+    with _keeping_sigterm():
+        context = _start(dashboard)
     try:
         yield str(context.address_info["gcs_address"])
     finally:
@@ -102,6 +101,16 @@ def _end_children() -> None:
     psutil.wait_procs(children, timeout=5)
 
 
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM: Ray sets one that ends this process at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def connect(address: str, working_dir: str | None = None, *, show_logs: bool = True) -> None:
     """Join the cluster at `address` as a driver.
 
@@ -122,12 +131,18 @@ def connect(address: str, working_dir: str | None = None, *, show_logs: bool = T
             ray.init(address=address, runtime_env=environment, logging_level=level, log_to_driver=show_logs)
         except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
             raise StageError(refusal(address, error, printed.text())) from error
-        if show_logs:
-            printed.show()
+        finally:
+            if show_logs:
+                printed.show()
 
 
 def refusal(address: str, error: Exception, printed: str) -> str:
     """Why a cluster does not take this driver, from Ray's error and from what Ray has printed."""
+    if "Could not find any running Ray instance" in str(error):
+        return (
+            f"--ray-address {address} finds no running Ray cluster: start one with `ray start --head`, set "
+            "RAY_ADDRESS, or leave --ray-address out to start a local Ray for this run."
+        )
     if "Version mismatch" in str(error):
         versions = " ".join(str(error).split()).partition("Version mismatch: ")[2]
         return f"The Ray cluster at {address} has other versions than this machine; install the same here: {versions}"
@@ -174,7 +189,8 @@ def connected_cluster(address: str, working_dir: str) -> Iterator[str]:
     """Join a running cluster for the block, with a copy of the code in `working_dir`; yield its address."""
     import ray
 
-    connect(address, working_dir, show_logs=False)
+    with _keeping_sigterm():
+        connect(address, working_dir, show_logs=False)
     try:
         yield address
     finally:

@@ -16,12 +16,14 @@ class GpuNeed:
 
     Attributes:
         section: Of the configuration.
+        switch: The setting that lets it use GPUs.
         key: The setting that says how many processes it has.
         count: GPUs without which it cannot begin.
         at_most: GPUs that it can use.
     """
 
     section: str
+    switch: str
     key: str
     count: int
     at_most: int
@@ -49,6 +51,7 @@ def gpu_needs(config: Config, stages: Sequence[str]) -> list[GpuNeed]:
     needs = [
         GpuNeed(
             section=section,
+            switch=_switch(config, section),
             key=f"{section}.workers",
             count=min(trainer.min_workers or trainer.workers, trainer.workers),
             at_most=trainer.workers,
@@ -62,10 +65,14 @@ def gpu_needs(config: Config, stages: Sequence[str]) -> list[GpuNeed]:
         "evaluate": ("evaluate", "evaluate.workers", config.evaluate.use_gpu),
     }
     return needs + [
-        GpuNeed(section=section, key=key, count=1, at_most=1)
+        GpuNeed(section=section, switch=_switch(config, section), key=key, count=1, at_most=1)
         for stage, (section, key, use_gpu) in painters.items()
         if stage in stages and use_gpu
     ]
+
+
+def _switch(config: Config, section: str) -> str:
+    return "compute.use_gpu" if config.compute.use_gpu else f"{section}.use_gpu"
 
 
 def check_gpus(needs: Sequence[GpuNeed], cluster: str, *, may_grow: bool) -> list[str]:
@@ -93,7 +100,7 @@ def gpus_of_cluster() -> tuple[int, int]:
 
 
 def judge_gpus(needs: Sequence[GpuNeed], cluster: str, *, available: int, later: int, may_grow: bool) -> list[str]:
-    """`check_gpus` for a cluster with so many GPUs `available` and `later`.
+    """`check_gpus` for a cluster with these numbers of GPUs, now and later.
 
     Raises:
         StageError: A stage would wait for ever.
@@ -102,7 +109,7 @@ def judge_gpus(needs: Sequence[GpuNeed], cluster: str, *, available: int, later:
     for need in needs:
         if available == later == 0:
             raise StageError(
-                f"{need.section}.use_gpu is true and {cluster} has no GPU: set compute.use_gpu=false to compute on "
+                f"{need.switch} is true and {cluster} has no GPU: set compute.use_gpu=false to compute on "
                 "CPUs, or use a cluster with GPUs."
             )
         if need.count <= max(available, later):

@@ -1,7 +1,7 @@
 """On which nodes of a cluster work runs: what needs no GPU leaves the nodes with GPUs to what does.
 
-Whoever starts the nodes gives them Ray's label `realword/pool`, `cpu` or `gpu` (`ray start --labels`). On a cluster
-without such labels everything runs anywhere.
+The nodes have Ray's label `realword/pool`, `cpu` or `gpu` (`ray start --labels`). On a cluster without such labels
+everything runs anywhere.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any
 
 from stages.config import Config
 from stages.contract import StageError
-from stages.ray_tools.cluster import cluster_cores, connect
+from stages.ray_tools.cluster import cluster_cores, connected_cluster
 from stages.ray_tools.gpus import check_gpus, gpu_needs
 from stages.ray_tools.runtime_environment import ships_code
 from stages.storage import StorePath, remove, write_whole
@@ -72,15 +72,10 @@ def check_cluster(
     Raises:
         StageError: It cannot run them.
     """
-    import ray
-
-    connect(address, working_dir, show_logs=False)
-    try:
+    with connected_cluster(address, working_dir):
         warnings = check_gpus(gpu_needs(config, stages), f"the Ray cluster at {address}", may_grow=True)
         warnings += check_nodes(folder, same_code=not ships_code(working_dir))
         return cluster_cores(), warnings
-    finally:
-        ray.shutdown()
 
 
 def check_nodes(folder: StorePath, *, same_code: bool) -> list[str]:
@@ -121,7 +116,7 @@ def problem_of(node: str, report: NodeReport, own: NodeReport, *, same_code: boo
 
 
 def warnings_of(node: str, report: NodeReport, own: NodeReport, sent: float, received: float) -> list[str]:
-    """What may cause trouble on a node that can work.
+    """What a user should know about a node that can work.
 
     Args:
         node: Its name.

@@ -36,8 +36,9 @@ def room_for_workers(job: TrainingJob, counts: Sequence[int], section: str, repo
     """
     kind = "GPU" if job.config.use_gpu else "CPU"
     if not nodes_may_join():
-        check_room(counts, room(kind, all_answer), kind, section)
-        return fitting(counts, room(kind, all_answer)) or counts[0]
+        there = room(kind, all_answer)
+        check_room(counts, there, kind, section)
+        return fitting(counts, there) or counts[0]
     with _requested_from_autoscaler(kind, counts[0]):
         return wait_for_room(
             counts,

@@ -15,10 +15,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -51,7 +53,13 @@ def missing() -> str | None:
 class Command:
     """A command that runs on a host."""
 
-    entered: subprocess.Popen[str]
+    entered: subprocess.Popen[bytes]
+    file: IO[bytes]
+
+    @property
+    def printed(self) -> str:
+        """What it has printed so far, to standard output and error."""
+        return os.pread(self.file.fileno(), 2**30, 0).decode(errors="replace")
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the command itself."""
@@ -59,13 +67,13 @@ class Command:
             child.send_signal(number)
 
     def wait(self, seconds: float) -> subprocess.CompletedProcess[str]:
-        """Wait for the end; standard output and error are one text.
+        """Wait for the end; `stdout` of what is returned has standard error too.
 
         Raises:
             subprocess.TimeoutExpired: It has not ended in time.
         """
-        printed, _ = self.entered.communicate(timeout=seconds)
-        return subprocess.CompletedProcess(self.entered.args, self.entered.returncode, printed, "")
+        code = self.entered.wait(seconds)
+        return subprocess.CompletedProcess(str(self.entered.args), code, self.printed, "")
 
 
 @dataclass
@@ -84,16 +92,9 @@ class Host:
         """Start a command; `cwd` and `words` are as the host sees them."""
         variables = [f"{name}={value}" for name, value in {**self.environment, **(environment or {})}.items()]
         inside = ["nsenter", "-t", str(self.init), "-m", "-n", "-p", "-i", "-u", f"--wd={cwd}", "env", "-i"]
-        return Command(
-            subprocess.Popen(
-                [*_TIE, *inside, *variables, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
-        )
+        file = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe that nobody reads would stop the command
+        command = [*_TIE, *inside, *variables, *words]
+        return Command(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file), file)
 
     def run(
         self,
@@ -112,7 +113,7 @@ class Host:
             ended = command.wait(seconds)
         except subprocess.TimeoutExpired as error:
             command.send_signal(signal.SIGKILL)
-            raise AssertionError(f"{shlex.join(words)} on {self.name} did not end: {error.output}") from error
+            raise AssertionError(f"{shlex.join(words)} on {self.name} did not end: {command.printed}") from error
         assert ended.returncode == 0, f"{shlex.join(words)} on {self.name} failed: {ended.stdout}"
         return str(ended.stdout)
 

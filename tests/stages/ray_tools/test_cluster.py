@@ -25,6 +25,7 @@ class AuthenticationError(Exception):
         (ConnectionError("Failed to connect"), "W gcs_client.cc: InvalidAuthToken: ...", ["RAY_AUTH_TOKEN", "token"]),
         (AuthenticationError("no token was found"), "", ["RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN_PATH"]),
         (RuntimeError("Token authentication is enabled but"), "", ["RAY_AUTH_TOKEN"]),
+        (ConnectionError("Could not find any running Ray instance."), "", ["ray start --head", "RAY_ADDRESS"]),
         (ConnectionError("Failed to connect to Ray\nmore"), "", ["cannot be joined: Failed to connect to Ray"]),
     ],
 )

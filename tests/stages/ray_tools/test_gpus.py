@@ -31,8 +31,13 @@ def test_what_stages_ask_for(settings: list[str], stages: tuple[str, ...], expec
 @pytest.mark.parametrize(
     ("available", "later", "may_grow", "settings", "words"),
     [
-        (0, 0, False, [], ["train_adapter.trainer.use_gpu", "the cluster", "no GPU", "compute.use_gpu=false"]),
-        (0, 0, True, [], ["train_adapter.trainer.use_gpu", "no GPU", "compute.use_gpu=false"]),
+        (0, 0, False, [], ["compute.use_gpu is true", "the cluster", "no GPU", "compute.use_gpu=false"]),
+        (0, 0, True, [], ["compute.use_gpu is true", "no GPU"]),
+        (
+            *(0, 0, True),
+            ["compute.use_gpu=false", "train_adapter.trainer.use_gpu=true"],
+            ["train_adapter.trainer.use_gpu is true", "no GPU"],
+        ),
         (1, 0, False, [], ["train_adapter.trainer.workers=4", "4 GPUs", "has 1", "compute.workers to at most 1"]),
         (3, 0, False, ["compute.min_workers=4"], ["needs 4 GPUs", "has 3"]),
     ],
