@@ -24,7 +24,7 @@ from stages.storage import StorePath, local_copy
 #: Larger files stay in the run folder only.
 LARGEST_ARTIFACT_BYTES = 5_000_000
 
-#: MLflow's limits for one `log_batch`.
+#: MLflow's limits for one `log_batch`; that of parameters is that of tags as well.
 MOST_POINTS = 1000
 MOST_PARAMETERS = 100
 
@@ -142,12 +142,14 @@ class MlflowRuns:
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(1000 * time.time())
-        values = [Metric(key, value, now, 0) for key, value in metrics.items()]
-        self._client.log_batch(run_id, values, tags=[RunTag(key, text) for key, text in tags.items()])
-        rest = [Param(key, str(value)) for key, value in parameters.items()]
-        while rest:
-            self._client.log_batch(run_id, params=rest[:MOST_PARAMETERS])
-            rest = rest[MOST_PARAMETERS:]
+        values: tuple[tuple[str, list[Any], int], ...] = (
+            ("metrics", [Metric(key, value, now, 0) for key, value in metrics.items()], MOST_POINTS),
+            ("tags", [RunTag(key, text) for key, text in tags.items()], MOST_PARAMETERS),
+            ("params", [Param(key, str(value)) for key, value in parameters.items()], MOST_PARAMETERS),
+        )
+        for kind, found, most in values:
+            for start in range(0, len(found), most):
+                self._client.log_batch(run_id, **{kind: found[start : start + most]})
 
     def _experiment(self, place: TrackingStore) -> str:
         """The id of the experiment, which is made when it is not there."""
