@@ -19,7 +19,8 @@ from pipelines.store.store import Output, Store
 from pipelines.tracking_store import TrackingStore
 from stages.config import Config
 from stages.contract import StageError
-from stages.storage import StorePath, local_copy
+from stages.local_copies import local_copy
+from stages.storage import StorePath
 
 #: Larger files stay in the run folder only.
 LARGEST_ARTIFACT_BYTES = 5_000_000

@@ -10,8 +10,9 @@ from typing import Any
 
 from model.errors import ModelError
 from stages.contract import StageError
+from stages.local_copies import local_copy
 from stages.shared_config import BackboneConfig
-from stages.storage import StorePath, absolute, local_copy, store_path
+from stages.storage import StorePath, absolute, store_path
 
 
 def backbone_location(config: BackboneConfig, inputs: Mapping[str, StorePath]) -> str:

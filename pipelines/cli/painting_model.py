@@ -15,7 +15,7 @@ from pipelines.errors import PipelineError
 from pipelines.store.store import Output, Store
 from stages.config import Config
 from stages.inference import backbone_location, loading_options
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 
 #: What an adapter depends on; another version's manifest may have more.
 _BACKBONE_KEYS = [key for key in configuration_keys() if key.startswith("backbone.")]

@@ -28,17 +28,8 @@ from typing import Any
 from pipelines.errors import PipelineError, folder_error
 from pipelines.store.lock import StoreLock, disk_lock
 from pipelines.store.manifest import MANIFEST, Manifest
-from stages.storage import (
-    StorageError,
-    StorePath,
-    cache_folder,
-    file_record,
-    file_records,
-    modified,
-    remove,
-    store_path,
-    write_whole,
-)
+from stages.cache import cache_folder
+from stages.storage import StorageError, StorePath, file_record, file_records, modified, remove, store_path, write_whole
 
 #: Ends the name of the folder of what a stage goes on from.
 SCRATCH = ".scratch"

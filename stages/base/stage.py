@@ -27,8 +27,9 @@ from model.microworld.pool import build_pool
 from model.training.task import TrainingTask
 from stages.base.config import BaseConfig
 from stages.contract import StageContext, StageError, StageResult
+from stages.local_copies import local_copy
 from stages.ray_tools.placement import node_selector
-from stages.storage import StorePath, absolute, copy_folder, is_remote, local_copy, local_folder, write_whole
+from stages.storage import StorePath, absolute, copy_folder, is_remote, local_folder, write_whole
 from stages.storage_errors import store_errors_as_stage_errors
 from stages.training.config import TrainerConfig
 from stages.training.trainer import fit

@@ -34,8 +34,9 @@ from stages.data.encodings import (
 )
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.inference import backbone_location
+from stages.local_copies import local_copy
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
-from stages.storage import StorePath, absolute, folder_bytes, local_copy, move_folder, open_output
+from stages.storage import StorePath, absolute, folder_bytes, move_folder, open_output
 
 DATASETS = ("latents", "texts")
 #: The largest number of files of a dataset; a reader keeps all of them open.

@@ -23,8 +23,9 @@ from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.curriculum.config import CurriculumConfig
 from stages.data.datasets import read_parts, write_part
 from stages.data.schemas import PAIRS, PLAN, SAMPLES
+from stages.local_copies import local_copy
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
-from stages.storage import StorePath, absolute, local_copy, open_output
+from stages.storage import StorePath, absolute, open_output
 
 _ROWS_PER_PART = 2**17
 _SAMPLE_COLUMNS = ["sample_id", "caption"]

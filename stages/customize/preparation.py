@@ -15,7 +15,8 @@ from stages.contract import StageContext, StageError
 from stages.customize.rich_prompts import rich_prompts
 from stages.customize.subjects import Subject, read_captions, read_pictures
 from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors, on_this_machine
-from stages.storage import local_copy, store_path
+from stages.local_copies import local_copy
+from stages.storage import store_path
 
 
 @dataclass(frozen=True, kw_only=True)

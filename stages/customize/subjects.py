@@ -16,7 +16,8 @@ from model.pictures.crops import square_crop
 from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, left_out_pictures, load_picture, picture_files
 from stages.contract import Reporter, StageError
 from stages.customize.config import CustomizeConfig
-from stages.storage import StorePath, local_copy
+from stages.local_copies import local_copy
+from stages.storage import StorePath
 
 _MAX_PICTURES = 6
 

@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from stages.storage import REQUESTS, StorePath, cache_folder, parquet_source
+from stages.cache import cache_folder
+from stages.storage import REQUESTS, StorePath, parquet_source
 from stages.storage_errors import store_errors_as_stage_errors
 
 #: Columns that lie this near each other in a file are read together, bytes.

@@ -13,7 +13,8 @@ from model.pictures.decoding import PictureError, load_picture, picture_files
 from stages.config import Config
 from stages.contract import StageError
 from stages.evaluate.cases import Case, Subject, load_subjects, make_cases, read_subject
-from stages.storage import StorePath, absolute, local_copy
+from stages.local_copies import local_copy
+from stages.storage import StorePath, absolute
 
 _PICTURES = 8
 

@@ -34,8 +34,9 @@ from stages.evaluate.scene_masks import scene_table
 from stages.evaluate.summary import Row, summarize
 from stages.evaluate.worker import RESULTS, EvaluationWorker, dataset_of
 from stages.inference import backbone_location
+from stages.local_copies import local_copy
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers
-from stages.storage import StorePath, absolute, local_copy, local_folder, store_path, write_whole
+from stages.storage import StorePath, absolute, local_folder, store_path, write_whole
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 

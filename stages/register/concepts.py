@@ -20,9 +20,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
 
 from stages.contract import StageContext
+from stages.local_copies import local_copy
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CONCEPT_INFIX
-from stages.storage import StorePath, local_copy
+from stages.storage import StorePath
 
 #: Of the names that MLflow takes (`stages.register.config.ModelName`).
 _LONGEST_NAME = 200

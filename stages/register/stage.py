@@ -25,11 +25,12 @@ from model.checksums import folder_checksums
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.inference import backbone_location, loading_options
+from stages.local_copies import local_copy
 from stages.register import pyfunc_model  # so that the fingerprint of this stage covers its code
 from stages.register.concepts import concept_model_names, learned_concepts, register_concept
 from stages.register.lineage import Lineage, lineage_of
 from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
-from stages.storage import local_copy, store_path, write_whole
+from stages.storage import store_path, write_whole
 from stages.tracking_errors import is_missing
 from stages.tracking_server import tracking_errors
 

@@ -7,13 +7,13 @@ credentials. This module imports nothing of `model`, as `stages.serve.served_mod
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
+from stages.cache import cache_folder
 from stages.tracking_errors import reason
 from stages.tracking_uri import masked
 
@@ -94,6 +94,5 @@ class VersionFiles:
 
 
 def registry_cache() -> Path:
-    """Where copies are kept: in `~/.cache/realword`, or below XDG_CACHE_HOME."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "realword" / "registry"
+    """Where copies are kept."""
+    return cache_folder() / "registry"

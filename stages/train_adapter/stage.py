@@ -21,7 +21,8 @@ from stages.contract import StageContext, StageError, StageResult
 from stages.data.encodings import StoredEncodings
 from stages.data.plan import PlanPictures, PlanReader, check_plan
 from stages.inference import backbone_location, loading_options, model_errors_as_stage_errors
-from stages.storage import StorePath, absolute, copy_folder, local_copy, local_folder
+from stages.local_copies import local_copy
+from stages.storage import StorePath, absolute, copy_folder, local_folder
 from stages.train_adapter.config import TrainAdapterConfig
 from stages.train_adapter.previews import choose_previews, draw_overview
 from stages.training.trainer import Curves, fit

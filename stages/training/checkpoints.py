@@ -28,7 +28,8 @@ from torch import Tensor
 
 from model.checksums import file_checksum
 from stages.contract import StageError
-from stages.storage import StorePath, local_copy, local_folder, remove, write_whole
+from stages.local_copies import local_copy
+from stages.storage import StorePath, local_folder, remove, write_whole
 from stages.storage_errors import storage_error
 
 _STATE_FILE = "training.json"

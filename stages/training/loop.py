@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from model.seeding import seed_of
 from model.training.moving_average import MovingAverage
 from model.training.task import DescribedTask, FedTask, Feed, Prepared, RatedTask, SamplingTask
-from stages.storage import forget_copy, is_remote, local_folder, remove, write_whole
+from stages.local_copies import forget_copy
+from stages.storage import is_remote, local_folder, remove, write_whole
 from stages.storage_errors import store_errors_as_stage_errors
 from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.training.engine import Engine, LossScale, learning_rate, micro_batches

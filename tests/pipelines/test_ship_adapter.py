@@ -18,7 +18,7 @@ from pipelines.fingerprint import Ingredients
 from pipelines.ship_adapter import main, ship_adapter, training_command
 from pipelines.store.store import Store
 from stages.contract import StageResult
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 from tests.support.random_backbone import write_random_backbone
 from tests.support.toy_pipeline import commit_stage
 

@@ -14,7 +14,7 @@ from pipelines.store.records import EXPERIMENT
 from pipelines.store.store import Store
 from pipelines.tracking import Tracker
 from stages.contract import StageResult
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 from tests.support.toy_pipeline import commit_stage, toy_config, toy_graph
 
 pytestmark = pytest.mark.slow

@@ -27,7 +27,8 @@ from stages.data.datasets import dataset_files, write_dataset
 from stages.data.encodings import StoredEncodings, distinct_captions, distinct_squares, encoding_rows
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import PLAN, SAMPLES
-from stages.storage import StorePath, local_copy
+from stages.local_copies import local_copy
+from stages.storage import StorePath
 from stages.train_adapter.stage import adapter_task
 from stages.train_adapter.stage import run as train
 from tests.support.contexts import make_context

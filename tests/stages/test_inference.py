@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from stages.cache import cache_folder
 from stages.contract import StageError
 from stages.inference import backbone_location, backbone_setting, on_this_machine
 from stages.shared_config import BackboneConfig
-from stages.storage import StorePath, cache_folder, copy_folder, store_path
+from stages.storage import StorePath, copy_folder, store_path
 from stages.training.config import TrainerConfig
 from stages.training.job import TrainingJob
 
@@ -89,6 +90,7 @@ def test_a_job_reads_the_folders_of_its_task_on_each_machine(bucket: str, tmp_pa
 
 @pytest.mark.parametrize(("field", "setting"), [("backbone", "backbone.weights"), ("pool_folder", "run.folder")])
 def test_a_job_names_what_a_machine_lacks(tmp_path: Path, field: str, setting: str) -> None:
-    task = dataclasses.replace(ModelTask(str(tmp_path), str(tmp_path)), **{field: "/no/such/folder"})
+    changes: dict[str, Any] = {field: "/no/such/folder"}
+    task = dataclasses.replace(ModelTask(str(tmp_path), str(tmp_path)), **changes)
     with pytest.raises(StageError, match=rf"^{setting}: the machine .* has no /no/such/folder: put it there"):
         job_of(task, tmp_path).on_this_machine()

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
+from stages.cache import cache_folder
+from stages.local_copies import local_copy
 from stages.storage import (
     StorageError,
     StorePath,
-    cache_folder,
     copy_file,
     file_records,
     is_remote,
-    local_copy,
     local_folder,
     modified,
     open_output,

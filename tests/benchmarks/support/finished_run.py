@@ -15,7 +15,7 @@ from stages.contract import StageContext
 from stages.curriculum.stage import map_columns, recipe_of, write_plan_part
 from stages.data.plan import PlanReader
 from stages.data.schemas import PAIRS, SAMPLES
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 from tests.benchmarks.support.environment import silent_reporter
 
 

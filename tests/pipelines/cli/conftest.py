@@ -14,7 +14,7 @@ from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Output, Store
 from stages.config import Config
 from stages.contract import StageResult
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 from tests.support.random_adapter import write_random_adapter
 from tests.support.tiny_models import write_sd
 from tests.support.toy_pipeline import commit_stage

@@ -20,7 +20,7 @@ from pipelines.config.loading import config_to_dict, load_config
 from pipelines.fingerprint import Ingredients
 from pipelines.store.store import Output, Store
 from stages.contract import StageResult
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 from tests.support.command_errors import error_of
 from tests.support.toy_pipeline import commit_stage
 

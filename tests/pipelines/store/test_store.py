@@ -19,7 +19,7 @@ from pipelines.fingerprint import Ingredients
 from pipelines.store.manifest import MANIFEST, Manifest, describe_datasets, describe_output
 from pipelines.store.store import Output, Store
 from stages.contract import StageResult
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 from tests.support.toy_pipeline import INGREDIENTS, commit_stage
 
 FINGERPRINT = INGREDIENTS.fingerprint

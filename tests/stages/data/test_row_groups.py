@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stages.cache import cache_folder
 from stages.contract import StageError
 from stages.data import row_groups
 from stages.data.datasets import PictureStore, part_writer, read_dataset
-from stages.storage import StorePath, cache_folder, copy_folder, store_path
+from stages.storage import StorePath, copy_folder, store_path
 
 SCHEMA = pa.schema(
     [

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file
 from upath import UPath
 
+from stages.cache import cache_folder
 from stages.contract import StageError
-from stages.storage import StorePath, cache_folder, copy_folder, local_copy, remove, store_path, write_whole
+from stages.local_copies import local_copy
+from stages.storage import StorePath, copy_folder, remove, store_path, write_whole
 from stages.training import record
 from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
 from stages.training.job import TrainingJob

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.seeding import seed_of
 from stages.contract import StageContext, StageError
-from stages.storage import local_copy
+from stages.local_copies import local_copy
 from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
 from stages.training.trainer import Curves, fit, plot_curves, read_curves
