@@ -80,7 +80,7 @@ def check_nodes(folder: Path, *, same_code: bool) -> list[str]:
     """Check every living node of the cluster that this process is connected to; returns warnings.
 
     Args:
-        folder: The run folder; each node must read and write there what the others do.
+        folder: The run folder, which exists; each node must read and write there what the others do.
         same_code: The nodes have the code from their image, which must be this machine's.
 
     Raises:
@@ -257,7 +257,6 @@ def _lacks(name: str, module: str) -> str:
 def _token(folder: Path) -> Iterator[str]:
     """The name of a file in the run folder that holds its own name, for the block."""
     name = f".preflight-{uuid.uuid4().hex}"
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(name)
     try:
         yield name
