@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the stages that are not up to date."""
     config = load_config(arguments.profile, arguments.settings)
     if dashboard := dashboard_of(arguments.ray_address):
+        set_environment(config.profile, local_ray=False)
         return submit(dashboard, arguments)
     check_run_folder(config.run.folder)
     graph, store = pipeline_graph(config), Store.at(config.run.folder)

@@ -82,7 +82,7 @@ def check_nodes(folder: StorePath, *, same_code: bool) -> list[str]:
     """Check every living node of the cluster that this process is connected to; returns warnings.
 
     Args:
-        folder: The run folder; each node must read and write there what the others do.
+        folder: The run folder, which exists; each node must read and write there what the others do.
         same_code: The nodes have the code from their image, which must be this machine's.
 
     Raises:

@@ -123,16 +123,16 @@ def test_a_job_that_is_stopped_goes_on_under_another_name() -> None:
         command = f"run --stage contextualizer --ray-address {cluster.dashboard} {settings}"
         first = own.start(*pipeline(command))
         metrics = head.folder(FOLDER / "stages")
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not any(metrics.glob("contextualizer/*/scratch/train/*-checkpoints/*")):
             assert time.monotonic() < deadline
             assert first.entered.poll() is None, first.wait(1).stdout
             time.sleep(0.5)
         first.send_signal(signal.SIGINT)
-        stopped = first.wait(120)
+        stopped = first.wait(200)
         assert stopped.returncode == 1
         assert "the same command goes on" in stopped.stdout, stopped.stdout
 
-        printed = own.run(*pipeline(command), seconds=300)
+        printed = own.run(*pipeline(command), seconds=500)
         assert "contextualizer" in printed
         assert "done in" in printed

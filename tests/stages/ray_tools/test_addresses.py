@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,11 +149,15 @@ def test_auto_without_a_cluster_says_how_to_go_on(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_a_running_cluster_is_found(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_cluster_is_found(ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_cluster(ray_cluster) == ray_cluster
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
     assert find_cluster("auto") == ray_cluster
     monkeypatch.delenv("RAY_ADDRESS")
+    # Other Rays may run on this machine: Ray takes the one of the last `ray start`, which leaves this file.
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(ray_cluster)
     code = (
         "from stages.ray_tools.addresses import find_cluster\n"
         "from stages.ray_tools.cluster import connect\n"
@@ -161,4 +166,4 @@ def test_a_running_cluster_is_found(ray_cluster: str, monkeypatch: pytest.Monkey
         "print(address)\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    assert find_cluster(found.stdout.split()[-1]), "this one, or another one of this machine"
+    assert found.stdout.split()[-1] == ray_cluster
