@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.data.bulk_files import read_each, working_folder
@@ -280,14 +280,13 @@ def _copy(
     groups: list[FileGroup], verdicts: StorePath, duplicates: list[pa.Table], context: StageContext, cores: int
 ) -> Outcome:
     """Write the samples and the rejected rows of all groups."""
-    copy = ray.remote(copy_group)
     output, settings = absolute(context.output), context.config.filter
     progress = _CopyProgress(groups, context.report)
 
-    def start(number: int) -> ray.ObjectRef:
-        return copy.remote(groups[number], verdicts, duplicates[number], output, settings)
+    def arguments(number: int) -> tuple[Any, ...]:
+        return groups[number], verdicts, duplicates[number], output, settings
 
-    run_tasks(start, range(len(groups)), cores, progress.finished, "group {} of the samples")
+    run_tasks(copy_group, arguments, range(len(groups)), cores, progress.finished, "group {} of the samples")
     return progress.joined
 
 
