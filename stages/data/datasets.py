@@ -210,16 +210,13 @@ class ColumnStore:
     def _open(self) -> None:
         if self._files:
             return
-        files = [
-            pq.ParquetFile(parquet_source(file), memory_map=True, page_checksum_verification=True)
-            for file in dataset_files(self.folder)
-        ]
+        files = list(read_each(_open_parquet, dataset_files(self.folder), self.folder))
         self._row_groups = [
             (number, group) for number, file in enumerate(files) for group in range(file.num_row_groups)
         ]
         sizes = [files[number].metadata.row_group(group).num_rows for number, group in self._row_groups]
         self._starts = np.cumsum([0, *sizes])[:-1]
-        hashes = np.concatenate([_hashes_of(self._ids(file)) for file in files])
+        hashes = np.concatenate(list(read_each(lambda file: _hashes_of(self._ids(file)), files, self.folder)))
         self._rows = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._rows]
         self._files = files
@@ -265,6 +262,10 @@ class ColumnStore:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
         return self._groups[group]
+
+
+def _open_parquet(file: StorePath) -> pq.ParquetFile:
+    return pq.ParquetFile(parquet_source(file), memory_map=True, page_checksum_verification=True)
 
 
 def _hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:

@@ -105,21 +105,23 @@ def counted_store() -> Iterator[tuple[CountingApplication, ObjectServer]]:
     server.shutdown()
 
 
-def context_of(stage: str, run: StorePath, pictures: int, backbone: Path) -> StageContext:
-    """The stage's context in a run folder: its output is `<stage>/output`."""
+def context_of(stage: str, run: StorePath, pictures: int, shard: int, backbone: Path) -> StageContext:
+    """The stage's context in a run folder: its output is `<stage>/output`. A shard has `shard` rows."""
     inputs = {name: run / name / "output" for name in STAGES[stage]}
     return make_context(
         run / stage,
         {**inputs, "base": backbone} if stage == "cache_latents" else inputs,
         microworld={"pictures": pictures, "multiview_instances": max(24, pictures // 12)},
-        ingest={"allow_private_addresses": True},
+        ingest={"allow_private_addresses": True, "samples_per_shard": shard},
         curriculum={"steps": pictures // 16},
         cache_latents={"enabled": True},
         prompts={"captions": 100},
     )
 
 
-def run_stages(names: Sequence[str], run: StorePath, pictures: int, application: CountingApplication) -> None:
+def run_stages(
+    names: Sequence[str], run: StorePath, pictures: int, shard: int, application: CountingApplication
+) -> None:
     """Run the stages and print a line for each."""
     print(f"{'stage':14}{'rows':>8}{'seconds':>9}" + "".join(f"{kind:>8}" for kind in KINDS), end="")
     print(f"{'per 1000':>10}{'MB in':>8}{'MB out':>8}")
@@ -129,7 +131,9 @@ def run_stages(names: Sequence[str], run: StorePath, pictures: int, application:
         for name in names:
             application.taken()
             began = time.monotonic()
-            result: StageResult = import_module(f"stages.{name}.stage").run(context_of(name, run, pictures, backbone))
+            result: StageResult = import_module(f"stages.{name}.stage").run(
+                context_of(name, run, pictures, shard, backbone)
+            )
             print_line(name, sum(result.rows.values()), time.monotonic() - began, application.taken())
 
 
@@ -147,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=3000)
+    parser.add_argument("--samples-per-shard", type=int, default=600)
     parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=list(STAGES))
     options = parser.parse_args(arguments)
     set_benchmark_environment("micro")
@@ -154,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.update(server.environment, XDG_CACHE_HOME=f"{name}/cache")
         run = store_path(f"{server.new_bucket()}/run")
         with temporary_folder(Path(name)), local_cluster():
-            run_stages(options.stages, run, options.pictures, application)
+            run_stages(options.stages, run, options.pictures, options.samples_per_shard, application)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 
 import pytest
 import ray
@@ -10,6 +12,21 @@ import ray
 from stages.contract import StageError
 from stages.ray_tools.cluster import cluster_cores
 from stages.ray_tools.tasks import run_tasks
+
+
+def die_once(folder: Path) -> str:
+    mark = folder / "died"
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+@pytest.mark.slow
+def test_the_task_of_a_worker_that_dies_is_repeated(ray_cluster: str, tmp_path: Path) -> None:
+    results: dict[int, str] = {}
+    run_tasks(die_once, lambda number: (tmp_path,), range(1), 1, results.__setitem__, "number {}")
+    assert results == {0: "done"}
 
 
 @pytest.mark.slow
