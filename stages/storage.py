@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,14 +181,14 @@ def move_folder(source: StorePath, target: StorePath) -> None:
     copy_folder(source, target)
 
 
-def copy_folder(source: StorePath, target: StorePath) -> None:
-    """Copy all files below a folder, some at the same time."""
+def copy_folder(source: StorePath, target: StorePath, wanted: Callable[[str], bool] = lambda name: True) -> None:
+    """Copy the files below a folder whose path relative to it is `wanted`, some at the same time."""
     if isinstance(source, Path):
         names = [file.relative_to(source).as_posix() for file in sorted(source.rglob("*")) if file.is_file()]
     else:
         names = list(names_below(source))
     with ThreadPoolExecutor(REQUESTS) as pool:
-        list(pool.map(lambda name: copy_file(source / name, target / name), names))
+        list(pool.map(lambda name: copy_file(source / name, target / name), filter(wanted, names)))
 
 
 def remove(path: StorePath) -> None:

@@ -27,6 +27,7 @@ _QUIET = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # img2dataset imports albumentations, which asks PyPI for updates
     "RAY_USAGE_STATS_ENABLED": "0",
     "WANDB_MODE": "disabled",
+    "RAY_task_oom_retries": "12",  # with growing pauses, minutes; by default a task without enough memory never ends
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for it: 1.85 s a call by default
     # OpenMP's threads spin for some microseconds, then sleep while they wait. A picture of the micro model takes 0.6 s
     # on two idle cores and 1.2 to 1.8 s on busy ones; without spinning 1.5 s and 1.4 to 2.2 s.

@@ -48,13 +48,18 @@ def fetched(file: StorePath) -> Iterator[Path]:
 
 
 @contextmanager
-def fetched_folder(folder: StorePath) -> Iterator[Path]:
-    """A folder on this machine's disk while the block runs: itself, or a copy."""
+def fetched_folder(folder: StorePath, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
+    """A folder on this machine's disk while the block runs: itself, or a copy.
+
+    Args:
+        folder: The folder.
+        wanted: Returns whether a file is copied, given its path relative to the folder.
+    """
     if isinstance(folder, Path):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="realword-") as place:
-        copy_folder(folder, Path(place))
+        copy_folder(folder, Path(place), wanted)
         yield Path(place)
 
 

@@ -260,6 +260,10 @@ class ColumnStore:
         return self._groups[group]
 
 
+def _open_parquet(file: StorePath) -> pq.ParquetFile:
+    return pq.ParquetFile(parquet_source(file), memory_map=True, page_checksum_verification=True)
+
+
 def _hashes_of(ids: Sequence[str]) -> NDArray[np.uint64]:
     digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in ids]
     return np.frombuffer(b"".join(digests), np.uint64)

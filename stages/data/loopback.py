@@ -41,7 +41,8 @@ class _StoreHandler(_QuietHandler):
         """See `SimpleHTTPRequestHandler.send_head`."""
         name = unquote(urlsplit(self.path).path).lstrip("/")
         try:
-            content = self.root.fs.cat_file((self.root / name).path)
+            # One request; with more than one at a time s3fs would ask for the size first.
+            content = self.root.fs.cat_file((self.root / name).path, max_concurrency=1)
         except FileNotFoundError:
             self.send_error(HTTPStatus.NOT_FOUND, "File not found")
             return None

@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 
 from stages.contract import Reporter, StageContext, StageError, StageResult
 from stages.data.bulk_files import read_each, working_folder
@@ -39,7 +39,6 @@ from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
 from stages.ray_tools.cluster import cluster_cores
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
-from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
 from stages.storage import StorageError, StorePath, absolute, copy_file, parquet_source, store_path
 
@@ -281,14 +280,13 @@ def _copy(
     groups: list[FileGroup], verdicts: StorePath, duplicates: list[pa.Table], context: StageContext, cores: int
 ) -> Outcome:
     """Write the samples and the rejected rows of all groups."""
-    copy = ray.remote(label_selector=node_selector())(copy_group)
     output, settings = absolute(context.output), context.config.filter
     progress = _CopyProgress(groups, context.report)
 
-    def start(number: int) -> ray.ObjectRef:
-        return copy.remote(groups[number], verdicts, duplicates[number], output, settings)
+    def arguments(number: int) -> tuple[Any, ...]:
+        return groups[number], verdicts, duplicates[number], output, settings
 
-    run_tasks(start, range(len(groups)), cores, progress.finished, "group {} of the samples")
+    run_tasks(copy_group, arguments, range(len(groups)), cores, progress.finished, "group {} of the samples")
     return progress.joined
 
 

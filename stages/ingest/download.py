@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 from PIL import Image
 
 from stages.contract import Reporter
@@ -30,7 +29,6 @@ from stages.ingest.fetch import PictureOpener
 from stages.ingest.resizer import CheckedResizer
 from stages.ingest.shards import EarlierOutput
 from stages.ingest.url_list import UrlList
-from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
 from stages.storage import StorePath, copy_file, is_remote
 
@@ -90,7 +88,6 @@ def download_shards(
     missing = [number for number in range(len(sizes)) if mark(shards, number).name not in finished_before]
     done = sum(sizes) - sum(sizes[number] for number in missing)
     report.progress(done, sum(sizes), "downloading pictures")
-    fetch = ray.remote(label_selector=node_selector())(fetch_shard)
 
     def finished(number: int, _: Any) -> None:
         nonlocal done
@@ -98,11 +95,11 @@ def download_shards(
         done += sizes[number]
         report.progress(done, sum(sizes), "downloading pictures")
 
-    def start(number: int) -> Any:
+    def arguments(number: int) -> tuple[Any, ...]:
         rows = urls.shard(number, columns=["sample_id", "url"])
-        return fetch.remote(rows, number, shards, settings, earlier and earlier.part(rows), site)
+        return rows, number, shards, settings, earlier and earlier.part(rows), site
 
-    run_tasks(start, missing, settings.processes, finished, SHARD)
+    run_tasks(fetch_shard, arguments, missing, settings.processes, finished, SHARD)
 
 
 def mark(shards: StorePath, number: int) -> StorePath:

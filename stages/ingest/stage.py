@@ -16,10 +16,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.bulk_files import working_folder
@@ -32,7 +32,6 @@ from stages.ingest.outcomes import check_failed_share, check_sum, outcome_table
 from stages.ingest.partitions import keys_of_ids
 from stages.ingest.shards import ConvertedShard, EarlierOutput, convert_shard
 from stages.ingest.url_list import UrlList, write_url_list
-from stages.ray_tools.placement import node_selector
 from stages.ray_tools.tasks import run_tasks
 from stages.storage import StorePath, absolute, remove
 
@@ -160,17 +159,16 @@ def _convert_shards(
     """Write the dataset `samples`, and the other rows into folders on this machine; one part of each a shard."""
     for folder in others.values():
         remove(folder)  # of an interrupted call
-    convert = ray.remote(label_selector=node_selector())(convert_shard)
 
-    def start(number: int) -> ray.ObjectRef:
+    def arguments(number: int) -> tuple[Any, ...]:
         rows = urls.shard(number)
-        return convert.remote(rows, number, shards, samples, earlier and earlier.part(rows))
+        return rows, number, shards, samples, earlier and earlier.part(rows)
 
     def finished(number: int, converted: ConvertedShard) -> None:
         for name, folder in others.items():
             write_part(folder, number, getattr(converted, name), REJECTED)
 
-    run_tasks(start, range(len(urls.shard_sizes)), settings.processes, finished, SHARD)
+    run_tasks(convert_shard, arguments, range(len(urls.shard_sizes)), settings.processes, finished, SHARD)
 
 
 def _parts(folder: Path) -> Iterator[pa.Table]:

@@ -148,10 +148,15 @@ def read_instance(instance: Instance, image_size: int, min_foreground: float) ->
     Raises:
         StageError: The folder is not on this machine.
     """
-    with fetched_folder(instance.folder) as folder:
+    with fetched_folder(instance.folder, _is_read) as folder:
         if not os.path.isdir(folder):
             raise StageError(unseen("multiview.folders", folder))
         return _read_instance(instance, folder, image_size, min_foreground)
+
+
+def _is_read(name: str) -> bool:
+    """Whether a file of an instance is read: of COLMAP's model only the cameras are, and not its large point cloud."""
+    return not name.startswith("sparse/") or name.endswith(("/images.bin", "/images.txt"))
 
 
 def _read_instance(instance: Instance, folder: Path, image_size: int, min_foreground: float) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.contract import Reporter, StageError
-from stages.ray_tools.errors import worker_errors_as_stage_errors
+from stages.ray_tools.errors import store_errors_as_stage_errors, worker_errors_as_stage_errors
 from stages.ray_tools.placement import node_selector
 
 
@@ -66,7 +67,7 @@ def map_on_workers(
 ) -> Iterator[pa.Table]:
     """What `function` returns for each batch, in the order of the batches; without results that have no rows.
 
-    A worker that dies is replaced, and its batches are done again.
+    A worker that dies, or whose machine does, is replaced, and its batches are done again.
 
     Args:
         function: Called with a batch, and returns or yields tables. A class is instantiated once for each worker, which
@@ -87,7 +88,7 @@ def map_on_workers(
     if not tables:
         return
     mapped = ray.data.from_arrow(tables).map_batches(
-        function,
+        _guarded(function, arguments),
         batch_format="pyarrow",
         batch_size=None,  # a block is a batch
         compute=_compute(function, workers.count, len(tables)),
@@ -101,6 +102,19 @@ def map_on_workers(
     results = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
     with worker_errors_as_stage_errors(StageError, *errors):
         yield from progress.follow(results) if progress else results
+
+
+def _guarded(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function or class, whose calls name an object store that refuses a request."""
+    call = function.__call__ if isinstance(function, type) else function
+
+    @functools.wraps(call)
+    def guarded(*given: Any, **named: Any) -> Iterator[Any]:
+        with store_errors_as_stage_errors(*arguments.values()):
+            result = call(*given, **named)
+            yield from result if isinstance(result, Iterator) else [result]
+
+    return type(function.__name__, (function,), {"__call__": guarded}) if isinstance(function, type) else guarded
 
 
 def rows_of(result: pa.Table) -> int:

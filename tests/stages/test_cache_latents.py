@@ -28,7 +28,7 @@ from stages.data.encodings import StoredEncodings, distinct_captions, distinct_s
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import PLAN, SAMPLES
 from stages.local_copies import local_copy
-from stages.storage import StorePath
+from stages.storage import StorePath, parquet_source
 from stages.train_adapter.stage import adapter_task
 from stages.train_adapter.stage import run as train
 from tests.support.contexts import make_context
@@ -173,8 +173,10 @@ def rows_of(folder: Path) -> dict[str, dict[str, Tensor]]:
     return {row["key"]: load(row["tensors"]) for row in rows}
 
 
-def tensors_of(folder: Path) -> list[bytes]:
-    return [value for file in dataset_files(folder) for value in pq.read_table(file)["tensors"].to_pylist()]
+def tensors_of(folder: StorePath) -> list[bytes]:
+    return [
+        value for file in dataset_files(folder) for value in pq.read_table(parquet_source(file))["tensors"].to_pylist()
+    ]
 
 
 def test_sdxl_has_its_pooled_embedding_and_time_ids(inputs: Mapping[str, Path], tmp_path: Path) -> None:
