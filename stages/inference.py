@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,12 @@ def on_this_machine(location: str, setting: str) -> str:
             f"or set {setting} to {instead}."
         )
     return location
+
+
+def check_image_encoders(locations: Iterable[str]) -> None:
+    """Check that this machine has the image encoders that are folders; raises StageError."""
+    for location in locations:
+        on_this_machine(location, "backbone.image_encoders")
 
 
 def loading_options(config: BackboneConfig) -> dict[str, Any]:

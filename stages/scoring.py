@@ -11,6 +11,7 @@ from torch import Tensor
 from model.microworld.captions import BACKGROUND_PHRASES
 from model.scoring.metrics import ClipScorer, DinoScorer, JudgeScorer, SubjectEmbedder
 from prompts.dreambench import dreambench_prompts
+from stages.inference import on_this_machine
 
 
 class ScoringSettings(Protocol):
@@ -58,13 +59,13 @@ class ScoringModels:
     """
 
     def __init__(self, settings: ScoringSettings, backbone: str, device: str) -> None:
-        self.clip = ClipScorer.of_backbone(backbone, settings.clip).to(device)
+        self.clip = ClipScorer.of_backbone(backbone, on_this_machine(settings.clip, "evaluate.clip")).to(device)
         self.judge: JudgeScorer | None = None
         if settings.similarity == "judge":
             self.judge = JudgeScorer.from_pretrained(Path(backbone) / "judge")
         self.subjects: SubjectEmbedder = self.judge or self.clip
         if settings.similarity == "dino":
-            self.subjects = DinoScorer.from_pretrained(settings.dino).to(device)
+            self.subjects = DinoScorer.from_pretrained(on_this_machine(settings.dino, "evaluate.dino")).to(device)
 
     def fidelity(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         """Prompt fidelity (B,) of pictures (B, 3, H, W): the judge's probability of the background, or CLIP-T.

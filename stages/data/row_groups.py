@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -78,8 +78,10 @@ class _LocalRowGroups:
 class _StoredRowGroups:
     def __init__(self, files: Sequence[UPath], id_column: str, column: str) -> None:
         self._files, self._id_column, self._columns = files, id_column, [id_column, column]
-        with store_errors_as_stage_errors(files[0].parent), ThreadPoolExecutor(REQUESTS) as pool:
-            self._caches = list(pool.map(_FileCache, files))
+        folder = files[0].parent
+        with store_errors_as_stage_errors(folder), ThreadPoolExecutor(REQUESTS) as pool:
+            found = folder.fs.find(folder.path, detail=True)
+            self._caches = [_FileCache(file, found[file.path]) for file in files]
             self._metadata = list(pool.map(lambda cache: cache.metadata, self._caches))
         self._places = _places(self._metadata)
 
@@ -106,9 +108,8 @@ def _places(files: Sequence[pq.FileMetaData]) -> list[tuple[int, int]]:
 class _FileCache:
     """What this machine has read of a file in a store. Another file of the same name has a cache of its own."""
 
-    def __init__(self, file: UPath) -> None:
+    def __init__(self, file: UPath, info: Mapping[str, Any]) -> None:
         self._file = file
-        info = file.fs.info(file.path)
         version = {key: str(info.get(key)) for key in ("size", "ETag", "md5Hash", "etag")}
         key = hashlib.sha256(json.dumps([str(file), version], sort_keys=True).encode()).hexdigest()[:24]
         self._folder = cache_folder() / "row_groups" / key

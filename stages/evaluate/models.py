@@ -12,7 +12,7 @@ from model.concepts.loading import load_concept, unload_concepts
 from model.pipeline import RealCustomPipeline
 from stages.config import Config
 from stages.evaluate.scorer import Scorer
-from stages.inference import backbone_setting, loading_options, on_this_machine
+from stages.inference import backbone_setting, check_image_encoders, loading_options, on_this_machine
 from stages.storage import StorePath
 
 
@@ -29,6 +29,7 @@ class Models:
 
     def __init__(self, config: Config, paths: ModelPaths) -> None:
         device = "cuda" if config.evaluate.use_gpu else "cpu"
+        check_image_encoders(config.backbone.image_encoders)
         self.location = on_this_machine(paths.backbone, backbone_setting(config.backbone))
         self.pipeline = RealCustomPipeline.from_pretrained(
             self.location,

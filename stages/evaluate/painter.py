@@ -30,9 +30,7 @@ CASES = pa.schema(
         pa.field("views", pa.list_(pa.binary())),
         pa.field("another_subject", pa.binary()),  # a picture of one with the same word; null: there is none
         pa.field("arms", pa.list_(pa.string())),  # the same in all rows of a batch
-        pa.field(
-            "concept", pa.string()
-        ),  # its folder's path or URI, of the arm "concept"; the same in all rows of a batch
+        pa.field("concept", pa.string()),  # of that arm: its folder's path or URI, the same in all rows of a batch
     ]
 )
 #: The output: one row for each picture, with the seconds that it took.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.training.task import TrainingTask
-from stages.inference import on_this_machine
+from stages.inference import check_image_encoders, on_this_machine
 from stages.settings import result_fields
 from stages.storage import StorePath
 from stages.training.checkpoints import CheckpointFolder
@@ -48,6 +48,7 @@ class TrainingJob:
         Raises:
             StageError: The machine lacks a folder that the task names.
         """
+        check_image_encoders(getattr(self.task, "encoders", {}).get("image_encoders", ()))
         return dataclasses.replace(self, task=_with_local_folders(self.task, self.backbone_setting))
 
     @property

@@ -31,7 +31,7 @@ def test_a_folder_on_the_disk_is_itself(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "remedy"),
-    [("backbone.weights", "to a hub id"), ("run.folder", "to a URI"), ("evaluate.clip", "a hub id")],
+    [("backbone.weights", "a hub id"), ("run.folder", "a URI"), ("evaluate.clip", "a hub id")],
 )
 def test_a_folder_that_a_machine_lacks_is_named_with_its_setting(tmp_path: Path, setting: str, remedy: str) -> None:
     said = (
@@ -69,6 +69,7 @@ class ModelTask:
     pool_folder: str
     prompts: tuple[str, ...] = ("a /photo", "see s3://bucket/a")
     size: int = 3
+    encoders: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def job_of(task: Any, folder: StorePath) -> TrainingJob:
@@ -88,9 +89,18 @@ def test_a_job_reads_the_folders_of_its_task_on_each_machine(bucket: str, tmp_pa
     assert local.identity() == job.identity(), "a checkpoint of the one belongs to the other"
 
 
-@pytest.mark.parametrize(("field", "setting"), [("backbone", "backbone.weights"), ("pool_folder", "run.folder")])
-def test_a_job_names_what_a_machine_lacks(tmp_path: Path, field: str, setting: str) -> None:
-    changes: dict[str, Any] = {field: "/no/such/folder"}
-    task = dataclasses.replace(ModelTask(str(tmp_path), str(tmp_path)), **changes)
-    with pytest.raises(StageError, match=rf"^{setting}: the machine .* has no /no/such/folder: put it there"):
+@pytest.mark.parametrize(
+    ("task", "setting"),
+    [
+        (ModelTask(backbone="/no/such/folder", pool_folder="/"), "backbone.weights"),
+        (ModelTask(backbone="/", pool_folder="/no/such/folder"), "run.folder"),
+        (
+            ModelTask(backbone="/", pool_folder="/", encoders={"image_encoders": ["clip", "/no/such/folder"]}),
+            "backbone.i",
+        ),
+    ],
+    ids=["the backbone", "a folder of the run", "an image encoder"],
+)
+def test_a_job_names_what_a_machine_lacks(tmp_path: Path, task: ModelTask, setting: str) -> None:
+    with pytest.raises(StageError, match=rf"^{setting}.*: the machine .* has no /no/such/folder: put it there"):
         job_of(task, tmp_path).on_this_machine()

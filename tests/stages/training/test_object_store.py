@@ -6,6 +6,8 @@ import dataclasses
 import json
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,57 @@ def test_a_store_that_is_away_ends_in_one_sentence(bucket: str, monkeypatch: pyt
     writer.write(1, {"weight/a": torch.ones(3)}, STATE)
     with pytest.raises(StageError, match=r"^checkpoint s3://.*/step-00000001: it cannot be reached from .*: check the"):
         writer.wait()
+
+
+@pytest.fixture
+def refusing(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A server that refuses each request with the status and the code in the list, which then counts requests."""
+    answer: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # a client asks before it sends
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer.append(self.path)
+            body = f"<Error><Code>{answer[1]}</Code><Message>no</Message></Error>".encode()
+            self.send_response(int(answer[0]))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    UPath(bucket).fs.clear_instance_cache()
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "sentence", "requests"),
+    [
+        ("400", "ExpiredToken", "the credentials have expired: renew them and run the same command", 1),
+        ("403", "AccessDenied", "access is denied: these credentials need permission", 1),
+        ("403", "InvalidAccessKeyId", "the store does not know these credentials", 1),
+        ("403", "RequestTimeTooSkewed", "the clock of .* is wrong", 1),
+        ("404", "NoSuchBucket", "there is no such bucket", 1),
+        pytest.param("503", "SlowDown", "the store asked to slow down, and still did after", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_refused_checkpoint_is_explained(
+    bucket: str, refusing: list[str], status: str, code: str, sentence: str, requests: int
+) -> None:
+    refusing += [status, code]
+    writer = CheckpointWriter(CheckpointFolder(store_path(f"{bucket}/train")), 0, 1)
+    writer.write(1, {"weight/a": torch.ones(3)}, STATE)
+    with pytest.raises(StageError, match=rf"^checkpoint s3://.*/step-00000001: {sentence}"):
+        writer.wait()
+    assert len(refusing) - 2 >= requests
 
 
 def stopped(job: TrainingJob) -> int:
