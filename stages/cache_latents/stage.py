@@ -33,7 +33,7 @@ from stages.data.encodings import (
     write_encodings,
 )
 from stages.data.plan import PlanPictures, PlanReader, check_plan
-from stages.inference import backbone_location
+from stages.inference import backbone_location, backbone_setting, on_this_machine
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 from stages.storage import StorePath, absolute, folder_bytes, local_copy, move_folder, open_output
 
@@ -48,7 +48,8 @@ class EncodingJob:
     """The input of the actors.
 
     Attributes:
-        backbone: Folder or hub id.
+        backbone: Folder, its URI, or hub id.
+        setting: Of the backbone.
         resolution: Side of the target squares, pixels.
         pictures: Id of the plan -> encoded picture.
         settings: The stage's section of the configuration.
@@ -56,6 +57,7 @@ class EncodingJob:
     """
 
     backbone: str
+    setting: str
     resolution: int
     pictures: PlanPictures
     settings: CacheLatentsConfig
@@ -82,6 +84,7 @@ def make_job(context: StageContext) -> EncodingJob:
     settings = context.config.cache_latents
     return EncodingJob(
         backbone=backbone_location(context.config.backbone, context.inputs),
+        setting=backbone_setting(context.config.backbone),
         resolution=context.config.backbone.resolution,
         pictures=PlanPictures.of(context.inputs),
         settings=settings,
@@ -153,7 +156,8 @@ class Encoder:
     def backbone(self) -> Backbone:
         """Loaded in the first call: of an error in an actor's constructor, Ray keeps only the text."""
         device = "cuda" if self.job.settings.use_gpu else "cpu"
-        backbone = load_backbone(self.job.backbone, device=device, encoders_only=True)
+        location = on_this_machine(self.job.backbone, self.job.setting)
+        backbone = load_backbone(location, device=device, encoders_only=True)
         backbone.check_resolution(self.job.resolution)
         return backbone
 
