@@ -25,6 +25,10 @@ from pipelines.graph import REPOSITORY
 from stages.ray_tools.runtime_environment import EXCLUDES, LOCATIONS, ships_code, travelling
 
 _POLL_SECONDS = 1
+#: After so long without output the connection is made again: a machine that is lost does not close it.
+_SILENCE_SECONDS = 30
+#: A dashboard that has not answered for so long is taken for lost.
+_PATIENCE_SECONDS = 90
 #: Ray's copy of a job's working directory, which Ray removes after the job.
 _COPIES = "working_dir_files"
 
@@ -125,20 +129,38 @@ class _Job:
         self._shown = 0  # characters of its output
 
     def wait(self) -> Any:
-        """Show the job's output until it has ended; returns Ray's details of it."""
-        while not (details := self.client.get_job_info(self.name)).status.is_terminal():
+        """Show the job's output until it has ended; returns Ray's details of it.
+
+        Raises:
+            PipelineError: The dashboard has not answered for a while.
+        """
+        from aiohttp import ClientError
+
+        answered = time.monotonic()
+        while True:
             try:
+                details = self.client.get_job_info(self.name)
+                answered = time.monotonic()
+                if details.status.is_terminal():
+                    self._print(self.client.get_job_logs(self.name), 0)
+                    return details
                 asyncio.run(self._show())
-            except (RuntimeError, OSError):  # the connection is lost; the job goes on
+            except (RuntimeError, OSError, ClientError) as error:  # the connection is lost; the job goes on
+                if time.monotonic() - answered > _PATIENCE_SECONDS:
+                    raise PipelineError(
+                        f"The Ray cluster at {self.dashboard} does not answer any more: if it still runs the job "
+                        f"{self.name}, that goes on; if the cluster is lost, the same command with the address of "
+                        "another one continues."
+                    ) from error
                 time.sleep(_POLL_SECONDS)
-        self._print(self.client.get_job_logs(self.name), 0)
-        return details
 
     async def _show(self) -> None:
-        start = 0
-        async for text in self.client.tail_job_logs(self.name):
-            self._print(text, start)
-            start += len(text)
+        start, now = 0, asyncio.get_running_loop().time
+        async with asyncio.timeout(_SILENCE_SECONDS) as limit:
+            async for text in self.client.tail_job_logs(self.name):
+                self._print(text, start)
+                start += len(text)
+                limit.reschedule(now() + _SILENCE_SECONDS)
         await asyncio.sleep(_POLL_SECONDS)  # the state follows the output
 
     def _print(self, text: str, start: int) -> None:

@@ -33,7 +33,7 @@ from stages.data.encodings import (
     write_encodings,
 )
 from stages.data.plan import PlanPictures, PlanReader, check_plan
-from stages.inference import backbone_location
+from stages.inference import backbone_location, backbone_setting, on_this_machine
 from stages.local_copies import local_copy
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 from stages.storage import StorePath, absolute, folder_bytes, move_folder, open_output
@@ -49,7 +49,8 @@ class EncodingJob:
     """The input of the actors.
 
     Attributes:
-        backbone: Folder or hub id.
+        backbone: Folder, its URI, or hub id.
+        setting: Of the backbone.
         resolution: Side of the target squares, pixels.
         pictures: Id of the plan -> encoded picture.
         settings: The stage's section of the configuration.
@@ -57,6 +58,7 @@ class EncodingJob:
     """
 
     backbone: str
+    setting: str
     resolution: int
     pictures: PlanPictures
     settings: CacheLatentsConfig
@@ -83,6 +85,7 @@ def make_job(context: StageContext) -> EncodingJob:
     settings = context.config.cache_latents
     return EncodingJob(
         backbone=backbone_location(context.config.backbone, context.inputs),
+        setting=backbone_setting(context.config.backbone),
         resolution=context.config.backbone.resolution,
         pictures=PlanPictures.of(context.inputs),
         settings=settings,
@@ -154,7 +157,8 @@ class Encoder:
     def backbone(self) -> Backbone:
         """Loaded in the first call: of an error in an actor's constructor, Ray keeps only the text."""
         device = "cuda" if self.job.settings.use_gpu else "cpu"
-        backbone = load_backbone(self.job.backbone, device=device, encoders_only=True)
+        location = on_this_machine(self.job.backbone, self.job.setting)
+        backbone = load_backbone(location, device=device, encoders_only=True)
         backbone.check_resolution(self.job.resolution)
         return backbone
 

@@ -7,6 +7,7 @@ Keras model computes. The watermark score cannot be computed. Only samples that 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -29,7 +30,7 @@ MICRO = "micro"
 
 
 def compute_scores(groups: list[FileGroup], folder: StorePath, settings: FilterConfig, report: Reporter) -> None:
-    """Rewrite the verdicts of `groups`, those with samples that wait for a score."""
+    """Write the verdicts of `groups`, those with samples that wait for a score, again with the scores."""
     scored = map_on_workers(
         Scorer,
         one_row_batches({"group": vars(group)} for group in groups),
@@ -64,20 +65,20 @@ class Scorer:
         return ScoreModels(self.settings.scoring, self.scores)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Rewrite the verdicts of the file groups in the column `group`."""
-        for group in batch["group"].to_pylist():
-            file = FileGroup(**group).verdicts(self.folder)
-            with fetched(file) as local:
+        """Write the verdicts of the file groups in the column `group` with their scores."""
+        for values in batch["group"].to_pylist():
+            group = FileGroup(**values)
+            with fetched(group.verdicts(self.folder)) as local:
                 verdicts = pq.read_table(local).to_pylist()
-            rows = itertools.chain.from_iterable(read_rows(group["files"]))
+            rows = itertools.chain.from_iterable(read_rows(group.files))
             pending = ((row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if verdict["is_pending"])
             for some in in_batches(pending, self.settings.scoring.batch_size):
                 found = self.score([row for row, _ in some])
                 for (row, verdict), scores in zip(some, found, strict=True):
                     verdict |= scores | threshold(row, scores, self.settings)
-            with open_whole(file) as sink:
+            with open_whole(dataclasses.replace(group, is_scored=True).verdicts(self.folder)) as sink:
                 pq.write_table(pa.Table.from_pylist(verdicts, schema=VERDICTS), sink)
-            yield tally(group["number"], len(verdicts), sum(verdict["is_pending"] for verdict in verdicts))
+            yield tally(group.number, len(verdicts), sum(verdict["is_pending"] for verdict in verdicts))
 
     def score(self, rows: list[dict[str, Any]]) -> list[dict[str, float]]:
         """The scores that each row lacks."""

@@ -15,6 +15,7 @@ and about 100 bytes for each sample that passes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
@@ -37,7 +38,7 @@ from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
 from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
 from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
-from stages.ray_tools.cluster import cluster_cores
+from stages.ray_tools.cluster import cluster_cores, nodes_may_join
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches, rows_of
 from stages.ray_tools.tasks import run_tasks
 from stages.storage import StorageError, StorePath, absolute, copy_file, parquet_source, store_path
@@ -61,10 +62,13 @@ def run(context: StageContext) -> StageResult:
     check_settings(folder, settings)
     groups = group_files(files, counts, _rows_per_task(sum(counts), cores))
     verdicts = scratch / "verdicts"
-    scored = _judge(groups, verdicts, context, cores)
+    # What waits for CPUs runs on a node that joins later.
+    at_once = len(groups) if context.config.run.cpus is None and nodes_may_join() else cores
+    pending = _judge(groups, verdicts, context, at_once)
+    groups = [dataclasses.replace(group, is_scored=pending[group.number] > 0) for group in groups]
     with working_folder(scratch) as here:
         duplicates = duplicates_by_group(groups, verdicts, here / "colours.bin", settings.drop_duplicates)
-    outcome = _copy(groups, verdicts, duplicates, context, cores)
+    outcome = _copy(groups, verdicts, duplicates, context, at_once)
     _copy_refused(folder.parent / "rejected", output / "rejected", refused)
     outcome = join_outcomes([outcome, Outcome(reasons=refused)])
     total = sum(counts) + refused.total()
@@ -76,7 +80,7 @@ def run(context: StageContext) -> StageResult:
         rows={"samples": outcome.kept, "rejected": outcome.reasons.total()},
         metrics={
             **{f"rejected_{reason}": float(count) for reason, count in sorted(outcome.reasons.items())},
-            **({"scored": float(scored)} if scored else {}),
+            **({"scored": float(pending.total())} if pending else {}),
         },
     )
 
@@ -88,14 +92,14 @@ def _plot(outcome: Outcome, context: StageContext) -> None:
     context.report.picture("waterfall", context.output / "waterfall.png")
 
 
-def _judge(groups: list[FileGroup], verdicts: StorePath, context: StageContext, cores: int) -> int:
-    """Write the verdicts of all groups; returns the number of samples whose missing scores were computed."""
+def _judge(groups: list[FileGroup], verdicts: StorePath, context: StageContext, at_once: int) -> Counter[int]:
+    """Write the verdicts of all groups; returns for each group how many missing scores were computed."""
     settings = context.config.filter
-    pending = apply_rules(groups, verdicts, settings, cores, context.report)
+    pending = apply_rules(groups, verdicts, settings, at_once, context.report)
     if pending:
         context.report.warning(_computed_scores_note(pending.total(), settings))
         compute_scores([group for group in groups if pending[group.number]], verdicts, settings, context.report)
-    return pending.total()
+    return pending
 
 
 def _source(context: StageContext) -> tuple[StorePath, Counter[str]]:
@@ -171,7 +175,7 @@ def _rows_per_task(rows: int, cores: int) -> int:
 
 
 def apply_rules(
-    groups: list[FileGroup], folder: StorePath, settings: FilterConfig, cores: int, report: Reporter
+    groups: list[FileGroup], folder: StorePath, settings: FilterConfig, at_once: int, report: Reporter
 ) -> Counter[int]:
     """Write the verdicts of all groups; returns for each group how many samples wait for a score."""
     pending = Counter[int]()
@@ -180,7 +184,7 @@ def apply_rules(
         inspect,
         one_row_batches({"group": vars(group)} for group in groups),
         arguments={"folder": folder, "settings": settings},
-        workers=Workers(count=cores + 1),
+        workers=Workers(count=at_once + 1),
         progress=Progress(report=report, total=total, note="applying the rules", amount=rows_of),
     )
     for batch in inspected:
@@ -277,7 +281,7 @@ def _passing(groups: list[FileGroup], folder: StorePath, colours: Path) -> tuple
 
 
 def _copy(
-    groups: list[FileGroup], verdicts: StorePath, duplicates: list[pa.Table], context: StageContext, cores: int
+    groups: list[FileGroup], verdicts: StorePath, duplicates: list[pa.Table], context: StageContext, at_once: int
 ) -> Outcome:
     """Write the samples and the rejected rows of all groups."""
     output, settings = absolute(context.output), context.config.filter
@@ -286,7 +290,7 @@ def _copy(
     def arguments(number: int) -> tuple[Any, ...]:
         return groups[number], verdicts, duplicates[number], output, settings
 
-    run_tasks(copy_group, arguments, range(len(groups)), cores, progress.finished, "group {} of the samples")
+    run_tasks(copy_group, arguments, range(len(groups)), at_once, progress.finished, "group {} of the samples")
     return progress.joined
 
 

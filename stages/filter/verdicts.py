@@ -42,16 +42,21 @@ VERDICTS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class FileGroup:
-    """Consecutive files of the samples that one task processes, and the number of the first."""
+    """Consecutive files of the samples that one task processes, and the number of the first.
+
+    Once the missing scores of a group are computed, it `is_scored`, and its verdicts are another file: a machine that
+    was cut off may still write the earlier one.
+    """
 
     number: int
     first: int
     files: tuple[str, ...]
     rows: int
+    is_scored: bool = False
 
     def verdicts(self, folder: StorePath) -> StorePath:
         """The group's file in the folder of verdicts."""
-        return folder / f"verdicts-{self.number:06d}.parquet"
+        return folder / f"{'scored' if self.is_scored else 'verdicts'}-{self.number:06d}.parquet"
 
 
 def group_files(files: Sequence[StorePath], counts: Sequence[int], rows: int) -> list[FileGroup]:

@@ -46,6 +46,13 @@ def cluster_cores() -> int:
     return max(1, sum(min(cpus, os.cpu_count() or 1) if node == here else cpus for node, cpus in nodes))
 
 
+def nodes_may_join() -> bool:
+    """Whether the cluster can grow: a local Ray listens on the loopback interface, where no other machine is."""
+    import ray
+
+    return any(not node["NodeManagerAddress"].startswith("127.") for node in ray.nodes() if node["Alive"])
+
+
 @contextmanager
 def local_cluster(*, dashboard: bool = True) -> Iterator[str]:
     """Start a Ray head on the loopback interface; yield its address. It ends with this process, even by SIGKILL.

@@ -46,7 +46,7 @@ class TrainerConfig:
     keep_checkpoints: Operation[PositiveInt] = 2
     """Number of last checkpoints that are kept, besides the one with the lowest loss."""
     max_failures: Operation[NonNegativeInt] = 1
-    """How often a training goes on from its last checkpoint after a worker has died."""
+    """How often a training goes on after a worker has died, without a new checkpoint in between."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainerConfig:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from stages.contract import Reporter, StageError
+from stages.ray_tools.cluster import nodes_may_join
 from stages.ray_tools.placement import cpu_nodes
 from stages.training.job import TrainingJob
 
@@ -124,13 +125,6 @@ def answers(nodes: list[str]) -> set[str]:
     for reference in waiting:
         ray.cancel(reference, force=True)
     return {sent[reference] for reference in done if _succeeded(reference)}
-
-
-def nodes_may_join() -> bool:
-    """Whether the cluster can grow: a local Ray listens on the loopback interface, where no other machine is."""
-    import ray
-
-    return any(not node["NodeManagerAddress"].startswith("127.") for node in ray.nodes() if node["Alive"])
 
 
 @contextmanager

@@ -115,7 +115,10 @@ class RecordReader:
             self._position += len(text)
             if not text.endswith(b"}\n"):  # blank, or left incomplete by a kill
                 continue
-            line = json.loads(text)
+            try:
+                line = json.loads(text)
+            except ValueError:  # a worker that was cut off has written an earlier state of the file
+                continue
             if line["step"] > self._last:
                 self._last = line["step"]
                 yield line

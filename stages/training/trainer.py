@@ -54,7 +54,8 @@ def fit(
     Progress and metrics go to `context.report` during the training (keys `name/loss`, ...). Checkpoints are in
     `context.scratch`: a later call with the same scratch, name and arguments resumes from the last one, even with
     another number of workers. When a worker dies, all resume from the last checkpoint, at most `config.max_failures`
-    times; on a cluster with fewer nodes than before perhaps with fewer workers (see `stages.training.elasticity`).
+    times without a new checkpoint in between; on a cluster with fewer nodes than before perhaps with fewer workers (see
+    `stages.training.elasticity`).
     SIGTERM ends the training with a checkpoint. `section` is the configuration's with `config`, `batch_setting` the key
     to lower when a step's batch of `batch_size` examples does not fit into memory. `data_workers` processes for each
     worker prepare the batches of a `FedTask`; with 0 the worker prepares them itself.
@@ -96,8 +97,8 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_ro
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = job.config
-    for attempts_left in range(config.max_failures, -1, -1):
+    config, failures, reached = job.config, 0, _checkpoint_step(job)
+    while True:
         workers = find_room()
         report.progress(0, job.steps, f"{job.name}: starting {workers} workers")
         trainer = TorchTrainer(
@@ -114,9 +115,17 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_ro
             return
         except TrainingFailedError as error:
             sentence = _error_message(job.name, error, batch_setting)
-            if not attempts_left or any(_is_permanent(failure) for failure in _failures(error)):
+            before, reached = reached, _checkpoint_step(job)
+            failures = 1 if reached > before else failures + 1
+            if failures > config.max_failures or any(_is_permanent(failure) for failure in _failures(error)):
                 raise StageError(sentence) from error
             report.warning(f"{sentence}; it resumes from its last checkpoint")
+
+
+def _checkpoint_step(job: TrainingJob) -> int:
+    """The step of the checkpoint that the training would go on from."""
+    checkpoint = job.checkpoints.latest()
+    return checkpoint.step if checkpoint else 0
 
 
 def _ray_storage(folder: StorePath) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def encode(folder: Path, inputs: dict[str, Path], size: Size, backbone: Backbone
     """Write the cache into `folder` like an actor of the stage; returns the CPU seconds and the datasets' rows."""
     job = EncodingJob(
         backbone="",
+        setting="backbone.weights",
         resolution=size.resolution,
         pictures=PlanPictures.of(inputs),
         settings=CacheLatentsConfig(batch_size=16),
@@ -145,6 +146,7 @@ def make_task(way: str, inputs: dict[str, Path], cache: Path, size: Size, models
     """Build the training problem, with empty in-memory caches."""
     task = AdapterTask(
         backbone="",
+        setting="backbone.weights",
         encoders={"reference_size": models.encoders.reference_size, "tiles": models.encoders.tiles},
         rows=PlanReader(inputs["curriculum"] / "plan"),
         picture=PlanPictures.of(inputs),

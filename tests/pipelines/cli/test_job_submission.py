@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from pipelines.cli.arguments import parse_arguments
 from pipelines.cli.job_submission import JobError, _follow, _Job, check_run_folder, entrypoint_words, submit
-from pipelines.errors import StoppedError, UsageError
+from pipelines.errors import PipelineError, StoppedError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,34 @@ def test_ctrl_c_stops_the_job_and_shows_how_it_ends(capsys: pytest.CaptureFixtur
         _follow(_Job(client, "job", "http://head:8265"))
     assert client.stopped
     assert capsys.readouterr().out == "stopped at step 3\n"
+
+
+class SilentClient(Client):
+    """A dashboard whose machine is lost: its open connection stays silent, and after it nothing answers."""
+
+    def __init__(self, answers: int) -> None:
+        super().__init__("done\n", "SUCCEEDED", [])
+        self.answers = answers
+
+    def get_job_info(self, name: str) -> Any:
+        self.answers -= 1
+        if self.answers < 0:
+            raise ConnectionError("no route to host")
+        self.breaks = [1] if self.answers else []
+        return super().get_job_info(name)
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        await asyncio.sleep(60)
+        yield ""
+
+
+def test_a_silent_connection_is_made_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("pipelines.cli.job_submission._SILENCE_SECONDS", 0.05)
+    _follow(_Job(SilentClient(answers=3), "job", "http://head:8265"))
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_a_lost_cluster_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.cli.job_submission._PATIENCE_SECONDS", 0.1)
+    with pytest.raises(PipelineError, match=r"http://head:8265 does not answer.*job job, .*the same command"):
+        _follow(_Job(SilentClient(answers=0), "job", "http://head:8265"))

@@ -1,0 +1,230 @@
+"""Runs in an object store on a cluster that loses nodes: their datasets are those of a run that nothing disturbed.
+
+The nodes share no disk. One cluster serves all tests: each puts back what it took away.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import Cluster, NodeOptions, needs_nodes, ray_cluster
+from tests.support.cluster_runs import (
+    SETTINGS,
+    Bucket,
+    ClusterRun,
+    command,
+    start,
+    workers_of,
+)
+from tests.support.hosts import Host
+
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, needs_nodes]
+
+DATA_STAGES = ("ingest", "filter", "cache_latents")
+NODES = 3
+INTERVAL = int(SETTINGS["train_adapter.trainer.checkpoint_every"])
+
+
+class Nodes:
+    """The nodes that do the work, a CPU each."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.alive: list[Host] = []
+        self._number = 0
+
+    def add(self, count: int = 1) -> list[Host]:
+        """Add nodes to the cluster."""
+        names = [f"node{number}" for number in range(self._number, self._number + count)]
+        self._number += count
+        new = self.cluster.add_nodes(*(NodeOptions(name=name, cpus=1) for name in names))
+        self.alive += new
+        return new
+
+    def replace(self, node: Host) -> None:
+        """Kill a node; another one joins."""
+        node.kill()
+        self.alive.remove(node)
+        self.add()
+
+    def cut_off(self, node: Host, run: ClusterRun) -> None:
+        """Cut a node off until the cluster has given it up; then it comes back."""
+        node.disconnect()
+        run.wait_until(lambda: self._state(node) == "DEAD", "the cluster has not noticed that a node is cut off")
+        node.reconnect()
+        self.cluster.rejoin(node)
+
+    def _state(self, node: Host) -> str:
+        """What the cluster knows of a node: ALIVE or DEAD."""
+        states = [found["state"] for found in self.cluster.nodes() if found["node_ip"] == node.address]
+        return "ALIVE" if "ALIVE" in states else states[-1]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with ray_cluster(s3=True) as made:
+        made.start_head(NodeOptions(name="head", cpus=0))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def nodes(cluster: Cluster) -> Nodes:
+    made = Nodes(cluster)
+    made.add(NODES)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bucket(cluster: Cluster) -> Bucket:
+    return Bucket(cluster)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, nodes: Nodes, bucket: Bucket) -> dict[str, dict[str, Any]]:
+    """The manifests of a run that nothing disturbs. The disturbed runs do some of its stages again."""
+    start(head_of(cluster), "--stage=train_adapter").finish(1200)
+    return bucket.manifests()
+
+
+def head_of(cluster: Cluster) -> Host:
+    assert cluster.head is not None
+    return cluster.head
+
+
+def test_data_nodes_are_killed(
+    cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    """In each stage a node that is at work is killed. Meanwhile a second run in the same folder is refused."""
+    bucket.remove_outputs(*DATA_STAGES)
+    run = start(head_of(cluster), "--stage=cache_latents")
+    nodes.replace(run.node_at_work(nodes.alive, "fetch_shard"))
+    second = start(head_of(cluster), "--stage=ingest").command.wait(120)
+    nodes.replace(run.node_at_work(nodes.alive, "inspect"))
+    nodes.replace(run.node_at_work(nodes.alive, "Encoder"))
+    run.finish()
+
+    assert second.returncode == 1
+    last = second.stdout.splitlines()[-1]
+    assert re.fullmatch(r"error: Another run \(process \d+ on head\) is at work in s3://.*", last)
+    bucket.assert_outputs(undisturbed, DATA_STAGES)
+
+
+def test_nodes_are_cut_off_and_come_back(
+    cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    """For as long as the cluster takes to give a node up, and for a moment."""
+    bucket.remove_outputs(*DATA_STAGES)
+    run = start(head_of(cluster), "--stage=cache_latents")
+    nodes.cut_off(run.node_at_work(nodes.alive, "fetch_shard"), run)
+    node = run.node_at_work(nodes.alive, "inspect")
+    node.disconnect()
+    time.sleep(4)
+    node.reconnect()
+    nodes.cut_off(run.node_at_work(nodes.alive, "Encoder"), run)
+    run.finish()
+
+    bucket.assert_outputs(undisturbed, DATA_STAGES)
+
+
+def test_workers_are_killed_for_memory_and_a_node_joins(
+    cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    """The kernel ends the process that needs most memory; a node that joins a stage that waits for CPUs gets work."""
+    bucket.remove_outputs(*DATA_STAGES)
+    run = start(head_of(cluster), "--stage=cache_latents", "--set=ingest.processes=5")
+    kill_worker(run, nodes.alive, "fetch_shard")
+    (new,) = nodes.add()
+    assert run.node_at_work([new], "fetch_shard") is new
+    for task in ("inspect", "copy_group", "Encoder"):
+        kill_worker(run, nodes.alive, task)
+    run.finish()
+
+    bucket.assert_outputs(undisturbed, DATA_STAGES)
+
+
+def kill_worker(run: ClusterRun, nodes: list[Host], task: str) -> None:
+    node = run.node_at_work(nodes, task)
+    for process in workers_of(node, task):
+        os.kill(process, signal.SIGKILL)
+
+
+def test_training_nodes_are_killed_and_cut_off(
+    cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    """The training goes on from its last checkpoint, with the same result."""
+    bucket.remove_outputs("train_adapter")
+    run = start(head_of(cluster), "--stage=train_adapter")
+    with recorded_steps(bucket) as steps:
+        run.wait_for("train_adapter", INTERVAL + 1)
+        nodes.replace(run.node_at_work(nodes.alive, "RayTrainWorker"))
+        run.wait_for("train_adapter", 3 * INTERVAL + 1)
+        nodes.cut_off(run.node_at_work(nodes.alive, "RayTrainWorker"), run)
+        run.finish(900)
+
+    repeated = [step for step in set(steps) if steps.count(step) > 1]
+    assert set(steps) == set(range(1, SETTINGS["curriculum.steps"] + 1))
+    assert max(steps.count(step) for step in steps) <= 3
+    assert len(repeated) <= 2 * INTERVAL
+    assert weights(bucket.manifests()) == weights(undisturbed)
+
+
+def weights(manifests: dict[str, dict[str, Any]]) -> dict[str, object]:
+    files = manifests["train_adapter"]["files"]
+    return {name: record for name, record in files.items() if name.startswith("adapter/")}
+
+
+@contextmanager
+def recorded_steps(bucket: Bucket) -> Iterator[list[int]]:
+    """The steps that the training has recorded, as they are when the block ends."""
+    steps: list[int] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.3):
+            steps[:] = bucket.steps() or steps  # the commit removes them
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield steps
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def test_the_head_is_killed_and_another_one_goes_on(
+    cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
+) -> None:
+    """A job that is submitted to another cluster waits until the lock of the dead run is free, and goes on."""
+    bucket.remove_outputs("cache_latents", "train_adapter")
+    laptop = cluster.add_laptop()
+    first = submit(laptop, cluster)
+    first.wait_for("train_adapter", INTERVAL + 1)
+    head_of(cluster).kill()
+    cluster.start_head(NodeOptions(name="head2", cpus=0))
+    nodes.add(2)
+    second = submit(laptop, cluster).finish(900)
+    lost = first.command.wait(300)
+
+    assert lost.returncode == 1
+    assert lost.stdout.splitlines()[-1].startswith("error: ")
+    assert "has locked s3://" in second
+    assert "train_adapter  starts (interrupted; goes on from there)" in second
+    assert "cache_latents" not in second
+    bucket.assert_outputs(undisturbed, ("cache_latents",))
+    assert weights(bucket.manifests()) == weights(undisturbed)
+
+
+def submit(laptop: Host, cluster: Cluster) -> ClusterRun:
+    """Submit a run as a job of Ray."""
+    words = ("--stage=train_adapter", f"--ray-address={cluster.dashboard}")
+    return ClusterRun(head_of(cluster), laptop.start(*command(*words)))

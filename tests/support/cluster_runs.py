@@ -1,0 +1,183 @@
+"""Tiny runs on a cluster whose nodes share nothing but an object store, to be disturbed while they are at work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tests.support.cluster import BUCKET, S3_CREDENTIALS, Cluster
+from tests.support.hosts import Command, Host
+from tests.support.tiny_run import TINY
+
+#: The name of the run folder in the bucket.
+FOLDER = "run"
+#: Small, but with some shards, file groups, parts and checkpoints.
+SETTINGS: dict[str, Any] = {
+    **TINY,
+    "run.folder": f"s3://{BUCKET}/{FOLDER}",
+    "microworld.pictures": 1300,
+    "ingest.samples_per_shard": 130,
+    "cache_latents.enabled": "true",
+    "cache_latents.actors": 2,
+    "train_adapter.data_workers": 0,
+    "train_adapter.sample_every": "null",
+}
+
+
+@dataclass
+class ClusterRun:
+    """A command `run` that a host of the cluster carries out.
+
+    Attributes:
+        host: Where its driver is.
+        command: The running command.
+    """
+
+    host: Host
+    command: Command
+
+    def wait_for(self, stage: str, done: int = 0, note: str = "", seconds: float = 600) -> None:
+        """Wait until `stage` has reported progress of at least `done`, with `note` in its text."""
+        events = self.host.folder(local_folder() / "logs" / f"{stage}.events.jsonl")
+        self.wait_until(lambda: _reported(events, done, note), f"{stage} did not reach {done} {note}", seconds)
+
+    def wait_until(self, condition: Callable[[], object], otherwise: str, seconds: float = 600) -> None:
+        """Wait until the condition holds, while the command runs."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.command.entered.poll() is None, f"the run has ended: {self.command.wait(1).stdout}"
+            assert time.monotonic() < deadline, otherwise
+            time.sleep(0.02)
+
+    def node_at_work(self, nodes: Iterable[Host], task: str) -> Host:
+        """Wait until a worker of one of the nodes is at work on a task or an actor of this name; returns the node."""
+        nodes, found = list(nodes), list[Host]()
+
+        def look() -> bool:
+            found.extend(node for node in nodes if workers_of(node, task))
+            return bool(found)
+
+        self.wait_until(look, f"no node works on {task}")
+        return found[0]
+
+    def finish(self, seconds: float = 600) -> str:
+        """Wait for a good end; returns what the command has printed."""
+        ended = self.command.wait(seconds)
+        assert ended.returncode == 0, ended.stdout
+        return str(ended.stdout)
+
+
+def command(*words: str) -> list[str]:
+    """The command line of a run."""
+    return ["python", "pipeline.py", "run", *words, *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+
+
+def start(host: Host, *words: str) -> ClusterRun:
+    """Start a run on a host of the cluster."""
+    return ClusterRun(host, host.start(*command("--ray-address=auto", *words)))
+
+
+def local_folder() -> Path:
+    """Where the driver's machine keeps what cannot be in the object store (see `Store.local_folder`)."""
+    key = sha256(SETTINGS["run.folder"].encode()).hexdigest()[:16]
+    return Path.home() / ".cache" / "realword" / "runs" / key
+
+
+def workers_of(node: Host, task: str) -> list[int]:
+    """The workers of a node that are at work on a task or an actor whose name has this in it: process ids here."""
+    return [pid for pid, title in _processes(node) if title.startswith("ray::") and task in title]
+
+
+def _processes(node: Host) -> Iterable[tuple[int, str]]:
+    """The id, as this machine counts, and the command line of each process of a node."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (title := _title(folder)).startswith("ray::") and _is_of(folder, node):
+            yield int(folder.name), title
+
+
+def _title(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def _is_of(process: Path, node: Host) -> bool:
+    try:
+        return (process / "ns" / "pid").readlink() == Path(f"/proc/{node.init}/ns/pid").readlink()
+    except OSError:
+        return False
+
+
+def _reported(events: Path, done: int, note: str) -> bool:
+    if not events.exists():
+        return False
+    lines = [json.loads(line) for line in events.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return any(line["event"] == "progress" and line["done"] >= done and note in line["note"] for line in lines)
+
+
+@dataclass
+class Bucket:
+    """The cluster's object store, as the test process reaches it."""
+
+    cluster: Cluster
+    _client: Any = field(default=None)
+
+    @property
+    def client(self) -> Any:
+        """A client of boto3."""
+        if self._client is None:
+            import boto3
+
+            self._client = boto3.client(
+                "s3",
+                endpoint_url=self.cluster.environment["AWS_ENDPOINT_URL"],
+                aws_access_key_id=S3_CREDENTIALS["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=S3_CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+                region_name=S3_CREDENTIALS["AWS_DEFAULT_REGION"],
+            )
+        return self._client
+
+    def names(self, prefix: str) -> list[str]:
+        """The names of all objects that begin with a prefix."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return [found["Key"] for page in pages for found in page.get("Contents", ())]
+
+    def read(self, name: str) -> bytes:
+        """The content of an object."""
+        return bytes(self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read())
+
+    def remove_outputs(self, *stages: str) -> None:
+        """Make stages of the run folder undone."""
+        for name in (name for stage in stages for name in self.names(f"{FOLDER}/stages/{stage}/")):
+            self.client.delete_object(Bucket=BUCKET, Key=name)
+
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """The manifest of each finished stage of the run folder."""
+        names = [name for name in self.names(f"{FOLDER}/stages/") if name.endswith("/manifest.json")]
+        found = [json.loads(self.read(name)) for name in names]
+        return {manifest["stage"]: manifest for manifest in found}
+
+    def steps(self) -> list[int]:
+        """The steps that the adapter's training has recorded; those that were trained again are there twice."""
+        files = [name for name in self.names(f"{FOLDER}/stages/train_adapter/") if name.endswith("/adapter.jsonl")]
+        lines = [line for name in files for line in self.read(name).decode().splitlines() if line.endswith("}")]
+        return [json.loads(line)["step"] for line in lines]
+
+    def assert_outputs(self, expected: Mapping[str, Mapping[str, Any]], stages: Iterable[str]) -> None:
+        """The stages' datasets have the expected manifests' rows in the same files, byte for byte, and nothing else is
+        there.
+        """
+        found = self.manifests()
+        for stage in stages:
+            mine, other = found[stage], expected[stage]
+            for key in ("fingerprint", "rows", "datasets", "files"):
+                assert mine[key] == other[key], f"{key} of {stage}"
+            output = f"{FOLDER}/stages/{stage}/{mine['fingerprint']}/"
+            names = {name.removeprefix(output) for name in self.names(f"{FOLDER}/stages/{stage}/")}
+            assert names == {*mine["files"], "manifest.json"}
