@@ -196,9 +196,10 @@ def connected_cluster(address: str, working_dir: str) -> Iterator[str]:
     """Join a running cluster for the block, with a copy of the code in `working_dir`; yield its address."""
     import ray
 
-    with _keeping_sigterm():
-        connect(address, working_dir, show_logs=False)
-    try:
-        yield address
-    finally:
-        ray.shutdown()
+    with _keeping_sigterm():  # which Ray takes away when it is left
+        with _keeping_sigterm():
+            connect(address, working_dir, show_logs=False)
+        try:
+            yield address
+        finally:
+            ray.shutdown()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +46,18 @@ def test_what_is_printed_while_connecting_is_held_back(capfd: pytest.CaptureFixt
                 printed.show()
         os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\nfrom C++\nafter\n"
+
+
+@pytest.mark.slow
+def test_a_run_that_visits_a_cluster_keeps_its_handler_of_sigterm(ray_cluster: str) -> None:
+    """Ray replaces it when it is joined, and takes it from the kernel, but not from Python, when it is left."""
+    code = (
+        "import os, signal, sys\n"
+        "from stages.ray_tools.cluster import connected_cluster\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('caught', flush=True))\n"
+        "with connected_cluster(sys.argv[1], ''):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code, ray_cluster], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "caught\ncaught\n")
