@@ -11,7 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,6 +60,26 @@ def fetched_folder(folder: StorePath, wanted: Callable[[str], bool] = lambda nam
         return
     with tempfile.TemporaryDirectory(prefix="realword-") as place:
         copy_folder(folder, Path(place), wanted)
+        yield Path(place)
+
+
+@contextmanager
+def fetched_files(folder: StorePath, names: Iterable[str]) -> Iterator[Path]:
+    """A folder that has the named files on this machine's disk while the block runs: itself, or a copy of them.
+
+    Names of which there is no file do no harm.
+    """
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="realword-") as place:
+
+        def fetch(name: str) -> None:
+            with suppress(FileNotFoundError):
+                copy_file(folder / name, Path(place) / name)
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(fetch, names))
         yield Path(place)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from stages.contract import Reporter
-from stages.data.bulk_files import working_folder
+from stages.data.bulk_files import fetched_files, working_folder
 from stages.data.loopback import HOST, serve_folder
 from stages.ingest.config import IngestConfig
 from stages.ingest.fetch import PictureOpener
@@ -62,10 +62,15 @@ class Site:
     port: int
 
     @contextmanager
-    def served(self) -> Iterator[Mapping[str, str]]:
-        """Serve the files while the block runs; yields where the URLs are to be read, as `PictureOpener` takes it."""
-        with serve_folder(self.root) as base:
-            yield {f"http://{HOST}:{self.port}/": f"{base}/"}
+    def served(self, urls: Sequence[str]) -> Iterator[Mapping[str, str]]:
+        """Serve the files of some URLs while the block runs; yields their new place, as `PictureOpener` takes it.
+
+        Files in a store are fetched beforehand: a store may be slow, and a downloader would give up on them.
+        """
+        start = f"http://{HOST}:{self.port}/"
+        names = {url.removeprefix(start) for url in urls if url.startswith(start)}
+        with fetched_files(self.root, sorted(names)) as root, serve_folder(root) as base:
+            yield {start: f"{base}/"}
 
 
 def download_shards(
@@ -122,7 +127,7 @@ def fetch_shard(
         if site is None:
             _download(rows, number, folder, PictureOpener(settings))
         else:
-            with site.served() as moved:
+            with site.served(rows["url"].to_pylist()) as moved:
                 _download(rows, number, folder, PictureOpener(settings, moved))
         if is_remote(shards):
             copy_file(folder / f"{number:05d}.parquet", shards / f"{number:05d}.parquet")

@@ -27,7 +27,6 @@ from stages.data.datasets import dataset_files, write_dataset
 from stages.data.encodings import StoredEncodings, distinct_captions, distinct_squares, encoding_rows
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import PLAN, SAMPLES
-from stages.local_copies import local_copy
 from stages.storage import StorePath, parquet_source
 from stages.train_adapter.stage import adapter_task
 from stages.train_adapter.stage import run as train
@@ -155,15 +154,16 @@ def test_encoders_stay_in_memory_only_for_sample_pictures(
         assert backbone.device.type == "cpu"
 
 
-def test_half_precision_takes_half_the_room(inputs: Mapping[str, Path], cache: Path, tmp_path: Path) -> None:
+def test_half_precision_takes_half_the_room(inputs: Mapping[str, Path], cache: StorePath, tmp_path: Path) -> None:
     half = encode_here(make_context(tmp_path, inputs, cache_latents={"dtype": "float16", "batch_size": 3}))
     rows = plan_of(inputs)(0)
-    latents = [StoredEncodings.of(folder).latents(rows) for folder in (cache, half)]
+    folders: list[StorePath] = [cache, half]
+    latents = [StoredEncodings.of(folder).latents(rows) for folder in folders]
     assert {tensor.dtype for tensor in latents} == {torch.float32}
     torch.testing.assert_close(latents[1], latents[0], rtol=2**-11, atol=1e-6)
     assert not torch.equal(latents[1], latents[0])
     for dataset in ("latents", "texts"):
-        sizes = [sum(len(value) for value in tensors_of(local_copy(folder) / dataset)) for folder in (cache, half)]
+        sizes = [sum(len(value) for value in tensors_of(folder / dataset)) for folder in folders]
         assert sizes[1] / sizes[0] == pytest.approx(0.5, abs=0.03)
 
 
