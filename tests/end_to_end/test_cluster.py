@@ -119,7 +119,9 @@ def test_a_job_that_is_stopped_goes_on_under_another_name() -> None:
     with ray_cluster() as cluster:
         head = cluster.start_head(NodeOptions(name="head", cpus=8, object_store=256 * 2**20))
         own = cluster.add_laptop()
-        settings = f"--set run.folder={FOLDER} --set contextualizer.trainer.checkpoint_every=2"
+        settings = (
+            f"--set run.folder={FOLDER} --set contextualizer.steps=60 --set contextualizer.trainer.checkpoint_every=5"
+        )
         command = f"run --stage contextualizer --ray-address {cluster.dashboard} {settings}"
         first = own.start(*pipeline(command))
         metrics = head.folder(FOLDER / "stages")
