@@ -181,7 +181,7 @@ class Cluster:
         )
 
     def _finish(self, host: Host, starting: Command, *words: str) -> None:
-        """Wait until Ray has started. Its processes must find each other in 30 seconds; a busy machine may miss that."""
+        """Wait until Ray has started. Its processes must find each other in 30 s, which a busy machine may miss."""
         for _ in range(_START_ATTEMPTS - 1):
             if starting.wait(180).returncode == 0:
                 return
