@@ -16,21 +16,25 @@ from typing import Any
 
 import pytest
 
-from tests.support.cluster import Cluster, NodeOptions, needs_nodes, ray_cluster
+from tests.support.cluster import BUCKET, Cluster, NodeOptions, needs_nodes, ray_cluster
 from tests.support.cluster_runs import (
     SETTINGS,
     Bucket,
     ClusterRun,
     command,
+    node_at_work,
     start,
+    wait_until,
     workers_of,
 )
 from tests.support.hosts import Host
 
-pytestmark = [pytest.mark.slow, pytest.mark.nightly, needs_nodes]
+pytestmark = [pytest.mark.slow, needs_nodes]
 
 DATA_STAGES = ("ingest", "filter", "cache_latents")
 NODES = 3
+#: Ray's monitor kills the workers of such a node one after the other.
+SHORT_OF_MEMORY = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
 INTERVAL = int(SETTINGS["train_adapter.trainer.checkpoint_every"])
 
 
@@ -56,17 +60,15 @@ class Nodes:
         self.alive.remove(node)
         self.add()
 
-    def cut_off(self, node: Host, run: ClusterRun) -> None:
+    def cut_off(self, node: Host) -> None:
         """Cut a node off until the cluster has given it up; then it comes back."""
         node.disconnect()
-        run.wait_until(lambda: self._state(node) == "DEAD", "the cluster has not noticed that a node is cut off")
+        wait_until(lambda: not self._is_known(node), "the cluster has not noticed that a node is cut off")
         node.reconnect()
         self.cluster.rejoin(node)
 
-    def _state(self, node: Host) -> str:
-        """What the cluster knows of a node: ALIVE or DEAD."""
-        states = [found["state"] for found in self.cluster.nodes() if found["node_ip"] == node.address]
-        return "ALIVE" if "ALIVE" in states else states[-1]
+    def _is_known(self, node: Host) -> bool:
+        return any(found["node_ip"] == node.address and found["state"] == "ALIVE" for found in self.cluster.nodes())
 
 
 @pytest.fixture(scope="module")
@@ -100,63 +102,88 @@ def head_of(cluster: Cluster) -> Host:
     return cluster.head
 
 
+def test_of_two_runs_at_once_one_goes_on_without_a_node(cluster: Cluster, nodes: Nodes, bucket: Bucket) -> None:
+    """The other one says who holds the folder. Each row of the metadata has an outcome, and only one."""
+    small = ("--stage=ingest", f"--set=run.folder=s3://{BUCKET}/small", "--set=microworld.pictures=120")
+    runs = [start(head_of(cluster), *small, "--set=ingest.samples_per_shard=10") for _ in range(2)]
+    nodes.replace(node_at_work(nodes.alive, "fetch_shard"))
+    refused, done = sorted((run.command.wait(300) for run in runs), key=lambda ended: -ended.returncode)
+
+    assert (refused.returncode, done.returncode) == (1, 0), refused.stdout + done.stdout
+    holder = r"error: Another run \(process \d+ on head\) is at work in s3://realword/small; "
+    assert re.match(holder, refused.stdout.splitlines()[-1])
+    samples, others = (
+        [name for dataset in datasets for name in bucket.ids("small/stages/ingest", dataset)]
+        for datasets in (("samples",), ("rejected", "failed"))
+    )
+    assert len(set(samples)) == len(samples)
+    assert len(samples) + len(others) == 120
+
+
+@pytest.mark.nightly
 def test_data_nodes_are_killed(
     cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
-    """In each stage a node that is at work is killed. Meanwhile a second run in the same folder is refused."""
+    """In each stage a node that is at work is killed."""
     bucket.remove_outputs(*DATA_STAGES)
     run = start(head_of(cluster), "--stage=cache_latents")
-    nodes.replace(run.node_at_work(nodes.alive, "fetch_shard"))
-    second = start(head_of(cluster), "--stage=ingest").command.wait(120)
-    nodes.replace(run.node_at_work(nodes.alive, "inspect"))
-    nodes.replace(run.node_at_work(nodes.alive, "Encoder"))
+    for task in ("fetch_shard", "inspect", "Encoder"):
+        nodes.replace(node_at_work(nodes.alive, task))
     run.finish()
 
-    assert second.returncode == 1
-    last = second.stdout.splitlines()[-1]
-    assert re.fullmatch(r"error: Another run \(process \d+ on head\) is at work in s3://.*", last)
     bucket.assert_outputs(undisturbed, DATA_STAGES)
 
 
+@pytest.mark.nightly
 def test_nodes_are_cut_off_and_come_back(
     cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
     """For as long as the cluster takes to give a node up, and for a moment."""
     bucket.remove_outputs(*DATA_STAGES)
     run = start(head_of(cluster), "--stage=cache_latents")
-    nodes.cut_off(run.node_at_work(nodes.alive, "fetch_shard"), run)
-    node = run.node_at_work(nodes.alive, "inspect")
+    nodes.cut_off(node_at_work(nodes.alive, "fetch_shard"))
+    node = node_at_work(nodes.alive, "inspect")
     node.disconnect()
     time.sleep(4)
     node.reconnect()
-    nodes.cut_off(run.node_at_work(nodes.alive, "Encoder"), run)
+    nodes.cut_off(node_at_work(nodes.alive, "Encoder"))
     run.finish()
 
     bucket.assert_outputs(undisturbed, DATA_STAGES)
 
 
+@pytest.mark.nightly
 def test_workers_are_killed_for_memory_and_a_node_joins(
     cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
-    """The kernel ends the process that needs most memory; a node that joins a stage that waits for CPUs gets work."""
+    """By the kernel, and by Ray's monitor on a node that is always short of it. A node that joins gets work."""
     bucket.remove_outputs(*DATA_STAGES)
     run = start(head_of(cluster), "--stage=cache_latents", "--set=ingest.processes=5")
-    kill_worker(run, nodes.alive, "fetch_shard")
+    kill_worker(nodes.alive, "fetch_shard")
     (new,) = nodes.add()
-    assert run.node_at_work([new], "fetch_shard") is new
+    node_at_work([new], "fetch_shard")
+    pressed = cluster.add_node(NodeOptions(name="pressed", cpus=1, environment=SHORT_OF_MEMORY))
+    wait_until(lambda: "running low on memory" in raylet_log(pressed), "Ray's monitor has killed no worker")
+    pressed.kill()
     for task in ("inspect", "copy_group", "Encoder"):
-        kill_worker(run, nodes.alive, task)
+        kill_worker(nodes.alive, task)
     run.finish()
 
     bucket.assert_outputs(undisturbed, DATA_STAGES)
 
 
-def kill_worker(run: ClusterRun, nodes: list[Host], task: str) -> None:
-    node = run.node_at_work(nodes, task)
+def raylet_log(node: Host) -> str:
+    (session,) = node.folder("/tmp/ray").glob("session_2*")
+    return (session / "logs" / "raylet.out").read_text()
+
+
+def kill_worker(nodes: list[Host], task: str) -> None:
+    node = node_at_work(nodes, task)
     for process in workers_of(node, task):
         os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.nightly
 def test_training_nodes_are_killed_and_cut_off(
     cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
 ) -> None:
@@ -165,9 +192,9 @@ def test_training_nodes_are_killed_and_cut_off(
     run = start(head_of(cluster), "--stage=train_adapter")
     with recorded_steps(bucket) as steps:
         run.wait_for("train_adapter", INTERVAL + 1)
-        nodes.replace(run.node_at_work(nodes.alive, "RayTrainWorker"))
+        nodes.replace(node_at_work(nodes.alive, "RayTrainWorker"))
         run.wait_for("train_adapter", 3 * INTERVAL + 1)
-        nodes.cut_off(run.node_at_work(nodes.alive, "RayTrainWorker"), run)
+        nodes.cut_off(node_at_work(nodes.alive, "RayTrainWorker"))
         run.finish(900)
 
     repeated = [step for step in set(steps) if steps.count(step) > 1]
@@ -201,6 +228,7 @@ def recorded_steps(bucket: Bucket) -> Iterator[list[int]]:
         watcher.join()
 
 
+@pytest.mark.nightly
 def test_the_head_is_killed_and_another_one_goes_on(
     cluster: Cluster, nodes: Nodes, bucket: Bucket, undisturbed: dict[str, dict[str, Any]]
 ) -> None:

@@ -34,6 +34,7 @@ needs_nodes = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 GCS_PORT = 6379
 DASHBOARD_PORT = 8265
 BUCKET = "realword"
+_START_ATTEMPTS = 3
 S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 #: Small nodes that start fast. The head gives up a silent node after about ten seconds; Ray's default is a minute.
@@ -99,10 +100,10 @@ class Cluster:
 
     def start_head(self, options: NodeOptions = NodeOptions(name="head", cpus=1)) -> Host:
         """Start the head, with the dashboard."""
-        host, starting = self._start(options, "--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0")
-        self.head = host
-        _finish(host, starting)
-        return host
+        words = ("--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0")
+        self.head, starting = self._start(options, *words)
+        self._finish(self.head, starting, *words)
+        return self.head
 
     def add_node(self, options: NodeOptions) -> Host:
         """Start a node that joins the head."""
@@ -112,7 +113,7 @@ class Cluster:
         """Start nodes side by side."""
         started = [self._start(node, f"--address={self.address}") for node in options]
         for host, starting in started:
-            _finish(host, starting)
+            self._finish(host, starting, f"--address={self.address}")
         return [host for host, _ in started]
 
     def host(self, name: str) -> Host:
@@ -125,7 +126,7 @@ class Cluster:
 
     def rejoin(self, host: Host) -> None:
         """Start Ray again on a host whose Ray has ended, as it does on a node that was cut off for long."""
-        _finish(host, self._start_ray(host, f"--address={self.address}"))
+        self._finish(host, self._start_ray(host, f"--address={self.address}"), f"--address={self.address}")
 
     def nodes(self) -> list[dict[str, Any]]:
         """The head's list of nodes: node_name, node_ip, state, labels, resources_total."""
@@ -179,6 +180,16 @@ class Cluster:
             cwd=Path("/tmp"),
         )
 
+    def _finish(self, host: Host, starting: Command, *words: str) -> None:
+        """Wait until Ray has started. Its processes must find each other in 30 s, which a busy machine may miss."""
+        for _ in range(_START_ATTEMPTS - 1):
+            if starting.wait(180).returncode == 0:
+                return
+            host.run("ray", "stop", "--force")
+            starting = self._start_ray(host, *words)
+        ended = starting.wait(180)
+        assert ended.returncode == 0, f"Ray did not start on {host.name}: {ended.stdout}"
+
     def close(self) -> None:
         """End the servers; the network ends the hosts."""
         for server in self._servers:
@@ -210,11 +221,6 @@ def ray_cluster(
             yield cluster
         finally:
             cluster.close()
-
-
-def _finish(host: Host, starting: Command) -> None:
-    ended = starting.wait(120)
-    assert ended.returncode == 0, f"Ray did not start on {host.name}: {ended.stdout}"
 
 
 def _answer(request: urllib.request.Request) -> bytes:

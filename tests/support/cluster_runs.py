@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from tests.support.cluster import BUCKET, S3_CREDENTIALS, Cluster
 from tests.support.hosts import Command, Host
@@ -24,6 +27,8 @@ SETTINGS: dict[str, Any] = {
     "ingest.samples_per_shard": 130,
     "cache_latents.enabled": "true",
     "cache_latents.actors": 2,
+    "curriculum.steps": 48,
+    "train_adapter.trainer.checkpoint_every": 8,
     "train_adapter.data_workers": 0,
     "train_adapter.sample_every": "null",
 }
@@ -41,29 +46,15 @@ class ClusterRun:
     host: Host
     command: Command
 
-    def wait_for(self, stage: str, done: int = 0, note: str = "", seconds: float = 600) -> None:
-        """Wait until `stage` has reported progress of at least `done`, with `note` in its text."""
+    def wait_for(self, stage: str, done: int, seconds: float = 600) -> None:
+        """Wait until `stage` has reported progress of at least `done`."""
         events = self.host.folder(local_folder() / "logs" / f"{stage}.events.jsonl")
-        self.wait_until(lambda: _reported(events, done, note), f"{stage} did not reach {done} {note}", seconds)
-
-    def wait_until(self, condition: Callable[[], object], otherwise: str, seconds: float = 600) -> None:
-        """Wait until the condition holds, while the command runs."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.command.entered.poll() is None, f"the run has ended: {self.command.wait(1).stdout}"
-            assert time.monotonic() < deadline, otherwise
-            time.sleep(0.02)
-
-    def node_at_work(self, nodes: Iterable[Host], task: str) -> Host:
-        """Wait until a worker of one of the nodes is at work on a task or an actor of this name; returns the node."""
-        nodes, found = list(nodes), list[Host]()
-
-        def look() -> bool:
-            found.extend(node for node in nodes if workers_of(node, task))
-            return bool(found)
-
-        self.wait_until(look, f"no node works on {task}")
-        return found[0]
+        wait_until(
+            lambda: self.command.entered.poll() is not None or _reported(events, done),
+            f"{stage} did not reach {done}",
+            seconds,
+        )
+        assert self.command.entered.poll() is None, f"the run has ended: {self.command.wait(1).stdout}"
 
     def finish(self, seconds: float = 600) -> str:
         """Wait for a good end; returns what the command has printed."""
@@ -86,6 +77,26 @@ def local_folder() -> Path:
     """Where the driver's machine keeps what cannot be in the object store (see `Store.local_folder`)."""
     key = sha256(SETTINGS["run.folder"].encode()).hexdigest()[:16]
     return Path.home() / ".cache" / "realword" / "runs" / key
+
+
+def wait_until(condition: Callable[[], object], otherwise: str, seconds: float = 600) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.05)
+
+
+def node_at_work(nodes: Sequence[Host], task: str) -> Host:
+    """Wait until a worker of one of the nodes is at work on a task or an actor of this name; returns the node."""
+    found: list[Host] = []
+
+    def look() -> bool:
+        found.extend(node for node in nodes if workers_of(node, task))
+        return bool(found)
+
+    wait_until(look, f"no node works on {task}")
+    return found[0]
 
 
 def workers_of(node: Host, task: str) -> list[int]:
@@ -114,11 +125,11 @@ def _is_of(process: Path, node: Host) -> bool:
         return False
 
 
-def _reported(events: Path, done: int, note: str) -> bool:
+def _reported(events: Path, done: int) -> bool:
     if not events.exists():
         return False
     lines = [json.loads(line) for line in events.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return any(line["event"] == "progress" and line["done"] >= done and note in line["note"] for line in lines)
+    return any(line["event"] == "progress" and line["done"] >= done for line in lines)
 
 
 @dataclass
@@ -151,6 +162,12 @@ class Bucket:
     def read(self, name: str) -> bytes:
         """The content of an object."""
         return bytes(self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read())
+
+    def ids(self, stage: str, dataset: str) -> list[str]:
+        """The sample ids of a dataset of the only output in a stage's folder."""
+        files = [name for name in self.names(f"{stage}/") if f"/{dataset}/part-" in name]
+        tables = [pq.read_table(io.BytesIO(self.read(name)), columns=["sample_id"]) for name in files]
+        return [sample_id for table in tables for sample_id in table["sample_id"].to_pylist()]
 
     def remove_outputs(self, *stages: str) -> None:
         """Make stages of the run folder undone."""

@@ -130,3 +130,12 @@ def test_a_store_that_is_away_stops_no_training_until_lines_must_be_there(
         with pytest.raises(ConnectionError):
             lines.flush()
     assert steps_of(RecordReader(folder / "a.jsonl")) == [1]
+
+
+def test_a_worker_that_was_cut_off_may_have_written_another_state_of_the_file(tmp_path: Path) -> None:
+    """What is read then begins in the middle of a line."""
+    file, reader = tmp_path / "a.jsonl", RecordReader(tmp_path / "a.jsonl")
+    file.write_text("".join(f'{{"step": {step}, "loss": 1.5}}\n' for step in range(1, 6)))
+    assert steps_of(reader) == [1, 2, 3, 4, 5]
+    file.write_text("".join(f'{{"step": {step}, "loss": 0.123456}}\n' for step in range(1, 9)))
+    assert steps_of(reader) == [6, 7, 8]
