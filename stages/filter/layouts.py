@@ -92,7 +92,7 @@ def find_layout(folder: StorePath) -> ForeignFolder:
     """
     everything = _visible_files(folder)
     for pattern, read in (("*.tar", read_tar), ("*.arrow", read_arrow), ("*.parquet", read_parquet)):
-        files = sorted((file for file in everything if file.match(pattern) and not _is_cache(file)), key=str)
+        files = sorted((file for file in everything if file.suffix == pattern[1:] and not _is_cache(file)), key=_parts)
         if files:
             _check_columns(files, pattern)
             return ForeignFolder(files=files, read=partial(_fetch_and_read, read))
@@ -100,6 +100,10 @@ def find_layout(folder: StorePath) -> ForeignFolder:
         f"filter.pictures_folder: {folder} is neither a folder that img2dataset wrote (webdataset or Parquet) nor a "
         "Hugging Face dataset on disk (save_to_disk, or Parquet files): it holds no *.tar, *.arrow or *.parquet."
     )
+
+
+def _parts(file: StorePath) -> tuple[str, ...]:
+    return tuple(file.parts)
 
 
 def _fetch_and_read(

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from stages.contract import StageResult
+from stages.contract import StageError, StageResult
 from stages.data.bulk_files import fetched_folder
-from stages.data.datasets import read_dataset, write_dataset
+from stages.data.datasets import dataset_rows, read_dataset, write_dataset
 from stages.data.schemas import CAPTIONS
 from stages.filter.adoption import adopt_file
 from stages.filter.layouts import find_layout
 from stages.storage import StorePath, file_records, store_path, upload
 from tests.support.contexts import make_context
 from tests.support.random_backbone import write_random_backbone
+from tests.support.tiny_plan import encoded_picture
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +77,6 @@ def test_every_stage_makes_the_same_bytes_in_a_store_as_on_a_disk(
         with fetched_folder(run / name / "output") as found:
             assert file_records(found) == file_records(tmp_path / name / "output"), name
     _go_on_elsewhere(run, backbone, tmp_path)
-    _users_data(run, tmp_path)
 
 
 def _go_on_elsewhere(run: StorePath, backbone: Path, tmp_path: Path) -> None:
@@ -91,15 +92,21 @@ def _go_on_elsewhere(run: StorePath, backbone: Path, tmp_path: Path) -> None:
         assert file_records(found) == file_records(tmp_path / "ingest" / "output")
 
 
-def _users_data(run: StorePath, tmp_path: Path) -> None:
-    """What other tools have written may lie in a store too."""
-    shards = run / "ingest" / "scratch" / "shards"
-    with fetched_folder(shards) as local:
-        for folder, adopted in ((local, tmp_path / "local"), (shards, tmp_path / "remote")):
-            layout = find_layout(folder)
-            for number in range(len(layout.files)):
-                adopt_file(layout, number, folder, adopted)
-    assert file_records(tmp_path / "remote") == file_records(tmp_path / "local")
+def test_pictures_of_other_tools_may_lie_in_a_store(bucket: str, tmp_path: Path) -> None:
+    rows = {"image": [encoded_picture(number) for number in range(3)] + [b"no picture"], "text": ["a mug"] * 4}
+    (tmp_path / "source").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "source" / "0.parquet")
+    upload(tmp_path / "source", store_path(f"{bucket}/source"))
+    for source, adopted in (
+        (tmp_path / "source", tmp_path / "disk"),
+        (store_path(f"{bucket}/source"), tmp_path / "s3"),
+    ):
+        layout = find_layout(source)
+        adopt_file(layout, 0, source, adopted)
+    assert file_records(tmp_path / "s3") == file_records(tmp_path / "disk")
+    assert dataset_rows(tmp_path / "s3" / "samples") == 3
+    with pytest.raises(StageError, match=r"there is no folder .*elsewhere, or it is empty"):
+        find_layout(store_path(f"{bucket}/elsewhere"))
 
 
 class Throttle:
