@@ -215,10 +215,15 @@ def remove(path: StorePath) -> None:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
+def read_whole(file: StorePath) -> bytes:
+    """The content of a small file, also of one that is being replaced; from a store by a single request."""
+    return file.read_bytes() if isinstance(file, Path) else bytes(file.fs.cat_file(file.path))
+
+
 def read_files(files: Sequence[StorePath]) -> list[bytes]:
     """The contents of some small files, in their order; from a store with requests side by side."""
     with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(lambda file: file.read_bytes(), files))
+        return list(pool.map(read_whole, files))
 
 
 def parquet_source(path: StorePath) -> Any:

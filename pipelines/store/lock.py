@@ -5,11 +5,12 @@ object, `lock/00000007.json`, that the store creates only once (If-None-Match on
 run with the highest number holds the folder. It writes its object again every few seconds; a run that stays silent
 has lost its machine, and the next number may be taken. All ages are by the store's clock, so that a wrong clock of a
 machine does no harm. KubeRay can start a job twice, and a submitter that was cut off may come back: a run checks that
-its number is still the highest before it commits.
+its number is still the highest before it commits, and stops when it is not.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import fcntl
 import json
@@ -27,7 +28,7 @@ from typing import Any, TextIO
 from upath import UPath
 
 from pipelines.errors import PipelineError
-from stages.storage import modified, remove, write_whole
+from stages.storage import modified, read_whole, remove, write_whole
 
 HEARTBEAT_SECONDS = 10.0
 #: A run that has been silent for so long is taken for dead.
@@ -65,7 +66,9 @@ def describe_holder() -> str:
 
 @dataclass
 class StoreLock:
-    """The lock of a folder in an object store; use it as a context manager.
+    """The lock of a folder in an object store; use it as a context manager, in the main thread.
+
+    When another run takes the folder, the block is interrupted as by Ctrl-C, and ends with the error of `check`.
 
     Attributes:
         wait: Called while another run's silence is waited for, with a sentence.
@@ -95,10 +98,12 @@ class StoreLock:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        if kind is KeyboardInterrupt:
+            self.check()
         with contextlib.suppress(Exception):  # the store is away: the lock ends by its silence
             if self.is_held():
                 write_whole(self._object(self._number), self._content(released=True))
@@ -169,8 +174,10 @@ class StoreLock:
     def _beat(self) -> None:
         while not self._ended.wait(self.heartbeat_seconds):
             try:
-                if self.is_held():
-                    write_whole(self._object(self._number), self._content(released=False))
+                if not self.is_held():
+                    _thread.interrupt_main()  # as Ctrl-C: what this run would still write is another one's
+                    return
+                write_whole(self._object(self._number), self._content(released=False))
             except Exception:  # the store is away for a moment; `check` finds out what follows from that
                 continue
 
@@ -199,7 +206,7 @@ class StoreLock:
     def _read(self, number: int) -> dict[str, Any]:
         """The content of an object; empty when a faster run has removed it."""
         try:
-            content: dict[str, Any] = json.loads(self._object(number).read_text())
+            content: dict[str, Any] = json.loads(read_whole(self._object(number)))
         except FileNotFoundError:
             return {}
         return content

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.fingerprint import Ingredients
 from stages.contract import StageResult
-from stages.storage import StorePath, file_records, parquet_source, write_whole
+from stages.storage import StorePath, file_records, parquet_source, read_whole, write_whole
 
 MANIFEST = "manifest.json"
 
@@ -59,7 +59,7 @@ class Manifest:
     @classmethod
     def read(cls, path: StorePath) -> Manifest:
         """Read a manifest; ValueError, KeyError or TypeError when it is not one."""
-        return cls(**json.loads(path.read_text()))
+        return cls(**json.loads(read_whole(path)))
 
     def write(self, path: StorePath) -> None:
         """Write the manifest so that it is there, whole, before anything refers to it."""

@@ -29,7 +29,17 @@ from pipelines.errors import PipelineError, folder_error
 from pipelines.store.lock import StoreLock, disk_lock
 from pipelines.store.manifest import MANIFEST, Manifest
 from stages.cache import cache_folder
-from stages.storage import StorageError, StorePath, file_record, file_records, modified, remove, store_path, write_whole
+from stages.storage import (
+    StorageError,
+    StorePath,
+    file_record,
+    file_records,
+    modified,
+    read_whole,
+    remove,
+    store_path,
+    write_whole,
+)
 
 #: Ends the name of the folder of what a stage goes on from.
 SCRATCH = ".scratch"
@@ -206,7 +216,7 @@ class Store:
             PipelineError: Nothing has run in this folder.
         """
         try:
-            latest = json.loads(self.latest_file.read_text())
+            latest = json.loads(read_whole(self.latest_file))
             return latest["config"], latest["stages"]
         except FileNotFoundError as error:
             raise PipelineError(

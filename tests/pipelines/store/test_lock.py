@@ -64,10 +64,21 @@ def test_the_lock_of_a_dead_run_is_taken_after_its_silence(folder: UPath) -> Non
         lock.check()
         with pytest.raises(PipelineError, match=r"has taken .*run, because this one was silent"):
             dead.check()
-        dead.__exit__(None, None, None)  # it comes back, and releases nothing
+        dead.__exit__(None, None, None)  # it ends, and releases nothing
         lock.check()
         with pytest.raises(PipelineError, match="is at work"):
             lock_of(folder).__enter__()
+
+
+def test_a_run_that_comes_back_is_stopped(folder: UPath) -> None:
+    def come_back() -> None:
+        with lock_of(folder) as lock:
+            write_whole(lock._object(lock._number + 1), json.dumps({"holder": "job 8"}))
+            time.sleep(5)
+            pytest.fail("it works on beside the other run")
+
+    with pytest.raises(PipelineError, match=r"Another run \(job 8\) has taken"):
+        come_back()
 
 
 def test_of_many_that_find_a_dead_run_one_takes_its_lock(folder: UPath) -> None:
