@@ -38,10 +38,15 @@ def on_this_machine(location: str, setting: str) -> str:
         setting: It is of.
 
     Raises:
-        StageError: The machine has no such folder.
+        StageError: The machine, or the store, has no such folder.
     """
     if "://" in location:
-        return str(local_copy(store_path(location)))
+        try:
+            return str(local_copy(store_path(location)))
+        except FileNotFoundError as error:
+            raise StageError(
+                f"{setting}: there is nothing at {location}: run the stage that writes it again."
+            ) from error
     if Path(location).is_absolute() and not Path(location).exists():
         instead = "a URI" if setting == "run.folder" else "a hub id"
         raise StageError(

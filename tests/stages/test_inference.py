@@ -48,7 +48,9 @@ def test_a_folder_of_a_store_is_copied(bucket: str, tmp_path: Path) -> None:
     local = Path(on_this_machine(f"{bucket}/model", "run.folder"))
     assert local.is_relative_to(cache_folder())
     assert (local / "config.json").read_text() == "{}"
-    with pytest.raises(FileNotFoundError, match=r"There is no file or folder s3://.*/nothing"):
+    with pytest.raises(
+        StageError, match=r"^run.folder: there is nothing at s3://.*/nothing: run the stage that writes"
+    ):
         on_this_machine(f"{bucket}/nothing", "run.folder")
 
 
