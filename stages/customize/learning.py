@@ -111,7 +111,8 @@ def _score(
         checkpoints={step: str(folder) for step, folder in folders.items()},
     )
     gpus = int(context.config.customize.trainer.use_gpu)
-    options = {"num_cpus": context.config.run.cpus or 1, "num_gpus": gpus, "label_selector": node_selector(gpus)}
+    cpus = 1 if gpus else context.config.run.cpus or 1
+    options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": node_selector(gpus)}
     remote: Any = ray.remote(**options, num_returns="streaming")(score_concept)
     for result in map(ray.get, remote.remote(job)):
         if isinstance(result, Scored):

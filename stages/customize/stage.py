@@ -22,7 +22,7 @@ from stages.customize.learning import LearnedConcept, learn_concept, stop_reques
 from stages.customize.preparation import PreparedSubject, prepare_subjects
 from stages.customize.side_by_side import Board, run_side_by_side
 from stages.customize.subjects import Subject, find_subjects
-from stages.ray_tools.cluster import cluster_cores
+from stages.ray_tools.cluster import cluster_cores, node_cores
 from stages.storage import local_folder, write_whole
 
 #: The name of the concept that all subjects are learned in together.
@@ -57,7 +57,8 @@ def _learn_all(
     usable = [own for own in groups.values() if all(isinstance(prepared[one.name], PreparedSubject) for one in own)]
     of_classes = class_pictures([subject.word for own in usable for subject in own], context)
     at_once = min(len(groups), _at_once(config))
-    cores = max(1, (context.config.run.cpus or cluster_cores()) // at_once)
+    share = max(1, (context.config.run.cpus or cluster_cores()) // at_once)
+    cores = min(share, max(node_cores()))  # what scores a concept is on one node
     own_config = dataclasses.replace(context.config, run=dataclasses.replace(context.config.run, cpus=cores))
     scratch = {name: context.scratch / "concepts" / name for name in groups}
     board = Board(report=context.report, totals=dict.fromkeys(groups, config.steps))

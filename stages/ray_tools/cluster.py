@@ -17,7 +17,6 @@ from typing import IO, Any
 
 from stages.contract import StageError
 from stages.ray_tools.addresses import JOB_VARIABLE
-from stages.ray_tools.placement import cpu_nodes
 from stages.ray_tools.runtime_environment import runtime_environment
 
 #: Ray's processes must find each other within 30 seconds, which a busy machine may miss; Ray has no setting for it.
@@ -34,7 +33,12 @@ def logical_cpus() -> int:
 
 
 def cluster_cores() -> int:
-    """Cores for work without GPUs of the cluster that this process is connected to.
+    """Cores for work without GPUs of the cluster that this process is connected to."""
+    return sum(node_cores())
+
+
+def node_cores() -> list[int]:
+    """Cores of each node of that cluster that does work without GPUs, one at least.
 
     A local Ray has more CPUs than this machine has cores (see `logical_cpus`), but that many busy tasks would only
     compete for the cores, and each takes memory.
@@ -43,7 +47,7 @@ def cluster_cores() -> int:
 
     here = ray.get_runtime_context().get_node_id()
     nodes = [(node["NodeID"], int(node["Resources"].get("CPU", 0))) for node in cpu_nodes(ray.nodes())]
-    return max(1, sum(min(cpus, os.cpu_count() or 1) if node == here else cpus for node, cpus in nodes))
+    return [min(cpus, os.cpu_count() or 1) if node == here else cpus for node, cpus in nodes if cpus] or [1]
 
 
 def nodes_may_join() -> bool:
