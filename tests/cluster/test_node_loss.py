@@ -247,7 +247,7 @@ def test_the_head_is_killed_and_another_one_goes_on(
     assert lost.stdout.splitlines()[-1].startswith("error: ")
     assert "has locked s3://" in second
     assert "train_adapter  starts (interrupted; goes on from there)" in second
-    assert "cache_latents" not in second
+    assert "] cache_latents" not in second
     bucket.assert_outputs(undisturbed, ("cache_latents",))
     assert weights(bucket.manifests()) == weights(undisturbed)
 
