@@ -5,9 +5,7 @@ The nodes share no disk. One cluster serves all tests: each puts back what it to
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +27,7 @@ from tests.support.cluster_runs import (
 )
 from tests.support.hosts import Host
 
-pytestmark = [pytest.mark.slow, needs_nodes]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000), needs_nodes]
 
 DATA_STAGES = ("ingest", "filter", "cache_latents")
 NODES = 3
@@ -165,7 +163,7 @@ def test_workers_are_killed_for_memory_and_a_node_joins(
     pressed = cluster.add_node(NodeOptions(name="pressed", cpus=1, environment=SHORT_OF_MEMORY))
     wait_until(lambda: "running low on memory" in raylet_log(pressed), "Ray's monitor has killed no worker")
     pressed.kill()
-    for task in ("inspect", "copy_group", "Encoder"):
+    for task in ("inspect", "Encoder"):
         kill_worker(nodes.alive, task)
     run.finish()
 
@@ -179,8 +177,7 @@ def raylet_log(node: Host) -> str:
 
 def kill_worker(nodes: list[Host], task: str) -> None:
     node = node_at_work(nodes, task)
-    for process in workers_of(node, task):
-        os.kill(process, signal.SIGKILL)
+    node.run("kill", "-KILL", *map(str, workers_of(node, task)))
 
 
 @pytest.mark.nightly
@@ -247,7 +244,7 @@ def test_the_head_is_killed_and_another_one_goes_on(
     assert lost.stdout.splitlines()[-1].startswith("error: ")
     assert "has locked s3://" in second
     assert "train_adapter  starts (interrupted; goes on from there)" in second
-    assert "cache_latents" not in second
+    assert "] cache_latents" not in second
     bucket.assert_outputs(undisturbed, ("cache_latents",))
     assert weights(bucket.manifests()) == weights(undisturbed)
 

@@ -100,15 +100,10 @@ def node_at_work(nodes: Sequence[Host], task: str) -> Host:
 
 
 def workers_of(node: Host, task: str) -> list[int]:
-    """The workers of a node that are at work on a task or an actor whose name has this in it: process ids here."""
-    return [pid for pid, title in _processes(node) if title.startswith("ray::") and task in title]
-
-
-def _processes(node: Host) -> Iterable[tuple[int, str]]:
-    """The id, as this machine counts, and the command line of each process of a node."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and (title := _title(folder)).startswith("ray::") and _is_of(folder, node):
-            yield int(folder.name), title
+    """The process ids, on a node, of workers that are at work on a task or an actor whose name has this in it."""
+    processes = (folder for folder in node.folder("/proc").iterdir() if folder.name.isdigit())
+    titles = ((int(folder.name), _title(folder)) for folder in processes)
+    return [process for process, title in titles if title.startswith("ray::") and task in title]
 
 
 def _title(process: Path) -> str:
@@ -116,13 +111,6 @@ def _title(process: Path) -> str:
         return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:  # it has ended
         return ""
-
-
-def _is_of(process: Path, node: Host) -> bool:
-    try:
-        return (process / "ns" / "pid").readlink() == Path(f"/proc/{node.init}/ns/pid").readlink()
-    except OSError:
-        return False
 
 
 def _reported(events: Path, done: int) -> bool:
