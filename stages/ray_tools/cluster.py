@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from stages.contract import StageError
 from stages.ray_tools.addresses import JOB_VARIABLE
+from stages.ray_tools.placement import cpu_nodes
 from stages.ray_tools.runtime_environment import runtime_environment
 
 #: Ray's processes must find each other within 30 seconds, which a busy machine may miss; Ray has no setting for it.
