@@ -64,8 +64,8 @@ class ClusterRun:
 
 
 def command(*words: str) -> list[str]:
-    """The command line of a run."""
-    return ["python", "pipeline.py", "run", *words, *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+    """The command line of a run; the last of two settings counts."""
+    return ["python", "pipeline.py", "run", *(f"--set={key}={value}" for key, value in SETTINGS.items()), *words]
 
 
 def start(host: Host, *words: str) -> ClusterRun:
