@@ -56,6 +56,10 @@ class ClusterRun:
         )
         assert self.command.entered.poll() is None, f"the run has ended: {self.command.wait(1).stdout}"
 
+    def log(self, stage: str) -> str:
+        """What the stage and Ray have printed so far."""
+        return self.host.folder(local_folder() / "logs" / f"{stage}.log").read_text()
+
     def finish(self, seconds: float = 600) -> str:
         """Wait for a good end; returns what the command has printed."""
         ended = self.command.wait(seconds)
