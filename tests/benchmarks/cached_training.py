@@ -146,7 +146,6 @@ def make_task(way: str, inputs: dict[str, Path], cache: Path, size: Size, models
     """Build the training problem, with empty in-memory caches."""
     task = AdapterTask(
         backbone="",
-        setting="backbone.weights",
         encoders={"reference_size": models.encoders.reference_size, "tiles": models.encoders.tiles},
         rows=PlanReader(inputs["curriculum"] / "plan"),
         picture=PlanPictures.of(inputs),
