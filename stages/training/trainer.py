@@ -32,6 +32,8 @@ from stages.training.record import STORE_SECONDS, RecordReader
 Curves = dict[str, list[tuple[int, float]]]
 
 _POLL_SECONDS = 0.5
+#: Ray says it of a worker whose machine no longer answers.
+_LOST_NODE = "node was terminated"
 #: The project's own errors about configuration and data: sentences for the user; another attempt would fail again.
 _USER_ERRORS = (ModelError, StageError)
 
@@ -188,7 +190,11 @@ def _error_message(name: str, error: Exception, batch_setting: str) -> str:
         return f"training {name} failed because its disk is full: free some space, and run again to resume."
     causes = [_last_line(failure) for failure in failures]
     own = [cause for cause in causes if "gloo" not in cause.lower() and "nccl" not in cause.lower()]
-    return f"training {name} failed: {(own or causes)[0]}"
+    if not own:
+        return f"training {name} failed: a worker or its machine was lost"
+    if _LOST_NODE in own[0]:
+        return f"training {name} failed: the machine of a worker was lost or cut off"
+    return f"training {name} failed: {own[0]}"
 
 
 def _failures(error: Exception) -> list[Exception]:

@@ -56,6 +56,10 @@ class ClusterRun:
         )
         assert self.command.entered.poll() is None, f"the run has ended: {self.command.wait(1).stdout}"
 
+    def log(self, stage: str) -> str:
+        """What the stage and Ray have printed so far."""
+        return self.host.folder(local_folder() / "logs" / f"{stage}.log").read_text()
+
     def finish(self, seconds: float = 600) -> str:
         """Wait for a good end; returns what the command has printed."""
         ended = self.command.wait(seconds)
@@ -64,8 +68,8 @@ class ClusterRun:
 
 
 def command(*words: str) -> list[str]:
-    """The command line of a run."""
-    return ["python", "pipeline.py", "run", *words, *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+    """The command line of a run; the last of two settings counts."""
+    return ["python", "pipeline.py", "run", *(f"--set={key}={value}" for key, value in SETTINGS.items()), *words]
 
 
 def start(host: Host, *words: str) -> ClusterRun:

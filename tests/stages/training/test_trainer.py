@@ -23,7 +23,7 @@ from stages.contract import StageContext, StageError
 from stages.local_copies import local_copy
 from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
-from stages.training.trainer import Curves, fit, plot_curves, read_curves
+from stages.training.trainer import Curves, _error_message, fit, plot_curves, read_curves
 from tests.support.contexts import make_context
 from tests.support.training_tasks import LinearTask
 
@@ -246,3 +246,22 @@ def test_a_failing_task_ends_in_its_own_sentence(ray_cluster: str, tmp_path: Pat
         fit_linear(LinearTask(fail_at=5, failing_ranks=(1,)), config, make_context(tmp_path, events=events))
     assert "warning" not in {event["event"] for event in events}
     assert steps_of(tmp_path / METRICS_FILE) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("causes", "sentence"),
+    [
+        (
+            ["RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer"],
+            "a worker or its machine was lost",
+        ),
+        (["NCCL error: remote process exited", "gloo: timed out"], "a worker or its machine was lost"),
+        (["the actor's node was terminated unexpectedly: missing heartbeats"], "the machine of a worker was lost"),
+        (["gloo: closed by peer", "the actor's node was terminated expectedly"], "the machine of a worker was lost"),
+        (["gloo: closed by peer", "the batch is empty"], "RuntimeError: the batch is empty"),
+    ],
+)
+def test_lost_workers_are_one_sentence(causes: list[str], sentence: str) -> None:
+    error = RuntimeError("workers failed")
+    error.worker_failures = {rank: RuntimeError(cause) for rank, cause in enumerate(causes)}  # type: ignore[attr-defined]
+    assert sentence in _error_message("adapter", error, "curriculum.batch_size")
