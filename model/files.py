@@ -5,14 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from model.errors import ModelError
-
-if TYPE_CHECKING:
-    from upath import UPath
 
 #: The longer marks first: UTF-32's begins with UTF-16's.
 _BYTE_ORDER_MARKS = (
@@ -24,6 +21,28 @@ _BYTE_ORDER_MARKS = (
 )
 #: Any of these marks, once decoded.
 BYTE_ORDER_MARK = "\ufeff"
+
+
+class File(Protocol):
+    """A file on a disk, or elsewhere."""
+
+    def read_bytes(self) -> bytes:
+        """Its content."""
+
+
+class Entry(Protocol):
+    """A file or a folder."""
+
+    @property
+    def name(self) -> str:
+        """Without the folder."""
+
+
+class Folder(Protocol):
+    """A folder on a disk, or elsewhere."""
+
+    def iterdir(self) -> Iterable[Entry]:
+        """What is in it."""
 
 
 class TextError(ModelError):
@@ -116,7 +135,7 @@ def decode_with_losses(data: bytes) -> str:
         return data.decode("utf-8", "replace")
 
 
-def read_text(file: Path | UPath) -> str:
+def read_text(file: File) -> str:
     """The text of a file, as `decode_text` reads it.
 
     Raises:

@@ -22,19 +22,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFile
 
 from model.errors import ModelError
-from model.files import printable_name, visible_entries
+from model.files import Folder, printable_name, visible_entries
 from model.pictures.colours import is_srgb, to_srgb
 from model.pictures.containers import PictureFile, take_apart
 from model.pictures.exif import orientation
 from model.pictures.layers import decode_layers, png_depth
-
-if TYPE_CHECKING:
-    from upath import UPath
 
 MAX_PIXELS = 64_000_000  # a picture of 8000 x 8000; about 200 MB once decoded
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
@@ -186,7 +182,7 @@ def picture_files(folder: Path) -> list[Path]:
     ]
 
 
-def left_out_pictures(folder: Path | UPath) -> str | None:
+def left_out_pictures(folder: Folder) -> str | None:
     """A sentence on the pictures that `picture_files` leaves out for their names; None if there are none.
 
     Cameras name pictures in Adobe RGB so: `_MG_0001.JPG`; phones write HEIC.

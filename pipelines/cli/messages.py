@@ -17,6 +17,7 @@ from pipelines.store.records import EXPERIMENT
 from pipelines.store.store import Output, Store
 from pipelines.tracking_store import tracking_store
 from stages.config import Config
+from stages.storage import is_remote
 from stages.tracking_uri import is_server
 
 #: Inside the output of `evaluate`.
@@ -79,6 +80,8 @@ def example_subject(outputs: Mapping[str, Output]) -> tuple[str, str]:
     if "microworld" not in outputs:
         return "my_dog.jpg", "dog"
     subjects = outputs["microworld"].folder / "subjects"
+    if is_remote(subjects):
+        return "docs/subject.png", "mug"  # `generate` takes a file, and the code comes with this one
     entry = json.loads((subjects / "subjects.json").read_text())[0]
     return str(subjects / entry["pictures"][0]), entry["word"]
 

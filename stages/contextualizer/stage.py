@@ -61,6 +61,7 @@ def run(context: StageContext) -> StageResult:
         section="contextualizer.trainer",
         batch_size=config.batch_size,
         batch_setting="contextualizer.batch_size",
+        backbone_setting=backbone_setting(context.config.backbone),
     )
     copy_folder(weights, context.output / "contextualizer")
     with local_folder(context.output) as folder:

@@ -17,7 +17,7 @@ from model.training.precision import HALVES
 from stages.contract import StageContext
 from stages.customize.preparation import PreparedSubject, customization_settings
 from stages.customize.scores import Scored, ScoringJob, score_concept
-from stages.inference import backbone_location, model_errors_as_stage_errors
+from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors
 from stages.ray_tools.placement import node_selector
 from stages.storage import StorePath, absolute, open_output
 from stages.training.trainer import Curves, fit
@@ -72,6 +72,7 @@ def learn_concept(
             section="customize.trainer",
             batch_size=config.batch_size,
             batch_setting="customize.batch_size",
+            backbone_setting=backbone_setting(context.config.backbone),
         )
         folders = _checkpoints(weights, config.steps)
         scored = tuple(_score(subject, folders, task, context) for subject in task.subjects)

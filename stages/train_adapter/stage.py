@@ -20,7 +20,7 @@ from model.training.precision import HALVES
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.encodings import StoredEncodings
 from stages.data.plan import PlanPictures, PlanReader, check_plan
-from stages.inference import backbone_location, loading_options, model_errors_as_stage_errors
+from stages.inference import backbone_location, backbone_setting, loading_options, model_errors_as_stage_errors
 from stages.local_copies import local_copy
 from stages.storage import StorePath, absolute, copy_folder, local_folder
 from stages.train_adapter.config import TrainAdapterConfig
@@ -50,6 +50,7 @@ def run(context: StageContext) -> StageResult:
         batch_size=math.gcd(*plan.batch_sizes()),
         batch_setting="curriculum.batch_size",
         data_workers=config.data_workers,
+        backbone_setting=backbone_setting(context.config.backbone),
     )
     copy_folder(weights, context.output / "adapter")
     _draw(curves, weights.with_name("adapter-samples"), task.preview_subjects, context)

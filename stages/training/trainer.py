@@ -16,7 +16,6 @@ from typing import Any
 from model.errors import ModelError
 from model.training.task import SamplingTask, TrainingTask
 from stages.contract import Reporter, StageContext, StageError
-from stages.inference import backbone_setting
 from stages.ray_tools.placement import node_selector
 from stages.storage import StorePath, absolute, is_remote, remove, write_whole
 from stages.storage_errors import storage_error
@@ -50,6 +49,7 @@ def fit(
     batch_size: int,
     batch_setting: str,
     data_workers: int = 0,
+    backbone_setting: str = "backbone.weights",
 ) -> tuple[StorePath, Curves]:
     """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its metrics.
 
@@ -60,7 +60,8 @@ def fit(
     `stages.training.elasticity`).
     SIGTERM ends the training with a checkpoint. `section` is the configuration's with `config`, `batch_setting` the key
     to lower when a step's batch of `batch_size` examples does not fit into memory. `data_workers` processes for each
-    worker prepare the batches of a `FedTask`; with 0 the worker prepares them itself.
+    worker prepare the batches of a `FedTask`; with 0 the worker prepares them itself. `backbone_setting` is the one
+    that a worker names which does not find the task's backbone.
 
     Raises:
         StageError: A local Ray is too small for the configuration; the last checkpoint is damaged or belongs to another
@@ -79,7 +80,7 @@ def fit(
         folder=folder,
         name=name,
         data_workers=data_workers,
-        backbone_setting=backbone_setting(context.config.backbone),
+        backbone_setting=backbone_setting,
     )
     check_resume(job)
     remove(job.stop_request)
