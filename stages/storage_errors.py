@@ -1,7 +1,7 @@
 """What the errors of object stores mean, in one sentence with what to do.
 
-The libraries raise errors of many kinds for one cause. They are told apart by the store's code, where it sent one, and
-by the names of the exceptions, so that no library of a store is imported that nobody uses.
+The libraries raise errors of many kinds for one cause. They are distinguished by the store's code, where it sent one,
+and by the names of the exceptions, so that no library of a store is imported that nobody uses.
 """
 
 from __future__ import annotations

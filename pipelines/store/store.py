@@ -47,6 +47,8 @@ SCRATCH = ".scratch"
 SECOND = ".2"
 #: Ends the name of a file beside the scratch folder: the stage is being made from scratch.
 RESTART = ".restart"
+#: Schemes that can be read, but not written for other processes.
+_UNUSABLE = ("http", "https", "memory", "data")
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,11 @@ class Store:
         """The run folder that a path or a URI names.
 
         Raises:
-            PipelineError: No installed package reads the URI.
+            PipelineError: No installed package reads the URI, or nothing can be written there for other processes.
         """
+        scheme = location.partition("://")[0]
+        if scheme in _UNUSABLE:
+            raise PipelineError(f"run.folder: nothing can be kept at {location}; give a folder, or s3://bucket/folder.")
         try:
             return cls(store_path(location))
         except StorageError as error:

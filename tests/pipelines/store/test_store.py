@@ -224,3 +224,11 @@ def test_other_troubles_stay_what_they_are(store: Store) -> None:
         raise PermissionError(13, "Permission denied", "/etc/shadow")
     with pytest.raises(json.JSONDecodeError), store.writable():
         json.loads("{")
+
+
+@pytest.mark.parametrize(
+    "location", ["http://host/run", "https://host/run", "memory://host/run", "s3://", "gs://b/run"]
+)
+def test_a_place_where_no_run_can_be_kept_is_refused(location: str) -> None:
+    with pytest.raises(PipelineError, match=r"^run\.folder: .*://"):
+        Store.at(location)
