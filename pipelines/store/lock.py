@@ -10,11 +10,11 @@ its number is still the highest before it commits, and stops when it is not.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -68,7 +68,8 @@ def describe_holder() -> str:
 class StoreLock:
     """The lock of a folder in an object store; use it as a context manager, in the main thread.
 
-    When another run takes the folder, the block is interrupted as by Ctrl-C, and ends with the error of `check`.
+    When another run takes the folder, the block gets a SIGTERM; where that is a KeyboardInterrupt (see
+    `pipelines.execution.signals`), it ends with the error of `check`.
 
     Attributes:
         wait: Called while another run's silence is waited for, with a sentence.
@@ -175,7 +176,7 @@ class StoreLock:
         while not self._ended.wait(self.heartbeat_seconds):
             try:
                 if not self.is_held():
-                    _thread.interrupt_main()  # as Ctrl-C: what this run would still write is another one's
+                    _stop_this_run()
                     return
                 write_whole(self._object(self._number), self._content(released=False))
             except Exception:  # the store is away for a moment; `check` finds out what follows from that
@@ -213,3 +214,12 @@ class StoreLock:
 
     def _written(self, number: int) -> float:
         return modified(self._object(number))
+
+
+def _stop_this_run() -> None:
+    """Interrupt the main thread: what this run would still write is another one's.
+
+    Not by SIGINT, which shells ignore in background jobs; and only where SIGTERM does not end the process at once.
+    """
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -184,6 +184,7 @@ def test_a_stopped_training_writes_a_checkpoint_first(stopped: tuple[Path, Stop]
     assert "mlflow" not in stopped[1].printed.lower()
 
 
+@pytest.mark.nightly  # tests/stages/training has the same in small
 def test_a_training_continues_with_another_operation(resumed: Path) -> None:
     """That a resumed training has the same result is tested in `test_trainer.py`."""
     (output,) = (resumed / "stages" / "train_adapter").iterdir()

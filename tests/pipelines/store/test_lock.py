@@ -11,6 +11,7 @@ import pytest
 from upath import UPath
 
 from pipelines.errors import PipelineError
+from pipelines.execution.signals import stopped_by_signals
 from pipelines.store.lock import StoreLock
 from stages.storage import store_path, write_whole
 
@@ -72,7 +73,7 @@ def test_the_lock_of_a_dead_run_is_taken_after_its_silence(folder: UPath) -> Non
 
 def test_a_run_that_comes_back_is_stopped(folder: UPath) -> None:
     def come_back() -> None:
-        with lock_of(folder) as lock:
+        with stopped_by_signals(), lock_of(folder) as lock:
             write_whole(lock._object(lock._number + 1), json.dumps({"holder": "job 8"}))
             time.sleep(5)
             pytest.fail("it works on beside the other run")

@@ -309,8 +309,12 @@ def test_a_picture_that_takes_too_long_is_a_timeout(server: Server) -> None:
 @pytest.mark.slow
 def test_work_stops_when_the_client_has_gone(server: Server) -> None:
     def seconds() -> float:
-        start = time.monotonic()
-        assert server.ask(steps=20).status_code == 200
+        for _ in range(10):
+            start = time.monotonic()
+            if (answer := server.ask(steps=20)).status_code != 504:  # the machine is busy with other tests
+                break
+            time.sleep(5)
+        assert answer.status_code == 200
         return time.monotonic() - start
 
     before = seconds()
