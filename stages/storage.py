@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -161,14 +162,14 @@ def upload(source: Path, target: StorePath) -> None:
 
 def copy_file(source: StorePath, target: StorePath) -> None:
     """Copy one file between disk and store; inside a store without moving its bytes through this machine."""
-    if isinstance(source, Path) and isinstance(target, Path):
+    if isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        if isinstance(source, Path):
+            shutil.copyfile(source, target)
+        else:
+            source.fs.get_file(source.path, str(target))
     elif isinstance(source, Path):
-        target.fs.put_file(str(source), target.path)  # type: ignore[union-attr]
-    elif isinstance(target, Path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.fs.get_file(source.path, str(target))
+        target.fs.put_file(str(source), target.path)
     else:
         source.fs.cp_file(source.path, target.path)
 
@@ -274,6 +275,15 @@ def _object_record(folder: UPath, info: Mapping[str, Any]) -> dict[str, Any]:
     given = info.get("ETag") or info.get("md5Hash") or info.get("etag") or settings.get("content_md5")
     checksum = str(given).strip('"') if given else hashlib.sha256(folder.fs.cat_file(info["name"])).hexdigest()
     return {"bytes": int(info["size"]), "etag": checksum}
+
+
+def listed_time(folder: UPath, info: Mapping[str, Any]) -> float:
+    """When an object was written, in seconds since 1970, from what the listing of a folder says of it.
+
+    S3, Google and Azure each have a name for it; of another store it is asked for.
+    """
+    time = next((info[key] for key in ("LastModified", "mtime", "last_modified") if info.get(key)), None)
+    return float((time if isinstance(time, datetime) else folder.fs.modified(info["name"])).timestamp())
 
 
 def modified(path: StorePath) -> float:

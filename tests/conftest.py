@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from pipelines.execution.environment import set_environment
-from tests.support.object_store import ObjectServer, bucket, object_server  # noqa: F401
+from tests.support.object_store import ObjectServer, bucket, object_server  # noqa: F401 (fixtures)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Ray's workers and the processes that tests start import the project from here, whether it is installed or not.
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(object_server: ObjectServer) -> Iterator[str]:  # noqa: F811
+def ray_cluster(object_server: ObjectServer) -> Iterator[str]:  # noqa: F811 (the fixture)
     """The address of a local Ray head that this process is connected to; one for the whole session."""
     from pipelines.execution.environment import temporary_folder
     from stages.ray_tools.cluster import local_cluster

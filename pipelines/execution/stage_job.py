@@ -22,7 +22,8 @@ from pipelines.plan import Step
 from pipelines.store.manifest import describe_output
 from pipelines.store.store import Output, Store, Work
 from stages.contract import StageResult
-from stages.storage import copy_file, is_remote, store_path
+from stages.storage import copy_file, is_remote, read_whole, store_path
+from stages.storage_errors import storage_error
 
 #: A stage's process must end this soon after its result.
 GRACE_SECONDS = 10
@@ -99,7 +100,9 @@ class StageJob:
         def copy() -> None:
             while True:
                 over = ended.wait(LOG_SECONDS)
-                with contextlib.suppress(OSError):  # the next copy has all lines
+                with contextlib.suppress(
+                    Exception
+                ):  # each store has exceptions of its own; the next copy has all lines
                     copy_file(log, store.folder / "logs" / log.name)
                 if over:
                     return
@@ -204,9 +207,10 @@ class StageJob:
 def _with_content(event: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add the picture's bytes to a sample: the commit deletes its file, perhaps before the tracker logs it."""
     try:
-        return {**event, "content": store_path(event["path"]).read_bytes()}
-    except OSError as error:
-        return {"event": "warning", "text": f"the sample {event['path']} cannot be read: {error.strerror}"}
+        return {**event, "content": read_whole(store_path(event["path"]))}
+    except Exception as error:  # each object store has exceptions of its own
+        reason = getattr(error, "strerror", None) or storage_error(error, event["path"]) or type(error).__name__
+        return {"event": "warning", "text": f"the sample {event['path']} cannot be read: {reason}"}
 
 
 def _exit_reason(returncode: int) -> str:

@@ -13,7 +13,7 @@ from pipelines.errors import PipelineError, UsageError
 from pipelines.store.manifest import MANIFEST
 from pipelines.store.store import RESTART, SCRATCH, Output, Store
 from stages import storage
-from stages.storage import StorePath, absolute
+from stages.storage import StorePath, absolute, listed_time, names_below
 
 
 class State(Enum):
@@ -110,7 +110,7 @@ def remove(store: Store, entries: Sequence[Entry]) -> None:
             storage.remove(folder)
             storage.remove(folder.with_name(f"{_fingerprint(folder)}{RESTART}"))
         except OSError as error:
-            raise PipelineError(f"{folder} cannot be removed ({error.strerror}); nothing more was.") from error
+            raise PipelineError(f"{folder} cannot be removed ({error.strerror or error}); nothing more was.") from error
 
 
 def _entry(folders: Sequence[StorePath], state: State) -> Entry:
@@ -134,8 +134,8 @@ def _files(folder: StorePath) -> Iterator[tuple[int, float]]:
                 status = file.lstat()
                 yield status.st_size, status.st_mtime
         return
-    for info in folder.fs.find(folder.path, detail=True).values():
-        yield int(info["size"]), folder.fs.modified(info["name"]).timestamp()
+    for info in names_below(folder).values():
+        yield int(info["size"]), listed_time(folder, info)
 
 
 def _used_outputs(store: Store) -> set[tuple[str, str]]:

@@ -35,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def measure(nodes: int, pictures: int) -> dict[str, float]:
-    """The seconds of each stage on so many nodes."""
+    """The seconds of each stage on this number of nodes."""
     settings = {
         "run.folder": f"s3://{BUCKET}/{FOLDER}",
         "microworld.pictures": pictures,

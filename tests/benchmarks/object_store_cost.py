@@ -32,20 +32,11 @@ from stages.storage import StorePath, store_path
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.environment import set_benchmark_environment
 from tests.support.contexts import make_context
+from tests.support.data_stages import INPUTS
 from tests.support.object_store import ObjectServer
 from tests.support.random_backbone import write_random_backbone
 
 KINDS = ("PUT", "GET", "HEAD", "LIST", "DELETE")
-#: The stages, with the stages that each reads.
-STAGES: Mapping[str, tuple[str, ...]] = {
-    "microworld": (),
-    "ingest": ("microworld",),
-    "filter": ("ingest",),
-    "multiview": ("microworld",),
-    "curriculum": ("filter", "multiview"),
-    "cache_latents": ("filter", "multiview", "curriculum"),
-    "prompts": ("filter",),
-}
 
 
 @dataclass
@@ -107,7 +98,7 @@ def counted_store() -> Iterator[tuple[CountingApplication, ObjectServer]]:
 
 def context_of(stage: str, run: StorePath, pictures: int, shard: int, backbone: Path) -> StageContext:
     """The stage's context in a run folder: its output is `<stage>/output`. A shard has `shard` rows."""
-    inputs = {name: run / name / "output" for name in STAGES[stage]}
+    inputs = {name: run / name / "output" for name in INPUTS[stage]}
     return make_context(
         run / stage,
         {**inputs, "base": backbone} if stage == "cache_latents" else inputs,
@@ -152,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--samples-per-shard", type=int, default=600)
-    parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=tuple(INPUTS), default=list(INPUTS))
     options = parser.parse_args(arguments)
     set_benchmark_environment("micro")
     with tempfile.TemporaryDirectory() as name, counted_store() as (application, server):

@@ -23,6 +23,7 @@ from stages.filter.adoption import adopt_file
 from stages.filter.layouts import find_layout
 from stages.storage import StorePath, file_records, store_path, upload
 from tests.support.contexts import make_context
+from tests.support.data_stages import INPUTS
 from tests.support.random_backbone import write_random_backbone
 from tests.support.tiny_plan import encoded_picture
 
@@ -35,15 +36,6 @@ CHANGES: Mapping[str, Any] = {
     "curriculum": {"steps": 4, "batch_size": 4},
     "cache_latents": {"enabled": True, "batch_size": 8},
     "prompts": {"concepts": ["duck"], "prompts_per_concept": 10, "captions": 5},
-}
-INPUTS: Mapping[str, tuple[str, ...]] = {
-    "microworld": (),
-    "ingest": ("microworld",),
-    "filter": ("ingest",),
-    "multiview": ("microworld",),
-    "curriculum": ("filter", "multiview"),
-    "cache_latents": ("filter", "multiview", "curriculum"),
-    "prompts": ("filter",),
 }
 
 

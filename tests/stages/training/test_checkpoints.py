@@ -5,23 +5,13 @@ from __future__ import annotations
 import json
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from stages.contract import StageError
-from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter, difference
-
-STATE: dict[str, Any] = {"step": 100, "loss": 0.5, "config": {}}
-
-
-def write(folder: CheckpointFolder, step: int, loss: float | None = 0.5, workers: int = 2) -> Checkpoint:
-    checkpoint = folder.at(step)
-    for rank in reversed(range(workers)):
-        state = {**STATE, "step": step, "loss": loss} if rank == 0 else None
-        checkpoint.write_share(rank, workers, {f"weight/{rank}": torch.full((2, 3), float(rank))}, state)
-    return checkpoint
+from stages.training.checkpoints import CheckpointFolder, CheckpointWriter, difference
+from tests.support.checkpoints import STATE, write
 
 
 def test_the_shares_of_all_workers_are_read_back(tmp_path: Path) -> None:

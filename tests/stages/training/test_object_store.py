@@ -28,24 +28,15 @@ from stages.training.record import RecordReader
 from stages.training.trainer import check_resume, read_curves
 from tests.stages.training.test_loop import STEPS, make_job, trained
 from tests.stages.training.test_trainer import CONFIG, SEED, assert_same, fit_linear, plain_loop
+from tests.support.checkpoints import STATE, write
 from tests.support.contexts import make_context
 from tests.support.training_tasks import LinearTask
-
-STATE: dict[str, Any] = {"loss": 0.5, "config": {}}
 
 
 @pytest.fixture
 def folder(bucket: str, monkeypatch: pytest.MonkeyPatch) -> StorePath:
     monkeypatch.setattr(record, "STORE_SECONDS", 0.05)
     return store_path(f"{bucket}/run/train")
-
-
-def write(folder: CheckpointFolder, step: int, loss: float | None = 0.5, workers: int = 2) -> Checkpoint:
-    checkpoint = folder.at(step)
-    for rank in reversed(range(workers)):
-        state = {**STATE, "step": step, "loss": loss} if rank == 0 else None
-        checkpoint.write_share(rank, workers, {f"weight/{rank}": torch.full((2, 3), float(rank))}, state)
-    return checkpoint
 
 
 def test_shares_are_uploaded_and_read_back_on_another_disk(folder: StorePath) -> None:
