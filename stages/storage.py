@@ -52,8 +52,11 @@ def store_path(location: str) -> StorePath:
         raise StorageError(f"{location} is no folder of a bucket: give {scheme}://bucket/folder.")
     try:
         get_filesystem_class(scheme)
-        return UPath(location.rstrip("/"), **_options(scheme))
-    except (ImportError, ValueError) as error:
+        path = UPath(location.rstrip("/"), **_options(scheme))
+        if scheme == "hdfs":
+            path.fs  # noqa: B018 (it loads Java's library, which may be missing)
+        return path
+    except (ImportError, ValueError, OSError) as error:
         raise StorageError(f"{location} cannot be used: {str(error).splitlines()[0]}.") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from pipelines.config.keys import configuration_keys, key_of
 from pipelines.config.words import describe
 from pipelines.errors import UsageError
 from stages.settings import PathKind
+
+#: A mistyped URI, which would be a folder of that name.
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 
 
 def with_absolute_paths(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +47,8 @@ def _absolute(name: str, kind: PathKind, path: str) -> str:
         if not kind.uri:
             raise UsageError(f"{name} takes {describe(key_of(name).type)}, not the URI {path!r}.")
         return path
+    if kind.uri and _ONE_SLASH.match(path):
+        raise UsageError(f"{name} is {path!r}: a URI has two slashes after the colon, as s3://bucket/folder.")
     try:
         place = Path(path).expanduser().absolute()
     except RuntimeError as error:

@@ -66,6 +66,7 @@ def test_a_uri_is_a_folder_of_a_store(location: str) -> None:
         ("s3://bucket", "s3://bucket/folder"),
         ("s3://bucket/", "s3://bucket/folder"),
         ("gopher://bucket/run", "gopher"),
+        ("S3://bucket/run", "S3"),
         ("gs://bucket/run", "gcsfs"),
         ("az://container/run", "adlfs"),
         ("abfs://container/run", "adlfs"),

@@ -353,3 +353,9 @@ def test_a_profile_that_chooses_the_method_is_stronger_than_the_methods_default(
 def test_a_stored_configuration_takes_the_defaults_of_a_method_that_is_chosen_over_it() -> None:
     stored = config_to_dict(load_config("micro"))
     assert chosen(config_from_dict(stored, ["train_adapter.method=realcustom"])) == REALCUSTOM
+
+
+@pytest.mark.parametrize("folder", ["s3:/bucket/run", "gs:/bucket/run", "abfs:/container/run", "file:/data/run"])
+def test_a_uri_with_one_slash_is_no_folder(folder: str) -> None:
+    with pytest.raises(UsageError, match=r"run\.folder .* two slashes"):
+        load_config("micro", [f"run.folder={folder}"])
