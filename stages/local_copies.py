@@ -36,16 +36,25 @@ def local_copy(path: StorePath) -> Path:
     key = hashlib.sha256(json.dumps([str(path), records], sort_keys=True).encode()).hexdigest()[:24]
     place = cache_folder() / "objects" / key
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.with_suffix(".lock")):
+    with FileLock(_lock_file(place)):
         if not _is_whole(place):
             _download(path, records, place)
     return place / "content" / path.name
 
 
 def forget_copy(path: StorePath, copy: Path) -> None:
-    """Delete what `local_copy` made of a path in a store, once no process of this machine needs it."""
+    """Delete what `local_copy` made of a path in a store, once no process of this machine needs it.
+
+    Any number of processes may forget the same copy at the same time.
+    """
     if is_remote(path):
-        remove(copy.parent.parent)
+        place = copy.parent.parent
+        with FileLock(_lock_file(place)):
+            remove(place)
+
+
+def _lock_file(place: Path) -> Path:
+    return place.with_suffix(".lock")
 
 
 def _records_of(path: UPath) -> dict[str, dict[str, Any]]:

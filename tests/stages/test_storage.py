@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from upath import UPath
 
 from stages.cache import cache_folder
-from stages.local_copies import local_copy
+from stages.local_copies import forget_copy, local_copy
 from stages.storage import (
     StorageError,
     StorePath,
@@ -156,6 +157,18 @@ def test_a_copy_is_made_once_and_again_when_either_side_has_changed(
     second = local_copy(model)
     assert second != first
     assert (second / "weights").read_text() == "w2"
+
+
+def test_processes_of_a_machine_forget_a_copy_together(bucket: str) -> None:
+    """As the workers of a training do, all at the same time, when each has read the checkpoint."""
+    folder = store_path(f"{bucket}/checkpoint")
+    for number in range(40):
+        write_whole(folder / f"{number}", "w")
+    copied = local_copy(folder)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: forget_copy(folder, copied), range(8)))
+    assert not copied.exists()
+    assert (local_copy(folder) / "7").read_text() == "w"
 
 
 def test_what_is_not_there_cannot_be_copied(bucket: str) -> None:

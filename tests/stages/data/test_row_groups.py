@@ -60,6 +60,18 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return sent
 
 
+def disk(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    """Let the disk of the cache have this share of its room free."""
+    size = 100 * 2**20
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=size, free=round(free * size)))
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' own disk may be fuller than the cache allows."""
+    disk(monkeypatch, free=0.5)
+
+
 def test_the_same_pictures_are_read(bucket: str, tmp_path: Path) -> None:
     ids = write(tmp_path / "pictures")
     folder = store_path(f"{bucket}/pictures")
@@ -103,7 +115,7 @@ def test_another_dataset_in_the_same_place_is_read_again(bucket: str) -> None:
 def test_the_cache_leaves_a_share_of_the_disk_free(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store_path(f"{bucket}/pictures")
     ids = write(folder)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=100 * 2**20, free=19 * 2**20))
+    disk(monkeypatch, free=0.19)
     store = PictureStore(folder, "picture_id", cached_groups=1)
     for key in ids:
         assert len(store[key]) == 900
