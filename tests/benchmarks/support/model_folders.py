@@ -1,4 +1,7 @@
-"""Stable Diffusion 1.5 and XL at their full size with random weights, in diffusers' folder layout as on the hub."""
+"""Stable Diffusion 1.5 and XL with random weights, in diffusers' folder layout as on the hub.
+
+At their full size, or narrow: with as many blocks and positions, but few channels, for tests.
+"""
 
 from __future__ import annotations
 
@@ -35,41 +38,60 @@ _CLIP_G: dict[str, Any] = {
     "hidden_act": "gelu",
     "projection_dim": 1280,
 }
+_VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+_SDXL_UNET = {**SDXL_UNET, "sample_size": 128}
+#: What narrow models have instead.
+NARROW_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "projection_dim": 32,
+}
+_NARROW_VAE: dict[str, Any] = {"block_out_channels": (8, 16, 32, 32), "norm_num_groups": 4}
+_NARROW_SD15: dict[str, Any] = {
+    "block_out_channels": (32, 64, 64, 64),
+    "attention_head_dim": 2,
+    "cross_attention_dim": 32,
+}
+_NARROW_SDXL: dict[str, Any] = {
+    "block_out_channels": (32, 64, 64),
+    "attention_head_dim": (1, 2, 2),
+    "cross_attention_dim": 64,
+    "projection_class_embeddings_input_dim": 6 * 256 + 32,
+}
 
 
-def write_sd15(folder: Path) -> None:
+def write_sd15(folder: Path, *, narrow: bool = False) -> None:
     """Write Stable Diffusion 1.5 in fp32."""
-    _write_unet(folder, SD15_UNET, torch.float32)
-    _write_vae(folder, torch.float32, scaling_factor=0.18215)
-    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L, torch.float32)
+    unet, vae, text = (_NARROW_SD15, _NARROW_VAE, NARROW_TEXT) if narrow else ({}, {}, {})
+    _write_unet(folder, SD15_UNET | unet, torch.float32)
+    _write_vae(folder, torch.float32, scaling_factor=0.18215, **_VAE | vae)
+    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L | text, torch.float32)
     _write_scheduler(folder, "StableDiffusionPipeline")
 
 
-def write_sdxl(folder: Path) -> None:
+def write_sdxl(folder: Path, *, narrow: bool = False) -> None:
     """Write Stable Diffusion XL in bf16."""
-    _write_unet(folder, {**SDXL_UNET, "sample_size": 128}, torch.bfloat16)
-    _write_vae(folder, torch.bfloat16, scaling_factor=0.13025)
-    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L, torch.bfloat16)
-    _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, _CLIP_G, torch.bfloat16)
+    unet, vae, text = (_NARROW_SDXL, _NARROW_VAE, NARROW_TEXT) if narrow else ({}, {}, {})
+    _write_unet(folder, _SDXL_UNET | unet, torch.bfloat16)
+    _write_vae(folder, torch.bfloat16, scaling_factor=0.13025, **_VAE | vae)
+    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L | text, torch.bfloat16)
+    _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, _CLIP_G | text, torch.bfloat16)
     _write_scheduler(folder, "StableDiffusionXLPipeline")
 
 
 def _write_unet(folder: Path, shape: dict[str, Any], dtype: torch.dtype) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**shape)
-    _randomize(unet, dtype).save_pretrained(folder / "unet", max_shard_size="1GB")
+    randomize(unet, dtype).save_pretrained(folder / "unet", max_shard_size="1GB")
 
 
 def _write_vae(folder: Path, dtype: torch.dtype, **config: Any) -> None:
     with torch.device("meta"):
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            **config,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **config
         )
-    _randomize(vae, dtype).save_pretrained(folder / "vae")
+    randomize(vae, dtype).save_pretrained(folder / "vae")
 
 
 def _write_text_encoder(folder: Path, suffix: str, kind: Any, sizes: dict[str, Any], dtype: torch.dtype) -> None:
@@ -79,12 +101,12 @@ def _write_text_encoder(folder: Path, suffix: str, kind: Any, sizes: dict[str, A
         encoder = kind(config)
     weights = {
         name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}": weight
-        for name, weight in _randomize(encoder, dtype).state_dict().items()
+        for name, weight in randomize(encoder, dtype).state_dict().items()
     }
     place = folder / f"text_encoder{suffix}"
     encoder.config.save_pretrained(place)
     save_file(weights, place / "model.safetensors", {"format": "pt"})
-    _tokenizer().save_pretrained(folder / f"tokenizer{suffix}")
+    clip_tokenizer().save_pretrained(folder / f"tokenizer{suffix}")
 
 
 def _write_scheduler(folder: Path, pipeline: str) -> None:
@@ -95,7 +117,7 @@ def _write_scheduler(folder: Path, pipeline: str) -> None:
     (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
 
 
-def _tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer with a token for each letter, and as many others as CLIP has."""
     characters = [*string.ascii_lowercase, *string.digits, *string.punctuation]
     tokens = [*characters, *(f"{character}</w>" for character in characters)]
@@ -104,7 +126,7 @@ def _tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_TOKENS)
 
 
-def _randomize(model: Any, dtype: torch.dtype) -> Any:
+def randomize(model: Any, dtype: torch.dtype) -> Any:
     """Give a model on the device "meta" weights that keep the scale of what passes through."""
     model.to(dtype).to_empty(device="cpu")
     for module in model.modules():
