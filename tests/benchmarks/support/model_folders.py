@@ -67,7 +67,8 @@ def write_sd15(folder: Path, *, narrow: bool = False) -> None:
     _write_unet(folder, SD15_UNET | unet, torch.float32)
     _write_vae(folder, torch.float32, scaling_factor=0.18215, **_VAE | vae)
     _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L | text, torch.float32)
-    _write_scheduler(folder, "StableDiffusionPipeline")
+    _write_scheduler(folder)
+    _write_index(folder, "StableDiffusionPipeline", "")
 
 
 def write_sdxl(folder: Path, *, narrow: bool = False) -> None:
@@ -77,7 +78,8 @@ def write_sdxl(folder: Path, *, narrow: bool = False) -> None:
     _write_vae(folder, torch.bfloat16, scaling_factor=0.13025, **_VAE | vae)
     _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L | text, torch.bfloat16)
     _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, _CLIP_G | text, torch.bfloat16)
-    _write_scheduler(folder, "StableDiffusionXLPipeline")
+    _write_scheduler(folder)
+    _write_index(folder, "StableDiffusionXLPipeline", "", "_2")
 
 
 def _write_unet(folder: Path, shape: dict[str, Any], dtype: torch.dtype) -> None:
@@ -109,12 +111,25 @@ def _write_text_encoder(folder: Path, suffix: str, kind: Any, sizes: dict[str, A
     clip_tokenizer().save_pretrained(folder / f"tokenizer{suffix}")
 
 
-def _write_scheduler(folder: Path, pipeline: str) -> None:
+def _write_scheduler(folder: Path) -> None:
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
     scheduler.save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+
+
+def _write_index(folder: Path, pipeline: str, *suffixes: str) -> None:
+    parts = {
+        "_class_name": pipeline,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    for suffix in suffixes:
+        kind = "CLIPTextModelWithProjection" if suffix else "CLIPTextModel"
+        parts[f"text_encoder{suffix}"] = ["transformers", kind]
+        parts[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(parts))
 
 
 def clip_tokenizer() -> CLIPTokenizer:
