@@ -68,6 +68,7 @@ _AMOUNTS: dict[str, Any] = {
 }
 _ON_CPUS = {"compute.use_gpu": "false", "compute.workers": 1}
 _START_SECONDS, _ANSWER_SECONDS = 600, 1800
+_WEB_PORT, _SERVER_PORT = 8764, 8765
 _SUBJECT = "dog"
 
 
@@ -88,13 +89,13 @@ class Cost:
 
 @contextmanager
 def photographs_served(folder: Path) -> Iterator[str]:
-    """The address of a loopback server of the folder's files."""
+    """The address of a loopback server of the folder's files. The port is part of the ids, so it stays the same."""
     handler = functools.partial(_QuietHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", _WEB_PORT), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http://127.0.0.1:{_WEB_PORT}"
         finally:
             server.shutdown()
             thread.join()
@@ -160,13 +161,13 @@ class ProfileRun:
         """A command of `pipeline.py`."""
         return [sys.executable, "pipeline.py", name, *arguments, "--profile", self.profile, *self.settings]
 
-    def measure(self, name: str, *arguments: str) -> Cost:
-        """Run a command to its end.
+    def measure(self, title: str, name: str, *arguments: str) -> Cost:
+        """Run a command to its end; `title` names its log.
 
         Raises:
             RuntimeError: It fails; what it printed is in the output folder.
         """
-        log = self._log("-".join((name, *arguments[1:2])))
+        log = self._log(title)
         with log.open("w") as file:
             process = self._start(file, name, *arguments)
             with TreeMeter(process.pid, memory=True) as meter:
@@ -174,7 +175,7 @@ class ProfileRun:
                 process.wait()
                 seconds = time.perf_counter() - began
         if process.returncode:
-            raise RuntimeError(f"{name} {' '.join(arguments)} failed: see {log}")
+            raise RuntimeError(f"{title} failed: see {log}")
         return Cost(seconds=seconds, cpu_seconds=meter.cpu_seconds, peak_bytes=meter.peak_all)
 
     def measure_request(self, picture: Path) -> Cost:
@@ -183,17 +184,18 @@ class ProfileRun:
         Raises:
             RuntimeError: It does not start, or answers with an error.
         """
-        log = self._log("serve")
-        with log.open("w") as file:
-            process = self._start(file, "serve", "--set", "serve.port=8765", "--set", "serve.timeout_seconds=1800")
+        address = f"http://127.0.0.1:{_SERVER_PORT}"
+        with self._log("serve").open("w") as file:
+            limit = f"serve.timeout_seconds={_ANSWER_SECONDS}"
+            process = self._start(file, "serve", "--set", f"serve.port={_SERVER_PORT}", "--set", limit)
             try:
                 with TreeMeter(process.pid, memory=True) as meter:
-                    _wait_until_ready("http://127.0.0.1:8765/ready", process)
+                    _wait_until_ready(f"{address}/ready", process)
                     began = time.perf_counter()
                     answer = requests.post(
-                        "http://127.0.0.1:8765/v1/images/edits",
+                        f"{address}/v1/images/edits",
                         files={"image": picture.read_bytes()},
-                        data={"prompt": f"a {_SUBJECT} in the snow", "word": _SUBJECT},
+                        data={"prompt": f"a [{_SUBJECT}] in the snow"},
                         timeout=_ANSWER_SECONDS,
                     )
                     seconds = time.perf_counter() - began
@@ -229,13 +231,10 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
 def costs(run: ProfileRun, dreambench: Path) -> Iterator[tuple[str, Cost]]:
     """Run all stages, paint a picture, and serve one."""
     for stage in run.stages:
-        yield stage, run.measure("run", "--stage", stage)
+        yield stage, run.measure(stage, "run", "--stage", stage)
     picture = picture_files(dreambench / _SUBJECT)[0]
-    prompt = f"a {_SUBJECT} in the snow"
-    yield (
-        "generate",
-        run.measure("generate", "--subject", str(picture), "--word", _SUBJECT, "--prompt", prompt),
-    )
+    request = ["--subject", str(picture), "--word", _SUBJECT, "--prompt", f"a {_SUBJECT} in the snow"]
+    yield "generate", run.measure("generate", "generate", *request)
     yield "serve, a request", run.measure_request(picture)
 
 
