@@ -66,6 +66,21 @@ def check_files(config: Config, steps: Iterable[Step]) -> None:
                     _check_backbone(path)
 
 
+def blurred_references(config: Config, steps: Iterable[Step]) -> list[str]:
+    """A sentence for each stage to run that stores the user's pictures smaller than the adapter's training needs."""
+    own = {"ingest": config.ingest.metadata is not None, "multiview": bool(config.multiview.folders)}
+    sizes = {"ingest": config.ingest.image_size, "multiview": config.multiview.image_size}
+    ratio = config.curriculum.max_crop_ratio
+    needed, running = config.backbone.picture_size(ratio), [one for one in steps if one.action is Action.RUN]
+    return [
+        f"{name}.image_size={sizes[name]} is less than the {needed} pixels that references need for full detail "
+        f"(backbone.high_resolution_tiles x backbone.reference_size x curriculum.max_crop_ratio): set it to {needed}, "
+        "unless disk space matters more."
+        for name in (one.stage.name for one in running)
+        if own.get(name) and config.backbone.stored_size(sizes[name]) < needed
+    ]
+
+
 def _check_backbone(path: Path) -> None:
     try:
         check_backbone_files(path)
