@@ -94,7 +94,7 @@ def _json(file: Path) -> Any:
 
 def _read_custom_concepts(folder: Path, notes: list[str]) -> list[ListedSubject]:
     listing = _near(folder, _CONCEPTS)
-    entries = _json(listing) if listing else None
+    entries: Any = _json(listing) if listing else []
     if listing is None or not _is_of_custom_concepts(entries):
         return []
     found = []

@@ -32,6 +32,7 @@ prompt_list = [
 'a {0} {1} asleep'.format(unique_token, class_token)
 ]
 """
+LIVE_FIRST = f"Prompts\n\n{LISTS[LISTS.index('Live') :]}\n{LISTS[LISTS.index('Object') : LISTS.index('Live')]}"
 OF_OBJECTS, OF_LIVE = ("a {word} in a lift", "a {word} on a car"), ("a {word} asleep",)
 NAMES = ("bear_plushie", "cat2", "red_teapot")
 
@@ -62,8 +63,7 @@ FILES: dict[str, tuple[bytes, bool]] = {
     ),
     "one field": ((CLASSES + LISTS.replace("{0} {1}", "{}")).encode(), True),
     "live prompts first": (
-        (CLASSES + "Prompts\n\n" + LISTS[LISTS.index("Live") :] + "\n" + LISTS[LISTS.index("Object") :].split("Live")[0])
-        .encode(),
+        (CLASSES + LIVE_FIRST).encode(),
         True,
     ),
     "a comma behind the last prompt": ((CLASSES + LISTS.replace("\n]", ",\n]")).encode(), True),
@@ -140,11 +140,15 @@ def write_concepts(folder: Path, data: str, changes: Mapping[str, object] | None
     write_subjects(folder / data, {"pet_cat1": "", "things_cup3": ""}, listing=False)
     (folder / "prompts").mkdir()
     (folder / "prompts" / "cat.txt").write_text("Photo of a {}.\n{} in times square.\n\nno name at all\n")
-    entry = {"instance_prompt": "photo of a <new1> cat", "class_prompt": "cat", "class_data_dir": "./regularization"}
+    entry: dict[str, object] = {
+        "instance_prompt": "photo of a <new1> cat",
+        "class_prompt": "cat",
+        "class_data_dir": "./regularization",
+    }
     entry |= {"instance_data_dir": "./benchmark_dataset/pet_cat1", "prompt_filename": "prompts/cat.txt"}
     cup = entry | {"class_prompt": "cup", "instance_data_dir": "./benchmark_dataset/things_cup3"}
     cup |= {"prompt_filename": "prompts/missing.txt"}
-    (folder / "dataset.json").write_text(json.dumps([entry | (changes or {}), cup]))
+    (folder / "dataset.json").write_text(json.dumps([{**entry, **(changes or {})}, cup]))
 
 
 @pytest.mark.parametrize(
@@ -191,9 +195,11 @@ def test_dreambench_plus_plus(tmp_path: Path) -> None:
         if not name.endswith("03"):
             picture.write_bytes(png(1))
     subjects, notes = list_subjects(tmp_path)
-    assert [(one.name, one.word, one.prompts) for one in subjects] == [
-        ("object_01_red_mug", "red mug", ("a {word} in space",))
-    ]
+    kitten, mug = subjects
+    assert (kitten.name, kitten.word) == ("live_subject_animal_00_kitten", "kitten")
+    assert kitten.prompts == ("A {word} on a sofa", "The {word}, in oil")
+    assert (mug.name, mug.word, mug.prompts) == ("object_01_red_mug", "red mug", ("a {word} in space",))
+    assert len(set(mug.pictures)) == 1 < len(mug.pictures)
     assert len(notes) == 2
 
 
