@@ -16,6 +16,7 @@ from pipelines.fingerprint import Ingredients, config_slice, ingredients_of
 from pipelines.graph import Graph
 from pipelines.store.store import Output, Store
 from stages.config import Config
+from stages.contract import StageError
 from stages.declaration import Stage
 
 
@@ -55,7 +56,7 @@ def check_files(config: Config, steps: Iterable[Step]) -> None:
     """Find out before anything runs whether the files and folders are there that the stages to run read from outside.
 
     Raises:
-        UsageError: One is not there, or the backbone cannot be loaded from what is there.
+        UsageError: One is not there, the backbone cannot be loaded from what is there, or there are no subjects.
     """
     for step in steps:
         if step.action is Action.RUN:
@@ -64,6 +65,23 @@ def check_files(config: Config, steps: Iterable[Step]) -> None:
                     raise UsageError(f"{key}: there is no file or folder {path}, which stage {step.stage.name} reads.")
                 if key == "backbone.weights":
                     _check_backbone(path)
+                if key == "evaluate.subjects_folder":
+                    _check_subjects(path)
+
+
+def blurred_references(config: Config, steps: Iterable[Step]) -> list[str]:
+    """A sentence for each stage to run that stores the user's pictures smaller than the adapter's training needs."""
+    own = {"ingest": config.ingest.metadata is not None, "multiview": bool(config.multiview.folders)}
+    sizes = {"ingest": config.ingest.image_size, "multiview": config.multiview.image_size}
+    ratio = config.curriculum.max_crop_ratio
+    needed, running = config.backbone.picture_size(ratio), [one for one in steps if one.action is Action.RUN]
+    return [
+        f"{name}.image_size={sizes[name]} is less than the {needed} pixels that references need for full detail "
+        f"(backbone.high_resolution_tiles x backbone.reference_size x curriculum.max_crop_ratio): set it to {needed}, "
+        "unless disk space matters more."
+        for name in (one.stage.name for one in running)
+        if own.get(name) and config.backbone.stored_size(sizes[name]) < needed
+    ]
 
 
 def _check_backbone(path: Path) -> None:
@@ -71,6 +89,15 @@ def _check_backbone(path: Path) -> None:
         check_backbone_files(path)
     except BackboneError as error:
         raise UsageError(f"backbone.weights: {error}") from error
+
+
+def _check_subjects(folder: Path) -> None:
+    from stages.subject_lists import list_subjects  # imports Pillow
+
+    try:
+        list_subjects(folder)
+    except StageError as error:
+        raise UsageError(str(error)) from error
 
 
 def _step(stage: Stage, ingredients: Ingredients, store: Store, latest: Output | None, *, forced: bool) -> Step:

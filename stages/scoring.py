@@ -34,13 +34,19 @@ class ScoringSettings(Protocol):
         """A folder or a hub id."""
 
 
-def templates_for(word: str, settings: ScoringSettings) -> Sequence[str]:
-    """The prompt templates, each with `{word}`, of a subject with this class word."""
+def templates_for(word: str, settings: ScoringSettings, own: Sequence[str] = ()) -> Sequence[str]:
+    """The prompt templates, each with `{word}`, of a subject with this class word.
+
+    Args:
+        word: The class word.
+        settings: Their prompts replace all others. The judge needs those of its own world.
+        own: Those of the subject's benchmark; none: DreamBench's.
+    """
     if settings.prompts:
         return settings.prompts
     if settings.similarity == "judge":
         return [f"a photo of a {{word}} {phrases[0]}" for phrases in BACKGROUND_PHRASES.values()]
-    return dreambench_prompts(word)
+    return own or dreambench_prompts(word)
 
 
 def background_of(prompt: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -11,6 +12,10 @@ from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, Pixels, PositiveInt, Seed
 from stages.settings import BackbonePart, DataLocation, ModelLocation, Operation, TrackingUri
+
+#: Pictures are stored with full detail for crops up to this ratio, RealCustom++'s r_max. It is not
+#: `curriculum.max_crop_ratio`, because another recipe must not mean another download.
+LARGEST_CROP_RATIO = math.sqrt(10)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -60,3 +65,15 @@ class BackboneConfig:
         if len({len(blocks) for blocks in layers}) != 1:
             raise ValueError(f"shallow_layers must hold lists of equal length, not {layers}")
         return self
+
+    def picture_size(self, crop_ratio: float) -> int:
+        """The shorter side, pixels, of a picture that has full detail for all that training takes of it.
+
+        As a target its square has `resolution` pixels. As a reference the encoders see `high_resolution_tiles` x
+        `reference_size` pixels of a crop whose side is 1 / `crop_ratio` of the picture's (RealCustom++ Eq. 11).
+        """
+        return max(self.resolution, math.ceil(self.high_resolution_tiles * self.reference_size * crop_ratio))
+
+    def stored_size(self, image_size: int | None) -> int:
+        """The shorter side at which `ingest` and `multiview` store larger pictures, by their `image_size`."""
+        return self.picture_size(LARGEST_CROP_RATIO) if image_size is None else image_size

@@ -20,10 +20,11 @@ from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
 from pipelines.execution.signals import stopped_by_signals
 from pipelines.graph import REPOSITORY, Graph, pipeline_graph
-from pipelines.plan import Action, Step, check_files, make_plan
+from pipelines.plan import Action, Step, blurred_references, check_files, make_plan
 from pipelines.store.records import artifact_location, database_file, relocate, unusable_database
 from pipelines.store.store import Output, Store
 from pipelines.tracking_store import check_registry, configured_uri
+from stages.config import Config
 from stages.ray_tools.addresses import AddressError, dashboard_of, find_cluster, is_local
 
 
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_run_folder(config.run.folder)
     graph, store = pipeline_graph(config), Store.at(config.run.folder)
     if arguments.dry_run:
-        print(messages.plan_table(_plan(graph, store, arguments)))
+        _print_plan(config, _plan(graph, store, arguments))
         return
     with store.locked():
         plan = _plan(graph, store, arguments)
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
                 raise PipelineError(step.why)
         check_files(config, plan)
         check_registry(config, store, plan)
+        _warn(config, plan)
         if any(step.action is Action.RUN for step in plan):
             outputs = execute(graph, store, plan, arguments.ray_address)
         else:
@@ -61,7 +63,7 @@ def plan(arguments: argparse.Namespace) -> None:
     """Print what `run` would do, and why."""
     config = load_config(arguments.profile, arguments.settings)
     store = Store.at(config.run.folder)
-    print(messages.plan_table(_plan(pipeline_graph(config), store, arguments)))
+    _print_plan(config, _plan(pipeline_graph(config), store, arguments))
 
 
 def status(arguments: argparse.Namespace) -> None:
@@ -177,6 +179,16 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
             cpus=config.run.cpus or cores,
         )
         return runner.run()
+
+
+def _print_plan(config: Config, plan: Sequence[Step]) -> None:
+    print(messages.plan_table(plan))
+    _warn(config, plan)
+
+
+def _warn(config: Config, plan: Sequence[Step]) -> None:
+    for text in blurred_references(config, plan):
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _plan(graph: Graph, store: Store, arguments: argparse.Namespace) -> list[Step]:

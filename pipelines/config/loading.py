@@ -37,6 +37,8 @@ METHOD_DEFAULTS: Mapping[str, Mapping[Any, Mapping[str, Any]]] = {
 }
 #: The part of a profile with its own values of that kind: methods: {xti: {customize: {steps: 500}}}.
 _METHODS = "methods"
+#: The sections with an `image_size` that may follow the backbone.
+PICTURE_SECTIONS = ("ingest", "multiview")
 _STEPS, _MASK_STEPS = "inference.steps", "inference.mask_steps"
 
 
@@ -215,9 +217,18 @@ def _why(error: ValidationError) -> str:
 
 
 def _build(values: Mapping[str, Any]) -> Config:
-    config: Config = _make(Config, values, "")
+    config = _with_picture_sizes(_make(Config, values, ""))
     check_world(config)
     return config
+
+
+def _with_picture_sizes(config: Config) -> Config:
+    """The configuration with numbers for sizes that follow the backbone: outputs depend on the numbers alone."""
+    sections = {name: getattr(config, name) for name in PICTURE_SECTIONS}
+    sizes = {name: config.backbone.stored_size(section.image_size) for name, section in sections.items()}
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(section, image_size=sizes[name]) for name, section in sections.items()}
+    )
 
 
 def _make(section: Any, values: Mapping[str, Any], prefix: str) -> Any:

@@ -33,9 +33,10 @@ class EvaluateConfig:
     """Processes that paint, one CPU (or GPU) each."""
     use_gpu: Operation[bool] = False
     subjects_folder: LocalPath | None = None
-    """A folder for each subject, its first picture is the reference; null: the microworld's."""
+    """A folder for each subject, its first picture is the reference: DreamBench, CustomConcept101, DreamBench++, or
+    your own (see datasets.md); null: the microworld's."""
     prompts: list[Template] = field(default_factory=list)
-    """[]: the microworld's backgrounds, or DreamBench's."""
+    """[]: the microworld's backgrounds, those of the benchmark in the folder, or DreamBench's."""
     similarity: Literal["judge", "clip", "dino"] = "judge"
     """Of subjects: by the microworld's own judge, CLIP-I or DINO-I."""
     clip: BackbonePart = "clip"

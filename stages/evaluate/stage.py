@@ -21,7 +21,7 @@ from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import write_dataset
 from stages.data.schemas import MASKS, MULTI_SUBJECT, SCENE_MASKS, SCORES
-from stages.evaluate.cases import Case, evaluation_id, left_out, load_subjects, make_cases
+from stages.evaluate.cases import Case, evaluation_id, load_subjects, make_cases
 from stages.evaluate.concept import Concept, concept_cases, read_concepts
 from stages.evaluate.experiments import Experiments
 from stages.evaluate.mask_quality import RECIPES, mask_table
@@ -37,6 +37,7 @@ from stages.inference import backbone_location
 from stages.local_copies import local_copy
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers
 from stages.storage import StorePath, absolute, local_folder, store_path, write_whole
+from stages.subject_lists import list_subjects
 
 ADAPTER_ARMS = ("text_only", "adapter", "adapter_mask")
 
@@ -46,7 +47,7 @@ def run(context: StageContext) -> StageResult:
     config: Config = context.config
     folder = _subjects_folder(context)
     subjects = load_subjects(folder, config.evaluate.subjects)
-    for text in left_out(folder):
+    for text in list_subjects(folder)[1]:
         context.report.warning(text)
     cases = make_cases(subjects, config.evaluate, config.run.seed)
     concepts = read_concepts(context.inputs, config)

@@ -35,8 +35,9 @@ class IngestConfig:
     """Of the metadata's width and height, where there are, and of the picture itself; pixels."""
     max_aspect_ratio: Annotated[float, Ge(1)] = 3.0
     """Longer side over shorter side."""
-    image_size: Pixels = 64
-    """Side of the stored pictures, pixels."""
+    image_size: Pixels | None = 64
+    """Shorter side of the stored pictures, pixels; smaller ones stay as they are. null: as large as training can use:
+    high_resolution_tiles x reference_size x sqrt(10) of `backbone`, or its resolution if that is more."""
     samples_per_shard: PositiveInt = 600
     processes: Operation[PositiveInt] = 2
     """Shards at work at once, each in a Ray task of its own."""

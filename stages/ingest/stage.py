@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def run(context: StageContext) -> StageResult:
 
 
 def _run(context: StageContext, folder: Path) -> StageResult:
-    settings, shards = context.config.ingest, absolute(context.scratch) / "shards"
-    earlier = _earlier_output(context) if settings.retry else None
+    config, shards = context.config, absolute(context.scratch) / "shards"
+    settings = replace(config.ingest, image_size=config.backbone.stored_size(config.ingest.image_size))
+    earlier = _earlier_output(context.previous, settings) if settings.retry else None
     source = settings.metadata or context.inputs["microworld"] / "metadata"
     urls = write_url_list(metadata_files(source), settings, folder / "list")
     _use_list(urls, shards)
@@ -102,20 +104,20 @@ def _result(total: int, kept: int, rejected: Counter[str], failed: Counter[str])
     )
 
 
-def _earlier_output(context: StageContext) -> EarlierOutput:
+def _earlier_output(previous: StorePath | None, settings: IngestConfig) -> EarlierOutput:
     """The output whose failed rows are to be downloaded again.
 
     Raises:
         StageError: There is none, or its pictures were made with other settings.
     """
-    if context.previous is None:
+    if previous is None:
         raise StageError("ingest.retry=failed needs an earlier output with failed rows: run without it first.")
-    earlier = absolute(context.previous)
+    earlier = absolute(previous)
     if not (earlier / "failed").is_dir():
         raise StageError(
             f"ingest.retry=failed: {earlier} does not list its failed rows; run the stage again without retry."
         )
-    was, now = json.loads((earlier / _RULES_FILE).read_text()), _picture_rules(context.config.ingest)
+    was, now = json.loads((earlier / _RULES_FILE).read_text()), _picture_rules(settings)
     changed = ", ".join(f"ingest.{key} was {was.get(key)}" for key in now if was.get(key) != now[key])
     if changed:
         raise StageError(

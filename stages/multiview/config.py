@@ -21,8 +21,8 @@ class MultiviewConfig:
 
     folders: list[DataLocation] = field(default_factory=list)
     """[]: the microworld's."""
-    image_size: Pixels = 64
-    """Side of the stored frames, pixels."""
+    image_size: Pixels | None = 64
+    """Shorter side of the stored frames, pixels; null: as large as training can use, as for `ingest.image_size`."""
     min_angle_degrees: Degrees = 10.0
     """Between the cameras of a pair."""
     max_angle_degrees: Degrees = 120.0

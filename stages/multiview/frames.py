@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from upath import UPath
 
 from model.files import is_hidden, is_utf8, printable_name, read_text, visible_entries
 from model.pictures.decoding import PICTURE_SUFFIXES, PictureError, open_picture, picture_files
+from stages.class_words import word_of_folder
 from stages.contract import StageError
 from stages.data.bulk_files import fetched_folder, unseen
 from stages.data.jpeg import encode_jpeg, is_stored_form
@@ -118,8 +118,10 @@ def _turntables(folders: Iterable[StorePath], names: dict[str, str]) -> Iterator
 def _subjects(folders: Iterable[StorePath], root: str, names: dict[str, str]) -> Iterator[Instance]:
     """The class of a subject is its folder's name without a number ("dog2": dog)."""
     for folder in folders:
-        words = re.sub(r"[_\s]*\d*$", "", folder.name).replace("_", " ").strip().lower() or folder.name
-        category, name = names.get(folder.name, words), printable_name(f"{root}/{folder.name}")
+        category, name = (
+            names.get(folder.name, word_of_folder(folder.name).lower()),
+            printable_name(f"{root}/{folder.name}"),
+        )
         yield Instance(folder=folder, category=category, name=name, has_cameras=False)
 
 

@@ -45,12 +45,13 @@ _WARNINGS = 5
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings = context.config.multiview
+    image_size = context.config.backbone.stored_size(settings.image_size)
     roots = [_root(folder) for folder in settings.folders]
     instances, damaged = find_all(roots or [absolute(context.inputs["microworld"]) / "mvimgnet"])
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
     lost_frames: list[str] = []
-    for batch in _read(instances, settings):
+    for batch in _read(instances, image_size, settings.min_foreground):
         problems = batch.filter(batch["frame_id"].is_null()).to_pylist()
         damaged += [row["problem"] for row in problems if row["is_instance"]]
         lost_frames += [row["problem"] for row in problems if not row["is_instance"]]
@@ -133,13 +134,13 @@ def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float
     }
 
 
-def _read(instances: list[Instance], settings: MultiviewConfig) -> Iterator[pa.Table]:
+def _read(instances: list[Instance], image_size: int, min_foreground: float) -> Iterator[pa.Table]:
     """Batches of frames and problems (schema `READ`) in the order of the instances."""
     table = instance_table(instances)
     yield from map_on_workers(
         _read_some,
         [table.slice(start, _INSTANCES_PER_TASK) for start in range(0, table.num_rows, _INSTANCES_PER_TASK)],
-        arguments={"image_size": settings.image_size, "min_foreground": settings.min_foreground},
+        arguments={"image_size": image_size, "min_foreground": min_foreground},
         workers=Workers(),
     )
 

@@ -48,7 +48,7 @@ def test_every_profile_loads_and_names_itself() -> None:
 )
 def test_the_papers_settings(profile: str, resolution: int, steps: int, guidance: float, mask_steps: int) -> None:
     config = load_config(profile)
-    assert config.backbone.resolution == config.ingest.image_size == config.multiview.image_size == resolution
+    assert config.backbone.resolution == resolution
     assert (config.inference.steps, config.inference.guidance_scale) == (steps, guidance)
     assert (config.inference.mask_steps, config.inference.mask_scope) == (mask_steps, 0.2)
     assert config.backbone.shallow_layers == [[7, 13, 19], [4, 10, 16]]

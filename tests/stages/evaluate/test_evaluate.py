@@ -20,11 +20,12 @@ from model.files import printable_name
 from model.pictures.decoding import load_picture
 from stages.config import Config
 from stages.contract import StageError
-from stages.evaluate.cases import Subject, evaluation_id, left_out, load_subjects, make_cases
+from stages.evaluate.cases import Subject, evaluation_id, load_subjects, make_cases
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.grids import SHOWN_SIDE, data_uri, picture_grid
 from stages.evaluate.painter import case_table
 from stages.scoring import background_of
+from stages.subject_lists import list_subjects
 from tests.support.concept_entries import concept_entry
 from tests.support.contexts import make_context, on_disk
 from tests.support.picture_table import picture_table
@@ -74,7 +75,7 @@ def test_a_class_word_must_be_text(tmp_path: Path) -> None:
     folder = write_subjects(tmp_path / "s", {"mug": "", unnamed: ""}, listing=False)
     assert [subject.name for subject in load_subjects(folder, None)] == ["mug"]
     (folder / "mug" / "_MG_0001.JPG").write_bytes(b"")
-    subject, pictures = left_out(folder)
+    subject, pictures = list_subjects(folder)[1]
     assert subject == f"left out the subject {printable_name(folder / unnamed)}: its name is not UTF-8; rename it"
     assert pictures.startswith("left out 1 of the pictures in ")
     assert "_MG_0001.JPG" in pictures
