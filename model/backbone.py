@@ -5,6 +5,7 @@ It is loaded from diffusers' folder layout (`vae/`, `unet/`, `scheduler/`, `toke
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjecti
 from model.backbone_layout import check_backbone_files
 from model.errors import BackboneError
 from model.phrases import composed
+from model.pooled_text import projection_inputs
 from model.pretrained import load_pretrained
 from model.prompt_tokens import TOKENIZING, cut_off, token_positions
 from model.training.precision import halve_products
@@ -59,6 +61,8 @@ class Backbone:
     text_encoders: list[Any]
     family: Family
     zero_empty_prompt: bool = False  # SDXL's `force_zeros_for_empty_prompt`: without a negative prompt, all zeros
+    released_text: bool = False  # SDXL's conditions as the authors of RealCustom++ make them (`model.methods.release`)
+    negative_prompt: str | None = None  # where none is given
 
     @property
     def device(self) -> torch.device:
@@ -135,18 +139,21 @@ class Backbone:
 
     def encode_ids(self, ids: Sequence[Tensor], size: tuple[int, int] | None = None) -> PromptEmbedding:
         """`encode_prompt` of token ids (B, n_t) for each text encoder, on its device; gradients flow."""
-        encoded = [
-            encoder(one, output_hidden_states=True) for encoder, one in zip(self.text_encoders, ids, strict=True)
-        ]
+        with projection_inputs(self.text_encoders[-1]) if self.released_text else nullcontext([]) as pooled:
+            encoded = [
+                encoder(one, output_hidden_states=True) for encoder, one in zip(self.text_encoders, ids, strict=True)
+            ]
         if self.family == "sd":
             return PromptEmbedding(encoded[0].last_hidden_state)
         hidden = torch.cat([output.hidden_states[-2] for output in encoded], dim=-1)
-        return PromptEmbedding(hidden, self._added_conditions(encoded[-1].text_embeds, size))
+        return PromptEmbedding(hidden, self._added_conditions(*(pooled or [encoded[-1].text_embeds]), size=size))
 
     def encode_negative_prompt(
         self, negative_prompt: str | None, batch: int, size: tuple[int, int] | None = None
     ) -> PromptEmbedding:
         """The unconditional embedding, `batch` times: of the negative prompt, of "", or SDXL's zeros."""
+        if negative_prompt is None:
+            negative_prompt = self.negative_prompt
         encoded = self.encode_prompt([negative_prompt or ""], size)
         hidden, added = encoded.hidden, encoded.added_conditions
         if negative_prompt is None and self.zero_empty_prompt:
@@ -200,9 +207,11 @@ class Backbone:
         ).sample
 
     def _added_conditions(self, pooled: Tensor, size: tuple[int, int] | None) -> dict[str, Tensor]:
-        """SDXL: original size, no crop, target size."""
-        height, width = size or (self.resolution, self.resolution)
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=pooled.dtype)
+        """SDXL: original size, no crop, target size; the authors of RealCustom++ give the width first."""
+        first, second = size or (self.resolution, self.resolution)
+        if self.released_text:
+            first, second = second, first
+        time_ids = torch.tensor([[first, second, 0, 0, first, second]], device=self.device, dtype=pooled.dtype)
         return {"text_embeds": pooled, "time_ids": time_ids.expand(len(pooled), -1)}
 
 

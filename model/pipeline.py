@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -27,11 +26,12 @@ from model.guidance.denoising import Generation, SubjectGuidance
 from model.guidance.mask_recipe import mask_plan
 from model.guidance.masks import Grid
 from model.guidance.runs import DenoisingRun, take_step
+from model.guidance.samplers import new_scheduler
 from model.guidance.sampling import initial_noise, scheduler_of_steps
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
-from model.methods.registry import load_adapter, method_of
+from model.methods.registry import load_adapter, method_of, read_method
 from model.offload import accelerator, offload
 from model.pictures.tensors import to_pictures
 
@@ -63,7 +63,7 @@ class RealCustomPipeline:
             base model, and `adapter.detach(backbone.unet)` detaches it.
         adapter: of any method; None generates from text alone.
         image_encoders: needed with an adapter.
-        scheduler: any diffusers scheduler; by default the papers' DDIM with the backbone's noise schedule.
+        scheduler: any diffusers scheduler; None: the settings' `sampler` with the backbone's noise schedule.
 
     Raises:
         AdapterError: the adapter does not fit the base model or the image encoders.
@@ -76,10 +76,13 @@ class RealCustomPipeline:
         image_encoders: ImageEncoders | None = None,
         scheduler: Any = None,
     ) -> None:
-        self.backbone = backbone
+        method = None if adapter is None else method_of(adapter)
+        self.backbone = backbone if method is None else method.prepare_backbone(backbone)
         self.adapter = adapter
         self.image_encoders = image_encoders
-        self.scheduler = scheduler or DDIMScheduler.from_config(backbone.scheduler.config)
+        if method is not None and image_encoders is not None:
+            self.image_encoders = method.prepare_encoders(image_encoders)
+        self.scheduler = scheduler
         self._offloaded: list[Any] = []  # accelerate's hooks
         if adapter is not None:
             width, needed = (
@@ -98,9 +101,9 @@ class RealCustomPipeline:
         backbone: str | Path,
         adapter: str | Path | None = None,
         image_encoders: Sequence[str] = ("clip", "dino"),
-        shallow_layers: Sequence[Sequence[int]] = ((0, 1, 2), (0, 1, 2)),
-        reference_size: int = 64,
-        tiles: int = 2,
+        shallow_layers: Sequence[Sequence[int]] | None = None,
+        reference_size: int | None = None,
+        tiles: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "RealCustomPipeline":
@@ -110,19 +113,44 @@ class RealCustomPipeline:
             backbone: see `load_backbone`.
             adapter: of any method; its `config.json` says which.
             image_encoders: see `ImageEncoders.from_pretrained`, also for the next three.
-            shallow_layers: of each image encoder.
+            shallow_layers: of each image encoder; None: see `Method.loading_options`, also for the next two.
             reference_size: of the image encoders, pixels.
             tiles: of the high-resolution reference, along a side.
             dtype: of the weights.
             device: of the weights.
         """
-        base = load_backbone(backbone, dtype, device)
         if adapter is None:
-            return cls(base)
-        encoders = ImageEncoders.from_pretrained(
-            image_encoders, backbone, shallow_layers, reference_size, tiles, dtype, device
-        )
+            return cls(load_backbone(backbone, dtype, device))
+        method, config = read_method(adapter)
+        given = {"shallow_layers": shallow_layers, "reference_size": reference_size, "tiles": tiles}
+        options = method.loading_options(config, backbone, image_encoders, given)
+        base = load_backbone(backbone, dtype, device)
+        encoders = ImageEncoders.from_pretrained(image_encoders, backbone, dtype=dtype, device=device, **options)
         return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
+
+    @property
+    def default_settings(self) -> InferenceSettings:
+        """Of requests that have none of their own: those of the adapter's method."""
+        if self.adapter is None:
+            return InferenceSettings()
+        return method_of(self.adapter).default_settings(self.backbone.unet)
+
+    def scheduler_of(self, settings: InferenceSettings, device: torch.device | str | None = None) -> Any:
+        """A scheduler for one run, with its timesteps.
+
+        Args:
+            settings: of the run.
+            device: of the timesteps; by default the backbone's.
+
+        Raises:
+            GenerationError: the noise schedule has fewer timesteps than steps.
+        """
+        scheduler, config = self.scheduler, self.backbone.scheduler.config
+        if scheduler is None and self.adapter is None:
+            scheduler = new_scheduler(settings.sampler, config, trailing=False)
+        elif scheduler is None:
+            scheduler = method_of(self.adapter).new_scheduler(settings.sampler, config)
+        return scheduler_of_steps(scheduler, settings.steps, torch.device(device or self.backbone.device))
 
     def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
         """Keep the models on the CPU and move each to the accelerator only while it runs, as in diffusers' pipelines.
@@ -169,10 +197,10 @@ class RealCustomPipeline:
                 all; None generates from text alone.
             words: for each picture the word or phrase of the prompt that it stands for, or one for all; needed for the
                 mask. A `Subject` has its own.
-            settings: the defaults of `InferenceSettings` if None; `dataclasses.replace` changes a single value.
+            settings: `default_settings` if None; `dataclasses.replace` changes a single value of these.
             dci: the learned concept that the prompts contain, and how DCI generates its context in a second branch;
                 None generates in one branch.
-            negative_prompt: for the unconditional rows.
+            negative_prompt: for the unconditional rows; None: the method's, if it has one.
             use_mask: False lets the subjects act on the whole picture.
             visual_guidance_start: share of the steps before the subjects start to act.
             visual_guidance_end: share of the steps after which they stop.
@@ -237,12 +265,12 @@ class RealCustomPipeline:
             output = pipeline.finish(run)
         """
         start = time.perf_counter()
-        settings = settings or InferenceSettings()
+        settings = settings or self.default_settings
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
         self._check_size(prompts, size, settings.steps)
         cut_off = [self.backbone.cut_off(prompt) for prompt in prompts]
-        scheduler = scheduler_of_steps(self.scheduler, settings.steps, self.backbone.device)
+        scheduler = self.scheduler_of(settings)
         scale = self.backbone.latent_scale
         shape = (self.backbone.unet.config.in_channels, size[0] // scale, size[1] // scale)
         noise, generators = initial_noise(len(prompts), shape, seeds, latents)
@@ -330,7 +358,7 @@ class RealCustomPipeline:
             GenerationError: as `__call__`.
         """
         self._check_size([prompt], size, settings.steps)
-        scheduler = scheduler_of_steps(self.scheduler, settings.steps, self.backbone.device)
+        scheduler = self.scheduler_of(settings)
         if dci is not None and dci.auxiliary_share:
             auxiliary_steps(scheduler, dci)
             BranchPrompts.of(self.backbone, [prompt], dci)
@@ -382,8 +410,8 @@ class RealCustomPipeline:
             attach_processors(self.backbone.unet)
         if self.adapter is not None and with_subjects and not method_of(self.adapter).takes_auxiliary_branch:
             raise GenerationError(
-                f"DCI cannot run beside subjects of {self.adapter.method_name}, whose prompt has two branches already; "
-                "generate without subjects, or with an adapter of RealCustom++."
+                "DCI cannot run beside subjects of this adapter, whose unconditional rows or second branch have them "
+                "too; generate without subjects, or with a trained adapter of RealCustom++."
             )
         return self._attached_processors()
 

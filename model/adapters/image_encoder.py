@@ -37,7 +37,7 @@ class ImageEncoderError(ModelError):
 class ReferenceFeatures:
     """The projector's input."""
 
-    deep: Tensor  # (B, n, c), last hidden states
+    deep: Tensor  # (B, n, c), last hidden states, or those of a block before
     shallow: Tensor  # (B, L * n, c), levels one after the other
     high: Tensor  # (B, T * n, c), deep features of the high-resolution tiles, row by row
 
@@ -72,16 +72,23 @@ class VisionTower(nn.Module):
         mean: of the three colour channels, for pictures in [0, 1].
         std: of the three colour channels.
         shallow_layers: blocks whose output is a shallow level, counted from 0 as timm does.
+        deep_layer: block whose output is the deep features, without the encoder's final norm; None: the last hidden
+            states.
 
     Raises:
-        ImageEncoderError: a shallow layer does not exist.
+        ImageEncoderError: a layer does not exist.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], shallow_layers: Sequence[int]
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        shallow_layers: Sequence[int],
+        deep_layer: int | None = None,
     ) -> None:
         super().__init__()
         config: Any = model.config
@@ -90,8 +97,11 @@ class VisionTower(nn.Module):
             raise ImageEncoderError(
                 f"shallow_layers {list(shallow_layers)}: the encoder's blocks are 0 to {blocks - 1}."
             )
+        if deep_layer is not None and deep_layer >= blocks:
+            raise ImageEncoderError(f"the deep features are those of block {deep_layer}, but the encoder has {blocks}.")
         self.model = model.eval().requires_grad_(False)
         self.shallow_layers = tuple(shallow_layers)
+        self.deep_layer = deep_layer
         self.patch_size: int = config.patch_size
         self.width: int = config.hidden_size
         self.native_size: int = config.image_size
@@ -100,7 +110,7 @@ class VisionTower(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Pictures (B, 3, S, S) in [0, 1] -> last hidden states (B, n, c), shallow levels each (B, n, c).
+        """Pictures (B, 3, S, S) in [0, 1] -> deep features (B, n, c), shallow levels each (B, n, c).
 
         The last hidden states are transformers': before the encoder's final norm for CLIP, after it for SigLIP and
         DINOv2. Class and register tokens are dropped.
@@ -112,7 +122,8 @@ class VisionTower(nn.Module):
         output = self.model(pixel_values=normalized, output_hidden_states=True, **options)
         patches = (pictures.shape[-2] // self.patch_size) * (pictures.shape[-1] // self.patch_size)
         states = [output.hidden_states[layer + 1][:, -patches:] for layer in self.shallow_layers]
-        return output.last_hidden_state[:, -patches:], states
+        deep = output.last_hidden_state if self.deep_layer is None else output.hidden_states[self.deep_layer + 1]
+        return deep[:, -patches:], states
 
 
 class ImageEncoders(nn.Module):
@@ -180,7 +191,7 @@ class ImageEncoders(nn.Module):
                 f"image_encoders has {len(image_encoders)} entries, but shallow_layers has {len(shallow_layers)}."
             )
         towers = [
-            _load_tower(_locate(name, backbone_folder), layers, dtype)
+            _load_tower(located(name, backbone_folder), layers, dtype)
             for name, layers in zip(image_encoders, shallow_layers, strict=True)
         ]
         return cls(towers, reference_size, tiles).to(device)
@@ -231,7 +242,7 @@ class ImageEncoders(nn.Module):
     def black(self, batch: int) -> ReferenceFeatures:
         """The dropped image condition: features of a black picture (zeros before normalization), `batch` times."""
         if self._black is None or self._black.deep.device != self.device:
-            size = self.reference_size
+            size = self.reference_size * self.tiles
             self._black = self.features(torch.zeros(1, 3, size, size, device=self.device))
         black = self._black
         return ReferenceFeatures(*(t.expand(batch, -1, -1) for t in (black.deep, black.shallow, black.high)))
@@ -258,7 +269,8 @@ def _resize(pictures: Tensor, size: int) -> Tensor:
     return F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _locate(name: str, backbone_folder: str | Path | None) -> str:
+def located(name: str, backbone_folder: str | Path | None) -> str:
+    """Where an image encoder is: the subfolder of the backbone's folder, if there is one, or as named."""
     if backbone_folder is not None and (Path(backbone_folder) / name).is_dir():
         return str(Path(backbone_folder) / name)
     return name

@@ -1,13 +1,14 @@
 """The RealCustom++ adapter: the projector, and visual keys and values of every cross-attention layer (Eqs. 4-9, 14)."""
 
-from typing import Any
+from typing import Any, get_args
 
 from diffusers import UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 
-from model.adapters.adapter import VisualAdapter, cross_attention_widths
+from model.adapters.adapter import AdapterError, VisualAdapter, cross_attention_widths
 from model.adapters.image_encoder import ReferenceFeatures
 from model.adapters.projector import Combination, CrossLayerCrossScaleProjector
+from model.adapters.release import Inference
 from model.adapters.visual_attention import VisualCondition
 
 
@@ -21,6 +22,8 @@ class RealCustomPlusAdapter(VisualAdapter):
         head_width: of the projector's cross-attentions.
         cross_layer: see `CrossLayerCrossScaleProjector`.
         cross_scale: see `CrossLayerCrossScaleProjector`.
+        inference: how pictures are painted with it: as in the paper, or as the authors do with the weights that they
+            released (`model.methods.release`); an import of these sets it.
     """
 
     method_name = "RealCustom++"
@@ -35,8 +38,11 @@ class RealCustomPlusAdapter(VisualAdapter):
         head_width: int = 64,
         cross_layer: Combination | None = "concat",
         cross_scale: Combination | None = "add",
+        inference: Inference = "paper",
     ) -> None:
         super().__init__()
+        if inference not in get_args(Inference):
+            raise AdapterError(f"inference is {inference!r}; it must be one of {', '.join(get_args(Inference))}.")
         self.projector = CrossLayerCrossScaleProjector(image_width, token_width, head_width, cross_layer, cross_scale)
         self._add_keys_values(layers, token_width)
 

@@ -6,32 +6,29 @@ The files are state dicts of the authors' UNet: .safetensors, or pickles (.pth, 
 `torch.load(weights_only=True)`, which refuses everything but tensors. There are two forms:
 
     high resolution only         min_attention, projector, projector_base      f_ci = MLP(f_deep) + f_high'
-    high resolution and shallow  also min_attention2, projector2               Eq. 9, see `released_forward`
+    high resolution and shallow  also min_attention2, projector2               f_ci = [f_shallow', MLP(f_deep)]
 
-The authors' forward pass of the second form concatenates f_shallow' and MLP(f_deep), and discards the sum with f_high'
-that it has computed: it departs from Eq. 9, and is row 2 of Table VIII.
+The authors' forward pass of the second form discards the sum with f_high' that it has computed: it departs from Eq. 9,
+and is row 2 of Table VIII. The adapter computes the same, without these weights.
 
-This module imports weights only. The authors' inference code differs from this project's in three more points: it takes
-the deep features from blocks 25 (SigLIP) and 22 (DINOv2) without the final norm, it makes the four high-resolution
-views of every second pixel instead of quarters of the picture, and it gives the features of a black picture to the
-unconditional rows.
+The adapter's configuration says `inference: release`: it is fed and guided as in the authors' code
+(`model.methods.release`).
 """
 
 import argparse
-import pickle
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.adapters.adapter import AdapterError, cross_attention_widths
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.adapters.state_dicts import read_state_dict, released_state
 
 _PROJECTOR = "encoder_hidden_states_vision_projection"
 #: Modules of this project's projector -> the authors'.
@@ -43,6 +40,7 @@ _MODULES = {
     "deep_mlp": "projector_base",
 }
 _SHALLOW = (f"{_PROJECTOR}.min_attention2.", f"{_PROJECTOR}.projector2.")
+_HIGH = (f"{_PROJECTOR}.min_attention.", f"{_PROJECTOR}.projector.")
 SDXL_UNET: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -56,44 +54,41 @@ SDXL_UNET: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 2816,
 }
 _LISTED = 10  # keys in a message; a file of another model lacks hundreds
-#: Errors that reading a damaged file raises.
-_DAMAGED = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-)
 
 
-def convert_released(
-    state: Mapping[str, Tensor], unet: UNet2DConditionModel, *, released_forward: bool = False
-) -> RealCustomPlusAdapter:
-    """The adapter of a released state dict; its weights keep their precision.
+def convert_released(state: Mapping[str, Any], unet: UNet2DConditionModel) -> RealCustomPlusAdapter:
+    """The adapter of a released state dict, which paints as the authors do; its weights keep their precision.
+
+    Weights of different precisions get the one that holds all of them.
 
     Args:
-        state: may contain the base UNet's own weights too; they are ignored.
+        state: see `released_state`; it may contain the base UNet's own weights and other keys too (`stray_names`).
         unet: the base model that the weights were trained for, or `sdxl_unet()`.
-        released_forward: compute what the authors' code computes from the second form: the high-resolution branch has
-            no effect there and is left out. By default the adapter has all weights and computes Eq. 9.
 
     Raises:
-        AdapterError: keys are missing or unexpected, or tensors have a wrong shape (the message lists them).
+        AdapterError: keys are missing, or tensors have a wrong shape, are no floating-point numbers, or are not finite
+            (the message lists them); see also `released_state`.
     """
+    state = released_state(state)
     shallow = any(key.startswith(_SHALLOW) for key in state)
     widths = (cross_attention_widths(unet), _image_width(state), unet.config.cross_attention_dim)
+    branches: dict[str, Any] = {"cross_scale": None} if shallow else {"cross_layer": None}
     with torch.device("meta"):
-        adapter = RealCustomPlusAdapter(*widths, cross_layer="concat" if shallow else None)
-    weights = _renamed(state, adapter, unet.state_dict().keys())
-    if shallow and released_forward:
-        with torch.device("meta"):
-            adapter = RealCustomPlusAdapter(*widths, cross_scale=None)
-    adapter.load_state_dict({name: weights[name] for name in adapter.state_dict()}, assign=True)
+        adapter = RealCustomPlusAdapter(*widths, **branches, inference="release")
+    adapter.load_state_dict(_weights(state, adapter), assign=True)
     return adapter
+
+
+def stray_names(state: Mapping[str, Any], adapter: RealCustomPlusAdapter, unet: UNet2DConditionModel) -> list[str]:
+    """Names that neither the adapter nor its base has, besides those without effect in the authors' forward pass.
+
+    Args:
+        state: as `read_state_dict` gives it.
+        adapter: made from it.
+        unet: see `convert_released`.
+    """
+    known = set(released_names(adapter).values()) | unet.state_dict().keys()
+    return sorted(name for name in state.keys() - known if not name.startswith(_HIGH))
 
 
 def released_names(adapter: RealCustomPlusAdapter) -> dict[str, str]:
@@ -107,56 +102,53 @@ def released_names(adapter: RealCustomPlusAdapter) -> dict[str, str]:
     return names
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a pickle that contains nothing but tensors.
-
-    Raises:
-        AdapterError: the file is damaged, contains more than tensors, or is no state dict.
-        OSError: the file does not exist.
-    """
-    try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise AdapterError(f"{path} is damaged, or contains more than tensors.") from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise AdapterError(f"{path} is not a state dict, which has a tensor for each name.")
-    return state
-
-
 def sdxl_unet() -> UNet2DConditionModel:
     """A UNet of SDXL's shape without weights."""
     with torch.device("meta"):
         return UNet2DConditionModel(**SDXL_UNET)
 
 
-def _image_width(state: Mapping[str, Tensor]) -> int:
+def _image_width(state: Mapping[str, Any]) -> int:
     """c; 64 for a file that lacks it: enough to list what is missing."""
-    norm = state.get(f"{_PROJECTOR}.min_attention.norm1.weight")
-    return 64 if norm is None or norm.numel() == 0 or norm.numel() % 64 else norm.numel()
+    norms = (state.get(f"{_PROJECTOR}.min_attention{number}.norm1.weight") for number in ("2", ""))
+    widths = [norm.numel() for norm in norms if isinstance(norm, Tensor) and norm.numel() and norm.numel() % 64 == 0]
+    return widths[0] if widths else 64
 
 
-def _renamed(state: Mapping[str, Tensor], adapter: RealCustomPlusAdapter, base: Collection[str]) -> dict[str, Tensor]:
-    """The tensors by this project's names."""
+def _weights(state: Mapping[str, Any], adapter: RealCustomPlusAdapter) -> dict[str, Tensor]:
+    """The tensors by this project's names, in one dtype."""
     names, wanted = released_names(adapter), adapter.state_dict()
-    given = state.keys() - set(base)
-    missing, unexpected = sorted(set(names.values()) - given), sorted(given - set(names.values()))
-    if missing or unexpected:
-        raise AdapterError(
-            f"these are not RealCustom++'s released weights; missing: {_listed(missing)}; "
-            f"unexpected: {_listed(unexpected)}."
-        )
+    if missing := sorted(name for name in names.values() if not isinstance(state.get(name), Tensor)):
+        raise AdapterError(f"these are not RealCustom++'s released weights; missing: {_listed(missing)}.")
+    found = {ours: state[theirs] for ours, theirs in names.items()}
     wrong = [
-        f"{theirs} {tuple(state[theirs].shape)}, not {tuple(wanted[ours].shape)}"
-        for ours, theirs in names.items()
-        if state[theirs].shape != wanted[ours].shape
+        f"{names[ours]} {tuple(tensor.shape)}, not {tuple(wanted[ours].shape)}"
+        for ours, tensor in found.items()
+        if tensor.shape != wanted[ours].shape
     ]
     if wrong:
         raise AdapterError(f"released weights of another shape than this base's: {_listed(wrong)}.")
-    return {ours: state[theirs] for ours, theirs in names.items()}
+    if other := [f"{names[ours]} ({_kind(one)})" for ours, one in found.items() if not _is_plain(one)]:
+        raise AdapterError(f"released weights must be floating-point numbers, but these are not: {_listed(other)}.")
+    if broken := [names[ours] for ours, one in found.items() if not one.float().isfinite().all()]:
+        raise AdapterError(f"released weights that are NaN or infinite: {_listed(broken)}; download the file again.")
+    dtype = reduce(torch.promote_types, {_precision(one) for one in found.values()})
+    return {ours: tensor.detach().to(dtype).contiguous() for ours, tensor in found.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has its floating-point numbers in memory."""
+    return tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _kind(tensor: Tensor) -> str:
+    kinds = [tensor.dtype, tensor.layout, tensor.device.type]
+    return " ".join(str(kind).removeprefix("torch.") for kind in kinds if kind not in (torch.strided, "cpu"))
+
+
+def _precision(tensor: Tensor) -> torch.dtype:
+    """The dtype of a tensor; for numbers of 8 bits, which layers cannot compute with, one that holds them exactly."""
+    return torch.float16 if tensor.itemsize == 1 else tensor.dtype
 
 
 def _listed(items: list[str]) -> str:
@@ -169,17 +161,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m model.adapters.released_weights", description=main.__doc__)
     parser.add_argument("source", metavar="SOURCE", type=Path)
     parser.add_argument("target", metavar="TARGET", type=Path)
-    parser.add_argument(
-        "--released-forward", action="store_true", help="leave f_high' out of Eq. 9, as the authors' code does"
-    )
     options = parser.parse_args(arguments)
+    unet = sdxl_unet()
     try:
         state = read_state_dict(options.source)
-        adapter = convert_released(state, sdxl_unet(), released_forward=options.released_forward)
+        adapter = convert_released(state, unet)
         adapter.save_pretrained(options.target)
-    except (AdapterError, OSError) as error:
+    except AdapterError as error:
+        sys.exit(f"{options.source}: {error}")
+    except OSError as error:
         sys.exit(str(error))
-    print(f"{options.target}: {adapter.num_parameters():,} parameters")
+    if stray := stray_names(state, adapter, unet):
+        print(f"left out, for neither the adapter nor its base has them: {', '.join(stray)}", file=sys.stderr)
+    print(f"{options.target}: {adapter.num_parameters():,} parameters, inference: {adapter.config['inference']}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ C = H * d.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
+
+KeysValues = dict[str, tuple[Tensor, Tensor]]  # layer -> K_i, V_i, each (B, n, C)
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,29 @@ class VisualCondition:
     """The visual condition of one reference for the UNet's cross-attention layers.
 
     It applies to the last B rows of the UNet's batch: classifier-free guidance puts the unconditional rows first, and
-    they have no subject (epsilon(empty) of RealCustom++ Eq. 15).
+    they have no subject (epsilon(empty) of RealCustom++ Eq. 15), or `unconditional` in its place, in the same regions
+    and as strong.
     """
 
-    keys_values: dict[str, tuple[Tensor, Tensor]]  # layer -> K_i, V_i, each (B, n, C)
+    keys_values: KeysValues
     regions: dict[int, Region] | None = None  # layer's downscale -> M_hat on its grid; None: the whole picture
     scale: float | Tensor = 1.0  # strength: a number, or (B, 1, 1)
+    unconditional: KeysValues | None = None  # (1, n, C), of the B rows before; None: they have no subject
+
+    def of_layer(self, layer: str, downscale: int) -> tuple[Tensor, Tensor, Region | None, float | Tensor]:
+        """Keys, values, region and scale of the batch's last rows: B, or 2 B with the unconditional ones."""
+        key, value = self.keys_values[layer]
+        region = None if self.regions is None else self.regions[downscale]
+        if self.unconditional is None:
+            return key, value, region, self.scale
+        black_key, black_value = self.unconditional[layer]
+        scale = torch.cat([self.scale, self.scale]) if isinstance(self.scale, Tensor) else self.scale
+        return (
+            torch.cat([black_key.expand_as(key), key]),
+            torch.cat([black_value.expand_as(value), value]),
+            None if region is None else Region.cat([region, region]),
+            scale,
+        )
 
     def repeat_interleave(self, times: int) -> "VisualCondition":
         """Each reference for `times` rows in a row: the condition of B * times rows. For whole pictures at scale 1."""
@@ -80,20 +99,19 @@ class VisualCondition:
         }
         keys_values = {layer: (key, value) for layer, (key, value) in pairs.items()}
         regions = [one.regions for one in conditions if one.regions is not None]
+        together = replace(conditions[0], keys_values=keys_values)
         if not regions:
-            return VisualCondition(keys_values, scale=torch.cat([torch.as_tensor(one.scale) for one in conditions]))
-        return VisualCondition(
-            keys_values,
-            {downscale: Region.cat([of_one[downscale] for of_one in regions]) for downscale in regions[0]},
+            return replace(together, scale=torch.cat([torch.as_tensor(one.scale) for one in conditions]))
+        return replace(
+            together,
+            regions={downscale: Region.cat([of_one[downscale] for of_one in regions]) for downscale in regions[0]},
         )
 
     def nowhere(self) -> "VisualCondition":
         """The same reference without effect; it fills a row that has fewer references than others of its batch."""
         if self.regions is None:
-            return VisualCondition(self.keys_values, scale=self.scale * 0)
-        return VisualCondition(
-            self.keys_values, {downscale: region.empty() for downscale, region in self.regions.items()}
-        )
+            return replace(self, scale=self.scale * 0)
+        return replace(self, regions={downscale: region.empty() for downscale, region in self.regions.items()})
 
 
 class AttentionRecorder(Protocol):
@@ -171,22 +189,21 @@ class VisualAttentionProcessor:
         return attn.to_out[1](attn.to_out[0](out))
 
     def _add_visual(self, text: Tensor, queries: Tensor, visual: VisualCondition, heads: int) -> Tensor:
-        """`text` (rows, N, C) plus the visual attention of `queries` (rows, N, C), in the last B rows."""
-        keys, values = visual.keys_values[self.layer]
+        """`text` (rows, N, C) plus the visual attention of `queries` (rows, N, C), in the last rows."""
+        keys, values, region, scale = visual.of_layer(self.layer, self.downscale)
         rows, positions, width = queries.shape
         batch = keys.shape[0]
         key, value = (_split_heads(tensor.to(queries.dtype), heads) for tensor in (keys, values))
-        if visual.regions is None:
+        if region is None:
             query = _split_heads(queries[-batch:], heads)
             attended = _merge_heads(F.scaled_dot_product_attention(query, key, value))
-            return torch.cat([text[:-batch], text[-batch:] + (attended * visual.scale).to(text.dtype)])
-        region = visual.regions[self.downscale]
+            return torch.cat([text[:-batch], text[-batch:] + (attended * scale).to(text.dtype)])
         # Indexing positions as rows of one (rows * N, C) table is much faster than gather and scatter.
         first = torch.arange(rows - batch, rows, device=queries.device)[:, None] * positions
         indices = (region.positions + first).flatten()
         query = _split_heads(queries.reshape(-1, width).index_select(0, indices).view(batch, -1, width), heads)
         attended = _merge_heads(F.scaled_dot_product_attention(query, key, value))
-        attended = (attended * (region.weights * visual.scale)).to(text.dtype)
+        attended = (attended * (region.weights * scale)).to(text.dtype)
         return text.reshape(-1, width).index_add(0, indices, attended.view(-1, width)).view_as(text)
 
 

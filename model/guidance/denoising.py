@@ -3,8 +3,8 @@
 In one branch the UNet gets the text alone, and its attention makes the masks; in the other branch the references act
 inside these masks. How a method combines the branches is in `model.methods`.
 
-Departure from the code of RealCustom++'s authors: the unconditional rows have no subject, as in Eqs. 13 and 15; the
-authors' code gives them the features of a black picture.
+The unconditional rows have no subject, as in RealCustom++'s Eqs. 13 and 15; the code of its authors gives them the
+features of a black picture, and so does the release (`model.methods.release`).
 """
 
 import time
@@ -108,13 +108,16 @@ class SubjectGuidance(Guidance):
 
     def pass_key(self, step: int) -> Hashable:
         """Equal for guidances whose steps can share passes of the UNet."""
-        layers = None if self.recipe is None else self.recipe.layers.names
-        return self.is_guided(step), layers, self.branch.keys
+        maps = None if self.recipe is None else (self.recipe.layers.names, self.recipe.normalization)
+        return self.is_guided(step), maps, self.branch.keys
 
     def recorder(self, *, ends_pass: bool) -> GuidanceRecorder:
         """See `Guidance.recorder`."""
         assert self.recipe is not None
-        return GuidanceRecorder(self.recipe.layers, self.recipe.indicator, self.latent, ends_pass=ends_pass)
+        recipe = self.recipe
+        return GuidanceRecorder(
+            recipe.layers, recipe.indicator, self.latent, ends_pass=ends_pass, normalization=recipe.normalization
+        )
 
     def find_masks(self, maps: Tensor) -> None:
         """See `Guidance.find_masks`."""
@@ -187,7 +190,7 @@ def predict_guided_rows(
     """The UNet's outputs (B, 4, h, w) for the unconditional rows and the prompt's, in one batch.
 
     In DCI's first steps the batch also has the auxiliary branch, which takes its own step here. `visual` of `attention`
-    applies to the prompt's rows alone.
+    applies to the prompt's rows alone, unless it has something for the unconditional ones.
     """
     auxiliary = generation.auxiliary
     if auxiliary is None or step.number not in auxiliary.steps:

@@ -8,15 +8,14 @@ Legend of shapes: as in `model.guidance.masks`; K references of a picture, C the
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from model.adapters.visual_attention import Region, VisualCondition
-from model.guidance.masks import Grid, layer_regions
+from model.adapters.visual_attention import KeysValues, Region, VisualCondition
+from model.guidance.masks import Grid, Interpolation, layer_regions
 from model.guidance.subjects import References, Subject
-
-KeysValues = dict[str, tuple[Tensor, Tensor]]  # layer -> K_i, V_i, each (B, n, C)
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,17 @@ class GenerationBranch(ABC):
     """The references of a batch of pictures, encoded once for all steps."""
 
     strengths: Tensor  # (B, S, K), of each subject for each reference; 0 for the references of other subjects
+    mask_interpolation: ClassVar[Interpolation] = "area"  # to the grids of the layers
 
     @property
     @abstractmethod
     def keys(self) -> int:
         """n, the keys of a reference in its widest layer."""
+
+    @property
+    def unconditional(self) -> KeysValues | None:
+        """Keys and values (1, n, C) in the place of each reference in the unconditional rows; None: none act there."""
+        return None
 
     @abstractmethod
     def keys_values(self, step: DenoisingStep, masks: SubjectMasks | None) -> list[KeysValues]:
@@ -62,10 +67,12 @@ class GenerationBranch(ABC):
         """
         keys_values = self.keys_values(step, masks)
         if masks is not None:
-            return [VisualCondition(*pair) for pair in zip(keys_values, masks.regions, strict=True)]
+            pairs = zip(keys_values, masks.regions, strict=True)
+            return [VisualCondition(own, regions, unconditional=self.unconditional) for own, regions in pairs]
         totals = self.strengths.sum(1).unbind(-1)  # K times (B,)
         return [
-            VisualCondition(own, scale=total[:, None, None]) for own, total in zip(keys_values, totals, strict=True)
+            VisualCondition(own, scale=total[:, None, None], unconditional=self.unconditional)
+            for own, total in zip(keys_values, totals, strict=True)
         ]
 
     def subject_masks(self, masks: Tensor, latent: Grid, grid: Grid, downscales: Sequence[int]) -> SubjectMasks:
@@ -78,7 +85,8 @@ class GenerationBranch(ABC):
             downscales: of all cross-attention layers.
         """
         weights = (masks @ self.strengths.to(masks.dtype)).transpose(1, 2).unflatten(2, grid)  # (B, K, G, G')
-        return SubjectMasks(masks, grid, [layer_regions(mask, latent, downscales) for mask in weights.unbind(1)])
+        regions = [layer_regions(mask, latent, downscales, self.mask_interpolation) for mask in weights.unbind(1)]
+        return SubjectMasks(masks, grid, regions)
 
 
 def reference_strengths(subjects: Sequence[Sequence[Subject]], references: References) -> Tensor:

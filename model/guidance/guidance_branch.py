@@ -26,7 +26,8 @@ from torch import Tensor
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone, PromptEmbedding
 from model.errors import GenerationError
-from model.guidance.masks import Grid, attend, grid_at, resize
+from model.guidance.masks import Grid, attend, grid_at, normalize_by_range, resize
+from model.guidance.settings import MaskNormalization
 
 
 class PassEnded(BaseException):
@@ -98,13 +99,15 @@ class GuidanceRecorder:
 
     Every cross-attention map is resized to the largest grid before the mean. For self-attention of a coarser grid,
     M_cross is resized to that grid, multiplied there, and the product is resized back: the mean over layers is a mean
-    of these products.
+    of these products. With "min_max_per_channel" each layer's cross-attention map, and M, goes from 0 to 1, as in the
+    authors' code.
     """
 
     layers: GuidanceLayers
     indicator: Tensor  # (B, n_t, S), 1 at the tokens of each subject's word
     latent: Grid
     ends_pass: bool = True  # when all layers are recorded
+    normalization: MaskNormalization = "max_norm"
     _recorded: set[str] = field(default_factory=set)
     _cross_maps: list[Tensor] = field(default_factory=list)  # each layer's map at the largest grid, (B, N, S)
     _waiting: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)  # self-attention's queries and keys
@@ -121,7 +124,7 @@ class GuidanceRecorder:
         largest = grid_at(self.latent, self.layers.largest)
         if layer in self.layers.cross_attention:
             grid = grid_at(self.latent, self.layers.cross_attention[layer])
-            self._cross_maps.append(resize(attend(query, key, self.indicator), grid, largest))
+            self._cross_maps.append(self._normalized(resize(attend(query, key, self.indicator), grid, largest)))
         else:
             self._waiting.append((layer, query, key))
         if self._recorded.issuperset(self.layers.cross_attention):
@@ -139,7 +142,10 @@ class GuidanceRecorder:
 
     def maps(self) -> Tensor:
         """M (B, N, S) in fp32; without self-attention M_cross."""
-        return torch.stack(self._products or self._cross_maps).mean(0)
+        return self._normalized(torch.stack(self._products or self._cross_maps).mean(0))
+
+    def _normalized(self, maps: Tensor) -> Tensor:
+        return maps if self.normalization == "max_norm" else normalize_by_range(maps)
 
 
 def run_guidance_branch(

@@ -29,7 +29,7 @@ from model.guidance.masks import (
     top_count,
 )
 from model.guidance.schedule import MaskSchedule
-from model.guidance.settings import InferenceSettings
+from model.guidance.settings import InferenceSettings, MaskNormalization
 from model.guidance.subjects import Subject
 from model.pictures.tensors import to_tensor
 
@@ -43,6 +43,7 @@ class MaskRecipe:
     counts: list[list[int]]  # the number of positions that each subject takes; 0: the user gives its mask
     given: Tensor  # (B, N, S), the user's masks, zeros for the other subjects
     binary: bool = False  # 1 at every selected position, instead of its entry over the maximum (an ablation)
+    normalization: MaskNormalization = "max_norm"  # of the layers' maps
 
     @classmethod
     def of(
@@ -53,6 +54,7 @@ class MaskRecipe:
         subjects: Sequence[Sequence[Subject]],
         size: tuple[int, int],
         binary: bool = False,
+        normalization: MaskNormalization = "max_norm",
     ) -> MaskRecipe:
         """The recipe of a request.
 
@@ -63,6 +65,7 @@ class MaskRecipe:
             subjects: of each prompt, with their scopes.
             size: height and width of the pictures, pixels.
             binary: see the class.
+            normalization: see the class.
 
         Raises:
             GenerationError: a subject has no word, or a word that is not in the prompt (the message lists the prompt's
@@ -78,7 +81,7 @@ class MaskRecipe:
         free = (given == 0).all(-1).sum(1).tolist()
         counts = [_counts(of_prompt, left, math.prod(grid)) for of_prompt, left in zip(subjects, free, strict=True)]
         indicator = token_indicator(positions, backbone.tokenizers[0].model_max_length)
-        return cls(layers, indicator.to(backbone.device), counts, given.to(backbone.device), binary)
+        return cls(layers, indicator.to(backbone.device), counts, given.to(backbone.device), binary, normalization)
 
     @property
     def needs_maps(self) -> bool:
@@ -115,7 +118,8 @@ def mask_plan(
     if not use_mask:
         return MaskSchedule(), None
     layers = GuidanceLayers.of(processors, settings.mask_cross_downscales, settings.mask_self_downscales)
-    recipe = MaskRecipe.of(backbone, layers, prompts, subjects, size, settings.mask_binary)
+    options = settings.mask_binary, settings.mask_normalization
+    recipe = MaskRecipe.of(backbone, layers, prompts, subjects, size, *options)
     return MaskSchedule.of(steps, settings.mask_steps, settings.mask_every), recipe
 
 

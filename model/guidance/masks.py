@@ -8,6 +8,7 @@ keys, n_t text tokens, G x G' the largest attention grid.
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from model.adapters.visual_attention import Region
 from model.errors import GenerationError
 
 Grid = tuple[int, int]
+#: How a mask is resized to a layer's grid; bilinear, without antialiasing, as in the code of RealCustom++'s authors.
+Interpolation = Literal["area", "bilinear"]
 
 
 def grid_at(latent: Grid, downscale: int) -> Grid:
@@ -139,14 +142,22 @@ def _too_few(wanted: int, free: int) -> GenerationError:
     )
 
 
+def normalize_by_range(maps: Tensor) -> Tensor:
+    """Each map from its minimum to its maximum, with the authors' epsilon. (B, N, S) -> (B, N, S) in [0, 1]."""
+    least, most = maps.amin(1, keepdim=True), maps.amax(1, keepdim=True)
+    return (maps - least) / (most - least + 1e-6)
+
+
 def normalize_by_maximum(maps: Tensor) -> Tensor:
     """M_hat = M_bar / max(M_bar) of each subject (RealCustom++ Eqs. 13, 16). (B, N, S) -> (B, N, S) in [0, 1]."""
     return maps / maps.amax(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-def layer_regions(masks: Tensor, latent: Grid, downscales: Collection[int]) -> dict[int, Region]:
-    """A mask resized to each block's grid by area (RealCustom++ Eq. 14): (B, G, G') -> downscale -> its region."""
-    weights = [_at_layer(masks, grid_at(latent, downscale)) for downscale in downscales]
+def layer_regions(
+    masks: Tensor, latent: Grid, downscales: Collection[int], interpolation: Interpolation = "area"
+) -> dict[int, Region]:
+    """A mask resized to each block's grid (RealCustom++ Eq. 14): (B, G, G') -> downscale -> its region."""
+    weights = [_at_layer(masks, grid_at(latent, downscale), interpolation) for downscale in downscales]
     fullest = torch.stack([(of_layer > 0).sum(1).max() for of_layer in weights]).tolist()  # one synchronization
     return {
         downscale: _region(of_layer, max(1, positions))
@@ -154,8 +165,8 @@ def layer_regions(masks: Tensor, latent: Grid, downscales: Collection[int]) -> d
     }
 
 
-def _at_layer(masks: Tensor, grid: Grid) -> Tensor:
-    return F.interpolate(masks[:, None], grid, mode="area").flatten(1)
+def _at_layer(masks: Tensor, grid: Grid, interpolation: Interpolation) -> Tensor:
+    return F.interpolate(masks[:, None], grid, mode=interpolation).flatten(1)
 
 
 def _region(weights: Tensor, positions: int) -> Region:

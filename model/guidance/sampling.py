@@ -47,9 +47,9 @@ def scheduler_of_steps(scheduler: Any, steps: int, device: torch.device) -> Any:
         GenerationError: It has fewer timesteps than steps.
     """
     own = copy.deepcopy(scheduler)
-    own.set_timesteps(steps, device=device)
     trained = len(own.alphas_cumprod)
-    if own.timesteps.max() >= trained:  # diffusers adds `steps_offset` to the last one
+    own.set_timesteps(min(steps, trained), device=device)
+    if steps > trained or own.timesteps.max() >= trained:  # diffusers adds `steps_offset` to the last one
         raise GenerationError(f"{steps} steps are too many for a scheduler of {trained} timesteps; take fewer.")
     return own
 

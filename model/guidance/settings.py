@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, model_validator
@@ -18,6 +18,10 @@ def _power_of_two(value: int) -> int:
     return value
 
 
+#: DDIM is the papers'; dpm is the single-step DPM-Solver++ with which RealCustom++'s authors use their weights.
+Sampler = Literal["ddim", "dpm"]
+#: The maps of a mask's layers are averaged as they are (the papers), or each from its minimum to its maximum.
+MaskNormalization = Literal["max_norm", "min_max_per_channel"]
 Downscale = Annotated[int, Ge(1), Le(64), AfterValidator(_power_of_two), Words("a power of two from 1 to 64")]
 
 
@@ -27,6 +31,8 @@ class InferenceSettings:
 
     steps: Annotated[int, Ge(1), Le(1000)] = 25
     """Denoising steps."""
+    sampler: Sampler = "ddim"
+    """ddim (the papers'), or dpm: the single-step DPM-Solver++ of the code of RealCustom++'s authors."""
     guidance_scale: NonNegativeFloat = 5.0
     """omega of RealCustom++'s Eq. 15, omega_t of RealCustom's Eq. 13."""
     image_guidance_scale: NonNegativeFloat = 8.0
@@ -43,6 +49,8 @@ class InferenceSettings:
     """Cross-attention layers that make the mask, as downscales of the largest attention grid."""
     mask_self_downscales: list[Downscale] = field(default_factory=lambda: [1])
     """Self-attention layers that refine the mask, as downscales of the largest attention grid; []: none."""
+    mask_normalization: MaskNormalization = "max_norm"
+    """max_norm, or min_max_per_channel: each layer's map, and their mean, from 0 to 1 (the authors' code has both)."""
     mask_binary: bool = False
     """true: no weights inside the mask (RealCustom Table 2, RealCustom++ Table VI)."""
     visual_scale: NonNegativeFloat = 1.0
@@ -66,3 +74,16 @@ class InferenceSettings:
         """The same settings with another number of steps, in which `mask_steps` fits."""
         mask_steps = None if self.mask_steps is None else min(self.mask_steps, steps)
         return replace(self, steps=steps, mask_steps=mask_steps)
+
+
+#: With the weights that RealCustom++'s authors released. [1, 2] is all of SDXL's cross-attention.
+RELEASE_SETTINGS = InferenceSettings(
+    steps=25,
+    sampler="dpm",
+    guidance_scale=3.5,
+    mask_scope=0.25,
+    mask_steps=12,
+    mask_cross_downscales=[1, 2],
+    mask_self_downscales=[],
+    mask_normalization="max_norm",
+)

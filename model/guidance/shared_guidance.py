@@ -6,6 +6,7 @@ Legend of shapes: as in `model.guidance.generation_branch`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class SharedGuidance(Guidance):
         indicators = [recorder.indicator for recorder in recorders]
         subjects = max(indicator.shape[2] for indicator in indicators)
         padded = torch.cat([F.pad(indicator, (0, subjects - indicator.shape[2])) for indicator in indicators])
-        return GuidanceRecorder(recorders[0].layers, padded, recorders[0].latent, ends_pass=ends_pass)
+        return replace(recorders[0], indicator=padded)
 
     def find_masks(self, maps: Tensor) -> None:
         """See `Guidance.find_masks`."""

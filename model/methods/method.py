@@ -6,6 +6,7 @@ name to `model.methods.names` and an instance to `model.methods.registry.METHODS
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from diffusers import UNet2DConditionModel
@@ -17,9 +18,11 @@ from model.adapters.visual_attention import VisualCondition
 from model.backbone import Backbone
 from model.guidance.denoising import Generation, Guidance
 from model.guidance.generation_branch import DenoisingStep, GenerationBranch
-from model.guidance.settings import InferenceSettings
+from model.guidance.samplers import new_scheduler
+from model.guidance.settings import InferenceSettings, Sampler
 from model.guidance.subjects import Subject
 
+_MICRO_ENCODERS = {"shallow_layers": ((0, 1, 2), (0, 1, 2)), "reference_size": 64, "tiles": 2}
 AdapterT = TypeVar("AdapterT", bound=VisualAdapter)
 
 
@@ -51,6 +54,50 @@ class Method(ABC, Generic[AdapterT]):
             image_width: `ImageEncoders.width`.
             options: of `adapter_options`; those of ablations.
         """
+
+    def default_settings(self, unet: UNet2DConditionModel) -> InferenceSettings:
+        """The settings of requests that have none of their own.
+
+        Args:
+            unet: of the base model, with an adapter attached.
+        """
+        return InferenceSettings()
+
+    def loading_options(
+        self, config: Mapping[str, Any], backbone: str | Path, image_encoders: Sequence[str], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The other arguments of `ImageEncoders.from_pretrained`, before anything large is loaded.
+
+        Args:
+            config: of the adapter.
+            backbone: its location.
+            image_encoders: their locations.
+            given: shallow_layers, reference_size and tiles; None: the method's own, or those of the micro encoders.
+
+        Raises:
+            ModelError: they do not fit the adapter.
+        """
+        return {**_MICRO_ENCODERS, **{name: value for name, value in given.items() if value is not None}}
+
+    def prepare_backbone(self, backbone: Backbone) -> Backbone:
+        """The base model as the method uses it, with the same weights.
+
+        Raises:
+            AdapterError: it is of another family.
+        """
+        return backbone
+
+    def prepare_encoders(self, encoders: ImageEncoders) -> ImageEncoders:
+        """The image encoders as the method uses them, with the same weights.
+
+        Raises:
+            ImageEncoderError: they are not those that the method needs.
+        """
+        return encoders
+
+    def new_scheduler(self, sampler: Sampler, config: Mapping[str, Any]) -> Any:
+        """A scheduler without timesteps; `config` is that of the backbone's."""
+        return new_scheduler(sampler, config, trailing=False)
 
     @abstractmethod
     def training_condition(

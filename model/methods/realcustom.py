@@ -18,13 +18,12 @@ from torch import Tensor
 from model.adapters.adaptive_scoring import token_count
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom import RealCustomAdapter
-from model.adapters.visual_attention import VisualCondition
+from model.adapters.visual_attention import KeysValues, VisualCondition
 from model.backbone import Backbone
 from model.guidance.denoising import Generation, Guidance, Scale, guide, predict_rows
 from model.guidance.generation_branch import (
     DenoisingStep,
     GenerationBranch,
-    KeysValues,
     SubjectMasks,
     reference_strengths,
 )

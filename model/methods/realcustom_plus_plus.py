@@ -15,13 +15,12 @@ from torch import Tensor
 
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
-from model.adapters.visual_attention import VisualCondition
+from model.adapters.visual_attention import KeysValues, VisualCondition
 from model.backbone import Backbone
 from model.guidance.denoising import Generation, Guidance, guide, predict_guided_rows
 from model.guidance.generation_branch import (
     DenoisingStep,
     GenerationBranch,
-    KeysValues,
     SubjectMasks,
     reference_strengths,
 )

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from PIL import Image
 
 from model.adapters.encoding_cache import EncodingCache
 from model.dci.auxiliary_branch import auxiliary_steps
 from model.dci.settings import DCISettings
-from model.guidance.sampling import scheduler_of_steps
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
@@ -305,7 +303,7 @@ def _check(
         subject_steps(settings.steps, guidance["visual_guidance_start"], guidance["visual_guidance_end"])
     if dci is not None:
         with field_errors("dci_share"):
-            auxiliary_steps(scheduler_of_steps(pipeline.scheduler, settings.steps, torch.device("cpu")), dci)
+            auxiliary_steps(pipeline.scheduler_of(settings, "cpu"), dci)
     with field_errors("dci_auxiliary_noun"):
         pipeline.check(prompt, [], settings=settings, size=size, dci=dci)
     with field_errors("subjects"):

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from model.adapters.adapter import VisualAdapter, cross_attention_widths
 from model.adapters.image_encoder import ImageEncoders
-from model.adapters.visual_attention import VisualCondition
+from model.adapters.visual_attention import KeysValues, VisualCondition
 from model.backbone import Backbone
 from model.guidance.denoising import Generation, Guidance, guide, predict_rows
 from model.guidance.generation_branch import (
     DenoisingStep,
     GenerationBranch,
-    KeysValues,
     SubjectMasks,
     reference_strengths,
 )
