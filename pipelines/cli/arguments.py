@@ -60,7 +60,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-    parser.add_argument("--profile", default="micro", metavar="NAME", help="micro (default), sd15 or sdxl")
+    parser.add_argument(
+        "--profile",
+        default="micro",
+        metavar="NAME",
+        help="micro (default), sd15, sdxl, or for one GPU sd15_one_gpu, sdxl_one_gpu",
+    )
     parser.add_argument(
         "--set",
         dest="settings",

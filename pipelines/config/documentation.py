@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.keys import Key, configuration_keys, fields_of, flat_values, is_section
-from pipelines.config.loading import METHOD_DEFAULTS, method_values, profile_names, profile_values
+from pipelines.config.loading import METHOD_DEFAULTS, extended_profile, method_values, profile_names, profile_values
 from pipelines.config.words import describe
 from stages.compute_config import FOLLOWERS
 from stages.config import Config
@@ -35,6 +35,9 @@ quotes or brackets are around it (`["a mug, wet", a [v], toy]`), or what follows
 unknown, of the wrong type or out of range, or that does not fit the others, ends the command with exit code 2 before
 anything runs.
 
+A profile that extends another one has that one's values, but for those of its own that the tables show:
+{extensions}.
+
 **What it changes.** A setting of the *result* changes what a stage makes: the stage and all that read it run again. A
 setting of the *operation* changes only how the result is made (to rounding): nothing runs again, and a stopped training
 goes on from its checkpoints. A path that is not absolute starts in the working directory of the command; changed files
@@ -50,7 +53,9 @@ that chooses the method itself may hold other values, which win.
 
 def page() -> str:
     """The text of `docs/configuration.md`."""
-    parts = [_HEAD, *_sections(), _METHODS, *_methods()]
+    extended = {name: extended_profile(name) for name in profile_names()}
+    listed = ", ".join(f"`{name}` extends `{other}`" for name, other in extended.items() if other)
+    parts = [_HEAD.replace("{extensions}", listed), *_sections(), _METHODS, *_methods()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
@@ -72,7 +77,9 @@ def _row(key: Key, default: Any, profiles: dict[str, dict[str, Any]]) -> str:
     followed = next((name for name, followers in FOLLOWERS.items() if key.name in followers), None)
     values = [f"that of `{followed}`" if followed else f"`{_yaml(default)}`"]
     for name, found in profiles.items():
-        if key.name in found and (followed or found[key.name] != default):
+        inherited = profiles.get(extended_profile(name) or "", {})
+        before = inherited.get(key.name, None if followed else default)
+        if key.name in found and (found[key.name] != before or (followed and key.name not in inherited)):
             values.append(f"{name}: `{_yaml(found[key.name])}`")
     changes = "operation" if key.of_operation else "result"
     cells = (f"`{key.name}`", describe(key.type), "; ".join(values), changes, key.description)
@@ -83,18 +90,20 @@ def _methods() -> Iterator[str]:
     for setting, methods in METHOD_DEFAULTS.items():
         for method, values in methods.items():
             brought = {name: {**values, **method_values(name, method)} for name in profile_names()}
+            inherited = {name: brought.get(extended_profile(name) or "", {}) for name in brought}
             keys = dict.fromkeys(key for found in brought.values() for key in found)
             if keys:
-                lines = [f"| `{key}` | {_of_profiles(key, brought)} |" for key in keys]
+                lines = [f"| `{key}` | {_of_profiles(key, brought, inherited)} |" for key in keys]
                 yield "\n".join([f"`{setting}={method}`:\n", "| key | value |", "|---|---|", *lines])
 
 
-def _of_profiles(key: str, brought: Mapping[str, Mapping[str, Any]]) -> str:
+def _of_profiles(key: str, brought: Mapping[str, Mapping[str, Any]], inherited: Mapping[str, Mapping[str, Any]]) -> str:
     """The values that a method brings with it, with the profiles' names where they differ."""
     texts = {name: f"`{_yaml(values[key])}`" for name, values in brought.items() if key in values}
     if len(texts) == len(brought) and len(set(texts.values())) == 1:
         return next(iter(texts.values()))
-    return "; ".join(f"{name}: {text}" for name, text in texts.items())
+    own = {name: text for name, text in texts.items() if inherited[name].get(key) != brought[name][key]}
+    return "; ".join(f"{name}: {text}" for name, text in own.items())
 
 
 def _yaml(value: Any) -> str:

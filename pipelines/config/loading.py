@@ -1,5 +1,7 @@
 """A run's configuration: the typed defaults of `stages/config.py`, a profile over them, `--set` over that.
 
+A profile that `extends` another one has that one's values where it has none of its own.
+
 A key is written with dots, `filter.min_aesthetic`; a value as in YAML, but by the key's type. What is unknown, of the
 wrong type, out of range or does not fit together is an error that names the key, what came, and what is allowed.
 """
@@ -39,6 +41,8 @@ METHOD_DEFAULTS: Mapping[str, Mapping[Any, Mapping[str, Any]]] = {
 _METHODS = "methods"
 #: The sections with an `image_size` that may follow the backbone.
 PICTURE_SECTIONS = ("ingest", "multiview")
+#: The key of a profile that names the one whose values are below its own.
+_EXTENDS = "extends"
 _STEPS, _MASK_STEPS = "inference.steps", "inference.mask_steps"
 
 
@@ -146,17 +150,35 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _read_profile(profile: str) -> dict[tuple[str, str], Any]:
-    """The values in a profile's file by the method that brings them ("": none does) and by dotted key."""
+def extended_profile(profile: str) -> str | None:
+    """The profile that this one extends; None: it extends none."""
+    node = _nodes_of_profile(profile).get(_EXTENDS)
+    return None if node is None else str(node.value)
+
+
+def _nodes_of_profile(profile: str) -> dict[str, yaml.Node]:
+    """The values of a profile's file as they are written, by dotted key."""
     path = PROFILES / f"{profile}.yaml"
     try:
-        nodes = dict(nodes_of(read_text(path)))
+        return dict(nodes_of(read_text(path)))
     except TextError as error:
         raise UsageError(str(error)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _read_profile(profile: str, above: tuple[str, ...] = ()) -> dict[tuple[str, str], Any]:
+    """The values of a profile by the method that brings them ("": none does) and by dotted key.
+
+    `above` are the profiles that extend it.
+    """
+    path, nodes = PROFILES / f"{profile}.yaml", _nodes_of_profile(profile)
     values: dict[tuple[str, str], Any] = {}
     try:
+        if extended := nodes.pop(_EXTENDS, None):
+            if extended.value not in set(profile_names()) - {profile, *above}:
+                raise UsageError(f"extends names another profile, not {show(extended.value)}.")
+            values = _read_profile(extended.value, (*above, profile))
         for name, node in nodes.items():
             part, _, rest = name.partition(".")
             method, _, own = rest.partition(".") if part == _METHODS else ("", "", name)

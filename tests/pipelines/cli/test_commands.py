@@ -67,7 +67,7 @@ def test_help_is_quick(words: list[str]) -> None:
             "Stage ingest does not need filter, so that it cannot be forced with",
         ),
         (["--from", "filtre"], "There is no stage 'filtre'. Did you mean 'filter'?"),
-        (["--profile", "tiny"], "There is no profile 'tiny'; there are micro, sd15, sdxl."),
+        (["--profile", "tiny"], "There is no profile 'tiny'; there are micro, sd15, sd15_one_gpu, sdxl, sdxl_one_gpu."),
         (["--set", "filter.aesthetic=6"], "There is no configuration key 'filter.aesthetic'."),
         (["--set", "filter.min_aesthetic=high"], "filter.min_aesthetic takes a number or null, not 'high'."),
     ],

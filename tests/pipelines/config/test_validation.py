@@ -148,7 +148,7 @@ def test_a_value_inside_its_type_and_range_is_taken_unless_it_does_not_fit_the_o
     value = data.draw(inside(key.type))
     config = load(lambda: with_values(MICRO, {key.name: value}))
     if isinstance(config, str):
-        assert not config.startswith(f"{key.name} takes") or "URI" in config
+        assert not config.startswith(f"{key.name} takes") or "URI" in config or "micro backbone" in config
         return
     assert flat_values(config)[key.name] == value or key.path_kind is not None
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
