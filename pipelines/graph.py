@@ -5,7 +5,8 @@
     base ────────────────────────────────────────────────^─────────────┼─> evaluate ─> register ─> (serve)
     prompts ─> contextualizer ─> customize ────────────────────────────┘
 
-`cache_latents`, between curriculum and train_adapter, is there when `cache_latents.enabled` is set.
+`cache_latents`, between curriculum and train_adapter, is there when `cache_latents.enabled` is set. Without concepts
+(`customize.subjects=[]`) there is neither prompts, contextualizer nor customize; with `evaluate.subjects=0` no evaluate.
 A stage that runs on the user's own data does not read the microworld, and a backbone from elsewhere needs no `base`:
 the edges depend on the configuration. `serve` is a command, not a stage: it makes no output.
 """
@@ -71,8 +72,11 @@ class Graph:
         """The stage called `name`.
 
         Raises:
-            UsageError: There is none; names the nearest and lists all.
+            UsageError: There is none, or it is not part of this graph; names the nearest and lists all, or says why.
         """
+        absent = next((stage for stage in STAGES if stage.name == name and stage.absent_when), None)
+        if name not in self.stages and absent is not None:
+            raise UsageError(f"Stage {name} is not part of a run with these settings: {absent.absent_when}.")
         if name not in self.stages:
             hint = nearest(name, self.order)
             raise UsageError(f"There is no stage {name!r}.{hint} The stages are {', '.join(self.order)}.")

@@ -35,6 +35,7 @@ class Stage:
         previews: Settings that it reads only for pictures to look at: no part of its result.
         data: Files of the project, other than Python modules, that its output depends on: glob patterns.
         cpus: CPUs that it keeps busy; stages run side by side as long as there are enough.
+        absent_when: For the user: the settings with which no stage reads its output, so that it is not part of a run.
     """
 
     name: str
@@ -44,8 +45,19 @@ class Stage:
     previews: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     cpus: Callable[[Config], int] = lambda config: 1
+    absent_when: str = ""
 
 
 def base_unless_given(config: Config) -> list[str]:
     """The stage `base`, unless the backbone comes from elsewhere."""
     return ["base"] if config.backbone.weights is None else []
+
+
+def customize_if_wanted(config: Config) -> list[str]:
+    """The stage `customize`, if concepts are to be learned."""
+    return ["customize"] if config.customize.is_wanted else []
+
+
+def evaluate_if_wanted(config: Config) -> list[str]:
+    """The stage `evaluate`, if there is anything to paint and score."""
+    return ["evaluate"] if config.evaluate.subjects else []

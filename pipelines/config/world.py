@@ -17,7 +17,7 @@ def check_world(config: Config) -> None:
     """
     for name in ("pool", "judge_pool"):
         _check_categories(config, name)
-    if not config.customize.subjects and config.customize.words != CustomizeConfig().words:
+    if config.customize.subjects is None and config.customize.words != CustomizeConfig().words:
         _check_words(config.customize.words)
     if config.customize.placeholders:
         _check_placeholders(config)

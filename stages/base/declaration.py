@@ -7,4 +7,5 @@ STAGE = Stage(
     module="stages.base.stage",
     settings=("base",),
     data=("model/micro_sd/weights/**/*", DEEPSPEED_FILES),
+    absent_when="backbone.weights is set",
 )

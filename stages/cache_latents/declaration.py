@@ -8,4 +8,5 @@ STAGE = Stage(
     inputs=lambda config: ["filter", "multiview", "curriculum", *base_unless_given(config)],
     settings=("cache_latents", "backbone.weights", "backbone.resolution"),
     cpus=lambda config: config.cache_latents.actors,
+    absent_when="cache_latents.enabled=false",
 )

@@ -9,4 +9,5 @@ STAGE = Stage(
     settings=("contextualizer", "backbone.weights"),
     data=(DEEPSPEED_FILES,),
     cpus=lambda config: config.contextualizer.trainer.workers,
+    absent_when="customize.subjects=[] or customize.mlm=false",
 )

@@ -75,8 +75,9 @@ class CustomizeConfig:
     prompts: Literal["fixed", "ico", "captions"] = "fixed"
     """The prompts of the pictures: templates, learned contexts (ICO, Eq. 2), or for each picture the text in a file of
     its name that ends in .txt."""
-    subjects: list[LocalPath] = field(default_factory=list)
-    """A folder of 3 to 6 pictures for each subject; []: held-out subjects of the microworld."""
+    subjects: list[LocalPath] | None = None
+    """A folder of 3 to 6 pictures for each subject; []: no concept is learned; null: held-out subjects of the
+    microworld."""
     words: Annotated[list[Text], MinLen(1)] = field(default_factory=lambda: ["mug"])
     """The class word of each subject."""
     placeholders: list[Token] = field(default_factory=list)
@@ -135,7 +136,7 @@ class CustomizeConfig:
 
     @model_validator(mode="after")
     def _one_word_for_each_subject(self) -> CustomizeConfig:
-        for name, values in (("words", self.subjects), ("placeholders", self.placeholders)):
+        for name, values in (("words", self.subjects or []), ("placeholders", self.placeholders)):
             if values and len(values) != len(self.words):
                 other = "subjects" if name == "words" else "placeholders"
                 raise ValueError(
@@ -175,15 +176,22 @@ class CustomizeConfig:
             raise ValueError("prior_folder is not read with prior_weight=0: set prior_weight to 1")
         if self.prior_folder is not None and len(set(self.words)) > 1:
             raise ValueError("prior_folder holds pictures of one class, and words name several: set it to null")
-        if self.prompts == "captions" and not self.subjects:
+        if self.prompts == "captions" and self.subjects is None:
             raise ValueError("the microworld's subjects have no captions: set subjects, or prompts to fixed")
         if self.prompts == "ico" and not self.context_before + self.context_after:
             raise ValueError("prompts=ico needs contexts: set context_before or context_after to at least 1")
         return self
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether concepts are learned."""
+        return self.subjects != []
+
+    @property
     def concepts(self) -> int:
         """How many concepts are learned, each by a training."""
+        if not self.is_wanted:
+            return 0
         return 1 if self.joint else len(self.words)
 
     @property

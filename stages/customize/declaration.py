@@ -8,7 +8,7 @@ STAGE = Stage(
     inputs=lambda config: [
         *(["prompts", "contextualizer"] if config.customize.mlm else []),
         *base_unless_given(config),
-        *(["microworld"] if not config.customize.subjects else []),
+        *(["microworld"] if config.customize.subjects is None else []),
     ],
     settings=(
         "customize",
@@ -22,4 +22,5 @@ STAGE = Stage(
     ),
     data=(DEEPSPEED_FILES,),
     cpus=lambda config: config.customize.trainer.workers * config.customize.concepts,
+    absent_when="customize.subjects=[]",
 )

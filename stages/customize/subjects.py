@@ -47,7 +47,7 @@ def find_subjects(config: CustomizeConfig, inputs: Mapping[str, StorePath], repo
     Raises:
         StageError: There is no such folder or subject, or no picture in it.
     """
-    if config.subjects:
+    if config.subjects is not None:
         found = [_subject_in(Path(folder), report) for folder in config.subjects]
     else:
         found = _held_out(config, local_copy(inputs["microworld"] / "subjects"))

@@ -39,11 +39,15 @@ class Concept:
 
 
 def read_concepts(inputs: Mapping[str, StorePath], config: Config) -> list[Concept]:
-    """Read the output of the stage `customize`. Subjects are folders of pictures, or the microworld's.
+    """Read the output of the stage `customize`, if it is part of the run.
+
+    Subjects are folders of pictures, or the microworld's.
 
     Raises:
         StageError: A concept's subject is not there.
     """
+    if "customize" not in inputs:
+        return []
     folder = absolute(inputs["customize"])
     return [
         Concept(
@@ -60,7 +64,7 @@ def read_concepts(inputs: Mapping[str, StorePath], config: Config) -> list[Conce
 
 def _subject_of(entry: Mapping[str, Any], inputs: Mapping[str, StorePath], config: Config) -> Subject:
     name, word, customize = entry["name"], entry["word"], config.customize
-    if customize.subjects:
+    if customize.subjects is not None:
         pictures = Path(customize.subjects[customize.placeholder_names.index(entry["placeholder"])])
         readable = [path for path in picture_files(pictures) if _can_be_read(path)]
         if len(readable) == 1:

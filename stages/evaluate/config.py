@@ -18,8 +18,8 @@ class EvaluateConfig:
     Pairs of subjects and the quality of masks are judged by the microworld's judge only.
     """
 
-    subjects: PositiveInt = 16
-    """At most."""
+    subjects: NonNegativeInt = 16
+    """At most; 0: nothing is evaluated, and the adapter is registered without a score."""
     prompts_per_subject: PositiveInt = 3
     pairs: NonNegativeInt = 6
     """Of subjects in one picture; the first of each pair goes through three rounds as well."""

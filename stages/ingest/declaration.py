@@ -7,4 +7,5 @@ STAGE = Stage(
     module="stages.ingest.stage",
     inputs=lambda config: ["microworld"] if config.ingest.metadata is None else [],
     settings=("ingest",),
+    absent_when="filter.pictures_folder is set",
 )

@@ -6,4 +6,5 @@ STAGE = Stage(
     name="microworld",
     module="stages.microworld.stage",
     settings=("microworld",),
+    absent_when="each stage that would read it has data or weights of its own",
 )

@@ -8,4 +8,5 @@ STAGE = Stage(
     inputs=lambda config: ["filter"] if config.prompts.captions else [],
     settings=("prompts",),
     data=("prompts/**/*",),
+    absent_when="customize.subjects=[]",
 )

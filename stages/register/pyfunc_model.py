@@ -7,9 +7,9 @@ MLflow runs this file by itself, with the copy of the package `model` that was r
 
 The server uses the painter of the Python object beneath, which takes and returns encoded pictures.
 
-Artifacts: `backbone` and `adapter` (folders; a backbone from the hub is only named), `inference` (inference.json: how
-to load the parts, the default settings, and the checksums of all files), `lineage` (lineage.json: the outputs that the
-model comes from; not read here).
+Artifacts: `adapter` (a folder), `inference` (inference.json: how to load the parts, the default settings, and the
+checksums of all files), `lineage` (lineage.json: the outputs that the model comes from; not read here). The backbone and
+image encoders are no artifacts of a version: all versions share them (`model.registered_parts`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import binascii
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import torch
@@ -31,11 +32,14 @@ from model.guidance.settings import InferenceSettings
 from model.painting.painter import RequestPainter
 from model.painting.request import PreparedRequest
 from model.pipeline import RealCustomPipeline
+from model.registered_parts import part_location
 from model.scoring.metrics import ClipScorer
 
 # As in `stages.registered_model`, which is not registered with this file.
 _VERIFY_CHECKSUMS = "verify_checksums"
 _TITLE = "title"
+_PARTS_HERE = "parts_here"
+_PARTS = "parts"
 
 
 class PaintRequest(BaseModel):
@@ -67,26 +71,30 @@ class RealwordModel(PythonModel):
 
         Raises:
             DamagedArtifactError: A file is missing or damaged.
+            MissingPartError: A shared part cannot be had.
         """
         settings = json.loads(Path(context.artifacts["inference"]).read_text())
         config = context.model_config or {}
         if config.get(_VERIFY_CHECKSUMS, True):
-            for name, checksums in settings["checksums"].items():
-                verify_checksums(Path(context.artifacts[name]), checksums)
-        backbone = context.artifacts.get("backbone", settings["backbone"])
+            verify_checksums(Path(context.artifacts["adapter"]), settings["checksums"]["adapter"])
+        parts = _parts(settings, Path(context.artifacts["inference"]), config)
+        backbone, loading = parts["backbone"], settings["loading"]
+        encoders = [
+            parts.get(f"image_encoder_{number}", name) for number, name in enumerate(loading["image_encoders"])
+        ]
         pipeline = RealCustomPipeline.from_pretrained(
             backbone,
             context.artifacts["adapter"],
             dtype=getattr(torch, settings["dtype"]),
             device="cuda" if torch.cuda.is_available() else "cpu",
-            **settings["loading"],
+            **{**loading, "image_encoders": encoders},
         )
         self.painter = RequestPainter(
             pipeline=pipeline,
             settings=InferenceSettings(**settings["painting"]),
             title=config.get(_TITLE),
             adapter=settings["adapter"],
-            clip=partial(ClipScorer.of_backbone, backbone, settings["clip"]),
+            clip=partial(ClipScorer.of_backbone, backbone, parts.get("clip", settings["clip"])),
         )
 
     def predict(self, context: PythonModelContext, model_input: list[PaintRequest]) -> list[Painting]:
@@ -105,6 +113,26 @@ class RealwordModel(PythonModel):
         options = request.model_dump(exclude={"subject", "word", "prompt", "seed"}, exclude_none=True)
         subject = {"picture": _decode(request.subject), "word": request.word}
         return self.painter.prepare(request.prompt, [subject], [request.seed], **options)
+
+
+def _parts(settings: dict[str, Any], inference: Path, config: dict[str, Any]) -> dict[str, str]:
+    """The location of each shared part, with verified files unless the caller has done that."""
+    located: dict[str, str] = {}
+    here = config.get(_PARTS_HERE) or {}
+    beside = inference.parent.joinpath(*[".."] * 4, _PARTS)  # of parts/../models/m-.../artifacts/artifacts/
+    for name, part in settings["parts"].items():
+        if name in here:
+            located[name] = str(Path(here[name]) / part["file"])
+        else:
+            located[name] = part_location(name, part, beside, settings["parts_place"], _download)
+        if config.get(_VERIFY_CHECKSUMS, True) and "checksums" in part:
+            path = Path(located[name])
+            verify_checksums(path.parent if part["file"] else path, part["checksums"])
+    return located
+
+
+def _download(uri: str, folder: str) -> str:
+    return str(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
 
 
 def _decode(subject: str) -> bytes:

@@ -1,8 +1,9 @@
-"""Stage `register`: the adapter with its backbone, and each learned concept, in MLflow's model registry.
+"""Stage `register`: the adapter, and each learned concept, in MLflow's model registry.
 
 The alias `champion` names the version to serve. It moves to the new version when the new score is higher than the
 champion's. The score is subject similarity times prompt fidelity in the arm with adapter and mask. Only scores of the
-same evaluation (subjects, prompts, seeds, judge) are compared. A version's tags name every output that it comes from
+same evaluation (subjects, prompts, seeds, judge) are compared; a version that was not evaluated becomes the champion
+only when there is none. A version's tags name every output that it comes from
 (`lineage.curriculum`, ...), and its artifact `lineage.json` has their configurations, counts and metrics.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,21 +26,22 @@ from mlflow.exceptions import MlflowException
 from model.checksums import folder_checksums
 from stages.config import Config
 from stages.contract import StageContext, StageError, StageResult
-from stages.inference import backbone_location, loading_options
+from stages.inference import loading_options
 from stages.local_copies import local_copy
 from stages.register import pyfunc_model  # so that the fingerprint of this stage covers its code
 from stages.register.concepts import concept_model_names, learned_concepts, register_concept
 from stages.register.lineage import Lineage, lineage_of
-from stages.registered_model import CHAMPION, INTERFACE, TITLE, VERIFY_CHECKSUMS
-from stages.storage import store_path, write_whole
+from stages.register.shared_parts import Part, part_locations, parts_location, store_parts
+from stages.registered_model import CHAMPION, INTERFACE, PARTS_HERE, TITLE, VERIFY_CHECKSUMS
+from stages.storage import write_whole
 from stages.tracking_errors import is_missing
 from stages.tracking_server import tracking_errors
 
 SCORED_ARM = "adapter_mask"
 _MODEL_CODE = Path(pyfunc_model.__file__).resolve()
 _PACKAGES = (
-    "accelerate", "annotated-types", "diffusers", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers",
-    "torch", "transformers",
+    "accelerate", "annotated-types", "diffusers", "huggingface_hub", "mlflow", "numpy", "pillow", "pydantic",
+    "safetensors", "tokenizers", "torch", "transformers",
 )  # fmt: skip
 
 
@@ -50,12 +53,15 @@ def run(context: StageContext) -> StageResult:
 
 
 def _register(client: MlflowClient, context: StageContext) -> StageResult:
+    assert context.tracking_run_id is not None
     name, promote = context.config.register.model_name, context.config.register.promote
-    context.report.progress(0, 2, f"copying the model into the registry as {name}")
-    metrics = json.loads((context.inputs["evaluate"] / "metrics.json").read_text())
-    lineage, score = lineage_of(context.inputs), score_of(metrics)
-    number = _log_model(context, name, lineage)
-    tags = {"score": repr(score), "evaluation": metrics["evaluation"], "profile": context.config.profile}
+    place = parts_location(client, context.tracking_run_id)
+    parts = store_parts(part_locations(context.config, context.inputs), place, context.report)
+    context.report.progress(0, 2, f"copying the adapter into the registry as {name}")
+    lineage, scores = lineage_of(context.inputs), _scores(context)
+    number = _log_model(context, name, lineage, parts, place)
+    tags = {key: value if isinstance(value, str) else repr(value) for key, value in scores.items()}
+    tags |= {"profile": context.config.profile, **_part_tags(parts)}
     tags |= {f"lineage.{stage}": output["fingerprint"] for stage, output in lineage.items()}
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
@@ -65,16 +71,19 @@ def _register(client: MlflowClient, context: StageContext) -> StageResult:
         context.report.warning(f"{name} version {number} is not the {CHAMPION}: {why}")
     registered = {"name": name, "version": number, "alias_moved": moved, "uri": f"models:/{name}/{number}"}
     concepts = _register_concepts(client, context)
+    score = scores.get("score")
     content = json.dumps({**registered, "score": score, "why": why, "concepts": concepts}, indent=2)
     write_whole(context.output / "registered.json", content + "\n")
     notes = {"model": f"{name} version {number}", "champion": why}
     if concepts:
         notes["concepts"] = ", ".join(f"{concept['name']} version {concept['version']}" for concept in concepts)
-    return StageResult(metrics={"score": score}, notes=notes)
+    return StageResult(metrics={} if score is None else {"score": score}, notes=notes)
 
 
 def _register_concepts(client: MlflowClient, context: StageContext) -> list[dict[str, Any]]:
     """Register the concepts that have learned; the alias of each moves as the adapter's does."""
+    if "customize" not in context.inputs:
+        return []
     settings = context.config.register
     entries = learned_concepts(context.inputs["customize"])
     found = []
@@ -96,48 +105,67 @@ def _connect(context: StageContext) -> MlflowClient:
     return MlflowClient()
 
 
+def _scores(context: StageContext) -> dict[str, Any]:
+    """The adapter's score and its evaluation's id; nothing if it was not evaluated."""
+    if "evaluate" not in context.inputs:
+        return {}
+    metrics = json.loads((context.inputs["evaluate"] / "metrics.json").read_text())
+    return {"score": score_of(metrics), "evaluation": metrics["evaluation"]}
+
+
+def _part_tags(parts: Mapping[str, Part]) -> dict[str, str]:
+    """Tags with the digest of each shared part, by which unused ones are found, or its revision on the hub."""
+    return {f"part.{name}": part.get("digest") or f"{part['hub']}@{part['revision']}" for name, part in parts.items()}
+
+
 def score_of(metrics: dict[str, Any]) -> float:
     """Mean subject similarity times mean prompt fidelity in the scored arm; negative means count as 0."""
     arm = metrics["arms"][SCORED_ARM]
     return max(0.0, arm["similarity"]["mean"]) * max(0.0, arm["controllability"]["mean"])
 
 
-def _log_model(context: StageContext, name: str, lineage: Lineage) -> str:
-    """Store the model with its weights, code, requirements and lineage; return the number of the new version."""
+def _log_model(context: StageContext, name: str, lineage: Lineage, parts: Mapping[str, Part], place: str) -> str:
+    """Store the adapter with its settings, code, requirements and lineage; return the number of the new version."""
+    settings = _settings(context, lineage, parts, place)
     with tempfile.TemporaryDirectory() as temporary, mlflow.start_run(run_id=context.tracking_run_id):
         info = mlflow.pyfunc.log_model(
             name=name.replace(".", "-"),  # of the logged model, for which MLflow allows no dot
             python_model=str(_MODEL_CODE),
             code_paths=[str(_copy_code(Path(temporary)))],
-            artifacts={key: str(path) for key, path in _artifacts(context, lineage, Path(temporary)).items()},
+            artifacts=_artifacts(context, {"inference": settings, "lineage": lineage}, Path(temporary)),
             pip_requirements=requirements(),
-            model_config={VERIFY_CHECKSUMS: True, TITLE: None},
+            model_config={VERIFY_CHECKSUMS: True, TITLE: None, PARTS_HERE: {}},
             registered_model_name=name,
         )
     return str(info.registered_model_version)
 
 
-def _artifacts(context: StageContext, lineage: Lineage, temporary: Path) -> dict[str, Path]:
-    """The folders and files of the model by name; settings and lineage are written into a temporary folder."""
+def _adapter(context: StageContext) -> Path:
+    return local_copy(context.inputs["train_adapter"] / "adapter")
+
+
+def _artifacts(context: StageContext, contents: Mapping[str, Any], temporary: Path) -> dict[str, str]:
+    """The adapter's folder, and a file for each of the contents, by name."""
+    files = {key: temporary / f"{key}.json" for key in contents}
+    for key, file in files.items():
+        file.write_text(json.dumps(contents[key], indent=2) + "\n")
+    return {key: str(path) for key, path in {**files, "adapter": _adapter(context)}.items()}
+
+
+def _settings(context: StageContext, lineage: Lineage, parts: Mapping[str, Part], place: str) -> dict[str, Any]:
+    """How the model is loaded and paints; see `stages.register.pyfunc_model`."""
     config: Config = context.config
-    location = backbone_location(config.backbone, context.inputs)
-    folders = {"adapter": local_copy(context.inputs["train_adapter"] / "adapter")}
-    if store_path(location).is_dir():
-        folders["backbone"] = local_copy(store_path(location))
-    settings = {
+    return {
         "interface": INTERFACE,
-        "backbone": location if "backbone" not in folders else None,  # a hub id
+        "parts": parts,
+        "parts_place": place,
         "adapter": lineage["train_adapter"]["fingerprint"],
         "dtype": config.backbone.dtype,
         "loading": loading_options(config.backbone),
         "painting": asdict(config.inference),
         "clip": config.evaluate.clip,
-        "checksums": {key: folder_checksums(folder) for key, folder in folders.items()},
+        "checksums": {"adapter": folder_checksums(_adapter(context))},
     }
-    files = {key: temporary / f"{key}.json" for key in ("inference", "lineage")}
-    files["inference"].write_text(json.dumps(settings, indent=2) + "\n")
-    files["lineage"].write_text(json.dumps(lineage, indent=2) + "\n")
-    return {**files, **folders}
 
 
 def requirements() -> list[str]:
@@ -180,6 +208,10 @@ def compare_versions(version: ModelVersion, champion: ModelVersion | None, promo
     if promote:
         return True, "register.promote asks for it"
     again = "move the alias with --set register.promote=true"
+    if "score" not in version.tags:
+        return False, f"it was not evaluated; {again}"
+    if "score" not in champion.tags:
+        return False, f"version {champion.version} was not evaluated; {again}"
     if champion.tags.get("evaluation") != version.tags["evaluation"]:
         return False, f"version {champion.version} was scored by another evaluation; {again}"
     new, old = float(version.tags["score"]), float(champion.tags["score"])

@@ -73,7 +73,7 @@ class ChampionFollower:
                 self.deploy(self._served)  # which Serve would not start again otherwise, should a painter end
             raise
         self._served, self._version = model, version
-        self.say(f"Serving {model.title}.")
+        self.say(f"Serving {model}.")
 
     def _title(self) -> str:
         return "" if self._served is None else self._served.title

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from model.checksums import DamagedArtifactError, verify_checksums
 from stages.contract import StageError
@@ -18,6 +18,8 @@ from stages.serve.version_files import FetchError, VersionFiles
 from stages.tracking_errors import is_missing
 from stages.tracking_server import tracking_errors
 from stages.tracking_uri import is_server
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,8 @@ class Registry:
             with tracking_errors(mlflow.get_tracking_uri()):
                 files = _files(client, self.name, versions.model)
                 concepts = tuple(self._concept(client, *concept) for concept in versions.concepts)
-            can_serve = _verify(files)
+            version = _verified(files, _verify_version)
+            parts = {} if version is None else version.verified_parts(files)
         except StageError:  # the registry cannot be read
             raise
         except FetchError as error:
@@ -109,11 +112,10 @@ class Registry:
         except Exception as error:  # of MLflow, YAML, JSON, or of what they hold: all are damage
             reason = str(error).rstrip(".") if isinstance(error, DamagedArtifactError | OSError) else repr(error)
             raise StageError(f"The registered model {title} is damaged: {reason}; {again}") from error
-        if not can_serve:
+        if version is None:
             raise StageError(f"The registered model {title} is of another version of Realword; {again}")
-        return ServedModel(
-            title=title, load=functools.partial(load_registered_model, files, title, concepts), concepts=concepts
-        )
+        load = functools.partial(load_registered_model, files, parts, title, concepts)
+        return ServedModel(title=title, adapter=version.adapter, load=load, concepts=concepts)
 
     def _concept(self, client: Any, name: str, version: str) -> ServedConcept:
         tags = client.get_model_version(name, version).tags
@@ -158,8 +160,28 @@ def _files(client: Any, name: str, version: str) -> VersionFiles:
     return VersionFiles(source=source, server=uri if is_server(uri) else None)
 
 
-def _verify(files: VersionFiles) -> bool:
-    """Whether the server can call this model; a copy that is damaged is fetched again.
+@dataclass(frozen=True, kw_only=True)
+class _Version:
+    """What the settings of a version say.
+
+    Attributes:
+        adapter: Its fingerprint.
+        parts: That the registry has, by name: the digest of each, with its checksums. Those of the hub are left out.
+    """
+
+    adapter: str
+    parts: Mapping[str, Mapping[str, Any]]
+
+    def verified_parts(self, files: VersionFiles) -> dict[str, VersionFiles]:
+        """The files of each part."""
+        found = {name: files.part(part["digest"]) for name, part in self.parts.items()}
+        for name, part in self.parts.items():
+            _verified(found[name], functools.partial(verify_checksums, expected=part["checksums"]))
+        return found
+
+
+def _verified(files: VersionFiles, verify: Callable[[Path], _T]) -> _T:
+    """What `verify` returns for the files' folder; a copy that is damaged is fetched again.
 
     Raises:
         DamagedArtifactError: A file does not have the checksum that was registered with it.
@@ -167,25 +189,28 @@ def _verify(files: VersionFiles) -> bool:
     """
     is_fresh = not files.is_verified
     try:
-        can_serve = _verify_folder(files.folder())
+        found = verify(files.folder())
     except Exception:
         files.discard()
         if files.is_local or is_fresh:
             raise
-        can_serve = _verify_folder(files.folder())
-    if can_serve:
-        files.mark_verified()
-    return can_serve
+        found = verify(files.folder())
+    files.mark_verified()
+    return found
 
 
-def _verify_folder(folder: Path) -> bool:
+def _verify_version(folder: Path) -> _Version | None:
+    """None if the server cannot call this model."""
     from mlflow.models import Model
 
     artifacts = Model.load(str(folder)).flavors["python_function"]["artifacts"]
     paths = {name: folder / entry["path"] for name, entry in artifacts.items()}
     settings = json.loads(paths["inference"].read_text())
     if settings.get("interface") != INTERFACE:
-        return False
+        return None
     for name, checksums in settings["checksums"].items():
         verify_checksums(paths[name], checksums)
-    return True
+    parts = settings.get("parts", {})  # a version of before has all in its own files
+    return _Version(
+        adapter=settings["adapter"], parts={name: part for name, part in parts.items() if "digest" in part}
+    )

@@ -7,11 +7,11 @@ loads the model, and a copy that is imported already would be used instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.registered_model import TITLE, VERIFY_CHECKSUMS
+from stages.registered_model import PARTS_HERE, TITLE, VERIFY_CHECKSUMS
 from stages.serve.version_files import FetchError, VersionFiles
 
 
@@ -39,28 +39,39 @@ class ServedModel:
     """A model whose files have been fetched and verified once.
 
     Attributes:
-        title: How messages and answers call it: a name and a version.
+        title: How answers call it: a name and a version.
+        adapter: The fingerprint of its adapter.
         concepts: That were registered beside it; a painter offers those that fit the model.
         load: Called in each painter; returns a `model.painting.painter.RequestPainter`.
     """
 
     title: str
+    adapter: str
     load: Callable[[], Any]
     concepts: tuple[ServedConcept, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.title} (adapter {self.adapter})"
 
-def load_registered_model(files: VersionFiles, title: str, concepts: Sequence[ServedConcept] = ()) -> Any:
+
+def load_registered_model(
+    files: VersionFiles, parts: Mapping[str, VersionFiles], title: str, concepts: Sequence[ServedConcept] = ()
+) -> Any:
     """The painter of a model that was registered in MLflow; a copy that another machine made verifies its checksums."""
     import mlflow
 
-    verify = not files.is_verified
+    new = [one for one in (files, *parts.values()) if not one.is_verified]
     try:
-        loaded = mlflow.pyfunc.load_model(str(files.folder()), model_config={VERIFY_CHECKSUMS: verify, TITLE: title})
+        config = {VERIFY_CHECKSUMS: bool(new), TITLE: title}
+        if parts:  # a version of before has all in its own files
+            config[PARTS_HERE] = {name: str(part.folder()) for name, part in parts.items()}
+        loaded = mlflow.pyfunc.load_model(str(files.folder()), model_config=config)
     except Exception:
-        if verify:
-            files.discard()  # so that the next attempt fetches them again
+        for one in new:
+            one.discard()  # so that the next attempt fetches them again
         raise
-    files.mark_verified()
+    for one in new:
+        one.mark_verified()
     painter = loaded.unwrap_python_model().painter
     for concept in concepts:
         try:

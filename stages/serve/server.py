@@ -70,10 +70,10 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
         from stages.serve.ray_serve import deploy_front
 
         deploy_front(registry.name, settings, keys, uploads, _say)
-        _say(f"Loading {model.title}.")
+        _say(f"Loading {model}.")
         deploy(model)
         address = _wait_until_ready(settings)
-        _say(f"Serving {model.title} at {address}/ (stop with Ctrl-C). Try:")
+        _say(f"Serving {model} at {address}/ (stop with Ctrl-C). Try:")
         with_key = " -H 'Authorization: Bearer ...'" if keys else ""
         _say(f"  {example(address, registry.run_folder)}{with_key}")
         while True:

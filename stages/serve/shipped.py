@@ -30,7 +30,7 @@ def shipped_model(config: Config) -> ServedModel:
     except ModelError as error:
         raise StageError(str(error)) from error
     load = functools.partial(_load, shipped, config.inference, config.backbone.dtype)
-    return ServedModel(title=shipped.title, load=load)
+    return ServedModel(title=shipped.title, adapter=shipped.fingerprint, load=load)
 
 
 def shipped_model_of(config: Config) -> Callable[[], ServedModel]:

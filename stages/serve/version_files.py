@@ -1,4 +1,4 @@
-"""The files of a version in the model registry: where they are, or a copy of them in this machine's cache.
+"""The files of a version in the model registry, and of its parts: where they are, or a copy in this machine's cache.
 
 Each machine of a cluster fetches a version once, from the object store or through MLflow's server, with its own
 credentials. This module imports nothing of `model`, as `stages.serve.served_model` explains.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from stages.cache import cache_folder
+from stages.registered_model import PARTS
 from stages.tracking_errors import reason
 from stages.tracking_uri import masked
 
@@ -26,7 +27,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class VersionFiles:
-    """The files of a version.
+    """The files of a version, or of a part that versions share.
 
     Attributes:
         source: Their folder, or its URI: s3://..., or mlflow-artifacts:/... of a server.
@@ -74,6 +75,10 @@ class VersionFiles:
                 f"{self._place.parent}: {why}."
             ) from error
         return content
+
+    def part(self, digest: str) -> VersionFiles:
+        """The files of a part of this version, which is in .../models/m-.../artifacts (see `register.shared_parts`)."""
+        return replace(self, source=f"{self.source.rstrip('/').rsplit('/', 3)[0]}/{PARTS}/{digest}")
 
     def discard(self) -> None:
         """Delete this machine's copy, which is damaged."""

@@ -34,7 +34,7 @@ from stages.register import pyfunc_model
 from stages.register.lineage import lineage_of
 from stages.register.pyfunc_model import PaintRequest, RealwordModel
 from stages.register.stage import compare_versions, requirements, run, score_of
-from stages.registered_model import VERIFY_CHECKSUMS
+from stages.registered_model import PARTS_HERE, VERIFY_CHECKSUMS
 from tests.support.contexts import make_context, on_disk
 from tests.support.random_adapter import write_random_adapter
 from tests.support.random_backbone import write_random_backbone
@@ -163,7 +163,8 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
     config = Config()
     settings = {
         "adapter": "fingerprint",
-        "backbone": None,  # among the artifacts
+        "parts": {"backbone": {"digest": "digest", "checksums": folder_checksums(backbone), "file": ""}},
+        "parts_place": "",
         "dtype": "float32",
         "loading": loading_options(config.backbone),
         "painting": asdict(config.inference.with_steps(2)),
@@ -171,8 +172,9 @@ def test_the_model_paints_with_either_method(method: type[VisualAdapter], tmp_pa
         "checksums": {"adapter": folder_checksums(adapter)},
     }
     (tmp_path / "inference.json").write_text(json.dumps(settings))
-    files = {"backbone": backbone, "adapter": adapter, "inference": tmp_path / "inference.json"}
-    context = PythonModelContext({name: str(path) for name, path in files.items()}, {})
+    files = {"adapter": adapter, "inference": tmp_path / "inference.json"}
+    here = {PARTS_HERE: {"backbone": str(backbone)}}
+    context = PythonModelContext({name: str(path) for name, path in files.items()}, here)
     model = RealwordModel()
     model.load_context(context)
     assert type(model.painter.pipeline.adapter) is method
@@ -285,10 +287,10 @@ def test_invalid_requests_and_damaged_files_are_refused(registry: Registry, tmp_
         with pytest.raises((ValueError, mlflow.MlflowException), match=message):
             model.predict([request, {**request, **change}])
 
-    weights = next(copy.rglob("unet/*.safetensors"))
+    weights = next(copy.rglob("adapter/*.safetensors"))
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     weights.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"unet/.*is damaged"):
+    with pytest.raises(ValueError, match=r"adapter/.*is damaged"):
         mlflow.pyfunc.load_model(str(copy))
     mlflow.pyfunc.load_model(str(copy), model_config={VERIFY_CHECKSUMS: False})  # the server has verified its files

@@ -25,7 +25,7 @@ GPUS: dict[str, tuple[dict[str, Any], float, float, int]] = {
 
 
 def options_of(settings: ServeConfig, gpus: float = 0) -> Any:
-    application = painters_application(ServedModel(title="title", load=object), settings, gpus)
+    application = painters_application(ServedModel(title="title", adapter="adapter", load=object), settings, gpus)
     return application._bound_deployment
 
 

@@ -18,7 +18,7 @@ from stages.serve.registry import Registry, Versions
 from stages.serve.served_model import ServedModel
 from tests.support.registered_model import Registry as FilledRegistry
 
-SHIPPED = ServedModel(title="shipped", load=object)
+SHIPPED = ServedModel(title="shipped", adapter="adapter", load=object)
 
 
 class NumberedRegistry(Registry):
@@ -34,7 +34,7 @@ class NumberedRegistry(Registry):
     def fetch(self, versions: Versions | None) -> ServedModel:
         if versions is None or versions.model == "3":
             raise StageError(f"There is no version, or {versions} is damaged.")
-        return ServedModel(title=f"version {versions.model}", load=object)
+        return ServedModel(title=f"version {versions.model}", adapter="adapter", load=object)
 
 
 class Run:

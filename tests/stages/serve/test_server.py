@@ -179,8 +179,9 @@ def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.slow
 def test_a_request_is_answered_with_a_picture(server: Server) -> None:
-    assert server.printed[0] == "Loading realword-micro version 1.\n"
-    assert re.fullmatch(r"Serving realword-micro version 1 at http://127\.0\.0\.1:\d+/ .*\n", server.printed[-2])
+    title = r"realword-micro version 1 \(adapter train_adapter\)"
+    assert re.fullmatch(rf"Loading {title}\.\n", server.printed[0])
+    assert re.fullmatch(rf"Serving {title} at http://127\.0\.0\.1:\d+/ .*\n", server.printed[-2])
     answer = server.ask()
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
@@ -263,7 +264,7 @@ def test_a_moved_alias_is_followed_without_a_failed_request(server: Server, regi
             clients = [pool.submit(ask_until_stopped) for _ in range(2)]
             for number in ("2", "1"):
                 registry.client.set_registered_model_alias("realword-micro", "champion", number)
-                wait_for(server, f"Serving realword-micro version {number}.\n")
+                wait_for(server, f"Serving realword-micro version {number} (adapter train_adapter).\n")
             stopped.set()
             answers = [answer for client in clients for answer in client.result()]
     finally:

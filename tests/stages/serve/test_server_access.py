@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_the_shipped_model_is_served_without_a_registry(server: Server) -> None:
     shipped = find_shipped_model()
     assert server.printed[0].startswith("There is no registered model in ")
-    assert server.printed[-2].startswith(f"Serving {shipped.title} at ")
+    assert server.printed[-2].startswith(f"Serving {shipped.title} (adapter {shipped.fingerprint}) at ")
     health = requests.get(f"{server.address}/health", timeout=30).json()
     assert health == {"status": "alive", "model": shipped.title}
     made = json.loads(Image.open(io.BytesIO(server.ask(steps=2, seed=7).content)).info["realword"])
