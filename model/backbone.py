@@ -105,17 +105,24 @@ class Backbone:
             module.to("meta")
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> PromptEmbedding:
+    def encode_prompt(self, prompts: Sequence[str | None], size: tuple[int, int] | None = None) -> PromptEmbedding:
         """Text states of a batch of prompts.
 
         Args:
-            prompts: B prompts; the encoder truncates long ones.
+            prompts: B prompts; the encoder truncates long ones. None is no prompt: "", or SDXL's zeros.
             size: height and width of the picture to generate, pixels (SDXL's time ids); by default the resolution.
 
         Returns:
             hidden (B, n_t, c_t); for SDXL also the pooled embedding and the time ids.
         """
-        return self.encode_ids([ids.to(self.device) for ids in self.token_ids(prompts)], size)
+        ids = self.token_ids([prompt or "" for prompt in prompts])
+        encoded = self.encode_ids([of_encoder.to(self.device) for of_encoder in ids], size)
+        without = torch.tensor([prompt is None for prompt in prompts], device=self.device)
+        if not self.zero_empty_prompt or not without.any():
+            return encoded
+        hidden, added = encoded.hidden, encoded.added_conditions
+        pooled = added["text_embeds"].masked_fill(without[:, None], 0)
+        return PromptEmbedding(hidden.masked_fill(without[:, None, None], 0), added | {"text_embeds": pooled})
 
     def token_ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """The ids (B, n_t) of B prompts for each text encoder, padded; long prompts are truncated."""
@@ -151,16 +158,11 @@ class Backbone:
     def encode_negative_prompt(
         self, negative_prompt: str | None, batch: int, size: tuple[int, int] | None = None
     ) -> PromptEmbedding:
-        """The unconditional embedding, `batch` times: of the negative prompt, of "", or SDXL's zeros."""
-        if negative_prompt is None:
-            negative_prompt = self.negative_prompt
-        encoded = self.encode_prompt([negative_prompt or ""], size)
-        hidden, added = encoded.hidden, encoded.added_conditions
-        if negative_prompt is None and self.zero_empty_prompt:
-            hidden, added = torch.zeros_like(hidden), added | {"text_embeds": torch.zeros_like(added["text_embeds"])}
-        return PromptEmbedding(
-            hidden.expand(batch, -1, -1), {name: tensor.expand(batch, -1) for name, tensor in added.items()}
-        )
+        """The unconditional embedding, `batch` times: of the negative prompt, the model's own one, or no prompt."""
+        chosen = self.negative_prompt if negative_prompt is None else negative_prompt
+        encoded = self.encode_prompt([chosen], size)
+        added = {name: tensor.expand(batch, -1) for name, tensor in encoded.added_conditions.items()}
+        return PromptEmbedding(encoded.hidden.expand(batch, -1, -1), added)
 
     def token_positions(self, prompt: str, phrase: str) -> list[int]:
         """Positions of a phrase's tokens in the encoded prompt: of all occurrences, in upper or lower case.

@@ -67,6 +67,18 @@ class Config:
         return self
 
     @model_validator(mode="after")
+    def _buckets_fit_resolutions(self) -> Config:
+        multiple = self.curriculum.bucket_multiple
+        resolutions = {
+            "backbone.resolution": self.backbone.resolution,
+            "curriculum.first_resolution": self.curriculum.first_resolution,
+        }
+        for key, resolution in resolutions.items():
+            if multiple is not None and resolution is not None and resolution % multiple:
+                raise ValueError(f"{key} must be a multiple of curriculum.bucket_multiple={multiple}, not {resolution}")
+        return self
+
+    @model_validator(mode="after")
     def _plan_fits_method(self) -> Config:
         plan = self.curriculum
         if self.train_adapter.method == "realcustom" and (plan.multiview_probability != 0 or plan.max_crop_ratio != 1):

@@ -17,7 +17,7 @@ from model.concepts.concept import ConceptError
 from model.concepts.resizing import Resized, place
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import to_tensor
-from model.training.encodings import encode_squares
+from model.training.encodings import encode_targets
 from model.training.tensor_cache import Cache
 
 
@@ -71,7 +71,7 @@ class PictureLatents:
         """(B, 4, h, w), on the CPU; those of whole pictures are kept."""
 
         def encode(wanted: Sequence[View]) -> Tensor:
-            return encode_squares(self._backbone, torch.stack([self._square(view) for view in wanted]))
+            return encode_targets(self._backbone, torch.stack([self._square(view) for view in wanted]))
 
         if any(view.side is not None or view.resized is not None for view in views):
             return encode(views)

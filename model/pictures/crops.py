@@ -1,22 +1,39 @@
-"""Square crops of pictures, among them that of RealCustom++ Eq. 11."""
+"""Crops of pictures, among them that of RealCustom++ Eq. 11."""
 
 from __future__ import annotations
 
 from PIL import Image
 
 
-def square_crop(picture: Image.Image, x: float, y: float, size: int) -> Image.Image:
-    """Cut the largest square out of a picture, and resize it.
+def covering_box(picture: tuple[int, int], shape: tuple[int, int], x: float, y: float) -> tuple[int, int, int, int]:
+    """The largest part of a picture with the sides' ratio of `shape`.
 
     Args:
-        picture: Of any shape.
-        x: Horizontal position of the square, from 0 (left end of its free travel) to 1 (right end).
+        picture: Width and height.
+        shape: Width and height, in any unit.
+        x: Horizontal position of the part, from 0 (left end of its free travel) to 1 (right end).
         y: Vertical position, from 0 (top) to 1 (bottom).
-        size: Side of the result, pixels.
+
+    Returns:
+        Left, top, right, bottom, pixels of the picture.
     """
-    side = min(picture.size)
-    left, top = _offset(picture.width - side, x), _offset(picture.height - side, y)
-    return picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    (width, height), (across, down) = picture, shape
+    if width * down > height * across:
+        width = max(1, round(height * across / down))
+    else:
+        height = max(1, round(width * down / across))
+    left, top = _offset(picture[0] - width, x), _offset(picture[1] - height, y)
+    return left, top, left + width, top + height
+
+
+def cover(picture: Image.Image, x: float, y: float, shape: tuple[int, int]) -> Image.Image:
+    """Cut `covering_box` out of a picture, and resize it to `shape`: width and height, pixels."""
+    return picture.resize(shape, Image.Resampling.BICUBIC, box=covering_box(picture.size, shape, x, y))
+
+
+def square_crop(picture: Image.Image, x: float, y: float, size: int) -> Image.Image:
+    """Cut the largest square out of a picture, at a position as in `covering_box`; `size`: its new side, pixels."""
+    return cover(picture, x, y, (size, size))
 
 
 def crop_reference(picture: Image.Image, ratio: float, x: float, y: float, size: int) -> Image.Image:

@@ -3,7 +3,7 @@
 Fetches, decodes, crops and resizes them by the rows of the plan (RealCustom Sec. 3.2; RealCustom++ Eq. 11). Runs in
 processes of its own, so it imports no model.
 
-Legend of shapes: B rows of one worker, R resolution of the targets, S side of the references.
+Legend of shapes: B rows of one worker, H, W height and width of the step's targets, S side of the references.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.errors import ModelError
-from model.pictures.crops import crop_reference, square_crop
+from model.pictures.crops import cover, covering_box, crop_reference
 from model.pictures.decoding import PictureError, load_picture
+from model.training.target_sizes import PictureSize, time_ids
 from model.training.task import Prepared
 
 
@@ -37,6 +38,21 @@ class PlanRow(NamedTuple):
     crop_y: float
     target_crop_x: float
     target_crop_y: float
+    height: int
+    width: int
+    original_height: int
+    original_width: int
+
+    @property
+    def size(self) -> PictureSize:
+        """Of the target."""
+        return PictureSize(self.height, self.width)
+
+    @property
+    def time_ids(self) -> list[int]:
+        """SDXL's size conditioning of the target."""
+        original = PictureSize(self.original_height, self.original_width)
+        return time_ids(original, self.size, self.target_crop_x, self.target_crop_y)
 
 
 def share_of(rows: Sequence[PlanRow], rank: int, world: int) -> Sequence[PlanRow]:
@@ -70,18 +86,15 @@ class ExamplePictures:
     Attributes:
         rows: Step -> the plan's rows of that step, by slot.
         picture: Id of the plan -> encoded picture.
-        resolution: R, pixels.
         reference_size: Side of the image encoders' input, pixels.
         tiles: A picture of at least `tiles` times that side gives a reference of `tiles` times that side.
-        reference_is_target: Whether the reference is cut from the target's own square, as in RealCustom (Sec. 3.2: the
-            same picture is visual condition and input of the UNet), instead of the plan's reference picture. The
-            plan's crop applies to both.
+        reference_is_target: Whether the reference is the target's own picture, as in RealCustom (Sec. 3.2: the same
+            picture is visual condition and input of the UNet), instead of the plan's reference picture.
         targets: Whether to prepare the targets; not needed if their latents are cached.
     """
 
     rows: Callable[[int], Sequence[PlanRow]]
     picture: Callable[[str], bytes]
-    resolution: int
     reference_size: int
     tiles: int
     reference_is_target: bool = False
@@ -92,8 +105,8 @@ class ExamplePictures:
 
         Returns:
             reference (B, S, S, 3), crops by Eq. 11: bytes, or float32 in [0, 1] if smaller crops were enlarged to the
-            size of larger ones; with `targets`, target (B, R, R, 3) bytes, squares of the target pictures, and
-            target_is_square (B,) bool, whether the square is the whole picture.
+            size of larger ones; with `targets`, target (B, H, W, 3) bytes, cut from the target pictures, and
+            target_is_whole (B,) bool, whether it shows the whole picture.
 
         Raises:
             PictureError: a picture cannot be decoded; names the picture and the step.
@@ -110,25 +123,31 @@ class ExamplePictures:
         if not self.targets:
             return prepared
         targets = [pictures[row.target_id] for row in rows]
-        squares = [
-            square_crop(target, row.target_crop_x, row.target_crop_y, self.resolution)
-            for row, target in zip(rows, targets, strict=True)
-        ]
         return prepared | {
-            "target": np.stack([np.asarray(square) for square in squares]),
-            "target_is_square": np.array([target.width == target.height for target in targets]),
+            "target": np.stack([cut_target(picture, row) for row, picture in zip(rows, targets, strict=True)]),
+            "target_is_whole": np.array([shows_all(one.size, row) for row, one in zip(rows, targets, strict=True)]),
         }
 
     def _reference_id(self, row: PlanRow) -> str:
         return row.target_id if self.reference_is_target else row.reference_id
 
     def _reference(self, row: PlanRow, pictures: Mapping[str, Image.Image]) -> Image.Image:
+        """The crop by Eq. 11 of the part that a target of this picture would show."""
         picture = pictures[self._reference_id(row)]
-        if self.reference_is_target:
-            picture = square_crop(picture, row.target_crop_x, row.target_crop_y, min(picture.size))
+        part = picture.crop(covering_box(picture.size, (row.width, row.height), row.target_crop_x, row.target_crop_y))
         large = self.reference_size * self.tiles
-        size = large if min(picture.size) >= large else self.reference_size
-        return crop_reference(picture, row.crop_ratio, row.crop_x, row.crop_y, size)
+        size = large if min(part.size) >= large else self.reference_size
+        return crop_reference(part, row.crop_ratio, row.crop_x, row.crop_y, size)
+
+
+def cut_target(picture: Image.Image, row: PlanRow) -> NDArray[np.uint8]:
+    """The row's target (H, W, 3)."""
+    return np.asarray(cover(picture, row.target_crop_x, row.target_crop_y, (row.width, row.height)))
+
+
+def shows_all(picture: tuple[int, int], row: PlanRow) -> bool:
+    """Whether the row's target shows the whole of a picture of this width and height, wherever the crop is."""
+    return picture[0] * row.height == picture[1] * row.width
 
 
 def _stack(crops: Sequence[Image.Image]) -> NDArray[Any]:

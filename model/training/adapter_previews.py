@@ -33,6 +33,7 @@ def generate_previews(
     module: AdapterModule,
     subjects: Sequence[PreviewSubject],
     settings: InferenceSettings,
+    resolution: int,
     half: torch.dtype | None = None,
 ) -> list[Image.Image]:
     """One picture of each subject, with its mask; subject k has seed k.
@@ -44,6 +45,7 @@ def generate_previews(
         module: in training.
         subjects: to generate pictures of.
         settings: of the pipeline.
+        resolution: side of the pictures, pixels.
         half: dtype of the weights of the UNet's linear and convolution layers (`halve_products`); None: fp32.
 
     Raises:
@@ -58,6 +60,8 @@ def generate_previews(
                 [load_picture(subject.reference) for subject in subjects],
                 [subject.word for subject in subjects],
                 settings=settings,
+                height=resolution,
+                width=resolution,
             ).images
     finally:
         module.adapter.train(training)

@@ -34,8 +34,9 @@ from model.seeding import generator_of
 from model.training.adapter_examples import ExamplePictures, PlanRow, share_of
 from model.training.adapter_loss import AdapterModule, FrozenModels
 from model.training.adapter_previews import PreviewSubject, generate_previews
-from model.training.encodings import encode_captions, encode_squares, square_key
+from model.training.encodings import encode_captions, encode_targets, target_key
 from model.training.precision import halve_products
+from model.training.target_sizes import Phase, resolution_at
 from model.training.task import Prepared
 
 #: Steps between two measurements of the gain over the base model; each takes a forward pass.
@@ -48,13 +49,13 @@ class EncodingCache(Protocol):
     """Encodings of a plan's examples that were computed before the training (stage `cache_latents`)."""
 
     def latents(self, rows: Sequence[PlanRow]) -> Tensor:
-        """What `encode_squares` makes of the rows' target squares."""
+        """What `encode_targets` makes of the rows' targets."""
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What `encode_captions` makes of the captions."""
 
-    def check(self, backbone: Backbone, resolution: int) -> None:
-        """Raise EncodingCacheError if they are of another backbone or resolution."""
+    def check(self, backbone: Backbone) -> None:
+        """Raise EncodingCacheError if they are of another backbone."""
 
 
 @dataclass(kw_only=True)
@@ -66,7 +67,7 @@ class AdapterTask:
         encoders: Arguments of `ImageEncoders.from_pretrained`: image_encoders, shallow_layers, reference_size, tiles.
         rows: Step -> the plan's rows of that step, by slot.
         picture: Id of the plan -> encoded picture.
-        resolution: Side of the target pictures, pixels.
+        phases: The resolutions of the targets, whose sizes the plan's rows have.
         drop_text: Share of the examples that lose their caption only.
         drop_image: Share of the examples that lose their image condition only.
         drop_both: Share of the examples that lose both.
@@ -92,7 +93,7 @@ class AdapterTask:
     encoders: dict[str, Any]
     rows: Callable[[int], Sequence[PlanRow]]
     picture: Callable[[str], bytes]
-    resolution: int
+    phases: Sequence[Phase]
     drop_text: float
     drop_image: float
     drop_both: float
@@ -138,9 +139,10 @@ class AdapterTask:
 
     def _load_backbone(self) -> Backbone:
         backbone = load_backbone(self.backbone, device=self.device)
-        backbone.check_resolution(self.resolution)
+        for phase in self.phases:
+            backbone.check_resolution(phase.resolution)
         if self.cache is not None:
-            self.cache.check(backbone, self.resolution)
+            self.cache.check(backbone)
             if not self.preview_subjects:
                 backbone.free_encoders()
         if self.half is not None:
@@ -155,7 +157,6 @@ class AdapterTask:
         return ExamplePictures(
             rows=self.rows,
             picture=self.picture,
-            resolution=self.resolution,
             reference_size=self.encoders["reference_size"],
             tiles=self.encoders["tiles"],
             reference_is_target=METHODS[self.method].reference_is_target,
@@ -182,7 +183,7 @@ class AdapterTask:
         latents, count = self._latents(rows, prepared), self.noises_per_example
         shape = (count, *latents.shape[1:])
         multiview = torch.tensor([row.source == "multiview" for row in rows])
-        targets = {"latents": latents, **self._texts(captions), "multiview": multiview}
+        targets = {"latents": latents, **self._texts(captions), **self._sizes(rows), "multiview": multiview}
         return {
             **{name: tensor.repeat_interleave(count, dim=0) for name, tensor in targets.items()},
             "noise": torch.cat([torch.randn(shape, generator=generator) for generator in generators]),
@@ -212,7 +213,9 @@ class AdapterTask:
         """Write the previews to `folder/<step>.png`, one below the other. If they fail, warn and go on."""
         assert isinstance(module, AdapterModule)
         try:
-            pictures = generate_previews(module, self.preview_subjects, self.preview_settings, self.half)
+            pictures = generate_previews(
+                module, self.preview_subjects, self.preview_settings, resolution_at(self.phases, step - 1), self.half
+            )
         except GenerationError as error:  # such as NaN latents: the training may still recover
             warnings.warn(f"no preview pictures of step {step}: {error}", stacklevel=2)
             return
@@ -240,29 +243,35 @@ class AdapterTask:
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
             return tuple(encode_captions(backbone, missing).values())
 
-        names = ["hidden"] if backbone.family == "sd" else ["hidden", "text_embeds", "time_ids"]
+        names = ["hidden"] if backbone.family == "sd" else ["hidden", "text_embeds"]
         return dict(zip(names, self.load().texts.get(captions, encode), strict=True))
 
+    def _sizes(self, rows: Sequence[PlanRow]) -> dict[str, Tensor]:
+        """For SDXL time_ids (B, 6)."""
+        if self.load().backbone.family == "sd":
+            return {}
+        return {"time_ids": torch.tensor([row.time_ids for row in rows], dtype=torch.float32)}
+
     def _latents(self, rows: Sequence[PlanRow], prepared: Prepared) -> Tensor:
-        """Latents (B, 4, h, w) of the target pictures' squares."""
+        """Latents (B, 4, h, w) of the targets."""
         if self.cache is not None:
             return self.cache.latents(rows)
         frozen = self.load()
-        keys = [_square_key(row, whole) for row, whole in zip(rows, prepared["target_is_square"].tolist(), strict=True)]
-        squares = dict(zip(keys, prepared["target"], strict=True))
+        keys = [_key(row, whole) for row, whole in zip(rows, prepared["target_is_whole"].tolist(), strict=True)]
+        pictures = dict(zip(keys, prepared["target"], strict=True))
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
-            targets = _unit_tensor(np.stack([squares[key] for key in missing]))
-            return (encode_squares(frozen.backbone, targets),)
+            targets = _unit_tensor(np.stack([pictures[key] for key in missing]))
+            return (encode_targets(frozen.backbone, targets),)
 
         return frozen.latents.get(keys, encode)[0]
 
 
-def _square_key(row: PlanRow, is_square: bool) -> str:
-    return square_key(row.target_id, None if is_square else (row.target_crop_x, row.target_crop_y))
+def _key(row: PlanRow, is_whole: bool) -> str:
+    return target_key(row.target_id, row.size, None if is_whole else (row.target_crop_x, row.target_crop_y))
 
 
 def _unit_tensor(pictures: NDArray[Any]) -> Tensor:
-    """Pictures (B, S, S, 3), of bytes or already in [0, 1] -> (B, 3, S, S) in [0, 1]."""
+    """Pictures (B, H, W, 3), of bytes or already in [0, 1] -> (B, 3, H, W) in [0, 1]."""
     tensor = torch.tensor(pictures).permute(0, 3, 1, 2).contiguous()  # a copy: a feeder's arrays may be read-only
     return tensor.float() / 255 if pictures.dtype == np.uint8 else tensor

@@ -77,10 +77,11 @@ class Recipe:
 class StepDraws:
     """The random draws for the B examples of one step."""
 
-    is_multiview: NDArray[np.bool_]  # (B,)
+    source: NDArray[np.float64]  # (B,) in [0, 1): a pair of views where it is below their share
     choice: NDArray[np.float64]  # (B,) in [0, 1): selects a pair or sample of the source
     crop_ratio: NDArray[np.float64]  # (B,) r_sample of Eq. 11
     crop_position: NDArray[np.float64]  # (B, 4) in [0, 1): x, y of the reference's crop; x, y of the target's
+    bucket: float  # in [0, 1): selects the bucket of the step's targets
 
 
 def draw_step(recipe: Recipe, step: int, seed: int) -> StepDraws:
@@ -91,8 +92,9 @@ def draw_step(recipe: Recipe, step: int, seed: int) -> StepDraws:
     rng = np.random.default_rng([seed, step])
     uniform = rng.random((recipe.batch_size, 7))
     return StepDraws(
-        is_multiview=uniform[:, 0] < recipe.multiview_share(step),
+        source=uniform[:, 0],
         choice=uniform[:, 1],
         crop_ratio=recipe.r_min + (recipe.largest_crop_ratio(step) - recipe.r_min) * uniform[:, 2],
         crop_position=uniform[:, 3:],
+        bucket=rng.random(),
     )

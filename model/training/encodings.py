@@ -3,8 +3,8 @@
 Both can be computed before the training and read back (stage `cache_latents`). They depend on the pictures, the
 captions, and the items of `encoder_identity`.
 
-Legend of shapes: B batch, R side of the pictures, h, w latent grid, n_t text tokens, c_t width of the text states, c_p
-of the pooled one.
+Legend of shapes: B batch, H, W height and width of the pictures, h, w latent grid, n_t text tokens, c_t width of the
+text states, c_p of the pooled one.
 """
 
 from __future__ import annotations
@@ -19,29 +19,38 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.errors import ModelError
+from model.training.target_sizes import PictureSize
 
 
 class EncodingCacheError(ModelError):
     """Cached encodings cannot be used."""
 
 
-def encode_squares(backbone: Backbone, squares: Tensor) -> Tensor:
-    """Squares (B, 3, R, R) in [0, 1] -> scaled latents (B, 4, h, w), on the CPU: the modes of the VAE's posteriors."""
-    return backbone.encode_pictures(squares * 2 - 1).float().cpu()
+def encode_targets(backbone: Backbone, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] -> scaled latents (B, 4, h, w), on the CPU: the modes of the VAE's posteriors.
+
+    Raises:
+        BackboneError: the VAE cannot divide a side.
+    """
+    for side in pictures.shape[2:]:
+        backbone.check_resolution(side)
+    return backbone.encode_pictures(pictures * 2 - 1).float().cpu()
 
 
 def encode_captions(backbone: Backbone, captions: Sequence[str]) -> dict[str, Tensor]:
-    """hidden (B, n_t, c_t); for SDXL also text_embeds (B, c_p) and time_ids (B, 6)."""
-    prompt = backbone.encode_prompt(captions)
-    return {"hidden": prompt.hidden, **prompt.added_conditions}
+    """hidden (B, n_t, c_t); for SDXL also text_embeds (B, c_p). An empty caption is no prompt, as in inference."""
+    prompt = backbone.encode_prompt([caption or None for caption in captions])
+    pooled = {name: tensor for name, tensor in prompt.added_conditions.items() if name != "time_ids"}
+    return {"hidden": prompt.hidden, **pooled}
 
 
-def square_key(target_id: str, crop: tuple[float, float] | None) -> str:
-    """The key of a target's square; `crop` is the crop's position, or None if the whole picture is square."""
-    return target_id if crop is None else f"{target_id} {crop[0]} {crop[1]}"
+def target_key(target_id: str, size: PictureSize, crop: tuple[float, float] | None) -> str:
+    """The key of a target; `crop` is the crop's position, or None if the target shows the whole picture."""
+    key = f"{target_id} {size.width}x{size.height}"
+    return key if crop is None else f"{key} {crop[0]} {crop[1]}"
 
 
-def encoder_identity(backbone: Backbone, resolution: int) -> dict[str, str]:
+def encoder_identity(backbone: Backbone) -> dict[str, str]:
     """Checksums and values that the encodings depend on, by their names in messages."""
     vae, tokenizers = backbone.vae, backbone.tokenizers
     weights = {
@@ -51,8 +60,7 @@ def encoder_identity(backbone: Backbone, resolution: int) -> dict[str, str]:
     texts = [encoder.state_dict() for encoder in backbone.text_encoders]
     return {
         "VAE": _digest([weights], vae.config.scaling_factor),
-        "text encoder": _digest(texts, [vocabularies, backbone.family, backbone.resolution]),
-        "resolution": f"{resolution} x {resolution} pixels",
+        "text encoder": _digest(texts, [vocabularies, backbone.family, backbone.zero_empty_prompt]),
     }
 
 
@@ -68,13 +76,8 @@ def check_identity(made_with: Mapping[str, str], needed: Mapping[str, str], wher
         EncodingCacheError: they differ; names the difference.
     """
     for part, value in needed.items():
-        if made_with.get(part) == value:
-            continue
-        if part == "resolution":
-            raise EncodingCacheError(
-                f"{where} has latents of pictures of {made_with.get(part)}, but the training uses {value}."
-            )
-        raise EncodingCacheError(f"{where} was made with another {part} than the backbone's.")
+        if made_with.get(part) != value:
+            raise EncodingCacheError(f"{where} was made with another {part} than the backbone's.")
 
 
 def _digest(states: Sequence[Mapping[str, Tensor]], settings: Any) -> str:

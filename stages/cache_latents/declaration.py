@@ -6,7 +6,7 @@ STAGE = Stage(
     name="cache_latents",
     module="stages.cache_latents.stage",
     inputs=lambda config: ["filter", "multiview", "curriculum", *base_unless_given(config)],
-    settings=("cache_latents", "backbone.weights", "backbone.resolution"),
+    settings=("cache_latents", "backbone.weights"),
     cpus=lambda config: config.cache_latents.actors,
     absent_when="cache_latents.enabled=false",
 )

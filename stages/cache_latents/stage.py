@@ -1,6 +1,6 @@
 """Stage `cache_latents` (optional): the encodings of the plan's examples, computed once, on Ray.
 
-`latents/` has the VAE's latents of the plan's target squares, `texts/` the text encoders' states of its captions:
+`latents/` has the VAE's latents of the plan's targets, `texts/` the text encoders' states of its captions:
 what `train_adapter` would compute itself, in float32 or rounded to float16. Actors hold the encoders and write one file
 at a time into `context.scratch`; an interrupted stage continues with the missing files.
 """
@@ -13,23 +13,24 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
 from model.backbone import Backbone, load_backbone
 from model.errors import ModelError
-from model.pictures.crops import square_crop
+from model.pictures.crops import cover
 from model.pictures.tensors import to_tensor
 from model.training.adapter_examples import open_picture
-from model.training.encodings import EncodingCacheError, encode_captions, encode_squares, encoder_identity
+from model.training.encodings import EncodingCacheError, encode_captions, encode_targets, encoder_identity
 from stages.cache_latents.config import CacheLatentsConfig
 from stages.contract import Reporter, StageContext, StageResult
 from stages.data.encodings import (
     distinct_captions,
-    distinct_squares,
+    distinct_targets,
     encoding_rows,
     identity_of,
-    keys_of_squares,
+    keys_of_targets,
     write_encodings,
 )
 from stages.data.plan import PlanPictures, PlanReader, check_plan
@@ -51,7 +52,6 @@ class EncodingJob:
     Attributes:
         backbone: Folder, its URI, or hub id.
         setting: Of the backbone.
-        resolution: Side of the target squares, pixels.
         pictures: Id of the plan -> encoded picture.
         settings: The stage's section of the configuration.
         folder: Of the examples (`latents.arrow`, `texts.arrow`) and of the encoded files.
@@ -59,13 +59,12 @@ class EncodingJob:
 
     backbone: str
     setting: str
-    resolution: int
     pictures: PlanPictures
     settings: CacheLatentsConfig
     folder: StorePath
 
     def examples(self, dataset: str) -> StorePath:
-        """The squares or captions to encode, in order."""
+        """The targets or captions to encode, in order."""
         return self.folder / f"{dataset}.arrow"
 
 
@@ -86,7 +85,6 @@ def make_job(context: StageContext) -> EncodingJob:
     return EncodingJob(
         backbone=backbone_location(context.config.backbone, context.inputs),
         setting=backbone_setting(context.config.backbone),
-        resolution=context.config.backbone.resolution,
         pictures=PlanPictures.of(context.inputs),
         settings=settings,
         folder=absolute(context.scratch),
@@ -94,8 +92,8 @@ def make_job(context: StageContext) -> EncodingJob:
 
 
 def write_examples(job: EncodingJob, plan: PlanReader) -> dict[str, int]:
-    """Write the plan's distinct squares and captions to files that actors can map; returns the rows of each dataset."""
-    examples = {"latents": distinct_squares(plan, job.pictures), "texts": distinct_captions(plan)}
+    """Write the plan's distinct targets and captions to files that actors can map; returns the rows of each dataset."""
+    examples = {"latents": distinct_targets(plan, job.pictures), "texts": distinct_captions(plan)}
     for dataset, table in examples.items():
         with open_output(job.examples(dataset)) as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -126,7 +124,7 @@ def encode(job: EncodingJob, parts: list[dict[str, Any]], report: Reporter) -> N
         progress=Progress(
             report=report,
             total=sum(part["rows"] for part in parts),
-            note="encoding target squares and captions",
+            note="encoding targets and captions",
             amount=rows_of,
         ),
         errors=(ModelError,),
@@ -158,14 +156,12 @@ class Encoder:
         """Loaded in the first call: of an error in an actor's constructor, Ray keeps only the text."""
         device = "cuda" if self.job.settings.use_gpu else "cpu"
         location = on_this_machine(self.job.backbone, self.job.setting)
-        backbone = load_backbone(location, device=device, encoders_only=True)
-        backbone.check_resolution(self.job.resolution)
-        return backbone
+        return load_backbone(location, device=device, encoders_only=True)
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """See `encoder_identity`."""
-        return encoder_identity(self.backbone, self.job.resolution)
+        return encoder_identity(self.backbone)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Write the files that the rows describe, except those that an earlier call has written."""
@@ -196,14 +192,21 @@ class Encoder:
         for start in range(0, table.num_rows, size):
             batch = table.slice(start, size)
             if dataset == "latents":
-                squares = to_tensor([self._square(row) for row in batch.to_pylist()])
-                tensors = {"latent": encode_squares(self.backbone, squares)}
-                yield encoding_rows(keys_of_squares(batch), tensors, dtype)
+                yield from self._encode_targets(batch, dtype)
             else:
                 captions = batch["caption"].to_pylist()
                 yield encoding_rows(captions, encode_captions(self.backbone, captions), dtype)
 
-    def _square(self, row: dict[str, Any]) -> Image.Image:
-        """The target's square; a square picture has no crop position."""
+    def _encode_targets(self, batch: pa.Table, dtype: torch.dtype) -> Iterator[pa.Table]:
+        """The rows of a batch, those of one size at a time."""
+        for size in batch.group_by(["height", "width"], use_threads=False).aggregate([]).to_pylist():
+            of_size = batch.filter((pc.field("height") == size["height"]) & (pc.field("width") == size["width"]))
+            pictures = to_tensor([self._target(row) for row in of_size.to_pylist()])
+            tensors = {"latent": encode_targets(self.backbone, pictures)}
+            yield encoding_rows(keys_of_targets(of_size), tensors, dtype)
+
+    def _target(self, row: dict[str, Any]) -> Image.Image:
+        """The target; one that shows the whole picture has no crop position."""
         picture = open_picture(self.job.pictures, row["target_id"])
-        return square_crop(picture, row["target_crop_x"] or 0.0, row["target_crop_y"] or 0.0, self.job.resolution)
+        place = row["target_crop_x"] or 0.0, row["target_crop_y"] or 0.0
+        return cover(picture, *place, (row["width"], row["height"]))

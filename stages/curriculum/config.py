@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MultipleOf
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from model.settings import STRICT, PositiveInt, Share
+from model.settings import STRICT, Pixels, PositiveInt, Share
 
 CropRatio = Annotated[float, Ge(1)]
 
@@ -31,6 +31,13 @@ class CurriculumConfig:
     """r_max: at least 1 / r_max^2 of the area; the paper's is sqrt(10), too small a part of 64 pixels; 1: no crops."""
     crops: Literal["curriculum", "random"] = "curriculum"
     """Up to r_cur of Eq. 11, or always up to r_max."""
+    bucket_multiple: Annotated[Pixels, MultipleOf(8)] | None = None
+    """Targets keep their aspect ratio up to 4:1 (buckets), with sides that are multiples of this; 64 is usual; null:
+    they are random squares."""
+    first_resolution: Annotated[Pixels, MultipleOf(8)] | None = None
+    """Side of the targets in a first phase, pixels; null: `backbone.resolution` in all steps."""
+    first_share: Share = 0.5
+    """Share of the steps that the first phase has."""
 
     @model_validator(mode="after")
     def _ratios_fit(self) -> CurriculumConfig:

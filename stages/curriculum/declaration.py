@@ -6,5 +6,5 @@ STAGE = Stage(
     name="curriculum",
     module="stages.curriculum.stage",
     inputs=lambda config: ["filter", "multiview"],
-    settings=("curriculum",),
+    settings=("curriculum", "backbone.resolution"),
 )

@@ -1,6 +1,6 @@
 """Latents and text states on disk, which the stage `cache_latents` writes and `train_adapter` reads.
 
-A row is a target square or a caption, with its tensors. Row groups are small, so that one row can be read without many
+A row is a target or a caption, with its tensors. Row groups are small, so that one row can be read without many
 others. Pages have checksums, because a damaged tensor could not be recognised otherwise. Each file stores the identity
 of the models that computed its rows.
 """
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from model.backbone import Backbone
 from model.training.adapter_examples import PlanRow
-from model.training.encodings import EncodingCacheError, check_identity, encoder_identity, square_key
+from model.training.encodings import EncodingCacheError, check_identity, encoder_identity, target_key
+from model.training.target_sizes import PictureSize
 from stages.data.datasets import ColumnStore, dataset_files, read_dataset
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import ENCODINGS, FRAMES, SAMPLES
@@ -32,35 +33,41 @@ from stages.storage_errors import storage_error
 
 _IDENTITY = b"encoders"
 _GROUP_BYTES = 2**20
-_SQUARE = ["target_id", "target_crop_x", "target_crop_y"]
+_CROP = ["target_crop_x", "target_crop_y"]
+_TARGET = ["target_id", "height", "width", *_CROP]
 _REMEDY = "run the stage cache_latents again (--force cache_latents)."
 
 
-# --- the squares and captions of a plan -------------------------------------------------------------------------------
+# --- the targets and captions of a plan -------------------------------------------------------------------------------
 
 
-def distinct_squares(plan: PlanReader, pictures: PlanPictures) -> pa.Table:
-    """The distinct target squares of a plan, sorted.
+def distinct_targets(plan: PlanReader, pictures: PlanPictures) -> pa.Table:
+    """The distinct targets of a plan, sorted.
 
     Returns:
-        target_id, target_crop_x, target_crop_y; the position of the crop is null where the picture is square.
+        target_id, height, width, target_crop_x, target_crop_y; the position of the crop is null where the target shows
+        the whole picture.
     """
-    square_ids = pa.chunked_array([*_square_ids(pictures)], pa.string())
-    found = [_distinct_crops(part, square_ids) for part in plan.parts(*_SQUARE)]
-    table = pa.concat_tables(found).group_by(_SQUARE).aggregate([])
-    return table.sort_by([(name, "ascending") for name in _SQUARE])
+    sizes = pa.concat_tables(_picture_sizes(pictures))
+    found = [_distinct_crops(part, sizes) for part in plan.parts(*_TARGET)]
+    table = pa.concat_tables(found).group_by(_TARGET).aggregate([])
+    return table.sort_by([(name, "ascending") for name in ("height", "width", "target_id", *_CROP)])
 
 
-def _square_ids(pictures: PlanPictures) -> Iterator[pa.Array]:
+def _picture_sizes(pictures: PlanPictures) -> Iterator[pa.Table]:
+    """Tables of the pictures' ids, heights and widths."""
     for store, schema in ((pictures.samples, SAMPLES), (pictures.frames, FRAMES)):
-        table = read_dataset(store.folder, schema, [store.id_column, "width", "height"])
-        yield from table.filter(pc.equal(table["width"], table["height"]))[store.id_column].chunks
+        table = read_dataset(store.folder, schema, [store.id_column, "height", "width"])
+        yield table.rename_columns(["id", "height", "width"])
 
 
-def _distinct_crops(part: pa.Table, square_ids: pa.ChunkedArray) -> pa.Table:
-    is_square = pc.is_in(part["target_id"], value_set=square_ids)
-    positions = [pc.if_else(is_square, pa.scalar(None, pa.float32()), part[name]) for name in _SQUARE[1:]]
-    return pa.table([part["target_id"], *positions], names=_SQUARE).group_by(_SQUARE).aggregate([])
+def _distinct_crops(part: pa.Table, sizes: pa.Table) -> pa.Table:
+    of_target = sizes.take(pc.index_in(part["target_id"], value_set=sizes["id"]))
+    area = [pc.cast(table[name], pa.int64()) for table in (part, of_target) for name in ("height", "width")]
+    is_whole = pc.equal(pc.multiply(area[0], area[3]), pc.multiply(area[1], area[2]))
+    places = [pc.if_else(is_whole, pa.scalar(None, pa.float32()), part[name]) for name in _CROP]
+    columns = [*(part[name] for name in _TARGET[:3]), *places]
+    return pa.table(columns, names=_TARGET).group_by(_TARGET).aggregate([])
 
 
 def distinct_captions(plan: PlanReader) -> pa.Table:
@@ -69,10 +76,10 @@ def distinct_captions(plan: PlanReader) -> pa.Table:
     return pa.table({"caption": captions}).sort_by("caption")
 
 
-def keys_of_squares(squares: pa.Table) -> list[str]:
-    """The keys of some rows of `distinct_squares`."""
-    rows = zip(*squares.select(_SQUARE).to_pydict().values(), strict=True)
-    return [square_key(target_id, None if x is None else (x, y)) for target_id, x, y in rows]
+def keys_of_targets(targets: pa.Table) -> list[str]:
+    """The keys of some rows of `distinct_targets`."""
+    rows = zip(*targets.select(_TARGET).to_pydict().values(), strict=True)
+    return [target_key(name, PictureSize(h, w), None if x is None else (x, y)) for name, h, w, x, y in rows]
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -84,12 +91,12 @@ def encoding_rows(keys: Sequence[str], tensors: Mapping[str, Tensor], dtype: tor
     Args:
         keys: B keys.
         tensors: Each (B, ...).
-        dtype: The dtype to store. SDXL's time ids, which are whole numbers, keep theirs.
+        dtype: The dtype to store.
 
     Raises:
         EncodingCacheError: A value is not finite in this dtype.
     """
-    kept = {name: tensor.cpu() if name == "time_ids" else tensor.cpu().to(dtype) for name, tensor in tensors.items()}
+    kept = {name: tensor.cpu().to(dtype) for name, tensor in tensors.items()}
     for name, tensor in kept.items():
         finite = tensor.isfinite().flatten(1).all(1)
         if not finite.all():
@@ -163,7 +170,7 @@ class EncodingStore(ColumnStore):
 class StoredEncodings:
     """An `EncodingCache` in the output of the stage `cache_latents`."""
 
-    squares: EncodingStore
+    targets: EncodingStore
     captions: EncodingStore
 
     @classmethod
@@ -172,17 +179,17 @@ class StoredEncodings:
         return cls(EncodingStore(folder / "latents"), EncodingStore(folder / "texts"))
 
     def latents(self, rows: Sequence[PlanRow]) -> Tensor:
-        """Latents (B, 4, h, w) of the rows' target squares; raises EncodingCacheError."""
-        return self.squares.batch([self._key(row) for row in rows])["latent"]
+        """Latents (B, 4, h, w) of the rows' targets; raises EncodingCacheError."""
+        return self.targets.batch([self._key(row) for row in rows])["latent"]
 
     def texts(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """hidden (B, n_t, c_t); for SDXL also text_embeds and time_ids. Raises EncodingCacheError."""
+        """hidden (B, n_t, c_t); for SDXL also text_embeds. Raises EncodingCacheError."""
         return self.captions.batch(captions)
 
-    def check(self, backbone: Backbone, resolution: int) -> None:
-        """Raises EncodingCacheError if another backbone or another picture size was used, or a file is damaged."""
-        needed = encoder_identity(backbone, resolution)
-        for store in (self.squares, self.captions):
+    def check(self, backbone: Backbone) -> None:
+        """Raises EncodingCacheError if another backbone was used, or a file is damaged."""
+        needed = encoder_identity(backbone)
+        for store in (self.targets, self.captions):
             for file in dataset_files(store.folder):
                 try:
                     check_identity(identity_of(file), needed, str(store.folder.parent))
@@ -190,13 +197,13 @@ class StoredEncodings:
                     raise EncodingCacheError(f"{str(error).rstrip('.')}; {_REMEDY}") from error
 
     def check_plan(self, plan: PlanReader, pictures: PlanPictures) -> None:
-        """Check that the cache holds all squares and captions of a plan.
+        """Check that the cache holds all targets and captions of a plan.
 
         Raises:
             EncodingCacheError: One is missing, or a file is damaged.
         """
         wanted = [
-            (self.squares, keys_of_squares(distinct_squares(plan, pictures))),
+            (self.targets, keys_of_targets(distinct_targets(plan, pictures))),
             (self.captions, distinct_captions(plan)["caption"].to_pylist()),
         ]
         for store, keys in wanted:
@@ -209,6 +216,8 @@ class StoredEncodings:
                 )
 
     def _key(self, row: PlanRow) -> str:
-        """The key of a row's target; a square picture has its id alone as key."""
-        whole = square_key(row.target_id, None)
-        return whole if whole in self.squares else square_key(row.target_id, (row.target_crop_x, row.target_crop_y))
+        """The key of a row's target; one that shows the whole picture has no position of the crop in its key."""
+        whole = target_key(row.target_id, row.size, None)
+        if whole in self.targets:
+            return whole
+        return target_key(row.target_id, row.size, (row.target_crop_x, row.target_crop_y))

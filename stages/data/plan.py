@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.training.adapter_examples import PlanRow
+from model.training.target_sizes import TargetSizes, phases_of
+from stages.config import Config
 from stages.contract import StageError
 from stages.data.bulk_files import read_each
 from stages.data.datasets import PictureStore, check_columns, dataset_files, read_dataset
@@ -24,6 +26,13 @@ from stages.data.schemas import FRAMES, PLAN, SAMPLES
 from stages.storage import StorePath, absolute, parquet_source
 
 _SOURCES = ("image_text", "multiview")
+
+
+def target_sizes(config: Config) -> TargetSizes:
+    """The sizes of the targets of the plan that a configuration describes."""
+    plan = config.curriculum
+    phases = phases_of(plan.steps, config.backbone.resolution, plan.first_resolution, plan.first_share)
+    return TargetSizes(phases=phases, bucket_multiple=plan.bucket_multiple)
 
 
 class PlanReader:
@@ -84,6 +93,20 @@ class PlanReader:
         """The distinct numbers of rows that steps have."""
         columns = (part["step"].to_numpy() for part in self.parts("step"))
         return {int(size) for steps in columns for size in np.unique(steps, return_counts=True)[1]}
+
+    def step_of_several_sizes(self) -> int | None:
+        """The first step whose targets are not all of one size; None: there is none."""
+        for part in self.parts("step", "height", "width"):
+            sizes = part.group_by("step").aggregate(
+                [(name, kind) for name in ("height", "width") for kind in ("min", "max")]
+            )
+            mixed = pc.or_(
+                pc.not_equal(sizes["height_min"], sizes["height_max"]),
+                pc.not_equal(sizes["width_min"], sizes["width_max"]),
+            )
+            if pc.any(mixed).as_py():
+                return int(pc.min(sizes["step"].filter(mixed)).as_py())
+        return None
 
     def _open(self) -> None:
         if self._files:
@@ -152,7 +175,8 @@ def check_plan(plan: PlanReader, pictures: PlanPictures) -> None:
     """Check that a plan is complete and was made from these pictures.
 
     Raises:
-        StageError: A step is missing, a source is unknown, or a picture is in neither dataset; names the first.
+        StageError: A step is missing or has targets of different sizes, a source is unknown, or a picture is in neither
+            dataset; names the first.
     """
     remedy = "run the stage curriculum again."
     found = plan.distinct("step").to_numpy()
@@ -163,6 +187,8 @@ def check_plan(plan: PlanReader, pictures: PlanPictures) -> None:
     unknown = sorted(set(sources) - set(_SOURCES))
     if unknown:
         raise StageError(f"{plan.folder} has the source {unknown[0]!r}; it must be {' or '.join(_SOURCES)}; {remedy}")
+    if (mixed := plan.step_of_several_sizes()) is not None:
+        raise StageError(f"{plan.folder} has targets of different sizes in step {mixed}; {remedy}")
     _check_pictures(plan, pictures, remedy)
 
 

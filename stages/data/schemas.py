@@ -98,17 +98,21 @@ PLAN = pa.schema(
         pa.field("crop_ratio", pa.float32(), nullable=False),  # r of Eq. 11, for the reference
         pa.field("crop_x", pa.float32(), nullable=False),  # position of the reference crop in its free travel, 0 to 1
         pa.field("crop_y", pa.float32(), nullable=False),
-        pa.field("target_crop_x", pa.float32(), nullable=False),  # position of the square target crop, in the same way
+        pa.field("target_crop_x", pa.float32(), nullable=False),  # position of the target's crop, in the same way
         pa.field("target_crop_y", pa.float32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),  # of the target, pixels; the same for all rows of a step
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("original_height", pa.int32(), nullable=False),  # of the target's picture before it was ingested
+        pa.field("original_width", pa.int32(), nullable=False),
     ]
 )
 
 #: `cache_latents/latents` and `cache_latents/texts`: the plan's examples, encoded by the backbone.
 ENCODINGS = pa.schema(
     [
-        # `model.training.encodings.square_key` of a target square, or the caption
+        # `model.training.encodings.target_key` of a target, or the caption
         pa.field("key", pa.string(), nullable=False),
-        # safetensors: latent (4, h, w); or hidden (n_t, c_t), for SDXL also text_embeds (c_p) and time_ids (6)
+        # safetensors: latent (4, h, w); or hidden (n_t, c_t), for SDXL also text_embeds (c_p)
         pa.field("tensors", pa.binary(), nullable=False),
     ]
 )

@@ -19,7 +19,7 @@ from model.training.adapter_task import AdapterTask
 from model.training.precision import HALVES
 from stages.contract import StageContext, StageError, StageResult
 from stages.data.encodings import StoredEncodings
-from stages.data.plan import PlanPictures, PlanReader, check_plan
+from stages.data.plan import PlanPictures, PlanReader, check_plan, target_sizes
 from stages.inference import backbone_location, backbone_setting, loading_options, model_errors_as_stage_errors
 from stages.local_copies import local_copy
 from stages.storage import StorePath, absolute, copy_folder, local_folder
@@ -95,7 +95,7 @@ def adapter_task(context: StageContext, plan: PlanReader) -> AdapterTask:
         encoders=loading_options(context.config.backbone),
         rows=plan,
         picture=pictures,
-        resolution=context.config.backbone.resolution,
+        phases=target_sizes(context.config).phases,
         drop_text=config.drop_text,
         drop_image=config.drop_image,
         drop_both=config.drop_both,

@@ -35,6 +35,7 @@ from model.microworld.shapes import HELD_OUT_CATEGORIES
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_loss import AdapterModule
 from model.training.adapter_task import AdapterTask
+from model.training.target_sizes import Phase
 from pipelines.config.loading import load_config, with_values
 from pipelines.execution.environment import set_environment
 from stages.config import Config
@@ -113,7 +114,7 @@ def _task(variant: Variant, config: Config, world: RenderedWorld, plan: Sequence
         encoders=loading_options(config.backbone),
         rows=plan.__getitem__,
         picture=world.picture,
-        resolution=config.backbone.resolution,
+        phases=(Phase(0, config.backbone.resolution),),
         drop_text=settings.drop_text,
         drop_image=settings.drop_image,
         drop_both=settings.drop_both,

@@ -35,6 +35,7 @@ from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_loss import AdapterModule, FrozenModels
 from model.training.adapter_task import AdapterTask
+from model.training.target_sizes import Phase
 from model.training.tensor_cache import Cache
 from stages.cache_latents.config import CacheLatentsConfig
 from stages.cache_latents.stage import DATASETS, Encoder, EncodingJob, parts_of, write_examples
@@ -89,6 +90,7 @@ def write_examples_of(folder: Path, size: Size) -> dict[str, Path]:
         "caption": [samples["caption"][number] for number in drawn],
         "crop_ratio": np.full(rows, 1.5),
         **{name: rng.random(rows) for name in PlanRow._fields if name.endswith(("_x", "_y"))},
+        **{name: np.full(rows, side) for name in ("height", "width", "original_height", "original_width")},
     }
     write_dataset(folder / "filter" / "samples", pa.table(samples), SAMPLES)
     write_dataset(folder / "multiview" / "frames", FRAMES.empty_table(), FRAMES)
@@ -128,7 +130,6 @@ def encode(folder: Path, inputs: dict[str, Path], size: Size, backbone: Backbone
     job = EncodingJob(
         backbone="",
         setting="backbone.weights",
-        resolution=size.resolution,
         pictures=PlanPictures.of(inputs),
         settings=CacheLatentsConfig(batch_size=16),
         folder=folder,
@@ -149,7 +150,7 @@ def make_task(way: str, inputs: dict[str, Path], cache: Path, size: Size, models
         encoders={"reference_size": models.encoders.reference_size, "tiles": models.encoders.tiles},
         rows=PlanReader(inputs["curriculum"] / "plan"),
         picture=PlanPictures.of(inputs),
-        resolution=size.resolution,
+        phases=(Phase(0, size.resolution),),
         drop_text=0.05,
         drop_image=0.05,
         drop_both=0.05,
@@ -211,7 +212,7 @@ def measure(name: str, repetitions: int) -> None:
 SHAPES: dict[str, tuple[tuple[int, ...], dict[str, tuple[int, ...]]]] = {
     "micro, 64 pixels": ((4, 16, 16), {"hidden": (16, 128)}),
     "sd15, 512 pixels": ((4, 64, 64), {"hidden": (77, 768)}),
-    "sdxl, 1024 pixels": ((4, 128, 128), {"hidden": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)}),
+    "sdxl, 1024 pixels": ((4, 128, 128), {"hidden": (77, 2048), "text_embeds": (1280,)}),
 }
 
 

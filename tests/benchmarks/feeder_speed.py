@@ -78,6 +78,7 @@ def write_inputs(folder: Path, work: Work) -> ExamplePictures:
             "target_id": f"sample-{rng.integers(_PICTURES)}",
             "crop_ratio": float(rng.uniform(1, 10**0.5)),
             **{name: float(rng.random()) for name in ("crop_x", "crop_y", "target_crop_x", "target_crop_y")},
+            **dict.fromkeys(("height", "width", "original_height", "original_width"), work.side),
         }
         for step in range(steps)
         for slot in range(work.batch)
@@ -87,7 +88,6 @@ def write_inputs(folder: Path, work: Work) -> ExamplePictures:
     return ExamplePictures(
         rows=PlanReader(folder / "plan"),
         picture=PlanPictures(*stores),
-        resolution=work.side,
         reference_size=work.reference_size,
         tiles=2,
     )

@@ -27,6 +27,7 @@ from model.pictures.decoding import to_png
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_task import AdapterTask
 from model.training.curriculum import Recipe, draw_step
+from model.training.target_sizes import Phase
 from stages.config import Config
 from stages.inference import loading_options
 
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parent / "adapter_losses.json"
 METHODS: tuple[MethodName, ...] = ("realcustom++", "realcustom")
 STEPS, BATCH, OBJECTS = 50, 4, 12
+CROPS = ("crop_x", "crop_y", "target_crop_x", "target_crop_y")
 #: Rounding differs between processors and numbers of threads, and training accumulates it: initial weights that differ
 #: by a millionth change these losses by 2.3e-5 at most.
 TOLERANCE = 1e-3
@@ -52,12 +54,14 @@ def scenes() -> list[tuple[bytes, str, str]]:
 
 def rows(step: int) -> Sequence[PlanRow]:
     """RealCustom++'s curriculum over these steps; a pair of views is two scenes of an object."""
-    draws = draw_step(Recipe(steps=STEPS, batch_size=BATCH, r_min=1.0, r_max=10**0.5), step, seed=0)
+    recipe = Recipe(steps=STEPS, batch_size=BATCH, r_min=1.0, r_max=10**0.5)
+    draws = draw_step(recipe, step, seed=0)
+    side = Config().backbone.resolution
     found = []
     for slot in range(BATCH):
         own = 2 * int(draws.choice[slot] * OBJECTS)
         _, caption, category = scenes()[own]
-        pair = bool(draws.is_multiview[slot])
+        pair = bool(draws.source[slot] < recipe.multiview_share(step))
         found.append(
             PlanRow(
                 slot=slot,
@@ -66,7 +70,8 @@ def rows(step: int) -> Sequence[PlanRow]:
                 target_id=str(own + pair),
                 caption=f"a photo of a {category}" if pair else caption,
                 crop_ratio=float(draws.crop_ratio[slot]),
-                **dict(zip(PlanRow._fields[-4:], draws.crop_position[slot].tolist(), strict=True)),
+                **dict(zip(CROPS, draws.crop_position[slot].tolist(), strict=True)),
+                **dict.fromkeys(("height", "width", "original_height", "original_width"), side),
             )
         )
     return found
@@ -81,7 +86,7 @@ def train(method: MethodName) -> list[float]:
         encoders=loading_options(config.backbone),
         rows=rows,
         picture=lambda picture_id: scenes()[int(picture_id)][0],
-        resolution=config.backbone.resolution,
+        phases=(Phase(0, config.backbone.resolution),),
         drop_text=settings.drop_text,
         drop_image=settings.drop_image,
         drop_both=settings.drop_both,

@@ -24,7 +24,7 @@ from stages.cache_latents import stage as cache_latents
 from stages.cache_latents.stage import Encoder, make_job, parts_of, run, write_examples
 from stages.contract import StageContext, StageError
 from stages.data.datasets import dataset_files, write_dataset
-from stages.data.encodings import StoredEncodings, distinct_captions, distinct_squares, encoding_rows
+from stages.data.encodings import StoredEncodings, distinct_captions, distinct_targets, encoding_rows
 from stages.data.plan import PlanPictures, PlanReader
 from stages.data.schemas import PLAN, SAMPLES
 from stages.storage import StorePath, parquet_source
@@ -110,7 +110,7 @@ def test_the_plan_names_every_square_and_caption_once(inputs: Mapping[str, Path]
         else (row["target_id"], None, None)
         for row in rows
     }
-    found = distinct_squares(plan_of(inputs), PlanPictures.of(inputs)).to_pylist()
+    found = distinct_targets(plan_of(inputs), PlanPictures.of(inputs)).to_pylist()
     rounded = [(found["target_id"], found["target_crop_x"], found["target_crop_y"]) for found in found]
     assert {(key, x if x is None else round(x, 6), y) for key, x, y in rounded} == expected
     assert len(rounded) == len(expected) == 7 + STEPS // 2
@@ -191,8 +191,8 @@ def test_sdxl_has_its_pooled_embedding_and_time_ids(inputs: Mapping[str, Path], 
     written = encode_here(context)
     captions = ["a photo of a mug", "", "a photo of a mug"]
     found, expected = StoredEncodings.of(written).texts(captions), encode_captions(load_backbone(folder), captions)
-    assert found.keys() == expected.keys() == {"hidden", "text_embeds", "time_ids"}
-    assert torch.equal(found["time_ids"], expected["time_ids"])
+    assert found.keys() == expected.keys() == {"hidden", "text_embeds"}
+    assert not found["hidden"][1].any(), "no prompt is zeros"
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=2**-10, atol=1e-4, msg=name)
 
@@ -218,15 +218,13 @@ def test_another_backbone_is_refused(inputs: Mapping[str, Path], cache: Path, tm
         task.backbone = str(weights)
         with pytest.raises(EncodingCacheError, match=rf"was made with another {part} than the backbone's; run the sta"):
             task.module()
-    task = make_task(tmp_path, {**inputs, "cache_latents": cache})
-    task.resolution = 32
-    expected = r"64 x 64 pixels, but .* 32 x 32 pixels; run the stage cache_latents"
-    with pytest.raises(EncodingCacheError, match=expected):
-        task.module()
 
 
 def test_another_plan_is_refused(inputs: Mapping[str, Path], cache: Path, tmp_path: Path) -> None:
-    changes = ({"caption": "a photo of a bottle"}, "texts", 1), ({"target_crop_y": 0.25}, "latents", STEPS // 2)
+    changes: list[tuple[dict[str, Any], str, int]] = [
+        ({"caption": "a photo of a bottle"}, "texts", 1),
+        ({"target_crop_y": 0.25}, "latents", STEPS // 2),
+    ]
     for change, dataset, lost in changes:
         folder = tmp_path / dataset
         plan = [row(step, slot) | (change if slot == 1 else {}) for step in range(STEPS) for slot in range(BATCH)]
@@ -290,7 +288,7 @@ def test_the_stage_writes_what_a_single_process_does(
     assert result.rows == {"latents": 10, "texts": 4}
     assert result.metrics["examples_per_latent"] == pytest.approx(STEPS * BATCH / 10)
     assert result.metrics["bytes_per_latent"] > 4 * 16 * 16 * 4
-    assert events[-1] == {"event": "progress", "done": 14, "total": 14, "note": "encoding target squares and captions"}
+    assert events[-1] == {"event": "progress", "done": 14, "total": 14, "note": "encoding targets and captions"}
     for dataset in ("latents", "texts"):
         found, expected = rows_of(tmp_path / "output" / dataset), rows_of(cache / dataset)
         assert found.keys() == expected.keys()

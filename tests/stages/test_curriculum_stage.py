@@ -11,50 +11,67 @@ import pyarrow as pa
 import pytest
 
 from model.training.curriculum import draw_step
+from model.training.target_sizes import Phase, TargetSizes
 from stages.contract import StageError
 from stages.curriculum import stage as curriculum
 from stages.curriculum.config import CurriculumConfig
 from stages.curriculum.stage import plan_steps, recipe_of, summarize
 from stages.data.datasets import read_dataset, write_dataset
-from stages.data.schemas import PAIRS, PLAN, SAMPLES
+from stages.data.schemas import FRAMES, PAIRS, PLAN, SAMPLES
 from tests.support.contexts import make_context
 
-SAMPLE_ROWS = pa.table({"sample_id": [f"s{n}" for n in range(7)], "caption": [f"caption {n}" for n in range(7)]})
+SAMPLE_ROWS = pa.table(
+    {
+        "sample_id": [f"s{n}" for n in range(7)],
+        "caption": [f"caption {n}" for n in range(7)],
+        "height": [64] * 7,
+        "width": [64] * 7,
+        "original_height": [100 + n for n in range(7)],
+        "original_width": [200 + n for n in range(7)],
+    }
+)
 PAIR_ROWS = pa.table(
     {
         "reference_frame_id": ["r0", "r1", "r2"],
         "target_frame_id": ["t0", "t1", "t2"],
         "category": ["mug", "duck", "hat"],
+        "height": [64, 64, 64],
+        "width": [80, 81, 82],
     }
 )
+SQUARES = TargetSizes(phases=(Phase(0, 64),))
 
 
 def test_rows_against_the_draws_one_by_one() -> None:
     recipe = recipe_of(CurriculumConfig(steps=20, batch_size=5))
-    plan = plan_steps([3, 19, 0], SAMPLE_ROWS, PAIR_ROWS, recipe, seed=4)
+    plan = plan_steps([3, 19, 0], SAMPLE_ROWS, PAIR_ROWS, recipe, SQUARES, seed=4)
     assert plan.schema.equals(PLAN)
     rows = iter(plan.to_pylist())
     for step in (3, 19, 0):
         draws = draw_step(recipe, step, 4)
         for slot in range(5):
             row = next(rows)
-            if draws.is_multiview[slot]:
+            if draws.source[slot] < recipe.multiview_share(step):
                 index = int(draws.choice[slot] * 3)
                 category = PAIR_ROWS["category"][index].as_py()
                 expected = ("multiview", f"r{index}", f"t{index}", f"a photo of a {category}")
+                original = (64, 80 + index)
             else:
                 index = int(draws.choice[slot] * 7)
                 expected = ("image_text", f"s{index}", f"s{index}", f"caption {index}")
+                original = (100 + index, 200 + index)
             assert (row["step"], row["slot"]) == (step, slot)
             assert (row["source"], row["reference_id"], row["target_id"], row["caption"]) == expected
             places = [row[name] for name in ("crop_x", "crop_y", "target_crop_x", "target_crop_y")]
             assert places == pytest.approx(draws.crop_position[slot].tolist(), abs=1e-6)
+            assert (row["height"], row["width"]) == (64, 64)
+            assert (row["original_height"], row["original_width"]) == original
             assert row["crop_ratio"] == pytest.approx(draws.crop_ratio[slot], abs=1e-6)
 
 
 def test_the_plan_of_realcustom() -> None:
     recipe = recipe_of(CurriculumConfig(steps=20, batch_size=5, multiview_probability=0.0, max_crop_ratio=1.0))
-    plan = plan_steps([19], SAMPLE_ROWS, PAIR_ROWS, recipe, seed=4).to_pylist()
+    plan = plan_steps([19], SAMPLE_ROWS, PAIR_ROWS, recipe, SQUARES, seed=4).to_pylist()
     assert all(row["source"] == "image_text" and row["reference_id"] == row["target_id"] for row in plan)
     assert [row["crop_ratio"] for row in plan] == [1.0] * 5
 
@@ -77,9 +94,24 @@ def inputs(folder: Path, samples: int = 4, pairs: int = 3) -> dict[str, Path]:
         [sample | {"sample_id": f"s{n}", "caption": f"caption {n}"} for n in range(samples)], schema=SAMPLES
     )
     write_dataset(folder / "filter" / "samples", table, SAMPLES)
+    of_pairs = [PAIR_ROWS.slice(n, 1).to_pylist()[0] for n in range(pairs)]
+    frames = [
+        {"frame_id": row[f"{role}_frame_id"], "category": "c", "instance": "i", "picture": b"", **size}
+        for row in of_pairs
+        for role, size in (
+            ("reference", {"height": 7, "width": 9}),
+            ("target", {n: row[n] for n in ("height", "width")}),
+        )
+    ]
+    write_dataset(folder / "multiview" / "frames", pa.Table.from_pylist(frames, schema=FRAMES), FRAMES)
     rows = [
-        {"pair_id": f"p{n}", "instance": "i", "angle_degrees": 30.0, **PAIR_ROWS.slice(n, 1).to_pylist()[0]}
-        for n in range(pairs)
+        {
+            "pair_id": f"p{n}",
+            "instance": "i",
+            "angle_degrees": 30.0,
+            **{name: row[name] for name in PAIR_ROWS.column_names[:3]},
+        }
+        for n, row in enumerate(of_pairs)
     ]
     write_dataset(folder / "multiview" / "pairs", pa.Table.from_pylist(rows, schema=PAIRS), PAIRS)
     return {"filter": folder / "filter", "multiview": folder / "multiview"}
@@ -100,8 +132,8 @@ def test_the_stage_plans_every_step_in_order_and_always_the_same(tmp_path: Path,
     # Any part of it is what a single process draws for these steps alone.
     recipe = recipe_of(context.config.curriculum)
     for first in (0, 2047, 5999):
-        samples = read_dataset(tmp_path / "filter" / "samples", SAMPLES, ["sample_id", "caption"])
-        alone = plan_steps([first], samples, PAIR_ROWS, recipe, context.config.run.seed)
+        samples = read_dataset(tmp_path / "filter" / "samples", SAMPLES, SAMPLE_ROWS.column_names)
+        alone = plan_steps([first], samples, PAIR_ROWS, recipe, SQUARES, context.config.run.seed)
         assert plan.slice(first * 64, 64) == alone
     other = make_context(tmp_path / "c", inputs=context.inputs, curriculum=changes, run={"seed": 1})
     curriculum.run(other)

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from model.training.adapter_loss import AdapterModule
 from model.training.adapter_task import AdapterTask
+from model.training.target_sizes import Phase
 from tests.support.tiny_examples import SIDE, picture, rows
 from tests.support.tiny_models import ENCODERS
 
 
 def make_task(folder: Path, **changes: Any) -> AdapterTask:
     settings = {"drop_text": 0.05, "drop_image": 0.05, "drop_both": 0.05, "rows": rows, **changes}
-    return AdapterTask(backbone=str(folder), encoders=ENCODERS, picture=picture, resolution=SIDE, seed=1, **settings)
+    phases = (Phase(0, SIDE),)
+    return AdapterTask(backbone=str(folder), encoders=ENCODERS, picture=picture, phases=phases, seed=1, **settings)
 
 
 def randomize_values(module: AdapterModule) -> None:

@@ -30,7 +30,19 @@ def rows(step: int) -> list[PlanRow]:
     names, sources = ("a", "b", "wide", "c"), ("multiview", "image_text", "image_text", "multiview")
     positions = 0.2, 0.7, 0.01 * step, 0.9
     return [
-        PlanRow(slot, sources[slot], f"{names[slot]}{step}", names[slot], "a cat in", 1 + 0.5 * slot, *positions)
+        PlanRow(
+            slot,
+            sources[slot],
+            f"{names[slot]}{step}",
+            names[slot],
+            "a cat in",
+            1 + 0.5 * slot,
+            *positions,
+            SIDE,
+            SIDE,
+            SIDE,
+            48 if names[slot] == "wide" else SIDE,
+        )
         for slot in range(BATCH)
     ]
 

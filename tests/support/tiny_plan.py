@@ -42,6 +42,7 @@ def plan_row(step: int, slot: int) -> dict[str, Any]:
         "caption": "a photo of a mug",
         "crop_ratio": 1.0 + 0.3 * slot,
         **{name: 0.5 for name in ("crop_x", "crop_y", "target_crop_x", "target_crop_y")},
+        **{name: 64 for name in ("height", "width", "original_height", "original_width")},
     }
 
 

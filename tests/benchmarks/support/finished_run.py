@@ -12,9 +12,8 @@ from pipelines.errors import PipelineError
 from pipelines.store.store import Store
 from stages.config import Config
 from stages.contract import StageContext
-from stages.curriculum.stage import map_columns, recipe_of, write_plan_part
-from stages.data.plan import PlanReader
-from stages.data.schemas import PAIRS, SAMPLES
+from stages.curriculum.stage import map_examples, recipe_of, write_plan_part
+from stages.data.plan import PlanReader, target_sizes
 from stages.local_copies import local_copy
 from tests.benchmarks.support.environment import silent_reporter
 
@@ -40,10 +39,8 @@ class FinishedRun:
     def write_plan(self, config: Config, folder: Path) -> PlanReader:
         """Write a training plan to `folder/plan`, like the stage `curriculum` but in one part."""
         recipe = recipe_of(config.curriculum)
-        columns = ["reference_frame_id", "target_frame_id", "category"]
-        map_columns(self.inputs["filter"] / "samples", SAMPLES, ["sample_id", "caption"], folder / "samples.arrow")
-        map_columns(self.inputs["multiview"] / "pairs", PAIRS, columns, folder / "pairs.arrow")
-        write_plan_part(folder / "plan", 0, range(recipe.steps), recipe, folder, config.run.seed)
+        map_examples(self.inputs, folder)
+        write_plan_part(folder / "plan", 0, range(recipe.steps), recipe, target_sizes(config), folder, config.run.seed)
         return PlanReader(folder / "plan")
 
 

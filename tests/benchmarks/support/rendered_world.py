@@ -23,6 +23,7 @@ from model.microworld.scenes import draw_specs, render_scenes
 from model.pictures.decoding import to_png
 from model.training.adapter_examples import PlanRow
 from model.training.curriculum import Recipe
+from model.training.target_sizes import Phase, TargetSizes
 from stages.curriculum.stage import plan_steps
 from stages.microworld.turntables import render_turntable
 
@@ -55,8 +56,8 @@ class RenderedWorld:
 
     Attributes:
         pictures: Id -> picture.
-        samples: Columns sample_id and caption: the scenes.
-        pairs: Columns reference_frame_id, target_frame_id and category: all ordered pairs of views of an object.
+        samples: Columns sample_id, caption and sizes: the scenes.
+        pairs: Columns reference_frame_id, target_frame_id, category and sizes: all ordered pairs of views of an object.
     """
 
     pictures: dict[str, Picture]
@@ -65,8 +66,9 @@ class RenderedWorld:
 
     def plan(self, recipe: Recipe, seed: int) -> list[list[PlanRow]]:
         """The rows of each step."""
-        columns = plan_steps(range(recipe.steps), self.samples, self.pairs, recipe, seed).select(list(PlanRow._fields))
-        rows = [PlanRow(**row) for row in columns.to_pylist()]
+        sizes = TargetSizes(phases=(Phase(0, IMAGE_SIZE),))
+        plan = plan_steps(range(recipe.steps), self.samples, self.pairs, recipe, sizes, seed)
+        rows = [PlanRow(**row) for row in plan.select(list(PlanRow._fields)).to_pylist()]
         return [rows[start : start + recipe.batch_size] for start in range(0, len(rows), recipe.batch_size)]
 
     def picture(self, picture_id: str) -> bytes:
@@ -85,13 +87,16 @@ def render_world(size: WorldSize, seed: int) -> RenderedWorld:
     turntables = partial(_turntables, views=size.views, seed=seed)
     views = {f"view-{number}": view for number, view in _render(turntables, size.objects, 32)}
     groups = [list(views)[first : first + size.views] for first in range(0, len(views), size.views)]
+    size_of_all = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     pairs = [
-        {"reference_frame_id": one, "target_frame_id": other, "category": views[other].text}
+        {"reference_frame_id": one, "target_frame_id": other, "category": views[other].text, **size_of_all}
         for group in groups
         for one, other in permutations(group, 2)
     ]
-    samples = {"sample_id": list(scenes), "caption": [scene.text for scene in scenes.values()]}
-    return RenderedWorld(pictures=scenes | views, samples=pa.table(samples), pairs=pa.Table.from_pylist(pairs))
+    sizes = {**size_of_all, "original_height": IMAGE_SIZE, "original_width": IMAGE_SIZE}
+    samples = [{"sample_id": name, "caption": scene.text, **sizes} for name, scene in scenes.items()]
+    tables = pa.Table.from_pylist(samples), pa.Table.from_pylist(pairs)
+    return RenderedWorld(pictures=scenes | views, samples=tables[0], pairs=tables[1])
 
 
 def _render(job: Callable[[int, int], list[Picture]], count: int, chunk: int) -> Iterator[tuple[int, Picture]]:

@@ -8,21 +8,31 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from model.pictures.crops import crop_reference, square_crop
 from model.pictures.decoding import load_picture
 from model.pictures.tensors import to_tensor
-from model.training.adapter_examples import ExamplePictures
+from model.training.adapter_examples import ExamplePictures, PlanRow
 from tests.support.tiny_examples import picture, rows
 
 sources = pytest.mark.parametrize("reference_is_target", [False, True])
 
 
+def small_rows(step: int) -> list[PlanRow]:
+    return [row._replace(height=24, width=24) for row in rows(step)]
+
+
+def shown_part(row: PlanRow) -> Image.Image:
+    """The square of the reference's picture that a target would show."""
+    reference = load_picture(picture(row.reference_id))
+    return square_crop(reference, row.target_crop_x, row.target_crop_y, min(reference.size))
+
+
 def make_pictures(reference_size: int, reference_is_target: bool = False) -> ExamplePictures:
     return ExamplePictures(
-        rows=rows,
+        rows=small_rows,
         picture=picture,
-        resolution=24,
         reference_size=reference_size,
         tiles=2,
         reference_is_target=reference_is_target,
@@ -33,13 +43,13 @@ def test_squares_and_crops_are_bytes() -> None:
     prepared = make_pictures(32).prepare(2, 0, 1)
     assert {name: array.dtype for name, array in prepared.items()} == {
         "target": np.uint8,
-        "target_is_square": np.bool_,
+        "target_is_whole": np.bool_,
         "reference": np.uint8,
     }
-    assert prepared["target_is_square"].tolist() == [True, True, False, True]
+    assert prepared["target_is_whole"].tolist() == [True, True, False, True]
     for slot, row in enumerate(rows(2)):
         square = square_crop(load_picture(picture(row.target_id)), row.target_crop_x, row.target_crop_y, 24)
-        crop = crop_reference(load_picture(picture(row.reference_id)), row.crop_ratio, row.crop_x, row.crop_y, 32)
+        crop = crop_reference(shown_part(row), row.crop_ratio, row.crop_x, row.crop_y, 32)
         np.testing.assert_array_equal(prepared["target"][slot], np.asarray(square))
         np.testing.assert_array_equal(prepared["reference"][slot], np.asarray(crop))
 
@@ -73,7 +83,7 @@ def test_smaller_references_are_enlarged_beside_larger_ones() -> None:
     assert found.dtype == torch.float32
     for row in mixed:
         size = 64 if row.slot == 1 else 32
-        crop = crop_reference(load_picture(picture(row.reference_id)), row.crop_ratio, row.crop_x, row.crop_y, size)
+        crop = crop_reference(shown_part(row), row.crop_ratio, row.crop_x, row.crop_y, size)
         small = to_tensor([crop])
         large = F.interpolate(small, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
         assert torch.equal(found[row.slot], (small if size == 64 else large)[0])

@@ -20,6 +20,7 @@ from model.pictures.crops import crop_reference, square_crop
 from model.pictures.decoding import PictureError, load_picture
 from model.pictures.tensors import to_tensor
 from model.training.adapter_task import GAIN_EVERY
+from model.training.target_sizes import Phase
 from tests.support.adapter_tasks import example, make_task, randomize_values
 from tests.support.tiny_examples import BATCH, picture, rows
 from tests.support.tiny_models import RESOLUTION
@@ -76,7 +77,9 @@ def test_references_and_targets_are_cut_as_the_plan_says(sd_folder: Path) -> Non
         target = square_crop(load_picture(picture(row.target_id)), row.target_crop_x, row.target_crop_y, RESOLUTION)
         latents = backbone.encode_pictures(to_tensor([target]) * 2 - 1)[0]
         torch.testing.assert_close(batch["latents"][slot], latents, rtol=1e-3, atol=1e-4)
-        cut = crop_reference(load_picture(picture(row.reference_id)), row.crop_ratio, row.crop_x, row.crop_y, 32)
+        reference = load_picture(picture(row.reference_id))
+        shown = square_crop(reference, row.target_crop_x, row.target_crop_y, min(reference.size))
+        cut = crop_reference(shown, row.crop_ratio, row.crop_x, row.crop_y, 32)
         torch.testing.assert_close(batch["reference"][slot], to_tensor(cut))
     # Of the four targets only the wide one moves with its crop: it is encoded again, the others are not.
     task.batch(5, 0, 1)
@@ -91,7 +94,7 @@ def test_a_damaged_picture_is_named(sd_folder: Path) -> None:
 
 def test_pictures_that_latents_do_not_divide_are_refused(sd_folder: Path) -> None:
     task = make_task(sd_folder)
-    task.resolution = 33
+    task.phases = (Phase(0, 32), Phase(3, 33))
     with pytest.raises(BackboneError, match=r"^resolution 33: .* multiples of 2\.$"):
         task.batch(0, 0, 1)
 

@@ -48,13 +48,14 @@ TABLE_X: dict[str, tuple[Recipe, Callable[[float], float], Callable[[float], flo
 def test_draws_follow_the_equations(total: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, total - 1))
     draws = draw_step(dataclasses.replace(PLUS, steps=total), step, seed=3)
-    assert draws.is_multiview.shape == draws.choice.shape == draws.crop_ratio.shape == (16,)
+    assert draws.source.shape == draws.choice.shape == draws.crop_ratio.shape == (16,)
     assert draws.crop_position.shape == (16, 4)
     assert np.all((draws.crop_ratio >= 1) & (draws.crop_ratio <= 1 + (R_MAX - 1) * step / total))
     assert np.all((draws.crop_position >= 0) & (draws.crop_position < 1))
     assert np.all((draws.choice >= 0) & (draws.choice < 1))
+    assert np.all((draws.source >= 0) & (draws.source < 1))
+    assert 0 <= draws.bucket < 1
     if step == 0:
-        assert not draws.is_multiview.any()
         assert np.all(draws.crop_ratio == 1)
 
 
@@ -67,7 +68,7 @@ def test_the_recipes_of_table_x(row: str, step: int) -> None:
     progress = step / 100
     # Four standard deviations of a binomial share.
     spread = 4 * math.sqrt(share(progress) * (1 - share(progress)) / count)
-    assert draws.is_multiview.mean() == pytest.approx(share(progress), abs=spread + 1e-12)
+    assert (draws.source < recipe.multiview_share(step)).mean() == pytest.approx(share(progress), abs=spread + 1e-12)
     # r ~ U(1, largest): the distance of the empirical distribution from the uniform one (Kolmogorov-Smirnov, 0.01 %).
     width = largest(progress) - 1
     if width == 0:
@@ -80,7 +81,7 @@ def test_the_recipes_of_table_x(row: str, step: int) -> None:
 
 def test_crops_are_independent() -> None:
     draws = draw_step(dataclasses.replace(PLUS, batch_size=40_000), 60, seed=0)
-    together = np.stack([*draws.crop_position.T, draws.crop_ratio, draws.choice, draws.is_multiview])
+    together = np.stack([*draws.crop_position.T, draws.crop_ratio, draws.choice, draws.source])
     assert abs(np.corrcoef(together) - np.eye(7)).max() < 0.02
 
 

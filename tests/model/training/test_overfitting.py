@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 
 from model.methods.names import MethodName
+from model.training.adapter_examples import PlanRow
 from model.training.adapter_task import AdapterTask
 from tests.support.adapter_tasks import make_task, randomize_values
+from tests.support.tiny_examples import rows
 
 pytestmark = pytest.mark.slow
 
 STEPS, SIDE, EXAMPLES = 100, 16, 2
+
+
+def small_rows(step: int) -> list[PlanRow]:
+    return [row._replace(height=SIDE, width=SIDE) for row in rows(step)]
 
 
 def solvable_batch(task: AdapterTask) -> dict[str, Tensor]:
@@ -43,8 +49,7 @@ def solvable_batch(task: AdapterTask) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
 def test_the_loss_of_one_batch_goes_to_zero(method: MethodName, sd_folder: Path) -> None:
-    task = make_task(sd_folder, method=method, drop_text=0.0, drop_image=0.0, drop_both=0.0)
-    task.resolution = SIDE
+    task = make_task(sd_folder, method=method, rows=small_rows, drop_text=0.0, drop_image=0.0, drop_both=0.0)
     batch = solvable_batch(task)
     torch.manual_seed(0)
     module = task.module()

@@ -70,6 +70,7 @@ def test_nested_columns_and_a_two_column_order(tmp_path: Path) -> None:
     plan = [
         {"step": step, "slot": slot, "source": "multiview", "reference_id": "r", "target_id": "t", "caption": "c"}
         | dict.fromkeys(("crop_ratio", "crop_x", "crop_y", "target_crop_x", "target_crop_y"), 0.5)
+        | dict.fromkeys(("height", "width", "original_height", "original_width"), 64)
         for step, slot in [(1, 0), (0, 1), (0, 0)]
     ]
     write_dataset(tmp_path / "plan", pa.Table.from_pylist(plan, schema=PLAN), PLAN, order=("step", "slot"))

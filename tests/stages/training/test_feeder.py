@@ -33,7 +33,7 @@ ARRAYS = st.sampled_from([np.uint8, np.bool_, np.float32, np.int64]).flatmap(
 
 def make_feed(**changes: Any) -> ExamplePictures:
     settings: dict[str, Any] = {"rows": rows, "picture": picture, **changes}
-    return ExamplePictures(resolution=32, reference_size=16, tiles=2, **settings)
+    return ExamplePictures(reference_size=16, tiles=2, **settings)
 
 
 def rows_with_a_broken_picture(step: int) -> list[PlanRow]:
