@@ -24,7 +24,9 @@ from stages.data.row_groups import RowGroups, open_row_groups, read_row_groups
 from stages.storage import StorePath, open_output, parquet_source
 
 ROWS_PER_FILE = 20_000
-ROWS_PER_GROUP = 128  # of datasets with pictures
+ROWS_PER_GROUP = 128  # of datasets with pictures, at most
+#: A picture is read with its whole row group.
+_BYTES_PER_GROUP = 8_000_000
 _WAITING_BYTES = 64_000_000
 
 
@@ -76,8 +78,8 @@ def part_writer(folder: StorePath, number: int, schema: pa.Schema) -> Iterator[P
         open_output(folder / f"part-{number:05d}.parquet") as sink,
         pq.ParquetWriter(sink, schema, compression=compression, use_dictionary=False) as file,
     ):
-        group = ROWS_PER_GROUP if "NONE" in compression.values() else ROWS_PER_FILE
-        part = PartWriter(name=folder.name, schema=schema, file=file, group=group)
+        has_pictures = "NONE" in compression.values()
+        part = PartWriter(name=folder.name, schema=schema, file=file, has_pictures=has_pictures)
         yield part
         part.flush()
 
@@ -85,9 +87,9 @@ def part_writer(folder: StorePath, number: int, schema: pa.Schema) -> Iterator[P
 class PartWriter:
     """Writes rows into one file of a dataset. Rows are buffered until they fill a row group, or 64 MB."""
 
-    def __init__(self, name: str, schema: pa.Schema, file: pq.ParquetWriter, group: int) -> None:
+    def __init__(self, name: str, schema: pa.Schema, file: pq.ParquetWriter, has_pictures: bool) -> None:
         self.name, self.schema = name, schema
-        self._file, self._group = file, group
+        self._file, self._has_pictures = file, has_pictures
         self._waiting = schema.empty_table()
 
     def write(self, table: pa.Table) -> None:
@@ -105,6 +107,14 @@ class PartWriter:
         self._waiting = pa.concat_tables([self._waiting, table.select(self.schema.names).cast(self.schema)])
         whole = self._waiting.num_rows // self._group * self._group
         self._flush(self._waiting.num_rows if self._waiting.nbytes > _WAITING_BYTES else whole)
+
+    @property
+    def _group(self) -> int:
+        """Rows of a group, by the size of those that are waiting."""
+        if not self._has_pictures:
+            return ROWS_PER_FILE
+        fitting = _BYTES_PER_GROUP * self._waiting.num_rows // max(self._waiting.nbytes, 1)
+        return min(max(fitting, 1), ROWS_PER_GROUP)
 
     def flush(self) -> None:
         """Write the rows that are waiting."""

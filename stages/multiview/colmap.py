@@ -3,76 +3,42 @@
 from __future__ import annotations
 
 import codecs
-import math
 import os
-import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from model.files import TextError, decode_text, printable_name
+from model.files import TextError, decode_text
+from stages.multiview.cameras import CameraError, RegisteredImage, registered_image
 
 _POSE = struct.Struct("<I7dI")  # image id, qvec, tvec, camera id
 _COUNT = struct.Struct("<Q")
-_DRIVE = re.compile("[A-Za-z]:")  # of Windows
 _POINT_BYTES = 24  # x, y as doubles and the id of the 3-D point
-
-
-class ColmapError(ValueError):
-    """A COLMAP model that cannot be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegisteredImage:
-    """An image with its camera's pose, world to camera.
-
-    Attributes:
-        name: Path of the file, relative to the image folder, with "/" between its parts.
-        rotation: Unit quaternion w, x, y, z.
-        translation: x, y, z in the model's units.
-    """
-
-    name: str
-    rotation: tuple[float, float, float, float]
-    translation: tuple[float, float, float]
 
 
 def model_folder(instance: Path) -> Path:
     """The folder of an instance's model: `sparse/0`, or `sparse` itself if the files are there.
 
     Raises:
-        ColmapError: None of the files is there.
+        CameraError: None of the files is there.
     """
     for sparse in (instance / "sparse" / "0", instance / "sparse"):
         if (sparse / "images.bin").is_file() or (sparse / "images.txt").is_file():
             return sparse
-    raise ColmapError("neither sparse/0 nor sparse has images.bin or images.txt")
+    raise CameraError("neither sparse/0 nor sparse has images.bin or images.txt")
 
 
 def read_images(sparse: Path) -> list[RegisteredImage]:
     """The registered images of the model in `sparse`, in the order of the file. A binary file is preferred.
 
     Raises:
-        ColmapError: The file is damaged.
+        CameraError: The file is damaged.
         OSError: There is no such file, or it cannot be read.
     """
     binary = sparse / "images.bin"
     if binary.is_file():
         return list(_parse_binary(binary.read_bytes()))
     return list(_parse_text(_decode((sparse / "images.txt").read_bytes())))
-
-
-def relative_path(name: str) -> PurePosixPath:
-    """The path of an image's file below the image folder. As in COLMAP, "\\" separates folders as "/" does.
-
-    Raises:
-        ColmapError: The path leads out of the image folder.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or _DRIVE.match(name) or not path.name:
-        raise ColmapError(f"the name {printable_name(name)} is no path below images/: write it relative to that folder")
-    return path
 
 
 def _decode(data: bytes) -> str:
@@ -115,12 +81,12 @@ def _is_number(field: str) -> bool:
 def _parse_pose(line: str) -> RegisteredImage:
     fields = line.split(maxsplit=9)
     if len(fields) != 10:
-        raise ColmapError(f"images.txt has a pose line with {len(fields)} of 10 fields")
+        raise CameraError(f"images.txt has a pose line with {len(fields)} of 10 fields")
     try:
         numbers = [float(field) for field in fields[1:8]]
     except ValueError as error:
-        raise ColmapError(f"images.txt: {error}") from error
-    return _image(fields[9], numbers)
+        raise CameraError(f"images.txt: {error}") from error
+    return registered_image(fields[9], numbers)
 
 
 def _parse_binary(content: bytes) -> Iterator[RegisteredImage]:
@@ -135,20 +101,9 @@ def _parse_binary(content: bytes) -> Iterator[RegisteredImage]:
             (points,) = _COUNT.unpack_from(content, end + 1)
             offset = end + 1 + _COUNT.size + points * _POINT_BYTES
             if offset > len(content):
-                raise ColmapError("images.bin is cut short")
-            yield _image(name, numbers)
-    except ColmapError:
+                raise CameraError("images.bin is cut short")
+            yield registered_image(name, numbers)
+    except CameraError:
         raise
     except (struct.error, ValueError) as error:
-        raise ColmapError(f"images.bin is cut short or damaged: {error}") from error
-
-
-def _image(name: str, numbers: list[float]) -> RegisteredImage:
-    """Check the numbers, and normalize the quaternion."""
-    w, x, y, z, tx, ty, tz = numbers
-    length = math.sqrt(w * w + x * x + y * y + z * z)
-    if not math.isfinite(length + tx + ty + tz) or length < 1e-8:
-        raise ColmapError(f"the pose of {printable_name(name)} is not finite, or has no rotation")
-    if abs(length - 1) > 1e-12:
-        w, x, y, z = w / length, x / length, y / length, z / length
-    return RegisteredImage(name=name, rotation=(w, x, y, z), translation=(tx, ty, tz))
+        raise CameraError(f"images.bin is cut short or damaged: {error}") from error

@@ -1,15 +1,23 @@
 """Stage `multiview`: pairs of views of one object, from one or more folders, with Ray Data.
 
-MVImgNet's layout, where pairs are chosen by the angle between their cameras:
+Pairs are chosen by the angle between their cameras in MVImgNet's layout
 
     ROOT/class_label/instance_id/images/*.jpg, also in subfolders
     ROOT/class_label/instance_id/sparse/0/images.bin (or images.txt; or both directly in sparse/)
     ROOT/class_label/instance_id/masks/*.jpg.png (optional): white on the object, in the same subfolders
     ROOT/mvimgnet_category.txt (optional): lines "class_label,class name"
 
-A plain layout, where the cameras are unknown and any two pictures of a subject make a pair:
+and in CO3D's, where the root may also be one category:
+
+    ROOT/category/frame_annotations.jgz
+    ROOT/category/sequence/images/*.jpg, with masks/*.png (optional)
+
+In plain layouts the cameras are unknown, and any two pictures of a subject make a pair:
 
     ROOT/subject/*.jpg (jpeg, png, webp, gif); masks/ and the category file as above
+    ROOT/subject/images/*.jpg
+    ROOT/class/subject/*.jpg
+    ROOT/*.jpg: the root is one subject
 
 Names that start with "." or "_" do not count. An instance that cannot be read is left out with a warning. A frame that
 cannot be read, or whose mask shows no object, is left out of its instance.
@@ -32,13 +40,15 @@ from stages.contract import StageContext, StageError, StageResult
 from stages.data.datasets import ROWS_PER_FILE, write_dataset, write_part
 from stages.data.schemas import FRAMES, PAIRS
 from stages.multiview.config import MultiviewConfig
-from stages.multiview.frames import Instance, find_instances, instance_table, read_instances
+from stages.multiview.frames import instance_table, read_instances
+from stages.multiview.layouts import Instance, find_instances
 from stages.multiview.pairs import RANKED_PAIRS, View, balance, view_pairs
 from stages.ray_tools.mapping import Workers, map_on_workers
 from stages.storage import StorageError, StorePath, absolute, store_path
 
 _INSTANCES_PER_TASK = 64
-_INSTANCES_AT_ONCE = 8
+_BYTES_AT_ONCE = 64_000_000  # of frames, in a worker
+_BYTES_PER_FILE = 1_000_000_000  # an Arrow array of bytes holds 2 GB
 _WARNINGS = 5
 
 
@@ -84,7 +94,7 @@ def _root(folder: str) -> StorePath:
 
 def _notes(instances: list[Instance], lost_frames: list[str]) -> list[str]:
     """What the user should know of frames that are left out of instances that are used."""
-    hidden = (left_out_pictures(instance.folder) for instance in instances if not instance.has_cameras)
+    hidden = (left_out_pictures(instance.folder) for instance in instances if instance.layout == "pictures")
     lost = [f"{len(lost_frames)} frames are left out; first: {lost_frames[0]}"] if lost_frames else []
     return [*lost, *filter(None, hidden)]
 
@@ -111,12 +121,12 @@ def find_all(roots: Sequence[StorePath]) -> tuple[list[Instance], list[str]]:
     except TextError as error:
         raise StageError(f"multiview.folders: {error}") from error
     for root in roots:
-        if not any(root in instance.folder.parents for instance in instances):
+        if not any(root in (instance.folder, *instance.folder.parents) for instance in instances):
             first = f" Left out: {left_out[0]}." if left_out else ""
             raise StageError(
                 f"multiview.folders: {printable_name(str(root))} holds neither class_label/instance_id/ with images/ "
-                "and sparse/0/ (MVImgNet's layout) nor folders with the pictures of a subject each; names that start "
-                f'with "." or "_" do not count.{first}'
+                "and sparse/0/ (MVImgNet's layout), nor category/frame_annotations.jgz (CO3D's), nor folders with the "
+                f'pictures of a subject each; names that start with "." or "_" do not count.{first}'
             )
     return instances, left_out
 
@@ -146,9 +156,15 @@ def _read(instances: list[Instance], image_size: int, min_foreground: float) -> 
 
 
 def _read_some(instances: pa.Table, image_size: int, min_foreground: float) -> Iterator[pa.Table]:
-    """Read a few instances at a time, because their pictures take memory."""
-    for start in range(0, instances.num_rows, _INSTANCES_AT_ONCE):
-        yield read_instances(instances.slice(start, _INSTANCES_AT_ONCE), image_size, min_foreground)
+    """Read some instances at a time, because their pictures take memory."""
+    waiting: list[pa.Table] = []
+    for number in range(instances.num_rows):
+        waiting.append(read_instances(instances.slice(number, 1), image_size, min_foreground))
+        if sum(table.nbytes for table in waiting) >= _BYTES_AT_ONCE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 class _FrameWriter:
@@ -168,6 +184,9 @@ class _FrameWriter:
         while waiting.num_rows >= ROWS_PER_FILE:
             self._write(waiting.slice(0, ROWS_PER_FILE))
             waiting = waiting.slice(ROWS_PER_FILE)
+        if waiting.nbytes >= _BYTES_PER_FILE:
+            self._write(waiting)
+            waiting = waiting.slice(waiting.num_rows)
         self._waiting = [waiting]
 
     def close(self) -> None:

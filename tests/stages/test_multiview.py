@@ -22,8 +22,10 @@ from stages.data.datasets import read_dataset
 from stages.data.schemas import FRAMES, PAIRS
 from stages.microworld.turntables import write_instance
 from stages.multiview import stage as multiview
-from stages.multiview.colmap import ColmapError, RegisteredImage, read_images
-from stages.multiview.frames import category_names, check_foreground, find_instances, load_frame, read_instance
+from stages.multiview.cameras import CameraError, RegisteredImage
+from stages.multiview.colmap import read_images
+from stages.multiview.frames import check_foreground, load_frame, read_instance
+from stages.multiview.layouts import category_names, find_instances
 from stages.multiview.pairs import RANKED_PAIRS, View, angles_degrees, balance, view_pairs, viewing_direction
 from tests.support.contexts import make_context
 
@@ -82,7 +84,7 @@ def test_damaged_binaries_are_read_or_reported(
     (sparse / "images.bin").write_bytes(bytes(data[:cut]))
     try:
         images = read_images(sparse)
-    except ColmapError:
+    except CameraError:
         return
     assert all(abs(math.hypot(*image.rotation) - 1) < 1e-6 for image in images)
 
@@ -94,7 +96,7 @@ def test_damaged_binaries_are_read_or_reported(
 )  # fmt: skip
 def test_damaged_text_is_reported(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "images.txt").write_text(content)
-    with pytest.raises(ColmapError, match=message):
+    with pytest.raises(CameraError, match=message):
         read_images(tmp_path)
 
 
@@ -161,13 +163,13 @@ def test_instances_of_two_roots_and_both_layouts(tmp_path: Path) -> None:
     (tmp_path / "a" / "empty").mkdir()
     (tmp_path / "b" / "mvimgnet_category.txt").write_text("17,Toy Car\n")
     found, repeated = find_instances([tmp_path / "a", tmp_path / "b"])
-    assert [(one.category, one.name, one.has_cameras) for one in found] == [
-        ("dog", "a/dog2", False),
-        ("fancy boot", "a/fancy_boot", False),
-        ("mug", "1", True),
-        ("toy car", "b/17", False),
-        ("dog", "b/dog2", False),
-        ("mug", "2", True),
+    assert [(one.category, one.name, one.layout) for one in found] == [
+        ("dog", "a/dog2", "pictures"),
+        ("fancy boot", "a/fancy_boot", "pictures"),
+        ("mug", "1", "colmap"),
+        ("toy car", "b/17", "pictures"),
+        ("dog", "b/dog2", "pictures"),
+        ("mug", "2", "colmap"),
     ]
     assert repeated == [
         f"the instance {tmp_path / 'b' / 'mug' / '1'}: {tmp_path / 'a' / 'mug' / '1'} has the same class and name"

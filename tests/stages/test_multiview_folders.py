@@ -13,8 +13,10 @@ from PIL import Image
 
 from stages.contract import StageError
 from stages.data.schemas import content_id
-from stages.multiview.colmap import ColmapError, model_folder, read_images, relative_path
-from stages.multiview.frames import find_instances, instance_table, read_instance, read_instances
+from stages.multiview.cameras import CameraError, relative_path
+from stages.multiview.colmap import model_folder, read_images
+from stages.multiview.frames import instance_table, read_instance, read_instances
+from stages.multiview.layouts import find_instances
 from stages.multiview.stage import find_all
 from tests.support.picture_files import encode, scene
 
@@ -98,7 +100,7 @@ def test_paths_below_the_pictures(name: str, path: str) -> None:
      "C:\\a.jpg", "C:/a.jpg", "c:a.jpg", "\\a.jpg", "left\\..\\..\\a.jpg", ".", ""],
 )  # fmt: skip
 def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
-    with pytest.raises(ColmapError, match="is no path below images/: write it relative"):
+    with pytest.raises(CameraError, match="is no path below images/: write it relative"):
         relative_path(name)
 
 
@@ -106,7 +108,7 @@ def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["images.bin", "images.txt"])
 def test_a_model_lies_in_either_folder(place: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "sparse" / "0").mkdir(parents=True)
-    with pytest.raises(ColmapError, match=r"neither sparse/0 nor sparse has images\.bin or images\.txt"):
+    with pytest.raises(CameraError, match=r"neither sparse/0 nor sparse has images\.bin or images\.txt"):
         model_folder(tmp_path)
     (tmp_path / place / name).touch()
     assert model_folder(tmp_path) == tmp_path / place

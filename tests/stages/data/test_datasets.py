@@ -124,3 +124,16 @@ def test_the_index_of_a_store_takes_sixteen_bytes_a_row(tmp_path: Path) -> None:
     arrays = [value for value in vars(store).values() if isinstance(value, np.ndarray)]
     groups = -(-20_000 // 128) + 1
     assert sum(array.nbytes for array in arrays) == 16 * 20_001 + 8 * groups
+
+
+@pytest.mark.parametrize(
+    ("size", "rows_of_a_group"), [(10, 128), (60_000, 128), (100_000, 79), (1_000_000, 7), (9_000_000, 1)]
+)
+def test_a_picture_is_read_with_eight_megabytes_at_most(size: int, rows_of_a_group: int, tmp_path: Path) -> None:
+    pictures = {f"{number:03d}": bytes(size) for number in range(3 if size > 1_000_000 else 200)}
+    write_dataset(tmp_path, rows(pictures), SCHEMA)
+    (file,) = dataset_files(tmp_path)
+    metadata = pq.read_metadata(file)
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    assert max(groups) == rows_of_a_group
+    assert PictureStore(tmp_path, "sample_id")["002"] == bytes(size)
