@@ -5,8 +5,9 @@
     base ────────────────────────────────────────────────^─────────────┼─> evaluate ─> register ─> (serve)
     prompts ─> contextualizer ─> customize ────────────────────────────┘
 
-`cache_latents`, between curriculum and train_adapter, is there when `cache_latents.enabled` is set. Without concepts
-(`customize.subjects=[]`) there is neither prompts, contextualizer nor customize; with `evaluate.subjects=0` no evaluate.
+`cache_latents`, between curriculum and train_adapter, is there when `cache_latents.enabled` is set. Without
+concepts (`customize.subjects=[]`) there is no prompts, contextualizer and customize, with `evaluate.subjects=0` no
+evaluate.
 A stage that runs on the user's own data does not read the microworld, and a backbone from elsewhere needs no `base`:
 the edges depend on the configuration. `serve` is a command, not a stage: it makes no output.
 """

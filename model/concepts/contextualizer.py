@@ -271,17 +271,27 @@ class MaskedAccuracy:
 
 @torch.no_grad()
 def masked_accuracy(
-    contextualizer: Contextualizer, text: FrozenText, train: Sequence[str], held_out: Sequence[str], rate: float
+    contextualizer: Contextualizer,
+    text: FrozenText,
+    train: Sequence[str],
+    held_out: Sequence[str],
+    rate: float,
+    batch_size: int,
 ) -> MaskedAccuracy:
-    """Accuracy at the masked positions of `held_out`, beside two baselines that know the words of `train` only."""
+    """Accuracy at the masked positions of `held_out`, beside two baselines that know the words of `train` only.
+
+    A prompt's masked positions do not depend on `batch_size`, the number of prompts of a pass.
+    """
     known = text.ids(train)
     known = known[~torch.isin(known, torch.tensor(text.special))]
     frequencies = known.bincount(minlength=len(text.tokenizer)) / max(len(known), 1)
     right, hidden = 0, [torch.zeros(0, dtype=torch.long)]
-    for number, prompt in enumerate(held_out):
-        ids = text.ids([prompt])
-        masked = draw_masked(ids, text.special, rate, [generator_of("held out", number)])
-        guess = mlm_logits(contextualizer, text, ids, masked).argmax(-1)
+    device = contextualizer.mask_embedding.device
+    for start in range(0, len(held_out), batch_size):
+        ids = text.ids(held_out[start : start + batch_size])
+        generators = [generator_of("held out", start + number) for number in range(len(ids))]
+        masked = draw_masked(ids, text.special, rate, generators)
+        guess = mlm_logits(contextualizer, text, ids.to(device), masked.to(device)).argmax(-1).cpu()
         right += int(((guess == ids) & masked).sum())
         hidden.append(ids[masked])
     words = torch.cat(hidden)

@@ -140,7 +140,7 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
     from pipelines.execution.stage_job import RunContext
     from pipelines.tracking import Tracker
     from stages.ray_tools.cluster import local_cluster
-    from stages.ray_tools.gpus import check_gpus, gpu_needs
+    from stages.ray_tools.gpus import check_gpus_of_machine
     from stages.ray_tools.preflight import check_cluster
 
     config = graph.config
@@ -148,6 +148,9 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
     with ExitStack() as stack:
         stack.enter_context(_stage_errors_as_pipeline_errors())
         running = find_cluster(ray_address)
+        stages = [step.stage.name for step in plan if step.action is Action.RUN]
+        if running is None:
+            check_gpus_of_machine(config, stages)
         print(announce(config, store, plan))
         stack.enter_context(store.writable())
         stack.enter_context(stopped_by_signals())
@@ -157,10 +160,8 @@ def execute(graph: Graph, store: Store, plan: Sequence[Step], ray_address: str |
         if running is None:
             display.set_note("starting Ray")
         tracker.check()
-        stages = [step.stage.name for step in plan if step.action is Action.RUN]
         if running is None:
             address, cores = stack.enter_context(local_cluster()), os.cpu_count() or 1
-            check_gpus(gpu_needs(config, stages), "this machine", may_grow=False)
         else:
             address, (cores, warnings) = running, check_cluster(running, config, stages, store.folder, str(REPOSITORY))
             for warning in warnings:

@@ -30,6 +30,8 @@ from stages.training.trainer import fit, plot_curves
 
 #: One of this many sentence templates is held out, for the accuracy.
 _HELD_OUT = 10
+#: Held-out prompts of a pass: their logits over CLIP's vocabulary take 240 MB.
+_BATCH = 16
 
 
 def run(context: StageContext) -> StageResult:
@@ -67,6 +69,7 @@ def run(context: StageContext) -> StageResult:
     with local_folder(context.output) as folder:
         plot_curves(curves, ["loss", "accuracy"], "Masked language modelling", folder / "curves.png")
     context.report.picture("curves", context.output / "curves.png")
+    context.report.progress(0, 0, f"measuring the accuracy on {len(held_out)} held-out prompts")
     found = _accuracy(task, context.output / "contextualizer", held_out, backbone_setting(context.config.backbone))
     return StageResult(
         metrics={
@@ -115,16 +118,17 @@ def _refuse_evaluation_prompts(texts: Sequence[tuple[str, str]], concepts: Colle
 def _accuracy(
     task: ContextualizerTask, folder: StorePath, held_out: Sequence[str], backbone_setting: str
 ) -> MaskedAccuracy:
-    """The accuracy on held-out prompts; where a worker reads the models, when they are not on this machine."""
-    if not is_remote(folder):
+    """The accuracy on held-out prompts; by a worker, if this machine has not the models or not the GPU."""
+    gpus = int(task.device != "cpu")
+    if not gpus and not is_remote(folder):
         return _measure(task, str(folder), held_out, backbone_setting)
     with model_errors_as_stage_errors():
-        measure = ray.remote(num_cpus=1, label_selector=node_selector())(_measure)
+        measure = ray.remote(num_cpus=1, num_gpus=gpus, label_selector=node_selector(gpus))(_measure)
         measured: MaskedAccuracy = ray.get(measure.remote(task, str(folder), held_out, backbone_setting))
     return measured
 
 
 def _measure(task: ContextualizerTask, folder: str, held_out: Sequence[str], backbone_setting: str) -> MaskedAccuracy:
-    contextualizer = Contextualizer.from_pretrained(on_this_machine(folder, "run.folder")).eval()
-    text = FrozenText.load(on_this_machine(task.backbone, backbone_setting))
-    return masked_accuracy(contextualizer, text, task.prompts, held_out, task.mask_rate)
+    contextualizer = Contextualizer.from_pretrained(on_this_machine(folder, "run.folder")).to(task.device).eval()
+    text = FrozenText.load(on_this_machine(task.backbone, backbone_setting), task.device)
+    return masked_accuracy(contextualizer, text, task.prompts, held_out, task.mask_rate, _BATCH)

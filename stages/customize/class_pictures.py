@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import ray
-import torch
 
 from model.backbone import load_backbone
 from model.files import printable_name
@@ -18,8 +14,8 @@ from model.pictures.decoding import PictureError, load_picture, picture_files, t
 from model.pipeline import RealCustomPipeline
 from model.seeding import seed_of
 from stages.contract import StageContext, StageError
+from stages.customize.painting_task import Device, results_of
 from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors, on_this_machine
-from stages.ray_tools.placement import node_selector
 from stages.storage import StorePath, read_files, write_whole
 
 
@@ -28,7 +24,7 @@ class ClassJob:
     """Pictures to paint, by number."""
 
     backbone: str
-    device: str
+    device: Device
     word: str
     numbers: tuple[int, ...]
     batch_size: int
@@ -84,31 +80,28 @@ def _from_folder(folder: Path, count: int, context: StageContext) -> tuple[bytes
 
 
 def _paint(word: str, numbers: tuple[int, ...], folder: StorePath, context: StageContext) -> None:
-    config = context.config.customize
-    use_gpu = config.trainer.use_gpu
     job = ClassJob(
         backbone=backbone_location(context.config.backbone, context.inputs),
-        device="cuda" if use_gpu else "cpu",
+        device=Device.of(context.config),
         word=word,
         numbers=numbers,
         batch_size=context.config.evaluate.batch_size,
         seed=context.config.run.seed,
-        settings=config.scoring.inference,
+        settings=context.config.customize.scoring.inference,
         setting=backbone_setting(context.config.backbone),
     )
-    options = {"num_cpus": 1, "num_gpus": int(use_gpu), "label_selector": node_selector(use_gpu)}
-    task: Any = ray.remote(**options, num_returns="streaming")(paint_class)
+    note = f"painting pictures of the class {word}"
+    context.report.progress(0, len(numbers), note)
     with model_errors_as_stage_errors():
-        for done, reference in enumerate(task.remote(job), 1):
-            number, picture = ray.get(reference)
+        for done, (number, picture) in enumerate(results_of(paint_class, job, context.config), 1):
             write_whole(_file(folder, number), picture)
-            context.report.progress(done, len(numbers), f"painting pictures of the class {word}")
+            context.report.progress(done, len(numbers), note)
 
 
 def paint_class(job: ClassJob) -> Iterator[tuple[int, bytes]]:
     """Each number with its picture; a picture depends on the seed and the number only."""
     backbone = on_this_machine(job.backbone, job.setting)
-    pipeline = RealCustomPipeline(load_backbone(backbone, torch.float32, job.device))
+    pipeline = RealCustomPipeline(load_backbone(backbone, job.device.dtype, job.device.name))
     for start in range(0, len(job.numbers), job.batch_size):
         numbers = job.numbers[start : start + job.batch_size]
         seeds = [seed_of(job.seed, number) for number in numbers]

@@ -6,19 +6,16 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import ray
 
 from model.concepts.customization_settings import ConceptSubject
 from model.concepts.customization_task import CustomizationTask
 from model.pictures.sheets import row
 from model.training.precision import HALVES
 from stages.contract import StageContext
+from stages.customize.painting_task import Device, results_of
 from stages.customize.preparation import PreparedSubject, customization_settings
 from stages.customize.scores import Scored, ScoringJob, score_concept
 from stages.inference import backbone_location, backbone_setting, model_errors_as_stage_errors
-from stages.ray_tools.placement import node_selector
 from stages.storage import StorePath, absolute, open_output
 from stages.training.trainer import Curves, fit
 
@@ -105,20 +102,17 @@ def _score(
     job = ScoringJob(
         config=context.config,
         backbone=task.backbone,
-        device=task.device,
+        device=Device.of(context.config),
         word=subject.word,
         placeholder=subject.placeholder,
         pictures=subject.pictures,
         checkpoints={step: str(folder) for step, folder in folders.items()},
     )
-    gpus = int(context.config.customize.trainer.use_gpu)
-    cpus = 1 if gpus else context.config.run.cpus or 1
-    options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": node_selector(gpus)}
-    remote: Any = ray.remote(**options, num_returns="streaming")(score_concept)
-    for result in map(ray.get, remote.remote(job)):
+    steps = context.config.customize.steps
+    for result in results_of(score_concept, job, context.config):
         if isinstance(result, Scored):
             break
-        context.report.progress(context.config.customize.steps, context.config.customize.steps, f"{NAME}: {result}")
+        context.report.progress(steps, steps, f"{NAME}: {result}")
     own = re.sub(r"[^\w.-]", "-", subject.name)
     _report(result, NAME if len(task.subjects) == 1 else f"{NAME}/{own}", context)
     return result

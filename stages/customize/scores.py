@@ -5,7 +5,7 @@ They are painted and scored in a Ray task, one for each subject.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +24,8 @@ from model.pictures.decoding import load_picture
 from model.pictures.tensors import to_tensor
 from model.pipeline import RealCustomPipeline
 from model.scoring.metrics import subject_similarity
-from model.training.precision import HALVES
 from stages.config import Config
+from stages.customize.painting_task import Device
 from stages.customize.verdict import ArmScores, Verdict, judge_concept
 from stages.inference import backbone_setting, on_this_machine
 from stages.scoring import ScoringModels, templates_for
@@ -48,7 +48,7 @@ class ScoringJob:
 
     config: Config
     backbone: str
-    device: str
+    device: Device
     word: str
     placeholder: str
     pictures: tuple[bytes, ...]
@@ -75,25 +75,24 @@ class Scored:
 
 def score_concept(job: ScoringJob) -> Iterator[str | Scored]:
     """Paint and score the class word and every checkpoint; yields what it does, and at the end the scores."""
+    yield "loading the backbone"
     painter = _Painter(job)
-    yield f"painting {job.word}"
-    word, plain = painter.score(job.word)
+    word, plain = yield from painter.score(job.word, job.word)
     scores: dict[int, ArmScores] = {}
     samples = {0: plain[:_SAMPLES]}
     for step, folder in sorted(job.checkpoints.items()):
-        yield f"painting {job.placeholder} {job.word} of step {step}"
+        name = f"{job.placeholder} {job.word}"
         with painter.loaded(folder):
-            scores[step], pictures = painter.score(f"{job.placeholder} {job.word}")
+            scores[step], pictures = yield from painter.score(name, f"{name} of step {step}")
         samples[step] = pictures[:_SAMPLES]
     last = max(scores)
-    yield f"painting {job.word} with the concept loaded"
-    drifted, unchanged = painter.score_drift(job.checkpoints[last], plain)
+    drifted, unchanged = yield from painter.score_drift(job.checkpoints[last], plain)
     verdict = judge_concept(painter.prompts, scores[last], word, drifted, unchanged=unchanged)
     yield Scored(prompts=painter.prompts, word=word, checkpoints=scores, verdict=verdict, samples=samples)
 
 
 class _Painter:
-    """Paints the prompts of a job and scores the pictures."""
+    """Paints the prompts of a job and scores the pictures. Generators yield what they do, before each batch."""
 
     def __init__(self, job: ScoringJob) -> None:
         self.job = job
@@ -102,13 +101,12 @@ class _Painter:
         self.templates = [template for template in templates for _ in range(settings.seeds)]
         self.seeds = [job.config.run.seed + number for number in range(len(self.templates))]
         self.prompts = tuple(template.replace("{word}", job.word) for template in self.templates)
-        dtype = HALVES.get(job.config.customize.trainer.precision) or torch.float32
         self.backbone = on_this_machine(job.backbone, backbone_setting(job.config.backbone))
-        self.pipeline = RealCustomPipeline(load_backbone(self.backbone, dtype, job.device))
+        self.pipeline = RealCustomPipeline(load_backbone(self.backbone, job.device.dtype, job.device.name))
 
     @cached_property
     def models(self) -> ScoringModels:
-        return ScoringModels(self.job.config.evaluate, self.backbone, self.job.device)
+        return ScoringModels(self.job.config.evaluate, self.backbone, self.job.device.name)
 
     @cached_property
     def views(self) -> Tensor:
@@ -126,31 +124,36 @@ class _Painter:
         finally:
             unload_concepts(self.pipeline)
 
-    def score(self, name: str) -> tuple[ArmScores, list[Image.Image]]:
+    def score(self, name: str, note: str) -> Generator[str, None, tuple[ArmScores, list[Image.Image]]]:
         """The scores of pictures of `name`, and the pictures."""
-        pictures = self.paint(name, len(self.templates))
+        pictures = yield from self.paint(name, len(self.templates), note)
         tensors = to_tensor(pictures)
         similarity = subject_similarity(self.models.subjects.embed_subjects(tensors), [self.views] * len(pictures))
         fidelity = self.models.fidelity(tensors, self.prompts)
         return ArmScores(similarity=tuple(similarity.tolist()), fidelity=tuple(fidelity.tolist())), pictures
 
-    def score_drift(self, folder: str, plain: Sequence[Image.Image]) -> tuple[ArmScores | None, bool]:
+    def score_drift(
+        self, folder: str, plain: Sequence[Image.Image]
+    ) -> Generator[str, None, tuple[ArmScores | None, bool]]:
         """The scores of the class word's pictures with the concept loaded.
 
         Of a concept that changes no weights: None, and whether a picture is the same as without the concept.
         """
+        word, note = self.job.word, f"{self.job.word} with the concept loaded"
         with self.loaded(folder) as concept:
             if concept.cross_attention or concept.lora or concept.weights:
-                return self.score(self.job.word)[0], True
-            (picture,) = self.paint(self.job.word, 1)
+                drifted, _ = yield from self.score(word, note)
+                return drifted, True
+            (picture,) = yield from self.paint(word, 1, note)
         difference = np.abs(np.asarray(picture, dtype=int) - np.asarray(plain[0], dtype=int))
         return None, bool(difference.max() <= _ROUNDING)
 
-    def paint(self, name: str, count: int) -> list[Image.Image]:
+    def paint(self, name: str, count: int, note: str) -> Generator[str, None, list[Image.Image]]:
         """Pictures of the first `count` prompts."""
         size = self.job.config.evaluate.batch_size
         pictures: list[Image.Image] = []
         for start in range(0, count, size):
+            yield f"painting {note}, {start} of {count} pictures"
             part = slice(start, min(start + size, count))
             prompts = [template.replace("{word}", name) for template in self.templates[part]]
             output = self.pipeline(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
-from model.backbone import load_backbone
 from model.concepts.loading import load_concept, unload_concepts
 from model.pipeline import RealCustomPipeline
 from stages.config import Config
@@ -38,18 +38,13 @@ class Models:
             device=device,
             **loading_options(config.backbone),
         )
-        self._concept: str | None = None
         self.scorer = Scorer(config.evaluate, self.location, device)
 
-    @cached_property
-    def _plain_pipeline(self) -> RealCustomPipeline:
-        base = self.pipeline.backbone
-        return RealCustomPipeline(load_backbone(self.location, base.dtype, base.device))
-
-    def concept_pipeline(self, folder: str) -> RealCustomPipeline:
-        """The base model with a learned concept instead of the last one, without an adapter."""
-        if folder != self._concept:
-            unload_concepts(self._plain_pipeline)
-            load_concept(self._plain_pipeline, on_this_machine(folder, "run.folder"))
-            self._concept = folder
-        return self._plain_pipeline
+    @contextmanager
+    def concept(self, folder: str) -> Iterator[None]:
+        """The block sees a learned concept in the pipeline, which paints text alone as the base model does."""
+        load_concept(self.pipeline, on_this_machine(folder, "run.folder"))
+        try:
+            yield
+        finally:
+            unload_concepts(self.pipeline)

@@ -107,7 +107,8 @@ class Painter:
         prompts = [case["painted_prompt"] for case in cases]
         request: dict[str, Any] = {"seeds": [case["seed"] for case in cases], "settings": self.settings}
         if arm == "concept":
-            return self.models.concept_pipeline(cases[0]["concept"])(prompts, **request)
+            with self.models.concept(cases[0]["concept"]):
+                return self.models.pipeline(prompts, **request)
         if arm != "text_only":
             request["subjects"] = [load_picture(case["reference"]) for case in cases]
             request["words"] = [case["word"] for case in cases]

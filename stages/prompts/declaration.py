@@ -8,5 +8,5 @@ STAGE = Stage(
     inputs=lambda config: ["filter"] if config.prompts.captions else [],
     settings=("prompts",),
     data=("prompts/**/*",),
-    absent_when="customize.subjects=[]",
+    absent_when="customize.subjects=[] or customize.mlm=false",
 )

@@ -18,6 +18,7 @@ class GpuNeed:
         section: Of the configuration.
         switch: The setting that lets it use GPUs.
         key: The setting that says how many processes it has.
+        limit: The setting to lower when there are fewer GPUs: `compute.workers`, unless the section has its own value.
         count: GPUs without which it cannot begin.
         at_most: GPUs that it can use.
     """
@@ -25,6 +26,7 @@ class GpuNeed:
     section: str
     switch: str
     key: str
+    limit: str
     count: int
     at_most: int
 
@@ -53,6 +55,7 @@ def gpu_needs(config: Config, stages: Sequence[str]) -> list[GpuNeed]:
             section=section,
             switch=_switch(config, section),
             key=f"{section}.workers",
+            limit="compute.workers" if trainer.workers == config.compute.workers else f"{section}.workers",
             count=min(trainer.min_workers or trainer.workers, trainer.workers),
             at_most=trainer.workers,
         )
@@ -65,7 +68,7 @@ def gpu_needs(config: Config, stages: Sequence[str]) -> list[GpuNeed]:
         "evaluate": ("evaluate", "evaluate.workers", config.evaluate.use_gpu),
     }
     return needs + [
-        GpuNeed(section=section, switch=_switch(config, section), key=key, count=1, at_most=1)
+        GpuNeed(section=section, switch=_switch(config, section), key=key, limit=key, count=1, at_most=1)
         for stage, (section, key, use_gpu) in painters.items()
         if stage in stages and use_gpu
     ]
@@ -90,6 +93,16 @@ def check_gpus(needs: Sequence[GpuNeed], cluster: str, *, may_grow: bool) -> lis
     return judge_gpus(needs, cluster, available=available, later=later, may_grow=may_grow)
 
 
+def check_gpus_of_machine(config: Config, stages: Sequence[str]) -> None:
+    """Check that this machine has the GPUs for these stages, before a Ray is started on it.
+
+    Raises:
+        StageError: It has not.
+    """
+    if needs := gpu_needs(config, stages):
+        judge_gpus(needs, "this machine", available=gpus_of_machine(), later=0, may_grow=False)
+
+
 def gpus_of_cluster() -> tuple[int, int]:
     """The GPUs of the cluster that this process is connected to: now, and those that its autoscaler may start."""
     import ray
@@ -99,28 +112,46 @@ def gpus_of_cluster() -> tuple[int, int]:
     return int(ray.cluster_resources().get("GPU", 0)), int(limits.get("GPU", 0))
 
 
+def gpus_of_machine() -> int:
+    """The GPUs that a Ray on this machine will have, before there is one."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource  # no public way either
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()  # CUDA_VISIBLE_DEVICES
+    there: int = manager.get_current_node_num_accelerators()
+    return there if visible is None else min(there, len(visible))
+
+
 def judge_gpus(needs: Sequence[GpuNeed], cluster: str, *, available: int, later: int, may_grow: bool) -> list[str]:
     """`check_gpus` for a cluster with these numbers of GPUs, now and later.
 
     Raises:
-        StageError: A stage would wait for ever.
+        StageError: A stage would wait for ever; names all that would.
     """
-    warnings = []
-    for need in needs:
-        if available == later == 0:
-            raise StageError(
-                f"{need.switch} is true and {cluster} has no GPU: set compute.use_gpu=false to compute on "
-                "CPUs, or use a cluster with GPUs."
-            )
-        if need.count <= max(available, later):
-            continue
-        if not may_grow:
-            raise StageError(
-                f"{need.key}={need.at_most} needs {need.count} GPUs and {cluster} has {available}: set compute.workers "
-                f"to at most {available}, which sets it for all stages, or use a larger cluster."
-            )
-        warnings.append(
-            f"{need.key} waits for {need.count} GPUs, of which the cluster has {available}; with compute.min_workers "
-            "it goes on with fewer"
-        )
-    return warnings
+    if needs and available == later == 0:
+        raise StageError(_no_gpu(needs, cluster))
+    lacking = [need for need in needs if need.count > max(available, later)]
+    if lacking and not may_grow:
+        raise StageError(_too_few(lacking, cluster, available))
+    return [
+        f"{need.key} waits for {need.count} GPUs, of which the cluster has {available}; with compute.min_workers "
+        "it goes on with fewer"
+        for need in lacking
+    ]
+
+
+def _no_gpu(needs: Sequence[GpuNeed], cluster: str) -> str:
+    switches = list(dict.fromkeys(need.switch for need in needs))
+    true = f"{switches[0]} is" if len(switches) == 1 else f"{', '.join(switches)} are"
+    false = " ".join(f"--set {switch}=false" for switch in switches)
+    return f"{true} true and {cluster} has no GPU: compute on CPUs with {false}, or use a cluster with GPUs."
+
+
+def _too_few(lacking: Sequence[GpuNeed], cluster: str, available: int) -> str:
+    asked = ", ".join(f"{need.key}={need.at_most} needs {need.count} GPUs" for need in lacking)
+    limits = list(dict.fromkeys(need.limit for need in lacking))
+    shared = " (all stages follow it)" if "compute.workers" in limits else ""
+    return (
+        f"{asked} and {cluster} has {available}: set {' and '.join(limits)} to at most {available}{shared}, or use a "
+        "larger cluster."
+    )

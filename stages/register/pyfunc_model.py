@@ -8,7 +8,7 @@ MLflow runs this file by itself, with the copy of the package `model` that was r
 The server uses the painter of the Python object beneath, which takes and returns encoded pictures.
 
 Artifacts: `adapter` (a folder), `inference` (inference.json: how to load the parts, the default settings, and the
-checksums of all files), `lineage` (lineage.json: the outputs that the model comes from; not read here). The backbone and
+checksums of all files), `lineage` (lineage.json: the outputs that the model comes from; not read here). Backbone and
 image encoders are no artifacts of a version: all versions share them (`model.registered_parts`).
 """
 
@@ -79,9 +79,7 @@ class RealwordModel(PythonModel):
             verify_checksums(Path(context.artifacts["adapter"]), settings["checksums"]["adapter"])
         parts = _parts(settings, Path(context.artifacts["inference"]), config)
         backbone, loading = parts["backbone"], settings["loading"]
-        encoders = [
-            parts.get(f"image_encoder_{number}", name) for number, name in enumerate(loading["image_encoders"])
-        ]
+        encoders = [parts.get(f"image_encoder_{number}", name) for number, name in enumerate(loading["image_encoders"])]
         pipeline = RealCustomPipeline.from_pretrained(
             backbone,
             context.artifacts["adapter"],

@@ -49,34 +49,39 @@ def part_locations(config: Config, inputs: Mapping[str, StorePath]) -> dict[str,
     backbone = backbone_location(config.backbone, inputs)
     named = {f"image_encoder_{number}": name for number, name in enumerate(config.backbone.image_encoders)}
     named["clip"] = config.evaluate.clip
-    inside = store_path(backbone)
-    return {"backbone": backbone} | {part: name for part, name in named.items() if not (inside / name).is_dir()}
+    outside = {part: name for part, name in named.items() if not _is_inside(name, store_path(backbone))}
+    return {"backbone": backbone, **outside}
 
 
-def store_parts(locations: Mapping[str, str], place: str, report: Reporter) -> dict[str, Part]:
+def _is_inside(name: str, backbone: StorePath) -> bool:
+    return not Path(name).is_absolute() and "://" not in name and (backbone / name).is_dir()
+
+
+def store_parts(locations: Mapping[str, str], place: str, report: Reporter, *, again: bool = False) -> dict[str, Part]:
     """Store the parts that are folders or files, unless they are there; returns what a version's settings say of each.
 
     Args:
         locations: See `part_locations`.
         place: See `parts_location`.
         report: For the progress, and for parts whose revision is not known.
+        again: Store also what is there: it may be damaged.
     """
     parts: dict[str, Part] = {}
     for name, location in locations.items():
         path = store_path(location)
         is_here = path.is_dir() or path.is_file()
-        parts[name] = _store(name, local_copy(path), place, report) if is_here else _of_hub(location, report)
+        parts[name] = _store(name, local_copy(path), place, report, again) if is_here else _of_hub(location, report)
     return parts
 
 
-def _store(name: str, path: Path, place: str, report: Reporter) -> Part:
+def _store(name: str, path: Path, place: str, report: Reporter, again: bool) -> Part:
     words = name.replace("_", " ")
     report.progress(0, 0, f"reading the {words}")
     folder, files = (path, _files(path)) if path.is_dir() else (path.parent, [PurePath(path.name)])
     checksums = {file.as_posix(): file_checksum(folder / file) for file in files}
     digest = hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
     repository, listing = get_artifact_repository(place), f"{digest}.json"
-    if listing not in {item.path for item in repository.list_artifacts()}:
+    if again or listing not in {item.path for item in repository.list_artifacts()}:
         for number, file in enumerate(files):
             report.progress(number, len(files), f"storing the {words}")
             repository.log_artifact(str(folder / file), (digest / file.parent).as_posix())

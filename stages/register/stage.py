@@ -56,7 +56,7 @@ def _register(client: MlflowClient, context: StageContext) -> StageResult:
     assert context.tracking_run_id is not None
     name, promote = context.config.register.model_name, context.config.register.promote
     place = parts_location(client, context.tracking_run_id)
-    parts = store_parts(part_locations(context.config, context.inputs), place, context.report)
+    parts = store_parts(part_locations(context.config, context.inputs), place, context.report, again=context.forced)
     context.report.progress(0, 2, f"copying the adapter into the registry as {name}")
     lineage, scores = lineage_of(context.inputs), _scores(context)
     number = _log_model(context, name, lineage, parts, place)

@@ -44,6 +44,8 @@ class ChampionFollower:
             reason = f"There is no registered model in {self.registry} yet"
             self.say(f"{reason}: the base and adapter that ship with Realword answer.")
         else:
+            if self._version is not None:
+                self.say(f"Reading {self.registry.name} version {self._version.model} from {self.registry}.")
             self._served = self.registry.fetch(self._version)
         return self._served
 

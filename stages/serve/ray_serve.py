@@ -51,17 +51,23 @@ def start_serve(settings: ServeConfig) -> None:
     serve.start(http_options=address, logging_config=_QUIET)
 
 
-def check_gpus(settings: ServeConfig) -> None:
-    """Check that the cluster has the GPUs that the painters ask for.
+def check_gpus(settings: ServeConfig, available: int | None = None) -> None:
+    """Check that there are the GPUs that the painters ask for.
+
+    Args:
+        settings: Of the endpoint.
+        available: GPUs of the Ray that will be started; None: those of the cluster.
 
     Raises:
         StageError: It has not.
     """
-    available = int(_gpus())
-    if settings.use_gpu and available < settings.replicas:
-        remedy = f"--set serve.replicas={available}" if available else "--set serve.use_gpu=false, to paint on the CPU"
+    if not settings.use_gpu:
+        return
+    found, where = (int(_gpus()), "the Ray cluster") if available is None else (available, "this machine")
+    if found < settings.replicas:
+        remedy = f"--set serve.replicas={found}" if found else "--set serve.use_gpu=false, to paint on the CPU"
         raise StageError(
-            f"serve.use_gpu asks for a GPU for each of {settings.replicas} replicas and Ray sees {available}; "
+            f"serve.use_gpu asks for a GPU for each of serve.replicas={settings.replicas} and {where} has {found}: "
             f"serve with {remedy}."
         )
 

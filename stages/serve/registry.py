@@ -211,6 +211,4 @@ def _verify_version(folder: Path) -> _Version | None:
     for name, checksums in settings["checksums"].items():
         verify_checksums(paths[name], checksums)
     parts = settings.get("parts", {})  # a version of before has all in its own files
-    return _Version(
-        adapter=settings["adapter"], parts={name: part for name, part in parts.items() if "digest" in part}
-    )
+    return _Version(adapter=settings["adapter"], parts={name: part for name, part in parts.items() if "digest" in part})

@@ -24,6 +24,7 @@ from types import FrameType
 from stages.config import Config
 from stages.contract import StageError
 from stages.ray_tools.cluster import connected_cluster, local_cluster
+from stages.ray_tools.gpus import gpus_of_machine
 from stages.serve import proxy, uploaded_concepts
 from stages.serve.api_keys import VARIABLE, check_exposure, parse_api_keys
 from stages.serve.champion import ChampionFollower
@@ -56,6 +57,8 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
     os.environ[proxy.VARIABLE] = proxy.FUNCTION  # before Ray's processes start
     if cluster is None:
         check_address(settings)
+        if settings.use_gpu:
+            _check_gpus_of_machine(settings)
 
     def deploy(model: ServedModel) -> None:
         from stages.serve.ray_serve import deploy_painters
@@ -79,6 +82,13 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
         while True:
             time.sleep(settings.registry_check_seconds)
             follower.check()
+
+
+def _check_gpus_of_machine(settings: ServeConfig) -> None:
+    """Before a large model is verified and Ray started."""
+    from stages.serve.ray_serve import check_gpus
+
+    check_gpus(settings, gpus_of_machine())
 
 
 def _ray(cluster: str | None) -> AbstractContextManager[str]:

@@ -49,7 +49,42 @@ def test_the_edges_of_micro() -> None:
 
 @pytest.mark.parametrize("profile", ["sd15", "sdxl"])
 def test_the_large_profiles_have_neither_microworld_nor_base(profile: str) -> None:
-    assert set(MICRO.order) - set(pipeline_graph(load_config(profile)).order) == {"microworld", "base"}
+    concepts = load_config(profile, ["customize.subjects=[/data/my_dog]"])
+    assert set(MICRO.order) - set(pipeline_graph(concepts).order) == {"microworld", "base"}
+
+
+@pytest.mark.parametrize("profile", ["sd15", "sdxl"])
+def test_the_large_profiles_need_no_pictures_of_a_concept(profile: str) -> None:
+    data = ("ingest", "multiview", "filter")
+    order = pipeline_graph(load_config(profile)).order
+    assert order == [*data, "curriculum", "train_adapter", "evaluate", "register"]
+    alone = pipeline_graph(load_config(profile, ["evaluate.subjects=0"]))
+    assert alone.order == [*data, "curriculum", "train_adapter", "register"]
+    assert alone.inputs["register"] == ["train_adapter"]
+
+
+#: Settings, and the stages of micro that a run has no more.
+ABSENT = [
+    (["customize.subjects=[]"], {"prompts", "contextualizer", "customize"}),
+    (["customize.subjects=null"], set()),
+    (["customize.subjects=[]", "customize.mlm=false"], {"prompts", "contextualizer", "customize"}),
+    (["customize.mlm=false"], {"contextualizer"}),
+    (["customize.subjects=[]", "customize.words=[dog, cat]"], {"prompts", "contextualizer", "customize"}),
+    (["customize.subjects=[]", "customize.method=custom_diffusion"], {"prompts", "contextualizer", "customize"}),
+    (["evaluate.subjects=0"], {"evaluate"}),
+    (["evaluate.subjects=0", "evaluate.subjects_folder=/data/mine"], {"evaluate"}),
+    (["evaluate.subjects=0", "customize.mlm=false"], {"evaluate", "contextualizer", "prompts"}),
+    (["evaluate.subjects=0", "customize.subjects=[]"], {"evaluate", "prompts", "contextualizer", "customize"}),
+]
+
+
+@pytest.mark.parametrize(("settings", "absent"), ABSENT, ids=[" ".join(settings) for settings, _ in ABSENT])
+def test_stages_that_nobody_needs_are_no_part_of_a_run(settings: list[str], absent: set[str]) -> None:
+    graph = pipeline_graph(load_config("micro", settings))
+    assert set(MICRO.order) - set(graph.order) == absent
+    for name in absent:
+        with pytest.raises(UsageError, match=rf"Stage {name} is not part of a run with these settings: \w+\.\w+"):
+            graph.stage(name)
 
 
 def test_own_subjects_replace_the_microworld_where_the_concept_has_its_own_too() -> None:

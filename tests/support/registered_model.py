@@ -45,10 +45,8 @@ class Registry:
     ) -> tuple[dict[str, Any], StageResult]:
         """Run the stage on metrics with this similarity and a controllability of 0.5; `registered.json`, result."""
         self.runs += 1
-        means = {name: {"mean": value, "low": 0.0, "high": 1.0} for name, value in _scores(similarity).items()}
-        self.inputs["evaluate"].mkdir(exist_ok=True)
-        metrics = {"evaluation": evaluation, "arms": {"adapter_mask": means}}
-        (self.inputs["evaluate"] / "metrics.json").write_text(json.dumps(metrics))
+        if "evaluate" in self.inputs:
+            _write_metrics(self.inputs["evaluate"], similarity, evaluation)
         context = make_context(
             self.root / f"register-{self.runs}", inputs=self.inputs, tracking_uri=self.uri, **QUICK, **sections
         )
@@ -57,5 +55,9 @@ class Registry:
         return json.loads((context.output / "registered.json").read_text()), result
 
 
-def _scores(similarity: float) -> dict[str, float]:
-    return {"similarity": similarity, "controllability": 0.5}
+def _write_metrics(folder: Path, similarity: float, evaluation: str) -> None:
+    folder.mkdir(exist_ok=True)
+    scores = {"similarity": similarity, "controllability": 0.5}
+    means = {name: {"mean": value, "low": 0.0, "high": 1.0} for name, value in scores.items()}
+    metrics = {"evaluation": evaluation, "arms": {"adapter_mask": means}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))

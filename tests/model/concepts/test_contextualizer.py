@@ -146,17 +146,28 @@ def test_only_psi_and_the_mask_embedding_learn(sd_folder: Path, tmp_path: Path) 
     assert all(parameter.grad is None for parameter in task.text().encoder.parameters())
     task.export(module, tmp_path)
     loaded = Contextualizer.from_pretrained(tmp_path).eval()
-    found = masked_accuracy(loaded, task.text(), PROMPTS, PROMPTS, 0.3)
+    found = masked_accuracy(loaded, task.text(), PROMPTS, PROMPTS, 0.3, batch_size=4)
     assert found.positions > 0
     assert 0 < found.contextualizer <= 1
 
 
 def test_the_baselines_know_the_words_of_the_training_prompts(text: FrozenText, contextualizer: Contextualizer) -> None:
     """Of six words three are "cat", two "in" and one "a"; with every word of "cat in" masked, two positions."""
-    found = masked_accuracy(contextualizer, text, ["cat cat in", "cat in a"], ["cat in"], rate=1.0)
+    found = masked_accuracy(contextualizer, text, ["cat cat in", "cat in a"], ["cat in"], rate=1.0, batch_size=1)
     assert found.positions == 2
     assert found.majority == pytest.approx(1 / 2)
     assert found.unigram == pytest.approx((3 / 6 + 2 / 6) / 2)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 7, 8, 100])
+def test_the_accuracy_does_not_depend_on_the_batches(
+    text: FrozenText, contextualizer: Contextualizer, batch_size: int
+) -> None:
+    held_out = [*PROMPTS, "cat", "a dog in a box"] * 4
+    one_by_one = masked_accuracy(contextualizer, text, PROMPTS, held_out, rate=0.5, batch_size=1)
+    assert one_by_one.positions > 20
+    assert masked_accuracy(contextualizer, text, PROMPTS, held_out, rate=0.5, batch_size=batch_size) == one_by_one
+    assert masked_accuracy(contextualizer, text, PROMPTS, [], rate=0.5, batch_size=batch_size).positions == 0
 
 
 @pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])

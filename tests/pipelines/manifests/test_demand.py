@@ -13,7 +13,7 @@ PIPELINE: dict[str, tuple[str, list[str], int, int]] = {
     "sd15": ("sd15", [], 64, 8),
     "fewer downloads at once": ("sd15", ["ingest.processes=1"], 1, 8),
     "more training workers": ("sd15", ["train_adapter.trainer.workers=16"], 64, 16),
-    "the largest stage counts": ("sd15", ["contextualizer.trainer.workers=32"], 64, 32),
+    "the largest stage counts": ("sd15", ["contextualizer.trainer.workers=32", "customize.subjects=[a]"], 64, 32),
     "concepts are learned side by side": (
         "sd15",
         ["customize.subjects=[a, b, c, d, e, f]", "customize.words=[a, b, c, d, e, f]", "customize.trainer.workers=2"],

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from stages.contract import StageError
 from stages.customize.class_pictures import ClassJob, class_pictures, paint_class
+from stages.customize.painting_task import Device
 from tests.support.contexts import make_context
 from tests.support.subject_folder import png
 
@@ -56,7 +58,7 @@ def test_a_painted_picture_depends_on_its_number_only(tmp_path: Path, backbone: 
         location = str(backbone / "backbone")
         job = ClassJob(
             backbone=location,
-            device="cpu",
+            device=Device("cpu", torch.float32),
             word="toy",
             numbers=numbers,
             batch_size=2,

@@ -12,6 +12,7 @@ from model.backbone import Backbone, load_backbone
 from model.concepts.concept import Concept, ConceptToken
 from model.concepts.folder import write_concept
 from model.concepts.model_parts import ModelParts
+from stages.customize.painting_task import Device
 from stages.customize.scores import Scored, ScoringJob, score_concept
 from tests.support.contexts import make_context
 from tests.support.subject_folder import png
@@ -39,9 +40,9 @@ def score(tmp_path: Path, location: Path, *concepts: Concept) -> tuple[list[str]
     for number, concept in enumerate(concepts, 1):
         write_concept(tmp_path / str(number), concept)
     job = ScoringJob(
-        config=make_context(tmp_path, customize={"scoring": SCORING}).config,
+        config=make_context(tmp_path, customize={"scoring": SCORING}, evaluate={"batch_size": 4}).config,
         backbone=str(location),
-        device="cpu",
+        device=Device("cpu", torch.float32),
         word="toy",
         placeholder="[v]",
         pictures=(png(1), png(2)),
@@ -60,10 +61,11 @@ def test_all_arms_have_the_same_prompts_and_noise(tmp_path: Path, backbone: Path
     other = Concept(method="", backbone="", tokens=(token(loaded),))
     notes, scored = score(tmp_path, backbone / "backbone", other, same)
     assert notes == [
-        "painting toy",
-        "painting [v] toy of step 10",
-        "painting [v] toy of step 20",
-        "painting toy with the concept loaded",
+        "loading the backbone",
+        *(f"painting toy, {done} of 6 pictures" for done in (0, 4)),
+        *(f"painting [v] toy of step 10, {done} of 6 pictures" for done in (0, 4)),
+        *(f"painting [v] toy of step 20, {done} of 6 pictures" for done in (0, 4)),
+        "painting toy with the concept loaded, 0 of 1 pictures",
     ]
     assert len(scored.prompts) == 6
     assert len(set(scored.prompts)) == 3

@@ -127,7 +127,6 @@ OTHER = "of another version of Realword"
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated weights": (_truncate, DAMAGED),
     "no adapter weights": (_remove("adapter/*.safetensors"), DAMAGED),
-    "no backbone weights": (_remove("backbone/unet/*.safetensors"), DAMAGED),
     "no settings": (_remove("inference.json"), DAMAGED),
     "no MLmodel": (_remove("MLmodel"), DAMAGED),
     "no files": (shutil.rmtree, DAMAGED),
@@ -166,6 +165,19 @@ def version(registry: FilledRegistry, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(files, folder / "whole")
     reader = Registry(name="damage", locate=lambda: registry.uri, run_folder=folder, profile="micro")
     return Version(reader, number, files, folder / "whole")
+
+
+@pytest.mark.slow
+def test_a_damaged_part_is_refused(version: Version) -> None:
+    """Which versions share."""
+    weights = next((version.files.parents[2] / "parts").rglob("unet/*.safetensors"))
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[:-1])
+        with pytest.raises(StageError, match=r"damage version 1 is damaged: .*/unet/.*--force register"):
+            version.registry.fetch(Versions(model=version.number))
+    finally:
+        weights.write_bytes(whole)
 
 
 @pytest.mark.slow

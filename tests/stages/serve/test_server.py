@@ -180,7 +180,8 @@ def server(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.mark.slow
 def test_a_request_is_answered_with_a_picture(server: Server) -> None:
     title = r"realword-micro version 1 \(adapter train_adapter\)"
-    assert re.fullmatch(rf"Loading {title}\.\n", server.printed[0])
+    assert re.fullmatch(r"Reading realword-micro version 1 from .*\.\n", server.printed[0])
+    assert re.fullmatch(rf"Loading {title}\.\n", server.printed[1])
     assert re.fullmatch(rf"Serving {title} at http://127\.0\.0\.1:\d+/ .*\n", server.printed[-2])
     answer = server.ask()
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
