@@ -15,12 +15,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
+from transformers.utils import cached_file
 
 from model.backbone_layout import check_backbone_files
 from model.errors import BackboneError
 from model.phrases import composed
 from model.pooled_text import projection_inputs
-from model.pretrained import load_pretrained
+from model.pretrained import load_pretrained, split_revision
 from model.prompt_tokens import TOKENIZING, cut_off, token_positions
 from model.training.precision import halve_products
 
@@ -30,6 +31,8 @@ _TEXT_PARTS: dict[Family, dict[str, Any]] = {
     "sd": {"": CLIPTextModel},
     "sdxl": {"": CLIPTextModel, "_2": CLIPTextModelWithProjection},
 }
+_TOKENIZER_NEEDS = ("tokenizer_config.json",)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _LOADING_ERRORS = (OSError, ValueError, KeyError)
 
 
@@ -231,7 +234,7 @@ def load_backbone(
     others are to be halved.
 
     Args:
-        folder_or_hub_id: where the model is.
+        folder_or_hub_id: where the model is: a folder, `org/name` or `org/name@revision`.
         dtype: of the weights.
         device: of the weights.
         half: dtype of the linear and convolution layers of UNet and text encoders (`halve_products`); None: `dtype`.
@@ -246,7 +249,7 @@ def load_backbone(
     vae = load_part(AutoencoderKL, location, "vae", torch_dtype=dtype)
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.to(torch.float32)
-    family = _family_of(unet.config)
+    family = family_of(unet.config)
     parts = _TEXT_PARTS[family]
     encoders = [
         _halved(load_part(kind, location, f"text_encoder{suffix}", dtype=dtype), half) for suffix, kind in parts.items()
@@ -281,10 +284,11 @@ def read_family(folder_or_hub_id: str | Path) -> Family:
     Raises:
         BackboneError: it is not in diffusers' layout.
     """
-    return _family_of(_read_config(UNet2DConditionModel, folder_or_hub_id, subfolder="unet"))
+    return family_of(_read_config(UNet2DConditionModel, folder_or_hub_id, subfolder="unet"))
 
 
-def _family_of(unet_config: Mapping[str, Any]) -> Family:
+def family_of(unet_config: Mapping[str, Any]) -> Family:
+    """The family of a UNet's configuration."""
     return "sdxl" if unet_config.get("addition_embed_type") == "text_time" else "sd"
 
 
@@ -329,9 +333,27 @@ def load_tokenizer(location: str | Path, part: str = "tokenizer") -> Any:
         BackboneError: it is missing or damaged.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(location), subfolder=part)
+        return AutoTokenizer.from_pretrained(_tokenizer_folder(location, part))
     except _LOADING_ERRORS as error:
         raise _part_error(location, part, error) from error
+
+
+def _tokenizer_folder(location: str | Path, part: str) -> str:
+    """The folder of a tokenizer's files; those of a hub id are downloaded if the cache does not have them.
+
+    By a hub id `AutoTokenizer` also asks for a `config.json`, which a tokenizer in a subfolder does not have; without a
+    network that ends in an error.
+    """
+    name, options = split_revision(location)
+    if Path(name).is_dir():
+        return str(Path(name) / part)
+    found = [
+        cached_file(
+            name, file, subfolder=part, _raise_exceptions_for_missing_entries=file in _TOKENIZER_NEEDS, **options
+        )
+        for file in (*_TOKENIZER_NEEDS, *_TOKENIZER_FILES)
+    ]
+    return str(Path(found[0]).parent)
 
 
 def _part_error(location: str | Path, part: str, error: Exception) -> BackboneError:
@@ -340,7 +362,8 @@ def _part_error(location: str | Path, part: str, error: Exception) -> BackboneEr
 
 
 def _read_config(kind: Any, location: str | Path, **options: Any) -> dict[str, Any]:
+    name, revision = split_revision(location)
     try:
-        return kind.load_config(str(location), **options)
+        return kind.load_config(name, **revision, **options)
     except OSError as error:
         raise BackboneError(f"backbone {location} is not in diffusers' layout: {str(error).splitlines()[0]}") from error

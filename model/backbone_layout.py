@@ -7,14 +7,13 @@ as one file, half downloaded. What can be loaded is loaded; the rest is named fo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint_files import CONVERTIBLE, describe_file, safetensors_damage
+from model.checkpoint_files import CONVERTIBLE, describe_file
 from model.errors import BackboneError
 from model.files import TextError, read_text
-from model.pretrained import WEIGHTS_FILE, weights_variants
+from model.pretrained import weights_problem
 
 _PARTS_WITH_WEIGHTS = ("unet", "vae", "text_encoder")
 _FILES = {
@@ -50,34 +49,9 @@ def _check_folder(folder: Path) -> None:
             what = "there is no" if not (folder / part / name).is_symlink() else "there is only a broken link for"
             raise BackboneError(f"backbone {folder}: {what} {part}/{name}; download the whole model.")
     for part in (*_PARTS_WITH_WEIGHTS, *(["text_encoder_2"] if is_xl else [])):
-        _check_weights(folder, part)
-
-
-def _check_weights(folder: Path, part: str) -> None:
-    variant = weights_variants(folder, part)[0]  # the one that is loaded; other files may be damaged
-    found = {file: WEIGHTS_FILE.fullmatch(file.name) for file in sorted((folder / part).iterdir())}
-    files = [file for file, match in found.items() if match and match["variant"] == variant]
-    if not files:
-        others = [file.name for file in (folder / part).iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
-        if others:
-            raise BackboneError(
-                f"backbone {folder}: {part} has only pickled weights ({min(others)}), which can run code when they are "
-                "loaded; download the safetensors files, or convert the model with diffusers' save_pretrained."
-            )
-        raise BackboneError(f"backbone {folder}: {part} has no weights (*.safetensors); download the whole model.")
-    for file in files:
-        damage = safetensors_damage(file) if file.is_file() else "is a broken link"
-        if damage:
-            raise BackboneError(f"backbone {folder}: {part}/{file.name} {damage}; download it again.")
-    for name in _missing_shards(folder / part, {file.name for file in files}):
-        raise BackboneError(f"backbone {folder}: {part}/{name} is missing; download the whole model.")
-
-
-def _missing_shards(folder: Path, found: set[str]) -> Iterator[str]:
-    for index in folder.glob("*.safetensors.index*.json"):
-        variant = weights_variants(folder.parent, folder.name)[0]
-        if index.name.endswith(f".index.{variant}.json" if variant else ".safetensors.index.json"):
-            yield from sorted(set(_read_config(index).get("weight_map", {}).values()) - found)
+        problem = weights_problem(folder, part)
+        if problem is not None:
+            raise BackboneError(f"backbone {folder}: {problem}.")
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 
 from model.adapters.model_card import model_card
+from model.adapters.usage import AdapterUsage, read_usage
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.errors import ModelError
+from model.pretrained import split_revision
 
 
 class AdapterError(ModelError):
@@ -36,6 +40,7 @@ class VisualAdapter(ModelMixin, ConfigMixin):
 
     method_name: ClassVar[str]  # as in the paper
     paper: ClassVar[str]  # its title
+    usage: AdapterUsage | None = None  # how it is used; kept beside the weights
     to_k_vision: nn.ModuleDict
     to_v_vision: nn.ModuleDict
 
@@ -50,19 +55,25 @@ class VisualAdapter(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | os.PathLike[str], **options: Any) -> Self:
-        """Load `config.json` and safetensors; `options` are diffusers' (`subfolder`, `revision`, ...).
+        """Load `config.json`, safetensors and `usage.json`, if there is one.
+
+        Args:
+            folder_or_hub_id: A folder, `org/name` or `org/name@revision`.
+            options: Diffusers' (`subfolder`, `revision`, ...).
 
         Raises:
             AdapterError: the folder holds another class; weights are missing or unexpected (the message lists them) or
                 have other shapes.
             OSError: the folder or hub id does not exist, or one of its files cannot be read.
         """
-        kind = cls.load_config(folder_or_hub_id, **options).get("_class_name")
+        location, revision = split_revision(folder_or_hub_id)
+        options = {**revision, **options}
+        kind = cls.load_config(location, **options).get("_class_name")
         if kind != cls.__name__:
             raise AdapterError(f"{folder_or_hub_id} holds a {kind}, not a {cls.__name__}.")
         try:
             adapter, info = super().from_pretrained(
-                folder_or_hub_id, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
+                location, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, **options
             )
         except RuntimeError as error:
             why = " ".join(str(error).split())
@@ -70,16 +81,68 @@ class VisualAdapter(ModelMixin, ConfigMixin):
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         if missing or unexpected:
             raise AdapterError(f"adapter {folder_or_hub_id}: weights missing: {missing}, unexpected: {unexpected}.")
+        adapter.usage = read_usage(location, **options)
         return adapter
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """Write `config.json`, safetensors and a model card (README.md); `options` are diffusers'.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, licence: str = "unknown", **options: Any
+    ) -> None:
+        """Write `config.json`, safetensors, `usage.json` and a model card (README.md).
 
-        To publish the adapter, upload the folder: `push_to_hub` would replace the card with diffusers' own.
+        Args:
+            save_directory: A folder; it is made if it is not there.
+            licence: For the card: an identifier of the hub, such as "openrail++" or "apache-2.0".
+            options: Diffusers', without `push_to_hub`, which is a method of its own.
         """
+        if options.pop("push_to_hub", False):
+            raise AdapterError("save_pretrained does not upload; use push_to_hub, which uploads the model card too.")
         super().save_pretrained(save_directory, **options)
-        card = model_card(type(self), self.method_name, self.paper, self.config, self.num_parameters())
-        (Path(save_directory) / "README.md").write_text(card, encoding="utf-8")
+        folder = Path(save_directory)
+        if self.usage is not None:
+            self.usage.write(folder)
+        about = self.method_name, self.paper, self.config, self.num_parameters()
+        card = model_card(type(self), *about, usage=self.usage, licence=licence)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        *,
+        revision: str | None = None,
+        licence: str = "unknown",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; returns the commit's URL.
+
+        Args:
+            repo_id: `org/name`; it is made if it is not there.
+            commit_message: A default if None.
+            private: Whether a new repository is private; None: as the account's default.
+            token: None: that of `hf auth login`, or of the variable HF_TOKEN.
+            create_pr: Whether to open a pull request instead of a commit.
+            revision: Branch; None: the main one.
+            licence: See `save_pretrained`.
+
+        Raises:
+            AdapterError: `usage` names image encoders that are folders of this machine.
+            HfHubHTTPError: The hub refuses, for example without a token.
+        """
+        for location in [] if self.usage is None else self.usage.local_encoders():
+            raise AdapterError(
+                f"the adapter's image encoder {location} is a folder of this machine, which no other has; set "
+                "adapter.usage to one that names the encoder's hub id."
+            )
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, licence=licence)
+            message = commit_message or f"Upload {type(self).__name__}"
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision, create_pr=create_pr
+            )
 
     def keys_values(self, tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Image tokens f_ci (B, n_i, width) -> layer -> K_i = W_Ki f_ci, V_i = W_Vi f_ci, each (B, n_i, C)."""

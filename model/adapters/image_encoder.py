@@ -5,7 +5,6 @@ encoders' features together.
 """
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +15,11 @@ import torch.nn.functional as F
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel
-from transformers.utils import cached_file
 
 from model.adapters.encoding_cache import Encoding, EncodingCache
-from model.errors import ModelError
-from model.files import read_text
+from model.adapters.vision_models import ImageEncoderError, load_vision_model, normalization
 from model.pictures.crops import square_crop
 from model.pictures.tensors import to_tensor
-from model.pretrained import load_pretrained
-
-_HALF = (0.5, 0.5, 0.5)  # default mean and std: pictures in [-1, 1]
-
-
-class ImageEncoderError(ModelError):
-    """The image encoders cannot be loaded, or do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -277,25 +266,5 @@ def located(name: str, backbone_folder: str | Path | None) -> str:
 
 
 def _load_tower(location: str, shallow_layers: Sequence[int], dtype: torch.dtype) -> VisionTower:
-    try:
-        model = load_pretrained(AutoModel, location, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise ImageEncoderError(f"image encoder {location!r} cannot be loaded: {error}") from error
-    mean, std = normalization(location)
-    return VisionTower(getattr(model, "vision_model", model), mean, std, shallow_layers).to(dtype)
-
-
-def normalization(location: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std from `preprocessor_config.json`; 0.5 and 0.5 for an encoder without one, such as the micro one.
-
-    Raises:
-        ImageEncoderError, TextError: The file is damaged.
-    """
-    path = cached_file(location, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return _HALF, _HALF
-    try:
-        settings = json.loads(read_text(Path(path)))
-    except json.JSONDecodeError as error:
-        raise ImageEncoderError(f"{path} is no JSON: {error}") from error
-    return settings.get("image_mean", _HALF), settings.get("image_std", _HALF)
+    model = load_vision_model(location, dtype)
+    return VisionTower(model, *normalization(location), shallow_layers).to(dtype)

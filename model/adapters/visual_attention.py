@@ -172,8 +172,10 @@ class VisualAttentionProcessor:
         if encoder_hidden_states is None:
             visual = integration = None
         if visual is None and recorder is None and integration is None:
-            rest = {"attention_mask": attention_mask, "temb": temb}
-            return self.original(attn, hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
+            rest = {} if temb is None else {"temb": temb}  # sliced attention takes none
+            return self.original(
+                attn, hidden_states, encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask, **rest
+            )
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         queries = attn.to_q(hidden_states)
         query, key = _split_heads(queries, attn.heads), _split_heads(attn.to_k(context), attn.heads)

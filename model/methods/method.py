@@ -37,6 +37,8 @@ class Method(ABC, Generic[AdapterT]):
             reference picture of the plan.
         takes_auxiliary_branch: Whether DCI can run beside it: the prompt has one branch, and `predict` uses
             `predict_guided_rows`.
+        guides_by_text_branch: Whether the guided prediction also has the text branch's, so that `conditional_rows`
+            needs it.
     """
 
     name: ClassVar[str]
@@ -44,6 +46,7 @@ class Method(ABC, Generic[AdapterT]):
     adapter_options: ClassVar[tuple[str, ...]] = ()
     reference_is_target: ClassVar[bool] = False
     takes_auxiliary_branch: ClassVar[bool] = False
+    guides_by_text_branch: ClassVar[bool] = False
 
     @abstractmethod
     def new_adapter(self, unet: UNet2DConditionModel, image_width: int, **options: Any) -> AdapterT:
@@ -142,3 +145,18 @@ class Method(ABC, Generic[AdapterT]):
     @abstractmethod
     def predict(self, backbone: Backbone, generation: Generation, guidance: Guidance, step: DenoisingStep) -> Tensor:
         """The guided prediction (B, 4, h, w) of a step in which the subjects take part."""
+
+    def conditional_rows(
+        self, text: Tensor, visual: Tensor, guidance_scale: float, image_guidance_scale: float
+    ) -> Tensor:
+        """The rows (B, 4, h, w) from which classifier-free guidance makes this method's guided prediction.
+
+        For pipelines that do the guidance themselves: eps_0 + omega (rows - eps_0) is what `predict` returns.
+
+        Args:
+            text: The text branch's prediction (B, 4, h, w).
+            visual: The generation branch's.
+            guidance_scale: omega.
+            image_guidance_scale: See `InferenceSettings`.
+        """
+        return visual

@@ -80,6 +80,7 @@ class RealCustom(Method[RealCustomAdapter]):
     adapter_class = RealCustomAdapter
     adapter_options = ("score_fusion",)
     reference_is_target = True  # Sec. 3.2
+    guides_by_text_branch = True  # Eq. 13
 
     def new_adapter(self, unet: UNet2DConditionModel, image_width: int, **options: Any) -> RealCustomAdapter:
         """See `RealCustomAdapter.from_unet`."""
@@ -137,3 +138,9 @@ class RealCustom(Method[RealCustomAdapter]):
         generation.clock("generation", now)
         scales = generation.guidance_scale, generation.image_guidance_scale
         return guide_by_text_and_image(eps_0, eps_t, eps_ti, *scales)
+
+    def conditional_rows(
+        self, text: Tensor, visual: Tensor, guidance_scale: float, image_guidance_scale: float
+    ) -> Tensor:
+        """RealCustom Eq. 13 solved for the rows that classifier-free guidance at omega_t takes."""
+        return text + image_guidance_scale / guidance_scale * (visual - text)

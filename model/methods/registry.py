@@ -11,6 +11,7 @@ from model.methods.method import Method
 from model.methods.realcustom import RealCustom
 from model.methods.realcustom_plus_plus import RealCustomPlusPlus
 from model.methods.release import RealCustomPlusPlusRelease
+from model.pretrained import split_revision
 
 METHODS: dict[str, Method[Any]] = {method.name: method for method in (RealCustomPlusPlus(), RealCustom())}
 #: What paints in the place of RealCustom++ with an adapter whose configuration says `inference: release`.
@@ -29,7 +30,8 @@ def read_method(folder_or_hub_id: str | os.PathLike[str], **options: Any) -> tup
         AdapterError: no method has a class of the name in its `config.json`.
         OSError: the folder or hub id does not exist, or one of its files cannot be read.
     """
-    config = VisualAdapter.load_config(folder_or_hub_id, **options)
+    location, revision = split_revision(folder_or_hub_id)
+    config = VisualAdapter.load_config(location, **{**revision, **options})
     name, methods = config.get("_class_name"), _by_class_name()
     if name not in methods:
         raise AdapterError(f"{folder_or_hub_id} holds a {name}; an adapter is one of {', '.join(sorted(methods))}.")
@@ -39,12 +41,15 @@ def read_method(folder_or_hub_id: str | os.PathLike[str], **options: Any) -> tup
 def load_adapter(folder_or_hub_id: str | os.PathLike[str], **options: Any) -> VisualAdapter:
     """The adapter in a folder or on the hub, of the class that its `config.json` names.
 
+    A hub id is `org/name` or `org/name@revision`.
+
     Raises:
         AdapterError: no method has a class of this name; see also `VisualAdapter.from_pretrained`.
         OSError: the folder or hub id does not exist, or one of its files cannot be read.
     """
     method, _ = read_method(folder_or_hub_id, **options)
-    return method.adapter_class.from_pretrained(folder_or_hub_id, **options)
+    location, revision = split_revision(folder_or_hub_id)
+    return method.adapter_class.from_pretrained(location, **{**revision, **options})
 
 
 def _of_config(method: Method[Any], config: Mapping[str, Any]) -> Method[Any]:

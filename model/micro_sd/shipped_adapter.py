@@ -1,6 +1,7 @@
 """The adapter that ships beside the base weights: trained, ready to paint before any run.
 
 config.json, diffusion_pytorch_model.safetensors    diffusers' layout in fp16
+usage.json                                          how `attach_adapter` uses it
 fingerprint.json                                    as that of the weights, with two more entries:
                                                     base (digest of the base weights that it was trained on) and
                                                     loading (arguments of `RealCustomPipeline.from_pretrained`)
@@ -18,7 +19,9 @@ from typing import Any
 
 import torch
 
+from model.adapters.usage import AdapterUsage
 from model.checksums import file_checksum
+from model.guidance.settings import InferenceSettings
 from model.methods.registry import load_adapter
 from model.micro_sd.fingerprint import (
     CARD,
@@ -94,7 +97,9 @@ def save_shipped_adapter(folder: Path, *, adapter: Path, base: Path, loading: Ma
         training: A section of the card.
     """
     (folder / FINGERPRINT).unlink(missing_ok=True)
-    load_adapter(adapter, torch_dtype=torch.float16).save_pretrained(folder)
+    shipped = load_adapter(adapter, torch_dtype=torch.float16)
+    shipped.usage = AdapterUsage(image_encoders=dict(loading), inference=InferenceSettings(), base_model=None)
+    shipped.save_pretrained(folder, licence="apache-2.0")
     clean_config(folder / "config.json")
     card = folder / CARD
     card.write_text(f"{card.read_text().rstrip()}\n\n{training.rstrip()}\n")

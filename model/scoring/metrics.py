@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from model.adapters.image_encoder import normalization
+from model.adapters.vision_models import normalization
 from model.micro_sd.architectures import IMAGE_SIZE
 from model.micro_sd.judge import Judge, Verdict
 from model.microworld.appearance import PATTERN_NAMES, SECOND_COLOUR_NAMES, Appearance

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from model.adapters.adaptive_scoring import ScoreFusion, sample_gamma_num
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.projector import Combination
+from model.adapters.usage import AdapterUsage
 from model.adapters.visual_attention import attached_processors
 from model.backbone import Backbone, load_backbone
 from model.errors import GenerationError
@@ -205,9 +206,14 @@ class AdapterTask:
         """Do nothing."""
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Write the adapter with `save_pretrained`."""
+        """Write the adapter with `save_pretrained`, and how it is used."""
         assert isinstance(module, AdapterModule)
-        module.adapter.save_pretrained(folder)
+        base_model = None if Path(self.backbone).exists() else self.backbone
+        adapter = module.adapter
+        adapter.usage = AdapterUsage(
+            image_encoders=self.encoders, inference=self.preview_settings, base_model=base_model
+        )
+        adapter.save_pretrained(folder)
 
     def sample(self, module: nn.Module, step: int, folder: Path) -> None:
         """Write the previews to `folder/<step>.png`, one below the other. If they fail, warn and go on."""

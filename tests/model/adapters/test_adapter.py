@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import yaml
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,10 +17,13 @@ from model.adapters.adapter import AdapterError, cross_attention_widths, layer_d
 from model.adapters.image_encoder import ReferenceFeatures
 from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.adapters.usage import AdapterUsage
 from model.adapters.visual_attention import VisualAttentionProcessor
 from model.backbone import Backbone
+from model.errors import ModelError
+from model.guidance.settings import InferenceSettings
 from tests.support.attention_records import KeepAll
-from tests.support.tiny_models import IMAGE_WIDTH
+from tests.support.tiny_models import ENCODERS, IMAGE_WIDTH
 
 
 def features(batch: int = 2) -> ReferenceFeatures:
@@ -151,21 +156,52 @@ def test_hub_id(sd: Backbone, tmp_path: Path) -> None:
         RealCustomPlusAdapter.from_pretrained("somebody/other", **options)
 
 
-def test_model_card(sd: Backbone, tmp_path: Path) -> None:
+def test_model_card(sd: Backbone, sd_folder: Path, tmp_path: Path) -> None:
     adapter = RealCustomPlusAdapter.from_unet(sd.unet, IMAGE_WIDTH, cross_scale=None)
-    adapter.save_pretrained(tmp_path)
+    inference = InferenceSettings(mask_cross_downscales=[4])
+    adapter.usage = AdapterUsage(image_encoders=ENCODERS, inference=inference, base_model="org/base")
+    adapter.save_pretrained(tmp_path, licence="openrail++")
     _, header, text = (tmp_path / "README.md").read_text().split("---\n")
-    assert yaml.safe_load(header)["library_name"] == "diffusers"
+    metadata = yaml.safe_load(header)
+    assert metadata["library_name"] == "diffusers"
+    assert (metadata["base_model"], metadata["base_model_relation"]) == ("org/base", "adapter")
+    assert (metadata["license"], metadata["pipeline_tag"]) == ("openrail++", "text-to-image")
+    assert "subject-driven-generation" in metadata["tags"]
     assert text.startswith("# RealCustom++ adapter\n")
     count = sum(parameter.numel() for parameter in adapter.parameters())
     layers = len(cross_attention_widths(sd.unet))
-    for row in (f"cross-attention layers | {layers}", "cross_scale | None", f"parameters | {count:,}"):
+    for row in (f"cross-attention layers | {layers}", "cross_scale | None", f"parameters | {count:,}", "tiles | 2"):
         assert f"| {row} |" in text
     # Its example works.
-    names: dict[str, object] = {"unet": sd.unet}
+    names: dict[str, object] = {"reference": Image.new("RGB", (32, 32), "red")}
     example = "\n".join(line.strip() for line in text.splitlines() if line.startswith("    "))
-    exec(example.replace("this folder", str(tmp_path)), names)
-    assert isinstance(names["adapter"], RealCustomPlusAdapter)
+    exec(example.replace("this folder", str(tmp_path)).replace("org/base", str(sd_folder)), names)
+    assert isinstance(names["picture"], Image.Image)
+
+
+def test_the_card_of_an_adapter_without_usage(sd: Backbone, tmp_path: Path) -> None:
+    adapter_for(sd.unet).save_pretrained(tmp_path)
+    metadata = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert metadata["license"] == "unknown"
+    assert "base_model" not in metadata
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "usage.json: its text: Invalid JSON"),
+        ("[]", "usage.json: its text: Input should be"),
+        ('{"image_encoders": {}, "inference": {"steps": 0}, "base_model": null}', "inference.steps"),
+        ('{"image_encoders": {}, "inference": {"stepz": 1}, "base_model": null}', "inference.stepz"),
+        ('{"inference": {}, "base_model": null}', "image_encoders: Field required"),
+    ],
+)
+def test_a_damaged_usage_is_named(text: str, sentence: str, sd: Backbone, tmp_path: Path) -> None:
+    adapter_for(sd.unet).save_pretrained(tmp_path)
+    (tmp_path / "usage.json").write_text(text)
+    with pytest.raises(ModelError, match=re.escape(sentence)) as caught:
+        RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert "save the adapter again" in str(caught.value)
 
 
 def test_incomplete_weights_are_refused(sd: Backbone, tmp_path: Path) -> None:

@@ -17,12 +17,11 @@ from transformers import (
 )
 
 from model.adapters.image_encoder import (
-    ImageEncoderError,
     ImageEncoders,
     ReferenceFeatures,
     VisionTower,
-    normalization,
 )
+from model.adapters.vision_models import ImageEncoderError, normalization
 from model.errors import ModelError
 from model.pictures.tensors import to_tensor
 from tests.support.tiny_models import ENCODERS
@@ -51,8 +50,8 @@ def micro(folder: Path) -> ImageEncoders:
 
 def test_a_damaged_preprocessor_config_is_named(tmp_path: Path) -> None:
     file = tmp_path / "preprocessor_config.json"
-    file.write_text('{"image_mean": [0.1, 0.2, 0.3]}', encoding="utf-8-sig")
-    assert normalization(str(tmp_path)) == ([0.1, 0.2, 0.3], (0.5, 0.5, 0.5))
+    file.write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}', encoding="utf-8-sig")
+    assert normalization(str(tmp_path)) == ([0.1, 0.2, 0.3], [1, 2, 3])
     for text in ("{", "\u00e9"):
         file.write_text(text, encoding="latin-1")
         with pytest.raises(ModelError, match=r"preprocessor_config\.json is no (JSON|text)"):
@@ -134,7 +133,7 @@ def test_frozen(sd_folder: Path) -> None:
 
 
 def test_errors(pair: list[str], sd_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ImageEncoderError, match="cannot be loaded"):
+    with pytest.raises(ImageEncoderError, match=r"there is no config\.json"):
         ImageEncoders.from_pretrained([str(tmp_path)], None, [[0]], 16, 2)
     with pytest.raises(ImageEncoderError, match=r"image_encoders has 2 .* shallow_layers has 1"):
         ImageEncoders.from_pretrained(pair, None, [[0]], 16, 2)
