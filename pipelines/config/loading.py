@@ -144,6 +144,12 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def chosen_values(settings: Sequence[str], section: str) -> dict[str, Any]:
+    """The values of a section among "key=value" texts, by their names in it."""
+    chosen = parse_settings(settings)
+    return {name.partition(".")[2]: value for name, value in chosen.items() if name.partition(".")[0] == section}
+
+
 def _read_profile(profile: str) -> dict[tuple[str, str], Any]:
     """The values in a profile's file by the method that brings them ("": none does) and by dotted key."""
     path = PROFILES / f"{profile}.yaml"

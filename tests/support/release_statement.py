@@ -294,7 +294,10 @@ def final_latents(
     sampler: Callable[[Callable[[Tensor, int], Tensor], Tensor, int], Tensor] = dpm,
     masks: list[Tensor] | None = None,
 ) -> Tensor:
-    """What is decoded for one picture. `noise` is (1, 4, h, w), of a VAE that halves; SDXL's largest grid is h/2 x w/2."""
+    """What is decoded for one picture.
+
+    `noise` is (1, 4, h, w), of a VAE that halves; attention's largest grid is h/2 x w/2, as in SDXL.
+    """
     height, width = noise.shape[2:]
     encoders, unet = Encoders(folder), NaiveUNet(UNet2DConditionModel.from_pretrained(folder / "unet"), state)
     square = stretched(picture)

@@ -1,4 +1,4 @@
-"""Small random weights with the names and forms of those that RealCustom++'s authors released, and encoders for them."""
+"""Small random weights in the forms that RealCustom++'s authors released, and image encoders for them."""
 
 from __future__ import annotations
 
