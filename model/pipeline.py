@@ -4,7 +4,7 @@ The adapter decides the method (`model.methods`).
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,21 @@ class RealCustomPipeline:
 
     @property
     def default_settings(self) -> InferenceSettings:
-        """Of requests that have none of their own: those of the adapter's method."""
-        if self.adapter is None:
-            return InferenceSettings()
-        return method_of(self.adapter).default_settings(self.backbone.unet)
+        """Of requests that have none of their own: those that come with the adapter, or the defaults of the class."""
+        return self.settings_over(InferenceSettings(), {})
+
+    def settings_over(self, configured: InferenceSettings, chosen: Mapping[str, Any]) -> InferenceSettings:
+        """The settings of a configuration; with an adapter that has its own, these with the user's choices over them.
+
+        Args:
+            configured: all of the configuration.
+            chosen: the values of it that the user has chosen, by name.
+
+        Raises:
+            GenerationError: the choices do not fit the adapter's settings.
+        """
+        own = None if self.adapter is None else method_of(self.adapter).own_settings(self.backbone.unet)
+        return configured if own is None else own.with_values(chosen)
 
     def scheduler_of(self, settings: InferenceSettings, device: torch.device | str | None = None) -> Any:
         """A scheduler for one run, with its timesteps.

@@ -53,7 +53,9 @@ class ReleaseImageEncoders(ImageEncoders):
         configs = [tower.model.config for tower in towers]
         check_encoders(configs, [tower.shallow_layers for tower in towers], encoders.reference_size, encoders.tiles)
         deep = [
-            VisionTower(tower.model, tower.mean.flatten(), tower.std.flatten(), tower.shallow_layers, block)
+            VisionTower(
+                tower.model, tower.mean.flatten().tolist(), tower.std.flatten().tolist(), tower.shallow_layers, block
+            )
             for tower, (_, _, block, _) in zip(towers, ENCODERS, strict=True)
         ]
         for tower, before in zip(deep, towers, strict=True):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from model.errors import GenerationError
 from model.settings import STRICT, NonNegativeFloat, PositiveInt, Words
 
 
@@ -74,6 +76,18 @@ class InferenceSettings:
         """The same settings with another number of steps, in which `mask_steps` fits."""
         mask_steps = None if self.mask_steps is None else min(self.mask_steps, steps)
         return replace(self, steps=steps, mask_steps=mask_steps)
+
+    def with_values(self, values: Mapping[str, Any]) -> InferenceSettings:
+        """The same settings with some values; if `steps` is one of them, as `with_steps`.
+
+        Raises:
+            GenerationError: The values do not fit together.
+        """
+        fitting = self.with_steps(values["steps"]) if "steps" in values else self
+        try:
+            return replace(fitting, **values)
+        except ValidationError as error:
+            raise GenerationError(f"{error.errors()[0]['msg'].removeprefix('Value error, ')}.") from error
 
 
 #: With the weights that RealCustom++'s authors released. [1, 2] is all of SDXL's cross-attention.

@@ -58,13 +58,13 @@ class Method(ABC, Generic[AdapterT]):
             options: of `adapter_options`; those of ablations.
         """
 
-    def default_settings(self, unet: UNet2DConditionModel) -> InferenceSettings:
-        """The settings of requests that have none of their own.
+    def own_settings(self, unet: UNet2DConditionModel) -> InferenceSettings | None:
+        """The settings that come with the method's adapters, whatever is configured; None: none do.
 
         Args:
             unet: of the base model, with an adapter attached.
         """
-        return InferenceSettings()
+        return None
 
     def loading_options(
         self, config: Mapping[str, Any], backbone: str | Path, image_encoders: Sequence[str], given: Mapping[str, Any]

@@ -57,8 +57,8 @@ class RealCustomPlusPlusRelease(RealCustomPlusPlus):
 
     takes_auxiliary_branch = False  # its rows would come between those with subjects
 
-    def default_settings(self, unet: UNet2DConditionModel) -> InferenceSettings:
-        """See `Method.default_settings`; the masks come from all of the UNet's cross-attention."""
+    def own_settings(self, unet: UNet2DConditionModel) -> InferenceSettings:
+        """See `Method.own_settings`; the masks come from all of the UNet's cross-attention."""
         downscales = [one.downscale for one in attached_processors(unet)]
         cross = [one.downscale for one in attached_processors(unet) if one.layer.endswith(".attn2")]
         relative = sorted({downscale // min(downscales) for downscale in cross})

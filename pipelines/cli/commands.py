@@ -8,6 +8,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
@@ -15,7 +16,7 @@ from pipelines.cli.job_submission import check_run_folder, submit
 from pipelines.cli.manifests import manifests
 from pipelines.cli.painting_run import last_run, painting_run
 from pipelines.cli.storage import storage
-from pipelines.config.loading import config_to_dict, load_config
+from pipelines.config.loading import chosen_values, config_to_dict, load_config
 from pipelines.errors import PipelineError, UsageError
 from pipelines.execution.environment import set_environment, temporary_folder
 from pipelines.execution.signals import stopped_by_signals
@@ -26,6 +27,9 @@ from pipelines.store.store import Output, Store
 from pipelines.tracking_store import check_registry, configured_uri
 from stages.config import Config
 from stages.ray_tools.addresses import AddressError, dashboard_of, find_cluster, is_local
+
+if TYPE_CHECKING:
+    from stages.serve.served_model import ServedModel
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -85,10 +89,14 @@ def report(arguments: argparse.Namespace) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Generate pictures of the subjects from a prompt, with their masks; print their paths."""
-    config, store, shipped = painting_run(arguments.profile, arguments.settings, "train_adapter")
+    if arguments.adapter is None:
+        config, store, shipped = painting_run(arguments.profile, arguments.settings, "train_adapter")
+    else:
+        config, shipped = load_config(arguments.profile, arguments.settings), False
+        store = Store.at(config.run.folder)
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
-    from pipelines.cli.painting_model import model_of_run, shipped_model
+    from pipelines.cli.painting_model import model_of_adapter, model_of_run, shipped_model
 
     request = Request(
         subjects=arguments.subject,
@@ -96,9 +104,13 @@ def generate(arguments: argparse.Namespace) -> None:
         prompt=arguments.prompt,
         seed=arguments.seed,
         steps=arguments.steps,
+        settings=chosen_values(arguments.settings, "inference"),
     )
     with store.writable():
-        model = shipped_model(store) if shipped else model_of_run(config, store)
+        if arguments.adapter is not None:
+            model = model_of_adapter(config, arguments.adapter)
+        else:
+            model = shipped_model(store) if shipped else model_of_run(config, store)
         made = generate_picture(model, config, request, arguments.out or store.local_folder / "generated")
     # Not among the paths, which other programs read.
     if made.cut_off:
@@ -110,7 +122,11 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
-    config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
+    if arguments.adapter is None:
+        config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
+    else:
+        config, shipped = load_config(arguments.profile, arguments.settings), False
+        store = Store.at(config.run.folder)
     set_environment(config.profile, local_ray=is_local(arguments.ray_address))
     with _stage_errors_as_pipeline_errors():
         cluster = find_cluster(arguments.ray_address)  # before RAY_TMPDIR is another: Ray finds it there
@@ -118,7 +134,29 @@ def serve(arguments: argparse.Namespace) -> None:
             from pipelines.served_registry import served_registry
             from stages.serve.server import run_server
 
-            run_server(config, served_registry(config, store, temporary), shipped=shipped, cluster=cluster)
+            run_server(
+                config,
+                served_registry(config, store, temporary),
+                shipped=shipped,
+                given=None if arguments.adapter is None else _given_model(config, arguments),
+                cluster=cluster,
+            )
+
+
+def _given_model(config: Config, arguments: argparse.Namespace) -> ServedModel:
+    from pipelines.cli.painting_model import model_of_adapter
+    from stages.serve.given_adapter import given_model
+
+    model, chosen = model_of_adapter(config, arguments.adapter), chosen_values(arguments.settings, "inference")
+    return given_model(
+        config,
+        title=arguments.adapter,
+        fingerprint=model.fingerprint,
+        backbone=model.backbone,
+        adapter=str(model.adapter),
+        loading=model.loading,
+        chosen=chosen,
+    )
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

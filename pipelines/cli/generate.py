@@ -8,8 +8,9 @@ import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,6 +35,7 @@ class Request:
         words: The word of the prompt that the subject stands for: one for each subject, or one for all.
         seed: Of the first picture; the next one's is one more.
         steps: Of the sampler; None: `inference.steps`.
+        settings: The values of the section `inference` that the user has chosen, by name.
     """
 
     subjects: Sequence[Path]
@@ -41,6 +43,7 @@ class Request:
     prompt: str
     seed: int = 0
     steps: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,8 @@ def generate_picture(model: PaintingModel, config: Config, request: Request, fol
             **model.loading,
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)
-        settings = config.inference if request.steps is None else config.inference.with_steps(request.steps)
+        settings = pipeline.settings_over(config.inference, request.settings)
+        settings = settings if request.steps is None else settings.with_steps(request.steps)
         painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
     except ModelError as error:
         raise PipelineError(str(error)) from error

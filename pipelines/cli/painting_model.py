@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.checksums import folder_checksums
+from model.errors import ModelError
+from model.methods.registry import read_method
 from model.micro_sd.fingerprint import WeightsError
 from model.micro_sd.shipped_adapter import find_shipped_model
 from pipelines.config.keys import configuration_keys
@@ -29,7 +33,7 @@ class PaintingModel:
         description: For the user: which model this is, and of which run.
         title: Its name and version; None for an adapter that is not registered.
         fingerprint: Of the adapter.
-        adapter: Its folder.
+        adapter: Its folder, or a hub id.
         backbone: A folder or hub id.
         loading: Arguments of `RealCustomPipeline.from_pretrained` for the image encoders.
     """
@@ -37,7 +41,7 @@ class PaintingModel:
     description: str
     title: str | None
     fingerprint: str
-    adapter: Path
+    adapter: Path | str
     backbone: str
     loading: dict[str, Any]
 
@@ -67,6 +71,44 @@ def model_of_run(config: Config, store: Store) -> PaintingModel:
         adapter=local_copy(adapter.folder / "adapter"),
         backbone=backbone_location(backbone, {"base": local_copy(base.folder)} if base else {}),
         loading=loading_options(backbone),
+    )
+
+
+def model_of_adapter(config: Config, adapter: str) -> PaintingModel:
+    """An adapter from elsewhere on the configured base, with the configured image encoders.
+
+    Args:
+        config: Section `backbone`.
+        adapter: A folder or hub id.
+
+    Raises:
+        PipelineError: No base is configured, or there is no such adapter.
+    """
+    if config.backbone.weights is None:
+        raise PipelineError(
+            f"The adapter {adapter} needs the base that it was made for: set backbone.weights to its folder or hub id, "
+            "or choose a profile with one, such as --profile sdxl."
+        )
+    try:
+        read_method(adapter)
+    except ModelError as error:
+        raise PipelineError(str(error)) from error
+    except OSError as error:
+        raise PipelineError(
+            f"The adapter {adapter} is no folder with config.json, and no model on the hub that can be reached; "
+            "released weights become a folder with python -m model.adapters.released_weights FILE FOLDER."
+        ) from error
+    folder = Path(adapter)
+    is_local = folder.is_dir()
+    checksums = json.dumps(folder_checksums(folder), sort_keys=True) if is_local else adapter
+    fingerprint = hashlib.sha256(checksums.encode()).hexdigest()[:12]
+    return PaintingModel(
+        description=f"the adapter {adapter} (fingerprint {fingerprint})",
+        title=None,
+        fingerprint=fingerprint,
+        adapter=str(folder.resolve()) if is_local else adapter,
+        backbone=backbone_location(config.backbone, {}),
+        loading=loading_options(config.backbone),
     )
 
 

@@ -150,6 +150,12 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def chosen_values(settings: Sequence[str], section: str) -> dict[str, Any]:
+    """The values of a section among "key=value" texts, by their names in it."""
+    chosen = parse_settings(settings)
+    return {name.partition(".")[2]: value for name, value in chosen.items() if name.partition(".")[0] == section}
+
+
 def extended_profile(profile: str) -> str | None:
     """The profile that this one extends; None: it extends none."""
     node = _nodes_of_profile(profile).get(_EXTENDS)

@@ -1,4 +1,4 @@
-"""The command `serve`: the registry's champion, or the shipped model, behind HTTP, on Ray Serve.
+"""The command `serve`: the registry's champion, the shipped model, or a given adapter, behind HTTP, on Ray Serve.
 
     curl -F subject=@mug.png -F word=mug -F prompt="a photo of a mug in the snow" localhost:8000/generate -o painted.png
 
@@ -38,13 +38,21 @@ _EXAMPLE = _REPOSITORY / "docs" / "subject.png"
 _EXAMPLE_WORD = "mug"
 
 
-def run_server(config: Config, registry: Registry, *, shipped: bool = False, cluster: str | None = None) -> None:
+def run_server(
+    config: Config,
+    registry: Registry,
+    *,
+    shipped: bool = False,
+    given: ServedModel | None = None,
+    cluster: str | None = None,
+) -> None:
     """Serve the champion, whichever version that is, until SIGINT or SIGTERM; then finish what is running.
 
     Args:
         config: Sections `register` (the name) and `serve`; for the shipped model also `inference`.
         registry: Where the champion is.
         shipped: Serve the model that ships with the code as long as there is no champion.
+        given: Serve this model, whatever the registry has.
         cluster: The address of a running Ray cluster; None: a local Ray, which ends with the server.
 
     Raises:
@@ -68,7 +76,7 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
     follower = ChampionFollower(
         registry=registry, shipped=_shipped_model(config) if shipped else None, deploy=deploy, say=_say
     )
-    model = follower.choose()
+    model = follower.choose() if given is None else given
     with _ray(cluster), _stopped_by_signals(), _serve(settings, cluster):
         from stages.serve.ray_serve import deploy_front
 
@@ -81,7 +89,8 @@ def run_server(config: Config, registry: Registry, *, shipped: bool = False, clu
         _say(f"  {example(address, registry.run_folder)}{with_key}")
         while True:
             time.sleep(settings.registry_check_seconds)
-            follower.check()
+            if given is None:
+                follower.check()
 
 
 def _check_gpus_of_machine(settings: ServeConfig) -> None:
