@@ -48,8 +48,7 @@ def load_adapter(folder_or_hub_id: str | os.PathLike[str], **options: Any) -> Vi
         OSError: the folder or hub id does not exist, or one of its files cannot be read.
     """
     method, _ = read_method(folder_or_hub_id, **options)
-    location, revision = split_revision(folder_or_hub_id)
-    return method.adapter_class.from_pretrained(location, **{**revision, **options})
+    return method.adapter_class.from_pretrained(folder_or_hub_id, **options)
 
 
 def _of_config(method: Method[Any], config: Mapping[str, Any]) -> Method[Any]:

@@ -85,7 +85,7 @@ def write_sdxl(folder: Path, *, narrow: bool = False) -> None:
 def _write_unet(folder: Path, shape: dict[str, Any], dtype: torch.dtype) -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**shape)
-    randomize(unet, dtype).save_pretrained(folder / "unet", max_shard_size="1GB")
+    randomize(unet, dtype).save_pretrained(folder / "unet", max_shard_size="20GB")
 
 
 def _write_vae(folder: Path, dtype: torch.dtype, **config: Any) -> None:
