@@ -39,6 +39,27 @@ def check_backbone_files(location: str | Path) -> None:
         _check_folder(place)
 
 
+def check_model_files(folder: Path, part: str = "", *, takes_pickled: bool = False) -> None:
+    """Check the folder of one model with weights, such as an image encoder: its configuration, and whole weights.
+
+    Args:
+        folder: With the model's files, or with the subfolder that has them.
+        part: The subfolder.
+        takes_pickled: `pytorch_model.bin` will do, which transformers reads without running code.
+
+    Raises:
+        BackboneError: Something is missing or damaged.
+    """
+    place = folder / part
+    if not place.is_dir():
+        raise BackboneError(f"model {folder}: there is no folder {place}; download the whole model.")
+    _read_config(place / "config.json", "model")
+    if takes_pickled and (place / "pytorch_model.bin").is_file():
+        return
+    if problem := _weights_problem(folder, part):
+        raise BackboneError(f"model {folder}: {problem}")
+
+
 def _check_folder(folder: Path) -> None:
     if not (folder / "unet").is_dir():
         raise BackboneError(f"backbone {folder}: {_other_folder(folder)}.")
@@ -50,27 +71,30 @@ def _check_folder(folder: Path) -> None:
             what = "there is no" if not (folder / part / name).is_symlink() else "there is only a broken link for"
             raise BackboneError(f"backbone {folder}: {what} {part}/{name}; download the whole model.")
     for part in (*_PARTS_WITH_WEIGHTS, *(["text_encoder_2"] if is_xl else [])):
-        _check_weights(folder, part)
+        if problem := _weights_problem(folder, part):
+            raise BackboneError(f"backbone {folder}: {problem}")
 
 
-def _check_weights(folder: Path, part: str) -> None:
+def _weights_problem(folder: Path, part: str) -> str | None:
+    """What is missing or damaged of a part's weights."""
+    name = part or "it"
     variant = weights_variants(folder, part)[0]  # the one that is loaded; other files may be damaged
     found = {file: WEIGHTS_FILE.fullmatch(file.name) for file in sorted((folder / part).iterdir())}
     files = [file for file, match in found.items() if match and match["variant"] == variant]
     if not files:
         others = [file.name for file in (folder / part).iterdir() if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
         if others:
-            raise BackboneError(
-                f"backbone {folder}: {part} has only pickled weights ({min(others)}), which can run code when they are "
-                "loaded; download the safetensors files, or convert the model with diffusers' save_pretrained."
+            return (
+                f"{name} has only pickled weights ({min(others)}), which can run code when they are loaded; download "
+                "the safetensors files, or convert the model with its library's save_pretrained."
             )
-        raise BackboneError(f"backbone {folder}: {part} has no weights (*.safetensors); download the whole model.")
+        return f"{name} has no weights (*.safetensors); download the whole model."
     for file in files:
         damage = safetensors_damage(file) if file.is_file() else "is a broken link"
         if damage:
-            raise BackboneError(f"backbone {folder}: {part}/{file.name} {damage}; download it again.")
-    for name in _missing_shards(folder / part, {file.name for file in files}):
-        raise BackboneError(f"backbone {folder}: {part}/{name} is missing; download the whole model.")
+            return f"{Path(part, file.name)} {damage}; download it again."
+    missing = next(_missing_shards(folder / part, {file.name for file in files}), None)
+    return f"{Path(part, missing)} is missing; download the whole model." if missing else None
 
 
 def _missing_shards(folder: Path, found: set[str]) -> Iterator[str]:
@@ -80,15 +104,15 @@ def _missing_shards(folder: Path, found: set[str]) -> Iterator[str]:
             yield from sorted(set(_read_config(index).get("weight_map", {}).values()) - found)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: Path, kind: str = "backbone") -> dict[str, Any]:
     try:
         config = json.loads(read_text(file))
     except FileNotFoundError as error:
-        raise BackboneError(f"backbone: there is no {file}; download the whole model.") from error
+        raise BackboneError(f"{kind}: there is no {file}; download the whole model.") from error
     except (OSError, ValueError, TextError) as error:
-        raise BackboneError(f"backbone: {file} cannot be read as JSON: {error}") from error
+        raise BackboneError(f"{kind}: {file} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
-        raise BackboneError(f"backbone: {file} holds no JSON object.")
+        raise BackboneError(f"{kind}: {file} holds no JSON object.")
     return config
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
+from pipelines.cli.doctor import doctor
 from pipelines.cli.job_submission import check_run_folder, submit
 from pipelines.cli.manifests import manifests
 from pipelines.cli.painting_run import last_run, painting_run
@@ -122,6 +123,7 @@ def serve(arguments: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": run,
     "plan": plan,
+    "doctor": doctor,
     "status": status,
     "generate": generate,
     "serve": serve,

@@ -45,7 +45,7 @@ _WARNINGS = 5
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings = context.config.multiview
-    roots = [_root(folder) for folder in settings.folders]
+    roots = [root_of(folder) for folder in settings.folders]
     instances, damaged = find_all(roots or [absolute(context.inputs["microworld"]) / "mvimgnet"])
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
@@ -73,7 +73,12 @@ def run(context: StageContext) -> StageResult:
     return StageResult(rows={"frames": frames.rows, "pairs": found.num_rows}, metrics=metrics)
 
 
-def _root(folder: str) -> StorePath:
+def root_of(folder: str) -> StorePath:
+    """A folder of `multiview.folders`.
+
+    Raises:
+        StageError: It is a URI that nothing installed reads.
+    """
     try:
         place = store_path(folder)
     except StorageError as error:
