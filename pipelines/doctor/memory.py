@@ -8,8 +8,8 @@ from pathlib import Path
 from pipelines.doctor.findings import Finding, Setup, good, problem, unknown, warning
 from pipelines.doctor.sizes import GIGABYTE, TrainingSizes, gigabytes, training_sizes
 
-#: Of a worker with PyTorch, DeepSpeed and Ray, before it has loaded a model (docs/hardware.md says how it is measured).
-PROCESS_BYTES = 1 * GIGABYTE
+#: Of a worker before it has loaded a model (docs/hardware.md).
+PROCESS_BYTES = GIGABYTE // 2
 #: What Ray keeps for objects that processes exchange.
 _OBJECT_STORE_SHARE = 0.3
 #: More than this share of a GPU leaves little for activations.
