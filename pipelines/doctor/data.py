@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,24 @@ _MODELS = (
     *("filter.scoring.similarity_clip", "filter.scoring.aesthetic_clip", "filter.scoring.safety_checker"),
 )
 
+#: Settings that name more than one folder: those that are there are looked at when another one is not.
+_LISTS = ("multiview.folders", "customize.subjects")
+
 
 def check(setup: Setup) -> Iterator[Finding]:
     """Files that are not there, then the data of each stage."""
-    missing = dict(missing_paths(setup))
-    yield from (problem(f"{key}: there is no file or folder {path}") for key, path in missing.items())
+    missing = list(dict.fromkeys(missing_paths(setup)))
+    yield from (problem(f"{key}: there is no file or folder {path}") for key, path in missing)
     stages: dict[str, Callable[[Setup], Iterator[Finding]]] = {
-        "ingest": _metadata,
-        "filter": _pictures_folder,
-        "multiview": _view_folders,
-        "customize": _subjects,
-        "evaluate": _evaluation_subjects,
+        "ingest.metadata": _metadata,
+        "filter.pictures_folder": _pictures_folder,
+        "multiview.folders": _view_folders,
+        "customize.subjects": _subjects,
+        "evaluate.subjects_folder": _evaluation_subjects,
     }
-    for name, check_stage in stages.items():
-        if name in setup.graph.stages and not any(key.startswith(f"{name}.") for key in missing):
+    for key, check_stage in stages.items():
+        can_look = key in _LISTS or key not in dict(missing)
+        if key.partition(".")[0] in setup.graph.stages and can_look:
             try:
                 yield from check_stage(setup)
             except (StageError, StorageError) as error:
@@ -44,6 +49,11 @@ def missing_paths(setup: Setup) -> Iterator[tuple[str, Path]]:
         for key, path in local_paths(settings_read(setup.config, stage)):
             if not key.startswith(_MODELS) and not path.exists():
                 yield key, path
+
+
+def _is_there(folder: str) -> bool:
+    """Whether a folder is there, or can be asked for: what is not there has a finding of its own."""
+    return "://" in folder or Path(folder).exists()
 
 
 def _metadata(setup: Setup) -> Iterator[Finding]:
@@ -94,11 +104,12 @@ def _ours(fields: set[str], spellings: Any) -> set[str]:
 
 def _view_folders(setup: Setup) -> Iterator[Finding]:
     """Each folder of view pairs."""
-    if not setup.config.multiview.folders:
+    folders = list(filter(_is_there, setup.config.multiview.folders))
+    if not folders:
         return
     from stages.multiview.stage import find_all, root_of
 
-    for folder in setup.config.multiview.folders:
+    for folder in folders:
         try:
             instances, left_out = find_all([root_of(folder)])
         except StageError as error:
@@ -112,19 +123,23 @@ def _view_folders(setup: Setup) -> Iterator[Finding]:
 def _subjects(setup: Setup) -> Iterator[Finding]:
     """The pictures of the concepts to learn."""
     settings, notes = setup.config.customize, list[str]()
-    if not settings.subjects:
+    pairs = zip(settings.subjects, settings.words, strict=False)  # without subjects there are words all the same
+    listed = [(folder, word) for folder, word in pairs if _is_there(folder)]
+    if not listed:
         return
     from stages.customize.subjects import find_subjects, read_captions, read_pictures
 
     report = _reporter(notes)
-    for subject in find_subjects(settings, {}, report):
+    for folder, word in listed:
+        alone = dataclasses.replace(settings, subjects=[folder], words=[word], placeholders=[], joint=False)
         try:
+            (subject,) = find_subjects(alone, {}, report)
             pictures = read_pictures(subject, setup.config.backbone.resolution, report)
             if settings.prompts == "captions":
                 read_captions(list(pictures), subject)
-            yield good(f"customize.subjects: {len(pictures)} pictures of {subject.name} ({subject.word})")
+            yield good(f"customize.subjects: {len(pictures)} pictures of {subject.name} ({word})")
         except StageError as error:
-            yield problem(str(error).rstrip("."))
+            yield problem(f"customize.subjects: {str(error).rstrip('.')}")
     yield from map(warning, notes)
 
 

@@ -35,6 +35,12 @@ class Model:
     is_backbone: bool = False
     takes_pickled: bool = False
 
+    @property
+    def download(self) -> str:
+        """The command that puts its files into the hub's cache, without the copies in one file that backbones have."""
+        parts = " --include model_index.json '*/*.json' '*/*.txt' '*/*.safetensors'"
+        return f"hf download {self.location}{parts if self.is_backbone or self.part else ''}"
+
     def check(self, folder: Path) -> None:
         """Check that a folder has all that is loaded.
 
@@ -45,6 +51,10 @@ class Model:
             check_backbone_files(folder)
         else:
             check_model_files(folder, self.part, takes_pickled=self.takes_pickled)
+        if not self.is_backbone and not self.part:
+            from model.adapters.image_encoder import normalization  # imports torch
+
+            normalization(str(folder))
 
 
 def needed_models(setup: Setup) -> Iterator[Model]:

@@ -55,7 +55,7 @@ def _on_hub(model: Model, settings: str, lack: str) -> Finding:
     if is_offline():
         return problem(
             f"{settings}: HF_HUB_OFFLINE is set, and the hub's cache lacks a whole {model.location} ({lack}): "
-            f"run `hf download {model.location}` where there is a network"
+            f"run `{model.download}` where there is a network"
         )
     try:
         check_on_hub(model.location, model.files)
@@ -64,7 +64,7 @@ def _on_hub(model: Model, settings: str, lack: str) -> Finding:
             return problem(f"{settings}: {error.text}")
         return unknown(
             f"{settings}: {error.text}, and its cache does not have the whole {model.location} ({lack}); run "
-            f"`hf download {model.location}` with a network"
+            f"`{model.download}` with a network"
         )
     return good(f"{settings}: {model.location} is on the hub, and downloaded by the first stage that needs it")
 

@@ -133,6 +133,18 @@ def test_all_that_is_wrong_is_found_in_one_run(settings: list[str], tmp_path: Pa
     assert str(tmp_path / "empty") in found[1]
 
 
+def test_folders_that_are_there_are_looked_at_beside_those_that_are_not(settings: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    wrong = [
+        f"multiview.folders=[{tmp_path / 'none'}, {tmp_path / 'nowhere'}, {tmp_path / 'empty'}]",
+        f"customize.subjects=[{tmp_path / 'none'}, {tmp_path / 'empty'}, {tmp_path / 'my_dog'}]",
+        "customize.words=[dog, cat, toy]",
+    ]
+    found = problems([*settings, *wrong])
+    views, subjects = "multiview.folders", "customize.subjects"
+    assert [text.partition(":")[0] for text in found] == [views, views, subjects, views, subjects]
+
+
 def test_captions_must_lie_beside_their_pictures(settings: list[str]) -> None:
     (found,) = problems([*settings, "customize.prompts=captions"])
     assert "0.txt" in found

@@ -108,6 +108,7 @@ ENCODERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (lambda folder: (folder / "config.json").write_text("no"), "cannot be read as JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+    "no JSON of the colours": (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "no JSON"),
     "cut": (lambda folder: cut(folder / "model.safetensors"), "cut off"),
     "pickled": (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "only pickled"),
 }
