@@ -37,7 +37,7 @@ def check_gpu_count(needs: list[GpuNeed], count: int) -> Iterator[Finding]:
     sentences = dict.fromkeys(filter(None, (_lack_of(need, count) for need in needs)))
     yield from map(problem, sentences)
     if not sentences:
-        yield good(f"{count} GPUs, of which the stages use up to {max(need.at_most for need in needs)}")
+        yield good(f"GPUs: {count}, of which a stage uses up to {max(need.at_most for need in needs)}")
 
 
 def uses_bf16(config: Config) -> bool:

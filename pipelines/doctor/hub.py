@@ -11,7 +11,7 @@ from typing import Any
 SECONDS = 6.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class HubError(Exception):
     """Why a model cannot be had from the hub.
 

@@ -43,8 +43,8 @@ def check(setup: Setup) -> Iterator[Finding]:
 
 def check_memory(needed: int, workers: int, total: int) -> Finding:
     """Whether the workers together fit beside Ray's object store."""
-    have = f"need {gigabytes(needed)} of memory before activations; there are {gigabytes(total)}"
-    text = f"{workers} workers of train_adapter {have}"
+    text = f"train_adapter.trainer.workers={workers} needs {gigabytes(needed)} of memory before activations"
+    text = f"{text}; there are {gigabytes(total)}"
     if needed > total:
         return problem(f"{text}: set compute.workers to fewer")
     if needed > (1 - _OBJECT_STORE_SHARE) * total:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint_files import tensor_shapes
+from model.errors import ModelError
 from model.pretrained import WEIGHTS_FILE, weights_variants
 from pipelines.doctor.hub import cached_snapshot
 from pipelines.doctor.models import is_part
@@ -63,20 +63,27 @@ def gigabytes(count: float) -> str:
 
 
 def training_sizes(config: Config) -> TrainingSizes | None:
-    """The sizes for a configuration; None: not all models are on this machine."""
+    """The sizes for a configuration; None: not all models are on this machine, or one is damaged."""
+    try:
+        return _training_sizes(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError):  # JSON of any form
+        return None
+
+
+def _training_sizes(config: Config) -> TrainingSizes | None:
     weights = config.backbone.weights
     backbone = None if weights is None else local_folder(weights)
     encoders = [_encoder_folder(name, backbone) for name in config.backbone.image_encoders]
     folders = [folder for folder in encoders if folder is not None]
     if backbone is None or not (backbone / "unet" / "config.json").is_file() or len(folders) < len(encoders):
         return None
-    files = _Encoders(folders)
+    unet = json.loads((backbone / "unet" / "config.json").read_text())
     return TrainingSizes(
         unet=parameters(backbone / "unet"),
         vae=parameters(backbone / "vae"),
         text=parameters(backbone / "text_encoder") + parameters(backbone / "text_encoder_2"),
-        encoders=files.parameters,
-        adapter=_adapter_parameters(config, json.loads((backbone / "unet" / "config.json").read_text()), files.width),
+        encoders=sum(map(parameters, folders)),
+        adapter=_adapter_parameters(config, unet, _image_width(folders)),
     )
 
 
@@ -100,20 +107,10 @@ def parameters(folder: Path) -> int:
     return sum(math.prod(shape) for shape in (vision or shapes).values())
 
 
-@dataclass(frozen=True)
-class _Encoders:
-    """The folders of the image encoders."""
-
-    folders: list[Path]
-
-    @cached_property
-    def parameters(self) -> int:
-        return sum(parameters(folder) for folder in self.folders)
-
-    @cached_property
-    def width(self) -> int:
-        configs = (json.loads((folder / "config.json").read_text()) for folder in self.folders)
-        return sum(config.get("vision_config", config)["hidden_size"] for config in configs)
+def _image_width(folders: Iterable[Path]) -> int:
+    """The width of the features of all image encoders together."""
+    configs = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    return sum(config.get("vision_config", config)["hidden_size"] for config in configs)
 
 
 def _encoder_folder(name: str, backbone: Path | None) -> Path | None:

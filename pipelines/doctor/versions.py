@@ -44,7 +44,7 @@ def check_versions(root: Path) -> Iterator[Finding]:
     if other:
         yield warning(f"other versions than the tested ones: {_list(other)}; make install installs those")
     if not missing and not other:
-        yield good(f"{len(locked)} packages as in requirements.lock")
+        yield good(f"packages as in requirements.lock: {len(locked)}")
 
 
 def _python(required: str) -> Finding:

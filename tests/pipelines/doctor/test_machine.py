@@ -36,11 +36,11 @@ def project(folder: Path, lock: str, *, python: str = ">=3.11", needed: str = '"
 @pytest.mark.parametrize(
     ("lock", "level", "words"),
     [
-        (f"numpy=={NUMPY}\n", Level.GOOD, "1 packages as in requirements.lock"),
-        (f"# a comment\nnumpy=={NUMPY}  # why\n\n", Level.GOOD, "1 packages"),
+        (f"numpy=={NUMPY}\n", Level.GOOD, "requirements.lock: 1"),
+        (f"# a comment\nnumpy=={NUMPY}  # why\n\n", Level.GOOD, "requirements.lock: 1"),
         ("numpy==0.0.1\n", Level.WARNING, f"numpy {NUMPY} (==0.0.1)"),
         (f"numpy=={NUMPY}\nno-such-package==1\n", Level.WARNING, "no-such-package of requirements.lock is missing"),
-        (f"numpy=={NUMPY}\nno-such-package==1; sys_platform == 'plan9'\n", Level.GOOD, "1 packages"),
+        (f"numpy=={NUMPY}\nno-such-package==1; sys_platform == 'plan9'\n", Level.GOOD, "requirements.lock: 1"),
     ],
     ids=["same", "comments", "another", "missing", "of another platform"],
 )
@@ -69,8 +69,8 @@ def test_a_project_without_its_lock_is_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "count", "level", "words"),
     [
-        ("sd15", 8, Level.GOOD, "8 GPUs"),
-        ("sd15_one_gpu", 1, Level.GOOD, "1 GPUs"),
+        ("sd15", 8, Level.GOOD, "GPUs: 8"),
+        ("sd15_one_gpu", 1, Level.GOOD, "GPUs: 1"),
         ("sd15", 4, Level.PROBLEM, "compute.workers to at most 4"),
         ("sd15", 0, Level.PROBLEM, "compute.use_gpu=false"),
     ],
@@ -126,6 +126,14 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     )
     levels = [finding.level for finding in memory.check(Setup.of(config))]
     assert levels == [Level.GOOD, Level.GOOD]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_the_sizes_of_a_damaged_model_are_not_known(text: str, tmp_path: Path) -> None:
+    folder = write_sd(tmp_path / "sd")
+    settings = [f"backbone.weights={folder}", "backbone.image_encoders=[clip]", "backbone.shallow_layers=[[0]]"]
+    (folder / "clip" / "config.json").write_text(text)
+    assert training_sizes(load_config("micro", [*settings, "evaluate.similarity=clip"])) is None
 
 
 @pytest.mark.parametrize(
