@@ -38,6 +38,27 @@ def check_backbone_files(location: str | Path) -> None:
         _check_folder(place)
 
 
+def check_model_files(folder: Path, part: str = "", *, takes_pickled: bool = False) -> None:
+    """Check the folder of one model with weights, such as an image encoder: its configuration, and whole weights.
+
+    Args:
+        folder: With the model's files, or with the subfolder that has them.
+        part: The subfolder.
+        takes_pickled: `pytorch_model.bin` will do, which transformers reads without running code.
+
+    Raises:
+        BackboneError: Something is missing or damaged.
+    """
+    place = folder / part
+    if not place.is_dir():
+        raise BackboneError(f"model {folder}: there is no folder {place}; download the whole model.")
+    _read_config(place / "config.json", "model")
+    if takes_pickled and (place / "pytorch_model.bin").is_file():
+        return
+    if problem := weights_problem(folder, part):
+        raise BackboneError(f"model {folder}: {problem}.")
+
+
 def _check_folder(folder: Path) -> None:
     if not (folder / "unet").is_dir():
         raise BackboneError(f"backbone {folder}: {_other_folder(folder)}.")
@@ -49,20 +70,19 @@ def _check_folder(folder: Path) -> None:
             what = "there is no" if not (folder / part / name).is_symlink() else "there is only a broken link for"
             raise BackboneError(f"backbone {folder}: {what} {part}/{name}; download the whole model.")
     for part in (*_PARTS_WITH_WEIGHTS, *(["text_encoder_2"] if is_xl else [])):
-        problem = weights_problem(folder, part)
-        if problem is not None:
+        if problem := weights_problem(folder, part):
             raise BackboneError(f"backbone {folder}: {problem}.")
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(file: Path, kind: str = "backbone") -> dict[str, Any]:
     try:
         config = json.loads(read_text(file))
     except FileNotFoundError as error:
-        raise BackboneError(f"backbone: there is no {file}; download the whole model.") from error
+        raise BackboneError(f"{kind}: there is no {file}; download the whole model.") from error
     except (OSError, ValueError, TextError) as error:
-        raise BackboneError(f"backbone: {file} cannot be read as JSON: {error}") from error
+        raise BackboneError(f"{kind}: {file} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
-        raise BackboneError(f"backbone: {file} holds no JSON object.")
+        raise BackboneError(f"{kind}: {file} holds no JSON object.")
     return config
 
 

@@ -59,6 +59,14 @@ def tensor_names(file: Path) -> Collection[str] | None:
     return None if header is None else [name for name in header if name != "__metadata__"]
 
 
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the tensors in a safetensors file; None for another file."""
+    header = _header(file)
+    if header is None:
+        return None
+    return {name: tuple(entry.get("shape", ())) for name, entry in header.items() if name != "__metadata__"}
+
+
 def safetensors_damage(file: Path) -> str | None:
     """What is wrong with a safetensors file as a whole; None if its header and its size fit together."""
     with file.open("rb") as stream:

@@ -37,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="say what would run and why, and run nothing")
     _add_ray_address(run)
     _add_selection(_add(commands, "plan", "say what would run, and why"))
+    _add(commands, "doctor", "say what would stop a run: weights, licences, disk, memory, GPUs, versions, data, keys")
     _add(commands, "status", "each stage's state, rows, time and output of the last run")
     _add_generate(_add(commands, "generate", "paint a subject from a sentence"))
     serve = _add(commands, "serve", "answer requests to paint over HTTP")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
+from pipelines.cli.doctor import doctor
 from pipelines.cli.job_submission import check_run_folder, submit
 from pipelines.cli.manifests import manifests
 from pipelines.cli.painting_run import last_run, painting_run
@@ -162,6 +163,7 @@ def _given_model(config: Config, arguments: argparse.Namespace) -> ServedModel:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "run": run,
     "plan": plan,
+    "doctor": doctor,
     "status": status,
     "generate": generate,
     "serve": serve,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from model.devices import painting_device
 from model.errors import ModelError
 from model.files import printable_name
 from model.pictures.decoding import open_picture
@@ -78,7 +79,7 @@ def generate_picture(model: PaintingModel, config: Config, request: Request, fol
             model.backbone,
             model.adapter,
             dtype=getattr(torch, config.backbone.dtype),
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=painting_device(),
             **model.loading,
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)

@@ -33,6 +33,7 @@ _QUIET = {
     # on two idle cores and 1.2 to 1.8 s on busy ones; without spinning 1.5 s and 1.4 to 2.2 s.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "10000",
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # on Apple's GPUs, an operation that they lack is done on the CPU
     # A stage reports through its Reporter; libraries write to the stage's log, without progress bars.
     "DIFFUSERS_VERBOSITY": "error",
     "GIT_PYTHON_REFRESH": "quiet",

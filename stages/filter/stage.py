@@ -35,7 +35,8 @@ from stages.filter.adoption import adopt
 from stages.filter.config import FilterConfig
 from stages.filter.copying import Outcome, copy_group, join_outcomes
 from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
-from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
+from stages.filter.rules import COMPUTABLE, SETTING_OF, computed_scores
+from stages.filter.score_columns import missing_columns, needed_columns
 from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
 from stages.ray_tools.cluster import cluster_cores, nodes_may_join
@@ -144,30 +145,15 @@ def check_settings(folder: StorePath, settings: FilterConfig) -> None:
     """Check that each threshold is on a score that some sample has or a model computes.
 
     Raises:
-        StageError: Names the missing column of LAION's metadata, and the setting that disables the threshold.
+        StageError: Names the missing columns of LAION's metadata, and the settings that disable the thresholds.
     """
-    needed = _needed_columns(settings)
-    rows = read_dataset(folder, SAMPLES, columns=sorted(needed)) if needed else None
-    for score, (column, setting) in needed.items():
-        assert rows is not None
-        if rows.column(score).null_count == rows.num_rows:
-            model = f"name a model for it in filter.scoring.{COMPUTABLE[score]}, " if score in COMPUTABLE else ""
-            raise StageError(
-                f"{setting} needs {score!r}, which no sample has: the metadata lacks LAION's column {column!r}; add "
-                f"it, {model}or go without by --set {setting}=null."
-            )
-
-
-def _needed_columns(settings: FilterConfig) -> dict[str, tuple[str, str]]:
-    """Our columns that the metadata must have: LAION's name of each, and the setting that needs it."""
-    needed = {
-        rule.score: (rule.laion_column, f"filter.{rule.setting}")
-        for rule in SCORE_RULES
-        if rule.limit(settings) is not None and rule.score not in computed_scores(settings)
-    }
-    if settings.languages is not None:
-        needed["language"] = ("LANGUAGE", "filter.languages")
-    return needed
+    needed = needed_columns(settings)
+    if not needed:
+        return
+    rows = read_dataset(folder, SAMPLES, columns=sorted(needed))
+    found = {score for score in needed if rows.column(score).null_count < rows.num_rows}
+    if problem := missing_columns(found, settings):
+        raise StageError(problem)
 
 
 def _rows_per_task(rows: int, cores: int) -> int:

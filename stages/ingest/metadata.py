@@ -100,6 +100,19 @@ def count_rows(files: MetadataFiles) -> int:
     return total
 
 
+def found_columns(files: MetadataFiles, settings: IngestConfig) -> set[str]:
+    """Our names of the columns that some file has.
+
+    Raises:
+        StageError: A file is not Parquet, or lacks the URLs or the captions.
+    """
+    found: set[str] = set()
+    for path in files.paths:
+        with _opened(files.system, path) as file:
+            found |= _columns(path, file.schema_arrow.names, settings).keys()
+    return found
+
+
 def read_tables(files: MetadataFiles, settings: IngestConfig) -> Iterator[pa.Table]:
     """Read our columns with our names and types, some rows at a time. Missing columns are null.
 

@@ -56,7 +56,7 @@ def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings = context.config.multiview
     image_size = context.config.backbone.stored_size(settings.image_size)
-    roots = [_root(folder) for folder in settings.folders]
+    roots = [root_of(folder) for folder in settings.folders]
     instances, damaged = find_all(roots or [absolute(context.inputs["microworld"]) / "mvimgnet"])
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
@@ -84,7 +84,12 @@ def run(context: StageContext) -> StageResult:
     return StageResult(rows={"frames": frames.rows, "pairs": found.num_rows}, metrics=metrics)
 
 
-def _root(folder: str) -> StorePath:
+def root_of(folder: str) -> StorePath:
+    """A folder of `multiview.folders`.
+
+    Raises:
+        StageError: It is a URI that nothing installed reads.
+    """
     try:
         place = store_path(folder)
     except StorageError as error:

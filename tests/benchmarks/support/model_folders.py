@@ -22,7 +22,7 @@ from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS
 
 VOCABULARY = 49408
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-_CLIP_L: dict[str, Any] = {
+CLIP_L: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -30,7 +30,7 @@ _CLIP_L: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "projection_dim": 768,
 }
-_CLIP_G: dict[str, Any] = {
+CLIP_G: dict[str, Any] = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
@@ -38,7 +38,12 @@ _CLIP_G: dict[str, Any] = {
     "hidden_act": "gelu",
     "projection_dim": 1280,
 }
-_VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+}
 _SDXL_UNET = {**SDXL_UNET, "sample_size": 128}
 #: What narrow models have instead.
 NARROW_TEXT: dict[str, Any] = {
@@ -65,8 +70,8 @@ def write_sd15(folder: Path, *, narrow: bool = False) -> None:
     """Write Stable Diffusion 1.5 in fp32."""
     unet, vae, text = (_NARROW_SD15, _NARROW_VAE, NARROW_TEXT) if narrow else ({}, {}, {})
     _write_unet(folder, SD15_UNET | unet, torch.float32)
-    _write_vae(folder, torch.float32, scaling_factor=0.18215, **_VAE | vae)
-    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L | text, torch.float32)
+    _write_vae(folder, torch.float32, scaling_factor=0.18215, **VAE | vae)
+    _write_text_encoder(folder, "", CLIPTextModel, CLIP_L | text, torch.float32)
     _write_scheduler(folder)
     _write_index(folder, "StableDiffusionPipeline", "")
 
@@ -75,9 +80,9 @@ def write_sdxl(folder: Path, *, narrow: bool = False) -> None:
     """Write Stable Diffusion XL in bf16."""
     unet, vae, text = (_NARROW_SDXL, _NARROW_VAE, NARROW_TEXT) if narrow else ({}, {}, {})
     _write_unet(folder, _SDXL_UNET | unet, torch.bfloat16)
-    _write_vae(folder, torch.bfloat16, scaling_factor=0.13025, **_VAE | vae)
-    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L | text, torch.bfloat16)
-    _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, _CLIP_G | text, torch.bfloat16)
+    _write_vae(folder, torch.bfloat16, scaling_factor=0.13025, **VAE | vae)
+    _write_text_encoder(folder, "", CLIPTextModel, CLIP_L | text, torch.bfloat16)
+    _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, CLIP_G | text, torch.bfloat16)
     _write_scheduler(folder)
     _write_index(folder, "StableDiffusionXLPipeline", "", "_2")
 
@@ -90,9 +95,7 @@ def _write_unet(folder: Path, shape: dict[str, Any], dtype: torch.dtype) -> None
 
 def _write_vae(folder: Path, dtype: torch.dtype, **config: Any) -> None:
     with torch.device("meta"):
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **config
-        )
+        vae = AutoencoderKL(**config)
     randomize(vae, dtype).save_pretrained(folder / "vae")
 
 

@@ -20,6 +20,7 @@ from tests.support.mlflow_server import free_port
 FLAGS = {
     "run": "--dry-run --force --from --help --profile --ray-address --set --stage",
     "plan": "--force --from --help --profile --set --stage",
+    "doctor": "--help --profile --set",
     "status": "--help --profile --set",
     "generate": "--help --out --profile --prompt --seed --set --steps --subject --word",
     "serve": "--help --profile --ray-address --set",

@@ -134,9 +134,12 @@ def test_a_threshold_on_a_missing_score_names_column_and_setting(tmp_path: Path)
     with pytest.raises(StageError, match=r"'LANGUAGE'.*--set filter.languages=null"):
         check_settings(tmp_path, FilterConfig(min_aesthetic=None, languages=["en"]))
     with pytest.raises(
-        StageError, match=r"filter.min_aesthetic .* name a model for it in filter.scoring.aesthetic_head,"
+        StageError, match=r"filter.min_aesthetic .* name models that compute them \(filter.scoring.aesthetic_head\),"
     ):
         check_settings(tmp_path, FilterConfig())
+    everything = FilterConfig(languages=["en"], scoring=ScoringConfig(similarity_clip=None))
+    with pytest.raises(StageError, match=r"--set filter.min_aesthetic=null .*--set filter.languages=null\.$"):
+        check_settings(tmp_path, everything)
     without_clip = FilterConfig(min_aesthetic=None, scoring=ScoringConfig(similarity_clip=None))
     with pytest.raises(StageError, match=r"'similarity'.*--set filter.min_similarity=null"):
         check_settings(tmp_path, without_clip)

@@ -1,0 +1,168 @@
+"""Whether the user's data are there in the layouts that the stages read. The stages' own checks look at them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.paths import local_paths
+from pipelines.doctor.findings import Finding, Setup, good, problem, warning
+from pipelines.fingerprint import settings_read
+from stages.contract import Reporter, StageError
+from stages.storage import StorageError, is_remote, store_path
+
+#: Of these models there is a finding of another kind.
+_MODELS = (
+    *("backbone.", "evaluate.clip", "evaluate.dino"),
+    *("filter.scoring.similarity_clip", "filter.scoring.aesthetic_clip", "filter.scoring.safety_checker"),
+)
+
+#: Settings that name more than one folder: those that are there are looked at when another one is not.
+_LISTS = ("multiview.folders", "customize.subjects")
+
+
+def check(setup: Setup) -> Iterator[Finding]:
+    """Files that are not there, then the data of each stage."""
+    missing = list(dict.fromkeys(missing_paths(setup)))
+    yield from (problem(f"{key}: there is no file or folder {path}") for key, path in missing)
+    stages: dict[str, Callable[[Setup], Iterator[Finding]]] = {
+        "ingest.metadata": _metadata,
+        "filter.pictures_folder": _pictures_folder,
+        "multiview.folders": _view_folders,
+        "customize.subjects": _subjects,
+        "evaluate.subjects_folder": _evaluation_subjects,
+    }
+    for key, check_stage in stages.items():
+        can_look = key in _LISTS or key not in dict(missing)
+        if key.partition(".")[0] in setup.graph.stages and can_look:
+            try:
+                yield from check_stage(setup)
+            except (StageError, StorageError) as error:
+                yield problem(str(error).rstrip("."))
+
+
+def missing_paths(setup: Setup) -> Iterator[tuple[str, Path]]:
+    """The files and folders that some stage reads and that are not there, each with its setting."""
+    for stage in setup.graph.stages.values():
+        for key, path in local_paths(settings_read(setup.config, stage)):
+            if not key.startswith(_MODELS) and not path.exists():
+                yield key, path
+
+
+def _is_there(folder: str) -> bool:
+    """Whether a folder is there, or can be asked for: what is not there has a finding of its own."""
+    return "://" in folder or Path(folder).exists()
+
+
+def _metadata(setup: Setup) -> Iterator[Finding]:
+    """LAION's columns, with those that the thresholds of `filter` need."""
+    settings = setup.config.ingest
+    if settings.metadata is None:
+        return
+    from stages.filter.score_columns import missing_columns
+    from stages.ingest.metadata import count_rows, found_columns, metadata_files
+
+    files = metadata_files(settings.metadata)
+    found, rows = found_columns(files, settings), count_rows(files)
+    if not rows:
+        yield problem(f"ingest.metadata: {settings.metadata} has no rows")
+        return
+    yield good(f"ingest.metadata: {rows:,} rows in {len(files.paths)} files of {settings.metadata}")
+    if "filter" in setup.graph.stages and (sentence := missing_columns(found, setup.config.filter)):
+        yield problem(sentence.rstrip("."))
+
+
+def _pictures_folder(setup: Setup) -> Iterator[Finding]:
+    """The layout of another tool's folder, and the scores of its first sample."""
+    settings = setup.config.filter
+    if settings.pictures_folder is None:
+        return
+    from stages.data.schemas import SPELLINGS
+    from stages.filter.layouts import DamagedFileError, find_layout
+    from stages.filter.score_columns import missing_columns
+
+    folder = store_path(settings.pictures_folder)
+    layout = find_layout(folder)
+    yield good(f"filter.pictures_folder: {len(layout.files)} files of captioned pictures in {folder}")
+    if is_remote(folder):  # whose first file may be gigabytes
+        return
+    try:
+        first = next(layout.read(layout.files[0], layout.files[0].name), None)
+    except DamagedFileError as error:
+        yield warning(f"filter.pictures_folder: {layout.files[0]}: {error}; its rest is rejected")
+        return
+    fields = {name for name, value in (first.fields if first else {}).items() if value is not None}
+    if first and (sentence := missing_columns(_ours(fields, SPELLINGS), settings)):
+        yield problem(sentence.rstrip("."))
+
+
+def _ours(fields: set[str], spellings: Any) -> set[str]:
+    return {ours for ours, usual in spellings.items() if fields & set(usual)}
+
+
+def _view_folders(setup: Setup) -> Iterator[Finding]:
+    """Each folder of view pairs."""
+    folders = list(filter(_is_there, setup.config.multiview.folders))
+    if not folders:
+        return
+    from stages.multiview.stage import find_all, root_of
+
+    for folder in folders:
+        try:
+            instances, left_out = find_all([root_of(folder)])
+        except StageError as error:
+            yield problem(str(error).rstrip("."))
+            continue
+        with_cameras = sum(instance.has_cameras for instance in instances)
+        yield good(f"multiview.folders: {len(instances):,} objects in {folder}, {with_cameras:,} of them with cameras")
+        yield from (warning(f"multiview.folders: left out {text}") for text in left_out[:1])
+
+
+def _subjects(setup: Setup) -> Iterator[Finding]:
+    """The pictures of the concepts to learn."""
+    settings, notes = setup.config.customize, list[str]()
+    pairs = zip(settings.subjects, settings.words, strict=False)  # without subjects there are words all the same
+    listed = [(folder, word) for folder, word in pairs if _is_there(folder)]
+    if not listed:
+        return
+    from stages.customize.subjects import find_subjects, read_captions, read_pictures
+
+    report = _reporter(notes)
+    for folder, word in listed:
+        alone = dataclasses.replace(settings, subjects=[folder], words=[word], placeholders=[], joint=False)
+        try:
+            (subject,) = find_subjects(alone, {}, report)
+            pictures = read_pictures(subject, setup.config.backbone.resolution, report)
+            if settings.prompts == "captions":
+                read_captions(list(pictures), subject)
+            yield good(f"customize.subjects: {len(pictures)} pictures of {subject.name} ({word})")
+        except StageError as error:
+            yield problem(f"customize.subjects: {str(error).rstrip('.')}")
+    yield from map(warning, notes)
+
+
+def _reporter(notes: list[str]) -> Reporter:
+    """Keeps a stage's warnings."""
+
+    def emit(event: Any) -> None:
+        if event["event"] == "warning":
+            notes.append(event["text"].rstrip("."))
+
+    return Reporter(emit=emit)
+
+
+def _evaluation_subjects(setup: Setup) -> Iterator[Finding]:
+    """DreamBench, or other held-out subjects."""
+    settings = setup.config.evaluate
+    if settings.subjects_folder is None:
+        if "microworld" not in setup.graph.inputs["evaluate"]:
+            yield problem("evaluate.subjects_folder is not set: set it to a folder with a folder of pictures for each")
+        return
+    from stages.evaluate.cases import left_out, load_subjects  # imports torch, which the micro world's need not
+
+    subjects = load_subjects(Path(settings.subjects_folder), settings.subjects)
+    words = ", ".join(dict.fromkeys(subject.word for subject in subjects))
+    yield good(f"evaluate.subjects_folder: {len(subjects)} subjects ({words})")
+    yield from map(warning, left_out(Path(settings.subjects_folder)))

@@ -1,0 +1,87 @@
+"""The command `doctor`: its lines, its exit code, and that it waits for nothing and writes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pipeline
+from pipelines.cli.doctor import lines
+from pipelines.config.loading import load_config
+from pipelines.doctor import examination
+from pipelines.doctor.examination import all_checks, examine
+from pipelines.doctor.findings import Finding, Setup, good, problem, unknown, warning
+
+FOUND = {"gpus": [good("1 GPU"), warning("slow\nGPU")], "weights": [problem("none"), unknown("no answer")]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "utf8"])
+def test_a_line_for_each_finding(encoding: str) -> None:
+    assert lines(FOUND, encoding) == [
+        "\u2713 gpus     1 GPU",
+        "! gpus     slow GPU",
+        "\u2717 weights  none",
+        "? weights  no answer",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", None])
+def test_other_encodings_get_ascii(encoding: str | None) -> None:
+    assert lines(FOUND, encoding)[0] == "ok gpus     1 GPU"
+    assert all(line.isascii() for line in lines(FOUND, encoding))
+
+
+def test_micro_is_all_right(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pipeline.main(["doctor", "--set", folder]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Nothing would stop the run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_problems_are_all_shown_and_end_with_an_exit_code(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoders = ["backbone.image_encoders=[clip]", "backbone.shallow_layers=[[0]]"]
+    words = ["ingest.metadata=laion", "multiview.folders=[views]", f"backbone.weights={tmp_path}", *encoders]
+    settings = [word for setting in [folder, *words, "evaluate.similarity=clip"] for word in ("--set", setting)]
+    assert pipeline.main(["doctor", *settings]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "error: the run would stop: 5 problems, marked above.\n"
+    for key in (*words[:3], "backbone.image_encoders", "evaluate.clip"):
+        assert printed.out.count(f"  {key.partition('=')[0]}: ") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_that_waits_or_fails_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "SECONDS", 0.3)
+    end = threading.Event()
+
+    def waits(setup: Setup) -> Iterator[Finding]:
+        yield good("first")
+        end.wait(20)
+        yield good("never")
+
+    def fails(setup: Setup) -> Iterator[Finding]:
+        yield warning("before")
+        raise RuntimeError("broken\ntwice")
+
+    def works(setup: Setup) -> Iterator[Finding]:
+        yield good("all")
+
+    found = examine(Setup.of(load_config("micro")), {"a": waits, "b": fails, "c": works})
+    end.set()
+    assert [finding.text for finding in found["a"]] == ["first", "no answer within 0.3 s; the run itself waits longer"]
+    assert found["b"][1] == unknown("this could not be checked: RuntimeError: broken twice")
+    assert list(found["c"]) == [good("all")]
+
+
+def test_every_subject_has_a_check() -> None:
+    modules = {file.stem for file in Path(examination.__file__).parent.glob("*.py")}
+    with_check = {name for name in modules if "\ndef check(setup: Setup)" in _text(name)}
+    assert set(all_checks()) == with_check
+
+
+def _text(name: str) -> str:
+    return (Path(examination.__file__).parent / f"{name}.py").read_text()
