@@ -35,6 +35,8 @@ from stages.filter.adoption import adopt
 from stages.filter.config import FilterConfig
 from stages.filter.copying import Outcome, copy_group, join_outcomes
 from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
+from stages.filter.foreign_rows import Columns
+from stages.filter.hub_datasets import hub_dataset, is_hub_id
 from stages.filter.rules import COMPUTABLE, SCORE_RULES, SETTING_OF, computed_scores
 from stages.filter.scoring import MICRO, compute_scores
 from stages.filter.verdicts import FileGroup, group_files, inspect, read_verdicts
@@ -110,9 +112,11 @@ def _source(context: StageContext) -> tuple[StorePath, Counter[str]]:
     source = context.config.filter.pictures_folder
     if source is None:
         return context.inputs["ingest"] / "samples", Counter()
-    adopted = absolute(context.scratch) / "adopted"
+    adopted, settings = absolute(context.scratch) / "adopted", context.config.filter
     try:
-        adopt(store_path(source), adopted, context.report)
+        folder = hub_dataset(source) if is_hub_id(source) else store_path(source)
+        columns = Columns(picture=settings.picture_column, caption=settings.caption_column)
+        adopt(folder, adopted, context.report, columns)
     except StorageError as error:
         raise StageError(f"filter.pictures_folder: {error}") from error
     reasons = read_each(_reasons_in, dataset_files(adopted / "rejected"), adopted)
@@ -144,18 +148,18 @@ def check_settings(folder: StorePath, settings: FilterConfig) -> None:
     """Check that each threshold is on a score that some sample has or a model computes.
 
     Raises:
-        StageError: Names the missing column of LAION's metadata, and the setting that disables the threshold.
+        StageError: Names LAION's columns that are missing, and the settings that disable the thresholds.
     """
     needed = _needed_columns(settings)
     rows = read_dataset(folder, SAMPLES, columns=sorted(needed)) if needed else None
-    for score, (column, setting) in needed.items():
-        assert rows is not None
-        if rows.column(score).null_count == rows.num_rows:
-            model = f"name a model for it in filter.scoring.{COMPUTABLE[score]}, " if score in COMPUTABLE else ""
-            raise StageError(
-                f"{setting} needs {score!r}, which no sample has: the metadata lacks LAION's column {column!r}; add "
-                f"it, {model}or go without by --set {setting}=null."
-            )
+    missing = [name for name in needed if rows is not None and rows.column(name).null_count == rows.num_rows]
+    if not missing:
+        return
+    lacks = " and ".join(f"{needed[name][1]} needs {name!r} (LAION's {needed[name][0]!r})" for name in missing)
+    models = [f"filter.scoring.{COMPUTABLE[name]}" for name in missing if name in COMPUTABLE]
+    compute = f"name models for them in {', '.join(models)}, " if models else ""
+    without = " ".join(f"--set {needed[name][1]}=null" for name in missing)
+    raise StageError(f"{lacks}, which no sample has: add the columns, {compute}or go without by {without}.")
 
 
 def _needed_columns(settings: FilterConfig) -> dict[str, tuple[str, str]]:

@@ -134,10 +134,14 @@ def test_a_threshold_on_a_missing_score_names_column_and_setting(tmp_path: Path)
     with pytest.raises(StageError, match=r"'LANGUAGE'.*--set filter.languages=null"):
         check_settings(tmp_path, FilterConfig(min_aesthetic=None, languages=["en"]))
     with pytest.raises(
-        StageError, match=r"filter.min_aesthetic .* name a model for it in filter.scoring.aesthetic_head,"
+        StageError, match=r"filter.min_aesthetic .* name models for them in filter.scoring.aesthetic_head,"
     ):
         check_settings(tmp_path, FilterConfig())
-    without_clip = FilterConfig(min_aesthetic=None, scoring=ScoringConfig(similarity_clip=None))
+    no_clip = ScoringConfig(similarity_clip=None)
+    with pytest.raises(StageError, match=r"--set filter.min_aesthetic=null --set filter.languages=null") as caught:
+        check_settings(tmp_path, FilterConfig(languages=["en"], scoring=no_clip))
+    assert all(f"filter.{name} needs" in str(caught.value) for name in ("min_similarity", "min_aesthetic", "languages"))
+    without_clip = FilterConfig(min_aesthetic=None, scoring=no_clip)
     with pytest.raises(StageError, match=r"'similarity'.*--set filter.min_similarity=null"):
         check_settings(tmp_path, without_clip)
 
