@@ -19,6 +19,9 @@ from stages.config import Config
 from stages.contract import StageError
 from stages.declaration import Stage
 
+#: Settings that name data from outside.
+_DATA = ("ingest.metadata", "filter.pictures_folder", "multiview.folders", "evaluate.subjects_folder")
+
 
 class Action(Enum):
     """What happens to a stage."""
@@ -62,7 +65,10 @@ def check_files(config: Config, steps: Iterable[Step]) -> None:
         if step.action is Action.RUN:
             for key, path in local_paths(config_slice(config, step.stage)):
                 if not path.exists():
-                    raise UsageError(f"{key}: there is no file or folder {path}, which stage {step.stage.name} reads.")
+                    where = "; docs/datasets.md says where to get one" if key in _DATA else ""
+                    raise UsageError(
+                        f"{key}: there is no file or folder {path}, which stage {step.stage.name} reads{where}."
+                    )
                 if key == "backbone.weights":
                     _check_backbone(path)
                 if key == "evaluate.subjects_folder":

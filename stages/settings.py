@@ -57,12 +57,14 @@ class PathKind:
     Attributes:
         uri: It may be a URI.
         hub_id: It may be an id on the Hugging Face hub.
+        hub_owner: Such an id has an owner, "owner/name": a name alone is a path.
         backbone_part: It may be a subfolder of the backbone: a name without a slash is no path.
         names: Other names that are no paths.
     """
 
     uri: bool = False
     hub_id: bool = False
+    hub_owner: bool = False
     backbone_part: bool = False
     names: tuple[str, ...] = ()
 
@@ -70,6 +72,11 @@ class PathKind:
 _Path = Annotated[str, StringConstraints(pattern=ONE_LINE)]
 LocalPath = Annotated[_Path, PathKind(), Words("a path")]
 DataLocation = Annotated[_Path, PathKind(uri=True), Words("a path or a URI")]
+DatasetLocation = Annotated[
+    _Path,
+    PathKind(uri=True, hub_id=True, hub_owner=True),
+    Words("a path, a URI, or the hub id of a dataset"),
+]
 ModelLocation = Annotated[_Path, PathKind(hub_id=True), Words("a hub id or a folder")]
 ClipLocation = Annotated[_Path, PathKind(hub_id=True, names=("micro",)), Words("micro, a hub id or a folder")]
 BackbonePart = Annotated[

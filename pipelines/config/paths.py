@@ -60,4 +60,6 @@ def _is_other_name(kind: PathKind, path: str, place: Path) -> bool:
     """Whether the text is a hub id or another name that is no path."""
     if path in kind.names or (kind.backbone_part and "/" not in path):
         return True
+    if kind.hub_owner and path.count("/") != 1:
+        return False
     return kind.hub_id and not path.startswith((".", "/", "~")) and not os.path.exists(place)

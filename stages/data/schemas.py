@@ -20,7 +20,7 @@ LAION_SCORES = {
 #: The columns that the rules read, and their lower-case names in LAION-400M, LAION-5B, Re-LAION, DataComp and COYO.
 SPELLINGS = {
     "url": ("url", "image_url", "img_url"),
-    "caption": ("text", "caption", "alt_text", "alt"),
+    "caption": ("text", "caption", "alt_text", "alt", "re_caption"),
     "similarity": ("similarity", "clip_similarity_vitb32", "clip_b32_similarity_score"),
     "unsafe": ("punsafe", "nsfw_score_opennsfw2"),
     "watermark": ("pwatermark", "watermark_score"),

@@ -18,7 +18,8 @@ from stages.contract import Reporter
 from stages.data.datasets import part_writer
 from stages.data.jpeg import upright_jpeg
 from stages.data.schemas import LAION_SCORES, REJECTED, SAMPLES, SPELLINGS, content_id
-from stages.filter.layouts import CAPTION_NAMES, DamagedFileError, ForeignFolder, ForeignRow, find_layout
+from stages.filter.foreign_rows import CAPTION_NAMES, USUAL, Columns, DamagedFileError, ForeignRow, first_caption
+from stages.filter.layouts import ForeignFolder, find_layout
 from stages.filter.verdicts import in_batches
 from stages.ray_tools.mapping import Progress, Workers, map_on_workers, one_row_batches
 from stages.storage import StorePath, name_below, remove
@@ -28,13 +29,13 @@ _LARGEST_SIDE = 2**31 - 1
 _LARGEST_SCORE = 1e30
 
 
-def adopt(source: StorePath, folder: StorePath, report: Reporter) -> None:
+def adopt(source: StorePath, folder: StorePath, report: Reporter, columns: Columns = USUAL) -> None:
     """Write `samples/` and `rejected/` into `folder`, a part of each for each file of `source`.
 
     Raises:
         StageError: `source` is not a folder of captioned pictures.
     """
-    layout = find_layout(source)
+    layout = find_layout(source, columns)
     remove(folder)  # an interrupted call's
     adopted = map_on_workers(
         _adopt_files,
@@ -56,7 +57,7 @@ def _adopt_files(batch: pa.Table, layout: ForeignFolder, source: StorePath, fold
 def adopt_file(layout: ForeignFolder, number: int, source: StorePath, folder: StorePath) -> None:
     """Write part `number` of `folder/samples` and `folder/rejected` from the file with this number."""
     file = layout.files[number]
-    name = printable_name(name_below(file, source))
+    name = "" if file == source else printable_name(name_below(file, source))
     with (
         part_writer(folder / "samples", number, SAMPLES) as samples,
         part_writer(folder / "rejected", number, REJECTED) as rejected,
@@ -110,7 +111,8 @@ def _rejection(row: ForeignRow, reason: str, detail: str) -> dict[str, Any]:
 
 
 def _caption(row: ForeignRow) -> str | None:
-    return _first_text(row, CAPTION_NAMES)
+    captions = (first_caption(row.fields.get(name)) for name in CAPTION_NAMES)
+    return next((caption for caption in captions if caption is not None), None)
 
 
 def _first_text(row: ForeignRow, names: Iterable[str]) -> str | None:

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from model.settings import STRICT, NonNegativeFloat, NonNegativeInt, PositiveInt, Share, Text
-from stages.settings import ClipLocation, DataLocation, Gpus, LocalPath, ModelLocation, Operation
+from stages.settings import ClipLocation, DatasetLocation, Gpus, LocalPath, ModelLocation, Operation
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -47,8 +47,13 @@ class ScoringConfig:
 class FilterConfig:
     """Rules for captions and pictures, and thresholds on LAION's scores; null switches a rule off."""
 
-    pictures_folder: DataLocation | None = None
-    """What img2dataset wrote earlier (webdataset, Parquet) or a Hugging Face dataset; null: ingest's output."""
+    pictures_folder: DatasetLocation | None = None
+    """Captioned pictures that are there already: webdataset, Parquet, Arrow, files with a list or texts beside them
+    (see datasets.md); null: ingest's output."""
+    picture_column: Text | None = None
+    """Of `pictures_folder`: the pictures' bytes or file names; null: by the usual names."""
+    caption_column: Text | None = None
+    """Of `pictures_folder`; null: by the usual names."""
     min_aesthetic: float | None = 5.0
     min_similarity: Annotated[float, Ge(-1)] | None = 0.26
     max_unsafe: Share | None = 0.5

@@ -1,8 +1,10 @@
-"""Readers of folders with captioned pictures that other tools write. Nothing is unpickled or executed.
+"""Folders with captioned pictures that other tools write. Nothing is unpickled or executed.
 
 - webdataset: tar files with `key.jpg` (or png, webp, gif), `key.txt` and `key.json`, as img2dataset writes them;
+- Arrow streams: from `datasets.Dataset.save_to_disk`, with one or more splits;
 - Parquet: from img2dataset, or from a Hugging Face dataset with an image column {bytes, path};
-- Arrow streams: from `datasets.Dataset.save_to_disk`, with one or more splits.
+- lists of picture files: `metadata.jsonl`, `.csv` or `.parquet` of Hugging Face's image folders, COCO's captions;
+- picture files with their captions in text files of the same names.
 
 The first of these that a folder holds determines its layout: img2dataset also writes Parquet files without pictures
 beside its tar files.
@@ -10,65 +12,29 @@ beside its tar files.
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from model.files import decode_with_losses, is_hidden, printable_name, text_damage, visible_files
+from model.files import TextError, is_hidden, printable_name, visible_files
 from model.pictures.decoding import PICTURE_SUFFIXES
 from stages.contract import StageError
-from stages.data.arrow_types import (
-    as_bytes,
-    as_text,
-    can_be_bytes,
-    can_be_text,
-    column_key,
-    is_list_of_bytes,
-    plain,
-    plain_type,
-)
+from stages.data.arrow_types import column_key
 from stages.data.bulk_files import fetched, unseen
 from stages.data.schemas import SPELLINGS
-from stages.storage import StorePath, names_below, parquet_source
+from stages.filter.foreign_rows import CAPTION_NAMES, ERRORS, PATH_NAMES, USUAL, Columns, ForeignRow, PictureFiles
+from stages.filter.picture_lists import LIST_SUFFIXES, captioned_folders, chosen, list_rows, read_captioned, read_list
+from stages.filter.tables import caption_column, path_column, picture_column, read_arrow, read_parquet, read_schema
+from stages.filter.tar_files import SUFFIXES as TAR_SUFFIXES
+from stages.filter.tar_files import read_tar
+from stages.storage import StorePath, names_below
 
-#: Names of the picture column, when more than one column holds bytes, and suffixes of the members of a tar file.
-PICTURE_NAMES = ("image", *(suffix.removeprefix(".") for suffix in PICTURE_SUFFIXES), "picture", "img")
-CAPTION_NAMES = (*SPELLINGS["caption"], "txt")
-_TEXT_NAMES = {*CAPTION_NAMES, *SPELLINGS["url"], *SPELLINGS["language"], "status", "error_message"}
-MAX_MEMBER_BYTES = 100_000_000  # larger members of a tar file are not read
-_ROWS_AT_ONCE = 64
-_READ_BYTES = 1 << 20  # of a column; a row group may be gigabytes
-_BLOCK = tarfile.BLOCKSIZE
-_ARROW_FILE = b"ARROW1"  # at its start; a stream has none
-_ERRORS = (pa.ArrowException, OSError, EOFError, ValueError, KeyError)  # that damaged files cause
-
-
-class DamagedFileError(Exception):
-    """A file that cannot be read to its end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForeignRow:
-    """A row as another tool has written it.
-
-    Attributes:
-        origin: The file, and the row's key or number: "00000.tar#000000017".
-        picture: The encoded picture, if there is one.
-        fields: The other columns, by their names in lower case. Text is valid Unicode; what could not be decoded shows
-            in it (`model.files.text_damage`).
-    """
-
-    origin: str
-    picture: bytes | None
-    fields: Mapping[str, Any]
+_SETTING = "filter.pictures_folder"
+_Reader = Callable[[Path, str, Columns, PictureFiles], Iterator[ForeignRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,54 +42,139 @@ class ForeignFolder:
     """The files of a folder, and their reader.
 
     Attributes:
-        files: Sorted paths.
-        read: Yields the rows of a file, given its path and its name in `origin`; raises DamagedFileError.
+        files: Sorted paths, of files or of folders.
+        read: Yields the rows of one, given its path and its name in `origin`; raises DamagedFileError.
     """
 
     files: Sequence[StorePath]
     read: Callable[[StorePath, str], Iterator[ForeignRow]]
 
 
-def find_layout(folder: StorePath) -> ForeignFolder:
+def find_layout(folder: StorePath, columns: Columns = USUAL) -> ForeignFolder:
     """Find the layout of a folder.
 
     Raises:
         StageError: There is no such folder, it has none of the layouts, or its files lack pictures or captions.
     """
     everything = _visible_files(folder)
-    for pattern, read in (("*.tar", read_tar), ("*.arrow", read_arrow), ("*.parquet", read_parquet)):
-        files = sorted((file for file in everything if file.suffix == pattern[1:] and not _is_cache(file)), key=_parts)
-        if files:
-            _check_columns(files, pattern)
-            return ForeignFolder(files=files, read=partial(_fetch_and_read, read))
+    lacking: list[str] = []
+    for find in (_find_tar, _find_arrow, _find_parquet, _find_lists, _find_captioned):
+        found = find(everything, folder, columns, lacking)
+        if found is not None:
+            return found
+    if lacking:
+        raise StageError(f"{_SETTING}: {lacking[0]}")
     raise StageError(
-        f"filter.pictures_folder: {folder} is neither a folder that img2dataset wrote (webdataset or Parquet) nor a "
-        "Hugging Face dataset on disk (save_to_disk, or Parquet files): it holds no *.tar, *.arrow or *.parquet."
+        f"{_SETTING}: {printable_name(str(folder))} holds no captioned pictures that can be read: no *.tar, *.arrow or "
+        "*.parquet, no metadata.jsonl or .csv with file names and captions, and no pictures with a .txt of the same "
+        f"name{_what_is_there(everything)}."
     )
 
 
-def _parts(file: StorePath) -> tuple[str, ...]:
-    return tuple(file.parts)
+def _what_is_there(files: Sequence[StorePath]) -> str:
+    counts = Counter(file.suffix.lower() or "files without a suffix" for file in files).most_common(3)
+    if not counts:
+        return ""
+    unpack = "; unpack the archives" if any(suffix in (".zip", ".7z", ".rar", ".gz") for suffix, _ in counts) else ""
+    return f"; it holds {', '.join(f'{count} {suffix}' for suffix, count in counts)}{unpack}"
+
+
+def _find_tar(
+    everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
+) -> ForeignFolder | None:
+    files = [file for file in everything if file.name.endswith(TAR_SUFFIXES)]
+    return _layout(files, read_tar, root, columns)
+
+
+def _find_arrow(
+    everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
+) -> ForeignFolder | None:
+    files = [file for file in everything if file.suffix == ".arrow" and not _is_cache(file)]
+    return _layout(_with_columns(files, columns, lacking), read_arrow, root, columns)
+
+
+def _find_parquet(
+    everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
+) -> ForeignFolder | None:
+    files = [file for file in everything if file.suffix == ".parquet"]
+    return _layout(_with_columns(files, columns, lacking), read_parquet, root, columns)
+
+
+def _find_lists(
+    everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
+) -> ForeignFolder | None:
+    """Lists beside picture files. Other files of these suffixes, such as dataset_infos.json, are none."""
+    if not any(file.suffix.lower() in PICTURE_SUFFIXES for file in everything):
+        return None
+    stems = {(file.parent, file.stem) for file in everything if file.suffix.lower() in PICTURE_SUFFIXES}
+    found: list[StorePath] = []
+    for file in everything:
+        if file.suffix.lower() not in LIST_SUFFIXES or (file.parent, file.stem) in stems:
+            continue
+        names = _names_of_list(file, columns)
+        path, caption = names[1] if names else (None, None)
+        if path and caption:
+            found.append(file)
+        elif names and (path or file.name.startswith("metadata.")):
+            problem = "a caption" if path else f"a picture's file name (a column {' or '.join(PATH_NAMES[:3])}, ...)"
+            lacking.append(_lacks(file, [problem], names[0], columns))
+    if not found:
+        return None
+    return ForeignFolder(files=found, read=partial(_read, read_list, root, columns))
+
+
+def _names_of_list(file: StorePath, columns: Columns) -> tuple[list[str], tuple[str | None, str | None]] | None:
+    """The columns of a list's first rows, and those of the path and the caption; None if it is no list of rows."""
+    try:
+        rows = list(itertools.islice(list_rows(file), 100))
+    except (TextError, ValueError, OSError, RecursionError, AttributeError):
+        return None
+    fields = {name: value for row in reversed(rows) for name, value in row.items() if value not in (None, "", [])}
+    return (list(rows[0]), chosen(fields, columns)) if rows else None
+
+
+def _find_captioned(
+    everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
+) -> ForeignFolder | None:
+    folders = captioned_folders(everything)
+    return ForeignFolder(files=folders, read=partial(_read, read_captioned, root, columns)) if folders else None
+
+
+def _layout(files: Sequence[StorePath], read: _Reader, root: StorePath, columns: Columns) -> ForeignFolder | None:
+    ordered = sorted(files, key=lambda file: tuple(file.parts))
+    return ForeignFolder(files=ordered, read=partial(_fetch_and_read, read, root, columns)) if ordered else None
 
 
 def _fetch_and_read(
-    read: Callable[[Path, str], Iterator[ForeignRow]], file: StorePath, name: str
+    read: _Reader, root: StorePath, columns: Columns, file: StorePath, name: str
 ) -> Iterator[ForeignRow]:
     with fetched(file) as local:
         if not local.exists():
-            raise StageError(unseen("filter.pictures_folder", file))
-        yield from read(local, name)
+            raise StageError(unseen(_SETTING, file))
+        yield from read(local, name, columns, PictureFiles(root=root, folder=file.parent))
+
+
+def _read(
+    read: Callable[[StorePath, str, Columns, PictureFiles], Iterator[ForeignRow]],
+    root: StorePath,
+    columns: Columns,
+    file: StorePath,
+    name: str,
+) -> Iterator[ForeignRow]:
+    if not file.exists():
+        raise StageError(unseen(_SETTING, file))
+    yield from read(file, name, columns, PictureFiles(root=root, folder=file.parent))
 
 
 def _visible_files(folder: StorePath) -> list[StorePath]:
     if isinstance(folder, Path):
         if not os.path.isdir(folder):
-            raise StageError(f"filter.pictures_folder: there is no folder {printable_name(folder)}.")
+            raise StageError(f"{_SETTING}: there is no folder {printable_name(folder)}.")
         return list(visible_files(folder))
     names = names_below(folder)
     if not names:
-        raise StageError(f"filter.pictures_folder: there is no folder {folder}, or it is empty.")
-    return [folder / name for name in names if not is_hidden(PurePosixPath(name))]
+        raise StageError(f"{_SETTING}: there is no folder {folder}, or it is empty.")
+    return [folder / name for name in sorted(names) if not is_hidden(PurePosixPath(name))]
 
 
 def _is_cache(file: StorePath) -> bool:
@@ -131,181 +182,31 @@ def _is_cache(file: StorePath) -> bool:
     return file.suffix == ".arrow" and file.name.startswith("cache-")
 
 
-def _check_columns(files: Iterable[StorePath], pattern: str) -> None:
-    """Check the columns of the first readable file. If another file lacks a column, its rows are rejected later."""
-    if pattern == "*.tar":
-        return
+def _with_columns(files: Sequence[StorePath], columns: Columns, lacking: list[str]) -> Sequence[StorePath]:
+    """The files if the first readable one has our columns, or none is readable; else none, and what it lacks.
+
+    If another file lacks a column, its rows are rejected later.
+    """
     for file in files:
         try:
-            schema = pq.read_schema(parquet_source(file)) if pattern == "*.parquet" else _arrow_schema(file)
-        except _ERRORS:
+            schema = read_schema(file)
+        except ERRORS:
             continue
-        lacking = []
-        if picture_column(schema) is None:
-            lacking.append("a picture's bytes (a column image, jpg, ...)")
-        if caption_column(schema) is None:
-            lacking.append(f"a caption (a text column {' or '.join(CAPTION_NAMES)})")
-        if lacking:
-            columns = ", ".join(schema.names)
-            raise StageError(
-                f"filter.pictures_folder: {printable_name(str(file))} lacks {' and '.join(lacking)}; "
-                f"its columns are {columns}."
-            )
-        return
+        missing = []
+        if picture_column(schema, columns) is None and path_column(schema, columns) is None:
+            missing.append("a picture's bytes (a column image, jpg, ...)")
+        if caption_column(schema, columns) is None:
+            missing.append(f"a caption (a text column {' or '.join(CAPTION_NAMES[:4])}, ...)")
+        if missing:
+            lacking.append(_lacks(file, missing, schema.names, columns))
+        return [] if missing else files
+    return files
 
 
-def picture_column(schema: pa.Schema) -> str | None:
-    """The column of encoded pictures: bytes, or Hugging Face's {bytes, path}.
-
-    Without a usual name it is the only column of such a type; byte strings of fixed length, which are mostly hashes,
-    and lists of numbers count only if there is no other.
-    """
-    found = [field for field in schema if can_be_bytes(field.type) and column_key(field.name) not in _TEXT_NAMES]
-    named = [field for usual in PICTURE_NAMES for field in found if column_key(field.name) == usual]
-    likely = [field for field in found if not _is_rarely_a_picture(plain_type(field.type))]
-    if named:
-        return named[0].name
-    return next((group[0].name for group in (likely, found) if len(group) == 1), None)
-
-
-def _is_rarely_a_picture(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_binary(kind) or is_list_of_bytes(kind)
-
-
-def caption_column(schema: pa.Schema) -> str | None:
-    """The column of captions."""
-    texts = [field.name for field in schema if can_be_text(field.type)]
-    return next((name for usual in CAPTION_NAMES for name in texts if column_key(name) == usual), None)
-
-
-def read_tar(file: Path, name: str) -> Iterator[ForeignRow]:
-    """The rows of a webdataset: consecutive members whose names agree up to the first dot after the folder."""
-    try:
-        with tarfile.open(file, "r:", encoding="utf-8", errors="surrogateescape") as archive:
-            key, parts = "", dict[str, bytes]()
-            for member_key, suffix, data in _tar_members(archive):
-                if member_key != key:
-                    if parts:
-                        yield _tar_row(f"{name}#{printable_name(key)}", parts)
-                    key, parts = member_key, {}
-                parts.setdefault(suffix, data)
-            if parts:
-                yield _tar_row(f"{name}#{printable_name(key)}", parts)
-            end = archive.offset
-    except (tarfile.TarError, *_ERRORS) as error:
-        raise DamagedFileError(_words(error)) from error
-    with file.open("rb") as raw:  # tarfile treats everything that is not a header as the end
-        raw.seek(end)
-        if raw.read(_BLOCK) != b"\0" * _BLOCK:
-            raise DamagedFileError(f"the archive breaks off at byte {end}")
-
-
-def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """Key, suffix and content of the regular files without hidden ones; that of one that is too large is empty."""
-    for member in archive:
-        folder, slash, base = member.name.rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        if member.isreg() and dot and not is_hidden(PurePosixPath(member.name)):
-            stream = archive.extractfile(member)
-            is_read = stream is not None and member.size <= MAX_MEMBER_BYTES
-            yield folder + slash + stem, suffix.lower(), stream.read() if stream is not None and is_read else b""
-
-
-def _tar_row(origin: str, parts: Mapping[str, bytes]) -> ForeignRow:
-    fields: dict[str, Any] = {}
-    text = _json_text(parts.get("json", b"{}"))
-    try:
-        fields = {column_key(str(key)): _sound_text(value) for key, value in json.loads(text).items()}
-    except (ValueError, AttributeError, RecursionError):
-        if text_damage(text):
-            fields[CAPTION_NAMES[0]] = text  # in Shift-JIS a quote or a backslash may be half a letter
-    if "txt" in parts:
-        fields[CAPTION_NAMES[0]] = decode_with_losses(parts["txt"]).rstrip("\r\n")  # replaces a caption in the JSON
-    picture = next((parts[suffix] for suffix in PICTURE_NAMES if suffix in parts), None)
-    return ForeignRow(origin=origin, picture=picture, fields=fields)
-
-
-def _json_text(data: bytes) -> str:
-    """JSON by its first bytes (RFC 4627), which need no byte order mark."""
-    return data.decode(json.detect_encoding(data), "replace")
-
-
-def _sound_text(value: Any) -> Any:
-    """A value of JSON, whose text may hold lone surrogates."""
-    return decode_with_losses(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else value
-
-
-def read_parquet(file: Path, name: str) -> Iterator[ForeignRow]:
-    """The rows of a Parquet file."""
-    try:
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
-            wanted = _wanted(parquet.schema_arrow)
-            batches = (
-                batch
-                for group in range(parquet.num_row_groups)  # pyarrow cannot join nested dictionaries of row groups
-                for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=wanted)
-            )
-            yield from _table_rows(batches, parquet.schema_arrow, name)
-    except _ERRORS as error:
-        raise DamagedFileError(_words(error)) from error
-
-
-def read_arrow(file: Path, name: str) -> Iterator[ForeignRow]:
-    """The rows of an Arrow stream or an Arrow file. It is memory-mapped."""
-    try:
-        with pa.memory_map(str(file)) as source:
-            schema, batches = _open_arrow(source)
-            wanted = _wanted(schema)
-            pieces = (
-                batch.slice(start, _ROWS_AT_ONCE).select(wanted)
-                for batch in batches
-                for start in range(0, batch.num_rows, _ROWS_AT_ONCE)
-            )
-            yield from _table_rows(pieces, schema, name)
-    except _ERRORS as error:
-        raise DamagedFileError(_words(error)) from error
-
-
-def _open_arrow(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Schema and batches of a stream, as `datasets` writes it, or of a file with random access, as Polars does."""
-    magic = source.read(len(_ARROW_FILE))
-    source.seek(0)
-    if magic != _ARROW_FILE:
-        stream = pa.ipc.open_stream(source)
-        return stream.schema, iter(stream)
-    file = pa.ipc.open_file(source)
-    return file.schema, map(file.get_batch, range(file.num_record_batches))
-
-
-def _arrow_schema(file: StorePath) -> pa.Schema:
-    if isinstance(file, Path):
-        with pa.memory_map(str(file)) as source:
-            return _open_arrow(source)[0]
-    with file.open("rb") as remote:
-        return _open_arrow(pa.PythonFile(remote))[0]
-
-
-def _wanted(schema: pa.Schema) -> list[str]:
-    """The columns to read. Columns that another tool has added are ignored."""
-    usual = {*CAPTION_NAMES, *(name for names in SPELLINGS.values() for name in names)}
-    usual |= {"original_width", "original_height", "status", "error_message"}
-    return [name for name in schema.names if column_key(name) in usual or name == picture_column(schema)]
-
-
-def _table_rows(batches: Iterable[pa.RecordBatch], schema: pa.Schema, name: str) -> Iterator[ForeignRow]:
-    pictures, number = picture_column(schema), 0
-    for batch in batches:
-        columns = {column_key(column): _values(batch[column]) for column in batch.schema.names if column != pictures}
-        encoded = [None] * batch.num_rows if pictures is None else as_bytes(batch[pictures]).to_pylist()
-        for row in range(batch.num_rows):
-            fields = {column: values[row] for column, values in columns.items()}
-            yield ForeignRow(origin=f"{name}#{number}", picture=encoded[row], fields=fields)
-            number += 1
-
-
-def _values(column: pa.Array) -> list[Any]:
-    return (as_text(column) if can_be_text(column.type) else plain(column)).to_pylist()
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _lacks(file: StorePath, missing: Sequence[str], names: Sequence[str], columns: Columns) -> str:
+    """What a file lacks, the columns that it has, and what to do."""
+    text = f"{printable_name(str(file))} lacks {' and '.join(missing)}; its columns are {', '.join(names)}"
+    if {column_key(name) for name in names} & set(SPELLINGS["url"]) and missing[0].startswith("a picture's"):
+        return f"{text}: pictures behind URLs are downloaded with --set ingest.metadata=... instead."
+    wrong = [part for part in ("picture", "caption") if any(part in one.split("(")[0] for one in missing)]
+    return f"{text}: name the right one with {' and '.join(f'--set filter.{part}_column=...' for part in wrong)}."

@@ -35,6 +35,8 @@ from stages.filter.adoption import adopt
 from stages.filter.config import FilterConfig
 from stages.filter.copying import Outcome, copy_group, join_outcomes
 from stages.filter.duplicates import COLOUR_BYTES, Signatures, find_duplicates
+from stages.filter.foreign_rows import Columns
+from stages.filter.hub_datasets import hub_dataset, is_hub_id
 from stages.filter.rules import COMPUTABLE, SETTING_OF, computed_scores
 from stages.filter.score_columns import missing_columns, needed_columns
 from stages.filter.scoring import MICRO, compute_scores
@@ -111,9 +113,11 @@ def _source(context: StageContext) -> tuple[StorePath, Counter[str]]:
     source = context.config.filter.pictures_folder
     if source is None:
         return context.inputs["ingest"] / "samples", Counter()
-    adopted = absolute(context.scratch) / "adopted"
+    adopted, settings = absolute(context.scratch) / "adopted", context.config.filter
     try:
-        adopt(store_path(source), adopted, context.report)
+        folder = hub_dataset(source) if is_hub_id(source) else store_path(source)
+        columns = Columns(picture=settings.picture_column, caption=settings.caption_column)
+        adopt(folder, adopted, context.report, columns)
     except StorageError as error:
         raise StageError(f"filter.pictures_folder: {error}") from error
     reasons = read_each(_reasons_in, dataset_files(adopted / "rejected"), adopted)

@@ -26,6 +26,8 @@ _ROWS_AT_ONCE = 65_536
 #: Types of our columns that are not scores.
 _TYPES = {"url": pa.string(), "caption": pa.string(), "language": pa.string(), "width": pa.float64()}
 _TYPES["height"] = pa.float64()
+#: Names of columns that hold pictures.
+_PICTURES = ("image", "jpg", "jpeg", "png", "webp", "picture", "img")
 #: How tools write in text columns that a number is missing, in lower case.
 _NO_NUMBER = pa.array(["", "nan", "null", "none", "na", "n/a", "\\n"], pa.large_string())
 
@@ -58,7 +60,10 @@ def metadata_files(source: str | StorePath) -> MetadataFiles:
     except (OSError, ImportError, ValueError) as error:
         raise StageError(f"ingest.metadata: {source} cannot be listed ({' '.join(str(error).split())}).") from error
     if not files:
-        raise StageError(f"ingest.metadata: the folder {source} holds no *.parquet file.")
+        raise StageError(
+            f"ingest.metadata: the folder {source} holds no *.parquet file; docs/datasets.md says how to convert a "
+            "table of another format."
+        )
     return MetadataFiles(system=system, paths=files)
 
 
@@ -140,7 +145,7 @@ def _opened(system: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
 
 def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> Iterator[pa.Table]:
     with _opened(system, path) as file:
-        columns = _columns(path, file.schema_arrow.names, settings)
+        columns = _columns(path, file.schema_arrow, settings)
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(columns.values())):
             read = {ours: _cast(batch[theirs], ours, path, theirs) for ours, theirs in columns.items()}
             for ours in SPELLINGS:
@@ -148,8 +153,9 @@ def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> It
             yield pa.table(read)
 
 
-def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, str]:
+def _columns(path: str, schema: pa.Schema, settings: IngestConfig) -> dict[str, str]:
     """Our column names and the names that the file has for them, without the columns that it lacks."""
+    names = schema.names
     lower = {column_key(name): name for name in reversed(names)}
     found = {ours: lower[name] for ours, usual in SPELLINGS.items() for name in reversed(usual) if name in lower}
     for ours in ("url", "caption"):
@@ -160,9 +166,17 @@ def _columns(path: str, names: list[str], settings: IngestConfig) -> dict[str, s
             lacking = f"the column {given!r}" if given else f"a column {' or '.join(SPELLINGS[ours])}"
             raise StageError(
                 f"ingest.metadata: {printable_name(path)} lacks {lacking}; its columns are {', '.join(names)}: "
-                f"name the right one with --set ingest.{ours}_column=..."
+                f"{_remedy(schema, ours)}"
             )
     return found
+
+
+def _remedy(schema: pa.Schema, lacking: str) -> str:
+    """What to do about a missing column."""
+    inside = [field.name for field in schema if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)]
+    if lacking == "url" and any(column_key(name) in _PICTURES for name in inside):
+        return "its pictures are inside, and are read with --set filter.pictures_folder=... instead"
+    return f"name the right one with --set ingest.{lacking}_column=..."
 
 
 def _cast(column: pa.Array, ours: str, path: str, theirs: str) -> pa.Array:

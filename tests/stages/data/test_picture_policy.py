@@ -27,7 +27,7 @@ from stages.evaluate.grids import resize_square
 from stages.filter.adoption import adopt_row
 from stages.filter.candidate import Candidate
 from stages.filter.config import FilterConfig
-from stages.filter.layouts import ForeignRow
+from stages.filter.foreign_rows import ForeignRow
 from stages.filter.rules import active_rules, rejection
 from stages.ingest.config import IngestConfig
 from stages.ingest.resizer import CheckedResizer, Resized, decodable

@@ -22,7 +22,9 @@ from stages.data.datasets import read_dataset
 from stages.data.schemas import REJECTED, SAMPLES, content_id
 from stages.filter import stage as filter_stage
 from stages.filter.adoption import adopt_file
-from stages.filter.layouts import CAPTION_NAMES, find_layout, read_tar
+from stages.filter.foreign_rows import CAPTION_NAMES
+from stages.filter.layouts import find_layout
+from stages.filter.tar_files import read_tar
 from stages.storage import name_below
 from tests.support.contexts import make_context
 from tests.support.hostile_web import bodies
@@ -207,10 +209,12 @@ def test_an_unsuitable_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"there is no folder .*/missing"):
         find_layout(tmp_path / "missing")
     (tmp_path / "picture.jpg").write_bytes(GOOD)
-    with pytest.raises(StageError, match=r"neither a folder that img2dataset wrote .*: it holds no \*.tar"):
+    with pytest.raises(StageError, match=r"no captioned pictures .*: no \*.tar.* it holds 1 \.jpg"):
         find_layout(tmp_path)
     pq.write_table(pa.table({"URL": ["http://h/1"], "TEXT": ["a cup"]}), tmp_path / "urls.parquet")
-    with pytest.raises(StageError, match=r"lacks a picture's bytes \(.*\); its columns are URL, TEXT\.") as caught:
+    with pytest.raises(
+        StageError, match=r"lacks a picture's bytes \(.*\); its columns are URL, TEXT: .*ingest"
+    ) as caught:
         find_layout(tmp_path)
     assert "\n" not in str(caught.value)
     two = {"text": ["a cup"], "before": [b"1"], "after": [b"2"]}
