@@ -103,6 +103,7 @@ class RealCustomPipeline:
         tiles: int = 2,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        on_part: Callable[[str], None] = lambda part: None,
     ) -> "RealCustomPipeline":
         """Load all parts from folders or hub ids.
 
@@ -115,13 +116,17 @@ class RealCustomPipeline:
             tiles: of the high-resolution reference, along a side.
             dtype: of the weights.
             device: of the weights.
+            on_part: called with the name of each part before it is loaded.
         """
+        on_part("backbone")
         base = load_backbone(backbone, dtype, device)
         if adapter is None:
             return cls(base)
+        on_part("image encoders")
         encoders = ImageEncoders.from_pretrained(
             image_encoders, backbone, shallow_layers, reference_size, tiles, dtype, device
         )
+        on_part("adapter")
         return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
 
     def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:

@@ -87,6 +87,7 @@ def generate(arguments: argparse.Namespace) -> None:
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
     from pipelines.cli.painting_model import model_of_run, shipped_model
+    from pipelines.cli.painting_progress import painting_progress
 
     request = Request(
         subjects=arguments.subject,
@@ -95,9 +96,10 @@ def generate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         steps=arguments.steps,
     )
-    with store.writable():
+    with store.writable(), painting_progress() as progress:
+        progress.show("verifying the weights")
         model = shipped_model(store) if shipped else model_of_run(config, store)
-        made = generate_picture(model, config, request, arguments.out or store.local_folder / "generated")
+        made = generate_picture(model, config, request, arguments.out or store.local_folder / "generated", progress)
     # Not among the paths, which other programs read.
     if made.cut_off:
         print(f"warning: the text encoder does not read the end of the prompt: {made.cut_off!r}", file=sys.stderr)
