@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 import pipeline
-from pipelines.cli import painting_progress as module
 from pipelines.cli.painting_progress import painting_progress
 from pipelines.store.store import Output
 
@@ -18,7 +17,7 @@ def test_lines_go_to_standard_error_from_time_to_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 1000, 4))  # seconds
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("pipelines.cli.painting_progress.time.monotonic", lambda: float(next(clock)))
     with painting_progress(Console(file=io.StringIO())) as progress:
         progress.show("loading the backbone")
         for step in range(1, 8):
