@@ -1,11 +1,8 @@
-"""The device on which pictures are painted where nobody names one."""
-
-from __future__ import annotations
+"""The device that a process computes on when nothing else says which."""
 
 import torch
 
 
-def painting_device() -> str:
-    """The accelerator that PyTorch finds on this machine, "cuda" or Apple's "mps"; else "cpu"."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if found is None else found.type
+def fastest_device() -> torch.device:
+    """The accelerator that this process sees (an NVIDIA or AMD GPU, Apple's, ...), else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

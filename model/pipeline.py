@@ -106,6 +106,7 @@ class RealCustomPipeline:
         tiles: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        on_part: Callable[[str], None] = lambda part: None,
     ) -> "RealCustomPipeline":
         """Load all parts from folders or hub ids.
 
@@ -118,14 +119,19 @@ class RealCustomPipeline:
             tiles: of the high-resolution reference, along a side.
             dtype: of the weights.
             device: of the weights.
+            on_part: called with the name of each part before it is loaded.
         """
         if adapter is None:
+            on_part("backbone")
             return cls(load_backbone(backbone, dtype, device))
         method, config = read_method(adapter)
         given = {"shallow_layers": shallow_layers, "reference_size": reference_size, "tiles": tiles}
         options = method.loading_options(config, backbone, image_encoders, given)
+        on_part("backbone")
         base = load_backbone(backbone, dtype, device)
+        on_part("image encoders")
         encoders = ImageEncoders.from_pretrained(image_encoders, backbone, dtype=dtype, device=device, **options)
+        on_part("adapter")
         return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
 
     @property

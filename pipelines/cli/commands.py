@@ -98,6 +98,7 @@ def generate(arguments: argparse.Namespace) -> None:
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
     from pipelines.cli.painting_model import model_of_adapter, model_of_run, shipped_model
+    from pipelines.cli.painting_progress import painting_progress
 
     request = Request(
         subjects=arguments.subject,
@@ -107,12 +108,13 @@ def generate(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         settings=chosen_values(arguments.settings, "inference"),
     )
-    with store.writable():
+    with store.writable(), painting_progress() as progress:
+        progress.show("verifying the weights")
         if arguments.adapter is not None:
             model = model_of_adapter(config, arguments.adapter)
         else:
             model = shipped_model(store) if shipped else model_of_run(config, store)
-        made = generate_picture(model, config, request, arguments.out or store.local_folder / "generated")
+        made = generate_picture(model, config, request, arguments.out or store.local_folder / "generated", progress)
     # Not among the paths, which other programs read.
     if made.cut_off:
         print(f"warning: the text encoder does not read the end of the prompt: {made.cut_off!r}", file=sys.stderr)

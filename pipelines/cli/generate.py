@@ -14,15 +14,18 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from model.devices import painting_device
+from model.devices import fastest_device
 from model.errors import ModelError
 from model.files import printable_name
+from model.guidance.settings import InferenceSettings
 from model.pictures.decoding import open_picture
 from model.pictures.provenance import Provenance, SubjectProvenance, png_with_provenance
 from model.pictures.tensors import mask_picture
 from model.pipeline import RealCustomOutput, RealCustomPipeline
 from pipelines.cli.painting_model import PaintingModel
+from pipelines.cli.painting_progress import PaintingProgress
 from pipelines.errors import PipelineError
 from stages.config import Config
 
@@ -63,7 +66,9 @@ _MAX_TITLE_CHARACTERS = 80
 _MAX_TITLE_BYTES = 160  # file systems allow names of 255 bytes
 
 
-def generate_picture(model: PaintingModel, config: Config, request: Request, folder: Path) -> Generated:
+def generate_picture(
+    model: PaintingModel, config: Config, request: Request, folder: Path, progress: PaintingProgress
+) -> Generated:
     """Paint the request, and write the files into `folder`.
 
     Raises:
@@ -79,13 +84,14 @@ def generate_picture(model: PaintingModel, config: Config, request: Request, fol
             model.backbone,
             model.adapter,
             dtype=getattr(torch, config.backbone.dtype),
-            device=painting_device(),
+            device=fastest_device(),
+            on_part=lambda part: progress.show(f"loading the {part}"),
             **model.loading,
         )
         words = list(request.words) * (len(subjects) if len(request.words) == 1 else 1)
         settings = pipeline.settings_over(config.inference, request.settings)
         settings = settings if request.steps is None else settings.with_steps(request.steps)
-        painted = pipeline([request.prompt] * len(subjects), subjects, words, settings=settings, seeds=request.seed)
+        painted = _paint(pipeline, request, subjects, words, settings, progress)
     except ModelError as error:
         raise PipelineError(str(error)) from error
     made = [
@@ -101,6 +107,31 @@ def generate_picture(model: PaintingModel, config: Config, request: Request, fol
     ]
     with _folder_errors(folder):
         return Generated(files=_write(painted, made, folder), cut_off=painted.cut_off[0])
+
+
+def _paint(
+    pipeline: RealCustomPipeline,
+    request: Request,
+    subjects: Sequence[Image.Image],
+    words: Sequence[str],
+    settings: InferenceSettings,
+    progress: PaintingProgress,
+) -> RealCustomOutput:
+    """A picture of each subject, all at once."""
+
+    def show_step(_: RealCustomPipeline, step: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        progress.show("painting, steps", step + 1, settings.steps)
+        return {}
+
+    progress.show("encoding the prompt and the subjects")
+    return pipeline(
+        [request.prompt] * len(subjects),
+        subjects,
+        words,
+        settings=settings,
+        seeds=request.seed,
+        callback_on_step_end=show_step,
+    )
 
 
 def _read(path: Path) -> bytes:

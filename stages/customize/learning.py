@@ -109,13 +109,16 @@ def _score(
         checkpoints={step: str(folder) for step, folder in folders.items()},
     )
     steps = context.config.customize.steps
+    scored: Scored | None = None
     for result in results_of(score_concept, job, context.config):
         if isinstance(result, Scored):
-            break
-        context.report.progress(steps, steps, f"{NAME}: {result}")
+            scored = result
+        else:
+            context.report.progress(steps, steps, f"{NAME}: {result}")
+    assert scored is not None
     own = re.sub(r"[^\w.-]", "-", subject.name)
-    _report(result, NAME if len(task.subjects) == 1 else f"{NAME}/{own}", context)
-    return result
+    _report(scored, NAME if len(task.subjects) == 1 else f"{NAME}/{own}", context)
+    return scored
 
 
 def _report(scored: Scored, key: str, context: StageContext) -> None:

@@ -27,7 +27,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.checksums import verify_checksums
-from model.devices import painting_device
+from model.devices import fastest_device
 from model.errors import GenerationError
 from model.guidance.settings import InferenceSettings
 from model.painting.painter import RequestPainter
@@ -85,7 +85,7 @@ class RealwordModel(PythonModel):
             backbone,
             context.artifacts["adapter"],
             dtype=getattr(torch, settings["dtype"]),
-            device=painting_device(),
+            device=fastest_device(),
             **{**loading, "image_encoders": encoders},
         )
         self.painter = RequestPainter(

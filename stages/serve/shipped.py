@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from model.devices import painting_device
+from model.devices import fastest_device
 from model.errors import ModelError
 from model.guidance.settings import InferenceSettings
 from model.micro_sd.shipped_adapter import ShippedModel, find_shipped_model
@@ -40,7 +40,7 @@ def shipped_model_of(config: Config) -> Callable[[], ServedModel]:
 
 
 def _load(shipped: ShippedModel, settings: InferenceSettings, dtype: str) -> RequestPainter:
-    pipeline = shipped.load(getattr(torch, dtype), painting_device())
+    pipeline = shipped.load(getattr(torch, dtype), fastest_device())
     return RequestPainter(
         pipeline=pipeline, settings=settings, title=shipped.title, adapter=shipped.fingerprint, clip=shipped.load_clip
     )
