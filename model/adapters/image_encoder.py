@@ -41,13 +41,12 @@ class ReferenceFeatures:
     shallow: Tensor  # (B, L * n, c), levels one after the other
     high: Tensor  # (B, T * n, c), deep features of the high-resolution tiles, row by row
 
-    def where(self, keep: Tensor, other: "ReferenceFeatures") -> "ReferenceFeatures":
-        """Rows of these features where `keep` (B,) is true, rows of `other` elsewhere (condition dropping)."""
-        keep = keep[:, None, None]
+    def with_rows(self, where: Tensor, rows: "ReferenceFeatures") -> "ReferenceFeatures":
+        """These features with others, one row for each true value of `where` (B,), in those places."""
         return ReferenceFeatures(
-            torch.where(keep, self.deep, other.deep),
-            torch.where(keep, self.shallow, other.shallow),
-            torch.where(keep, self.high, other.high),
+            _with_rows(self.deep, where, rows.deep),
+            _with_rows(self.shallow, where, rows.shallow),
+            _with_rows(self.high, where, rows.high),
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ReferenceFeatures":
@@ -99,8 +98,10 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, pictures: Tensor, *, shallow: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Pictures (B, 3, S, S) in [0, 1] -> last hidden states (B, n, c), shallow levels each (B, n, c).
+
+        Without `shallow` there are no levels, and no states of the other blocks are kept.
 
         The last hidden states are transformers': before the encoder's final norm for CLIP, after it for SigLIP and
         DINOv2. Class and register tokens are dropped.
@@ -109,9 +110,10 @@ class VisionTower(nn.Module):
         options: dict[str, Any] = {}
         if self._interpolates and pictures.shape[-1] != self.native_size:
             options["interpolate_pos_encoding"] = True
-        output = self.model(pixel_values=normalized, output_hidden_states=True, **options)
+        output = self.model(pixel_values=normalized, output_hidden_states=shallow, **options)
         patches = (pictures.shape[-2] // self.patch_size) * (pictures.shape[-1] // self.patch_size)
-        states = [output.hidden_states[layer + 1][:, -patches:] for layer in self.shallow_layers]
+        levels = self.shallow_layers if shallow else ()
+        states = [output.hidden_states[layer + 1][:, -patches:] for layer in levels]
         return output.last_hidden_state[:, -patches:], states
 
 
@@ -199,13 +201,23 @@ class ImageEncoders(nn.Module):
         views = high.view(batch, 3, tiles, size, tiles, size)
         views = views.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         deep, levels = self._encode(low)
-        tiled, _ = self._encode(views)
+        tiled = self._deep(views)
         return ReferenceFeatures(deep, torch.cat(levels, dim=1), tiled.reshape(batch, -1, self.width))
+
+    def features_or_black(self, pictures: Tensor, keep: Tensor) -> ReferenceFeatures:
+        """`features` where `keep` (B,) is true, `black` elsewhere: dropped pictures are not encoded."""
+        black = self.black(len(keep))
+        return black.with_rows(keep, self.features(pictures[keep])) if keep.any() else black
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> Tensor:
         """RealCustom's image tokens f_ci (B, n, c): the deep features alone; `pictures` as for `features`."""
-        return self._encode(_resize(pictures, self.reference_size))[0]
+        return self._deep(_resize(pictures, self.reference_size))
+
+    def tokens_or_black(self, pictures: Tensor, keep: Tensor) -> Tensor:
+        """`tokens` where `keep` (B,) is true, those of a black picture elsewhere."""
+        black = self.black(len(keep)).deep
+        return _with_rows(black, keep, self.tokens(pictures[keep])) if keep.any() else black
 
     @apply_forward_hook
     def encode(self, pictures: Sequence[Image.Image]) -> ReferenceFeatures:
@@ -246,10 +258,17 @@ class ImageEncoders(nn.Module):
         size = large if min(picture.size) >= large else self.reference_size
         return to_tensor(square_crop(picture.convert("RGB"), 0.5, 0.5, size)).to(self.device)
 
+    def _deep(self, views: Tensor) -> Tensor:
+        return torch.cat([tower(views, shallow=False)[0] for tower in self.towers], dim=-1)
+
     def _encode(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         outputs = [tower(views) for tower in self.towers]
         deep = torch.cat([deep for deep, _ in outputs], dim=-1)
         return deep, [torch.cat(level, dim=-1) for level in zip(*(levels for _, levels in outputs), strict=True)]
+
+
+def _with_rows(tensor: Tensor, where: Tensor, rows: Tensor) -> Tensor:
+    return tensor.to(rows.dtype).index_put((where,), rows)
 
 
 def _resize(pictures: Tensor, size: int) -> Tensor:

@@ -69,8 +69,7 @@ class RealCustomPlusPlus(Method[RealCustomPlusAdapter]):
     ) -> VisualCondition:
         """The condition of the references, or of a black picture where it is dropped (Sec. III-C)."""
         keep = batch["keep_image"]
-        features = encoders.features(batch["reference"]).where(keep, encoders.black(len(keep)))
-        condition: VisualCondition = adapter(features)
+        condition: VisualCondition = adapter(encoders.features_or_black(batch["reference"], keep))
         return condition.repeat_interleave(len(noisy) // len(keep))
 
     def generation_branch(
