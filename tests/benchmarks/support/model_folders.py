@@ -15,33 +15,17 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from model.adapters.released_weights import SDXL_UNET
-from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS
+from tests.benchmarks.support.random_models import CLIP_G, CLIP_L, SD15_UNET, TEXT_TOKENS, VAE
 
 VOCABULARY = 49408
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-_CLIP_L: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "quick_gelu",
-    "projection_dim": 768,
-}
-_CLIP_G: dict[str, Any] = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-}
 
 
 def write_sd15(folder: Path) -> None:
     """Write Stable Diffusion 1.5 in fp32."""
     _write_unet(folder, SD15_UNET, torch.float32)
     _write_vae(folder, torch.float32, scaling_factor=0.18215)
-    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L, torch.float32)
+    _write_text_encoder(folder, "", CLIPTextModel, CLIP_L, torch.float32)
     _write_scheduler(folder, "StableDiffusionPipeline")
 
 
@@ -49,8 +33,8 @@ def write_sdxl(folder: Path) -> None:
     """Write Stable Diffusion XL in bf16."""
     _write_unet(folder, {**SDXL_UNET, "sample_size": 128}, torch.bfloat16)
     _write_vae(folder, torch.bfloat16, scaling_factor=0.13025)
-    _write_text_encoder(folder, "", CLIPTextModel, _CLIP_L, torch.bfloat16)
-    _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, _CLIP_G, torch.bfloat16)
+    _write_text_encoder(folder, "", CLIPTextModel, CLIP_L, torch.bfloat16)
+    _write_text_encoder(folder, "_2", CLIPTextModelWithProjection, CLIP_G, torch.bfloat16)
     _write_scheduler(folder, "StableDiffusionXLPipeline")
 
 
@@ -62,13 +46,7 @@ def _write_unet(folder: Path, shape: dict[str, Any], dtype: torch.dtype) -> None
 
 def _write_vae(folder: Path, dtype: torch.dtype, **config: Any) -> None:
     with torch.device("meta"):
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            **config,
-        )
+        vae = AutoencoderKL(**VAE, **config)
     _randomize(vae, dtype).save_pretrained(folder / "vae")
 
 
