@@ -7,7 +7,7 @@ encoders' features together.
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,26 +188,32 @@ class ImageEncoders(nn.Module):
         return cls(towers, reference_size, tiles).to(device)
 
     @torch.no_grad()
-    def features(self, pictures: Tensor) -> ReferenceFeatures:
+    def features(self, pictures: Tensor, *, tiled: bool = True) -> ReferenceFeatures:
         """Features of square references.
 
         Args:
             pictures: (B, 3, S, S) in [0, 1], S at least `reference_size`. The tiles have full detail at
                 S = tiles * reference_size (768 in the paper); a smaller reference is enlarged for them.
+            tiled: whether to encode the tiles; without them `high` is (B, 0, c).
         """
         low = _resize(pictures, self.reference_size)
+        deep, levels = self._encode(low)
+        shallow = torch.cat(levels, dim=1)
+        return ReferenceFeatures(deep, shallow, self._high(pictures) if tiled else deep[:, :0])
+
+    def _high(self, pictures: Tensor) -> Tensor:
         high = _resize(pictures, self.reference_size * self.tiles)
         batch, size, tiles = len(pictures), self.reference_size, self.tiles
         views = high.view(batch, 3, tiles, size, tiles, size)
         views = views.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-        deep, levels = self._encode(low)
-        tiled = self._deep(views)
-        return ReferenceFeatures(deep, torch.cat(levels, dim=1), tiled.reshape(batch, -1, self.width))
+        return self._deep(views).reshape(batch, -1, self.width)
 
-    def features_or_black(self, pictures: Tensor, keep: Tensor) -> ReferenceFeatures:
+    def features_or_black(self, pictures: Tensor, keep: Tensor, *, tiled: bool = True) -> ReferenceFeatures:
         """`features` where `keep` (B,) is true, `black` elsewhere: dropped pictures are not encoded."""
         black = self.black(len(keep))
-        return black.with_rows(keep, self.features(pictures[keep])) if keep.any() else black
+        if not tiled:
+            black = replace(black, high=black.high[:, :0])
+        return black.with_rows(keep, self.features(pictures[keep], tiled=tiled)) if keep.any() else black
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> Tensor:

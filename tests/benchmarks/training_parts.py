@@ -10,8 +10,8 @@ The models have the sizes of the public ones and random weights: UNet, VAE and t
 SO400M/14 and DINOv2 ViT-L/14 with registers. Each row runs in a process of its own. Its parts are the VAE and the text
 encoders (not with cached latents), the image encoders with the projector, the UNet's forward pass, the backward pass,
 and AdamW; the numbers are those of the last step. On a CPU, memory is what the process holds (RSS), which includes what
-the allocator keeps from earlier parts. "bare" is a loop of plain PyTorch: autocast casts the fp32 weights in every pass.
-The other rows are steps of the trainer's engine (DeepSpeed), whose frozen models are halved for bf16.
+the allocator keeps from earlier parts. "bare" is a loop of plain PyTorch, whose autocast casts fp32 weights in every
+pass. The other rows are steps of the trainer's engine (DeepSpeed), whose frozen models are halved for bf16.
 """
 
 from __future__ import annotations

@@ -325,6 +325,21 @@ def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_
     assert (config["cross_layer"], config["cross_scale"]) == ("add", "concat")
 
 
+def test_a_projector_without_tiles_has_none_encoded(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(sd_folder, cross_scale=None, drop_text=0.0, drop_image=0.5, drop_both=0.0)
+    module, batch = task.module(), task.batch(1, 0, 1)
+    with torch.no_grad():
+        randomize_values(module)
+        loss = module(batch)["loss"]
+        encoders, keep = task.load().encoders, batch["keep_image"]
+        whole = encoders.features_or_black(batch["reference"], keep)
+        monkeypatch.setattr(encoders, "features_or_black", lambda *_, **__: whole)
+        torch.testing.assert_close(module(batch)["loss"], loss)
+    monkeypatch.undo()
+    monkeypatch.setattr(encoders, "_high", None)
+    assert encoders.features_or_black(batch["reference"], keep, tiled=False).high.shape == (BATCH, 0, encoders.width)
+
+
 @pytest.mark.parametrize("score_fusion", ["scheduled", "textual", None])
 def test_an_ablation_of_the_scores_is_trained_and_saved(
     score_fusion: ScoreFusion | None, sd_folder: Path, tmp_path: Path
