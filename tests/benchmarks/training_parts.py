@@ -166,8 +166,13 @@ def _with_full_encoders(backbone: Backbone) -> Backbone:
     vae = AutoencoderKL(**VAE)
     for module in (vae, *texts):
         module.eval().requires_grad_(False)
-    tokenizers, family = backbone.tokenizers * len(texts), "sdxl" if is_xl else "sd"
-    return dataclasses.replace(backbone, vae=vae, text_encoders=texts, tokenizers=tokenizers, family=family)
+    return dataclasses.replace(
+        backbone,
+        vae=vae,
+        text_encoders=texts,
+        tokenizers=backbone.tokenizers * len(texts),
+        family="sdxl" if is_xl else "sd",
+    )
 
 
 def encode(module: AdapterModule, row: Row, pictures: Tensor) -> dict[str, Tensor]:
