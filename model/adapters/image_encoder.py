@@ -6,7 +6,7 @@ encoders' features together.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,12 @@ class ReferenceFeatures:
     shallow: Tensor  # (B, L * n, c), levels one after the other
     high: Tensor  # (B, T * n, c), deep features of the high-resolution tiles, row by row
 
-    def where(self, keep: Tensor, other: "ReferenceFeatures") -> "ReferenceFeatures":
-        """Rows of these features where `keep` (B,) is true, rows of `other` elsewhere (condition dropping)."""
-        keep = keep[:, None, None]
+    def with_rows(self, where: Tensor, rows: "ReferenceFeatures") -> "ReferenceFeatures":
+        """These features with others, one row for each true value of `where` (B,), in those places."""
         return ReferenceFeatures(
-            torch.where(keep, self.deep, other.deep),
-            torch.where(keep, self.shallow, other.shallow),
-            torch.where(keep, self.high, other.high),
+            _with_rows(self.deep, where, rows.deep),
+            _with_rows(self.shallow, where, rows.shallow),
+            _with_rows(self.high, where, rows.high),
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ReferenceFeatures":
@@ -98,8 +97,10 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, pictures: Tensor, *, shallow: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Pictures (B, 3, S, S) in [0, 1] -> deep features (B, n, c), shallow levels each (B, n, c).
+
+        Without `shallow` there are no levels, and no states of the other blocks are kept.
 
         The last hidden states are transformers': before the encoder's final norm for CLIP, after it for SigLIP and
         DINOv2. Class and register tokens are dropped.
@@ -108,9 +109,11 @@ class VisionTower(nn.Module):
         options: dict[str, Any] = {}
         if self._interpolates and pictures.shape[-1] != self.native_size:
             options["interpolate_pos_encoding"] = True
-        output = self.model(pixel_values=normalized, output_hidden_states=True, **options)
+        states_needed = shallow or self.deep_layer is not None
+        output = self.model(pixel_values=normalized, output_hidden_states=states_needed, **options)
         patches = (pictures.shape[-2] // self.patch_size) * (pictures.shape[-1] // self.patch_size)
-        states = [output.hidden_states[layer + 1][:, -patches:] for layer in self.shallow_layers]
+        levels = self.shallow_layers if shallow else ()
+        states = [output.hidden_states[layer + 1][:, -patches:] for layer in levels]
         deep = output.last_hidden_state if self.deep_layer is None else output.hidden_states[self.deep_layer + 1]
         return deep[:, -patches:], states
 
@@ -186,26 +189,42 @@ class ImageEncoders(nn.Module):
         return cls(towers, reference_size, tiles).to(device)
 
     @torch.no_grad()
-    def features(self, pictures: Tensor) -> ReferenceFeatures:
+    def features(self, pictures: Tensor, *, tiled: bool = True) -> ReferenceFeatures:
         """Features of square references.
 
         Args:
             pictures: (B, 3, S, S) in [0, 1], S at least `reference_size`. The tiles have full detail at
                 S = tiles * reference_size (768 in the paper); a smaller reference is enlarged for them.
+            tiled: whether to encode the tiles; without them `high` is (B, 0, c).
         """
         low = _resize(pictures, self.reference_size)
+        deep, levels = self._encode(low)
+        shallow = torch.cat(levels, dim=1)
+        return ReferenceFeatures(deep, shallow, self._high(pictures) if tiled else deep[:, :0])
+
+    def _high(self, pictures: Tensor) -> Tensor:
         high = _resize(pictures, self.reference_size * self.tiles)
         batch, size, tiles = len(pictures), self.reference_size, self.tiles
         views = high.view(batch, 3, tiles, size, tiles, size)
         views = views.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-        deep, levels = self._encode(low)
-        tiled, _ = self._encode(views)
-        return ReferenceFeatures(deep, torch.cat(levels, dim=1), tiled.reshape(batch, -1, self.width))
+        return self._deep(views).reshape(batch, -1, self.width)
+
+    def features_or_black(self, pictures: Tensor, keep: Tensor, *, tiled: bool = True) -> ReferenceFeatures:
+        """`features` where `keep` (B,) is true, `black` elsewhere: dropped pictures are not encoded."""
+        black = self.black(len(keep))
+        if not tiled:
+            black = replace(black, high=black.high[:, :0])
+        return black.with_rows(keep, self.features(pictures[keep], tiled=tiled)) if keep.any() else black
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> Tensor:
         """RealCustom's image tokens f_ci (B, n, c): the deep features alone; `pictures` as for `features`."""
-        return self._encode(_resize(pictures, self.reference_size))[0]
+        return self._deep(_resize(pictures, self.reference_size))
+
+    def tokens_or_black(self, pictures: Tensor, keep: Tensor) -> Tensor:
+        """`tokens` where `keep` (B,) is true, those of a black picture elsewhere."""
+        black = self.black(len(keep)).deep
+        return _with_rows(black, keep, self.tokens(pictures[keep])) if keep.any() else black
 
     @apply_forward_hook
     def encode(self, pictures: Sequence[Image.Image]) -> ReferenceFeatures:
@@ -246,10 +265,17 @@ class ImageEncoders(nn.Module):
         size = large if min(picture.size) >= large else self.reference_size
         return to_tensor(square_crop(picture.convert("RGB"), 0.5, 0.5, size)).to(self.device)
 
+    def _deep(self, views: Tensor) -> Tensor:
+        return torch.cat([tower(views, shallow=False)[0] for tower in self.towers], dim=-1)
+
     def _encode(self, views: Tensor) -> tuple[Tensor, list[Tensor]]:
         outputs = [tower(views) for tower in self.towers]
         deep = torch.cat([deep for deep, _ in outputs], dim=-1)
         return deep, [torch.cat(level, dim=-1) for level in zip(*(levels for _, levels in outputs), strict=True)]
+
+
+def _with_rows(tensor: Tensor, where: Tensor, rows: Tensor) -> Tensor:
+    return tensor.to(rows.dtype).index_put((where,), rows)
 
 
 def _resize(pictures: Tensor, size: int) -> Tensor:

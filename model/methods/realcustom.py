@@ -96,7 +96,7 @@ class RealCustom(Method[RealCustomAdapter]):
     ) -> VisualCondition:
         """The condition of the scored image tokens, or of those of a black picture where it is dropped (Sec. 3.2)."""
         keep = batch["keep_image"]
-        tokens = encoders.tokens(batch["reference"]).where(keep[:, None, None], encoders.black(len(keep)).deep)
+        tokens = encoders.tokens_or_black(batch["reference"], keep)
         tokens = tokens.repeat_interleave(len(noisy) // len(keep), dim=0)
         gamma_num = batch["gamma_num"].item()
         condition: VisualCondition = adapter(tokens, batch["hidden"], noisy, alpha_bar, gamma_num)

@@ -68,8 +68,8 @@ class RealCustomPlusPlus(Method[RealCustomPlusAdapter]):
     ) -> VisualCondition:
         """The condition of the references, or of a black picture where it is dropped (Sec. III-C)."""
         keep = batch["keep_image"]
-        features = encoders.features(batch["reference"]).where(keep, encoders.black(len(keep)))
-        condition: VisualCondition = adapter(features)
+        tiled = adapter.config["cross_scale"] is not None
+        condition: VisualCondition = adapter(encoders.features_or_black(batch["reference"], keep, tiled=tiled))
         return condition.repeat_interleave(len(noisy) // len(keep))
 
     def generation_branch(

@@ -12,6 +12,7 @@ from model.guidance.settings import InferenceSettings
 from model.pictures.decoding import load_picture
 from model.pipeline import RealCustomPipeline
 from model.training.adapter_loss import AdapterModule
+from model.training.precision import half_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def generate_previews(
         subjects: to generate pictures of.
         settings: of the pipeline.
         resolution: side of the pictures, pixels.
-        half: dtype of the weights of the UNet's linear and convolution layers (`halve_products`); None: fp32.
+        half: dtype of the frozen models' linear and convolution layers (`halve_products`); None: fp32.
 
     Raises:
         GenerationError: the pictures became NaN or infinite, or a subject or a setting does not fit.
@@ -54,7 +55,7 @@ def generate_previews(
     backbone, training = module.frozen.backbone, module.adapter.training
     pipeline = RealCustomPipeline(backbone, module.adapter, module.frozen.encoders)
     try:
-        with torch.autocast(backbone.device.type, half, enabled=half is not None):
+        with half_precision(backbone.device, half):
             return pipeline(
                 [subject.prompt for subject in subjects],
                 [load_picture(subject.reference) for subject in subjects],

@@ -36,7 +36,7 @@ from model.training.adapter_examples import ExamplePictures, PlanRow, share_of
 from model.training.adapter_loss import AdapterModule, FrozenModels
 from model.training.adapter_previews import PreviewSubject, generate_previews
 from model.training.encodings import encode_captions, encode_targets, target_key
-from model.training.precision import halve_products
+from model.training.precision import half_precision, halve_products
 from model.training.target_sizes import Phase, resolution_at
 from model.training.task import Prepared
 
@@ -78,8 +78,8 @@ class AdapterTask:
         score_fusion: Of RealCustom's adaptive scoring module; see `RealCustomAdapter`.
         min_snr_gamma: Of the loss weights; see `AdapterModule`.
         noises_per_example: M, timesteps and noises drawn for each example, which share the encoded reference.
-        half: Dtype of the weights of the UNet's linear and convolution layers, which autocast would otherwise cast in
-            every pass; None: unchanged.
+        half: Dtype of the weights of the linear and convolution layers of UNet, text and image encoders, which autocast
+            would otherwise cast in every pass, and of the encoding; None: unchanged.
         gradient_checkpointing: Whether the UNet's activations are computed again in the backward pass: less memory,
             more time, the same gradients.
         cache: Latents and text states of the plan; None: they are computed, and kept in memory up to a limit. With a
@@ -135,19 +135,19 @@ class AdapterTask:
         if self._frozen is None:
             backbone = self._load_backbone()
             encoders = ImageEncoders.from_pretrained(backbone_folder=self.backbone, device=self.device, **self.encoders)
+            if self.half is not None:
+                halve_products(encoders, self.half)
             self._frozen = FrozenModels(backbone, encoders)
         return self._frozen
 
     def _load_backbone(self) -> Backbone:
-        backbone = load_backbone(self.backbone, device=self.device)
+        if self.cache is not None:
+            self.cache.check(load_backbone(self.backbone, encoders_only=True))
+        backbone = load_backbone(self.backbone, device=self.device, half=self.half)
         for phase in self.phases:
             backbone.check_resolution(phase.resolution)
-        if self.cache is not None:
-            self.cache.check(backbone)
-            if not self.preview_subjects:
-                backbone.free_encoders()
-        if self.half is not None:
-            halve_products(backbone.unet, self.half)
+        if self.cache is not None and not self.preview_subjects:
+            backbone.free_encoders()
         if self.gradient_checkpointing:
             backbone.unet.enable_gradient_checkpointing()
         return backbone
@@ -247,7 +247,8 @@ class AdapterTask:
         backbone = self.load().backbone
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
-            return tuple(encode_captions(backbone, missing).values())
+            with half_precision(backbone.device, self.half):
+                return tuple(encode_captions(backbone, missing).values())
 
         names = ["hidden"] if backbone.family == "sd" else ["hidden", "text_embeds"]
         return dict(zip(names, self.load().texts.get(captions, encode), strict=True))
@@ -268,9 +269,14 @@ class AdapterTask:
 
         def encode(missing: list[str]) -> tuple[Tensor, ...]:
             targets = _unit_tensor(np.stack([pictures[key] for key in missing]))
-            return (encode_targets(frozen.backbone, targets),)
+            with half_precision(frozen.backbone.device, self._vae_half(frozen.backbone)):
+                return (encode_targets(frozen.backbone, targets),)
 
         return frozen.latents.get(keys, encode)[0]
+
+    def _vae_half(self, backbone: Backbone) -> torch.dtype | None:
+        """SDXL's VAE overflows in fp16."""
+        return None if self.half == torch.float16 and backbone.vae.config.force_upcast else self.half
 
 
 def _key(row: PlanRow, is_whole: bool) -> str:

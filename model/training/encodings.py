@@ -21,6 +21,9 @@ from model.backbone import Backbone
 from model.errors import ModelError
 from model.training.target_sizes import PictureSize
 
+#: Pixels in a pass of the VAE: 16 pictures of 512 x 512. Its activations take about a kilobyte each.
+_PIXELS = 16 * 512 * 512
+
 
 class EncodingCacheError(ModelError):
     """Cached encodings cannot be used."""
@@ -34,7 +37,8 @@ def encode_targets(backbone: Backbone, pictures: Tensor) -> Tensor:
     """
     for side in pictures.shape[2:]:
         backbone.check_resolution(side)
-    return backbone.encode_pictures(pictures * 2 - 1).float().cpu()
+    at_once = max(1, _PIXELS // pictures[0, 0].numel())
+    return torch.cat([backbone.encode_pictures(part * 2 - 1).float().cpu() for part in pictures.split(at_once)])
 
 
 def encode_captions(backbone: Backbone, captions: Sequence[str]) -> dict[str, Tensor]:

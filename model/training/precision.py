@@ -13,6 +13,11 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def half_precision(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to a dtype of `HALVES`; None: nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def halve_products(frozen: nn.Module, dtype: torch.dtype = torch.bfloat16) -> None:
     """Cast the weights of linear and convolution layers once, which autocast would otherwise do in every pass."""
     for layer in frozen.modules():

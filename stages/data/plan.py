@@ -30,9 +30,9 @@ _SOURCES = ("image_text", "multiview")
 
 def target_sizes(config: Config) -> TargetSizes:
     """The sizes of the targets of the plan that a configuration describes."""
-    plan = config.curriculum
-    phases = phases_of(plan.steps, config.backbone.resolution, plan.first_resolution, plan.first_share)
-    return TargetSizes(phases=phases, bucket_multiple=plan.bucket_multiple)
+    settings, resolution = config.curriculum, config.backbone.resolution
+    phases = phases_of(settings.steps, resolution, settings.first_resolution, settings.first_share)
+    return TargetSizes(phases=phases, bucket_multiple=settings.bucket_multiple)
 
 
 class PlanReader:

@@ -45,6 +45,13 @@ def learning_rate(step: int, steps: int, config: TrainerConfig) -> float:
     return config.learning_rate * warm_up * (config.final_share + (1 - config.final_share) * cosine)
 
 
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch on the device. A copy to a GPU runs beside other work only if it is from pinned memory."""
+    if device.type == "cuda":
+        batch = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in batch.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
 def micro_batches(batch: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
     """Cut a batch into `count` equal parts along its examples, the first dimension of its first tensor.
 

@@ -30,7 +30,7 @@ from stages.local_copies import forget_copy
 from stages.storage import is_remote, local_folder, remove, write_whole
 from stages.storage_errors import store_errors_as_stage_errors
 from stages.training.checkpoints import Checkpoint, CheckpointFolder, CheckpointWriter
-from stages.training.engine import Engine, LossScale, learning_rate, micro_batches
+from stages.training.engine import Engine, LossScale, learning_rate, micro_batches, on_device
 from stages.training.job import TrainingJob
 from stages.training.metrics import MetricsLogger
 from stages.training.record import open_record, watch
@@ -223,7 +223,7 @@ class _Worker:
         torch.manual_seed(seed_of(job.seed, step, self.rank))
         batch, waited = next(batches)
         samples = len(next(iter(batch.values())))
-        batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        batch = on_device(batch, self.device)
         scalars = self.engine.backward(micro_batches(batch, job.config.accumulation), progress.max_loss)
         rate = learning_rate(step, job.steps, job.config)
         norm = self.engine.step(rate)

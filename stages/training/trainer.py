@@ -26,6 +26,7 @@ from stages.training.job import TrainingJob
 from stages.training.loop import train
 from stages.training.metrics import BOOKKEEPING, progress_note
 from stages.training.record import STORE_SECONDS, RecordReader
+from stages.training.worker_environment import worker_environment
 
 #: The points (step, value) of each metric.
 Curves = dict[str, list[tuple[int, float]]]
@@ -111,7 +112,11 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_ro
                 num_workers=workers, use_gpu=config.use_gpu, label_selector=node_selector(gpus=config.use_gpu)
             ),
             torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
-            run_config=RunConfig(name=job.name, **_ray_storage(job.folder)),
+            run_config=RunConfig(
+                name=job.name,
+                worker_runtime_env=worker_environment(use_gpu=config.use_gpu),
+                **_ray_storage(job.folder),
+            ),
         )
         try:
             trainer.fit()

@@ -47,7 +47,7 @@ from stages.inference import loading_options
 from stages.shared_config import BackboneConfig
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.noise_pictures import jpeg, smooth_noise
-from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS, random_encoders, random_sd15
+from tests.benchmarks.support.random_models import CLIP_L, TEXT_TOKENS, VAE, random_encoders, random_sd15
 
 WAYS = ("stage", "memory", "nothing")
 _USES = 2.6
@@ -104,21 +104,7 @@ def load_models(name: str) -> tuple[Backbone, ImageEncoders]:
         options = loading_options(BackboneConfig())
         encoders = ImageEncoders.from_pretrained(backbone_folder=WEIGHTS_FOLDER, **options)
         return load_backbone(WEIGHTS_FOLDER), encoders
-    width = SD15_UNET["cross_attention_dim"]
-    text = CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=TEXT_TOKENS,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-    )
-    encoder = CLIPTextModel(text)
+    vae, encoder = AutoencoderKL(**VAE), CLIPTextModel(CLIPTextConfig(max_position_embeddings=TEXT_TOKENS, **CLIP_L))
     for module in (vae, encoder):
         module.eval().requires_grad_(False)
     backbone = random_sd15(_CPU, torch.float32)

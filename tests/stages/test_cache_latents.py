@@ -30,7 +30,7 @@ from stages.data.schemas import PLAN, SAMPLES
 from stages.storage import StorePath, parquet_source
 from stages.train_adapter.stage import adapter_task
 from stages.train_adapter.stage import run as train
-from tests.support.contexts import make_context
+from tests.support.contexts import make_context, on_disk
 from tests.support.random_backbone import write_random_backbone
 from tests.support.tiny_models import RESOLUTION, write_sdxl
 from tests.support.tiny_plan import BATCH, STEPS, encoded_picture, filled, plan_row, write_tiny_plan
@@ -154,6 +154,17 @@ def test_encoders_stay_in_memory_only_for_sample_pictures(
         assert backbone.device.type == "cpu"
 
 
+def test_a_training_in_half_precision_reads_what_whole_encoders_made(
+    inputs: Mapping[str, Path], cache: Path, tmp_path: Path
+) -> None:
+    """The cache is compared with the encoders' weights as they are stored, not as this training rounds them."""
+    task = make_task(tmp_path, {**inputs, "cache_latents": cache}, trainer={"precision": "bf16"}, sample_every=3)
+    assert task.half == torch.bfloat16
+    module = task.module()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(module(task.batch(0, 0, 1))["loss"])
+
+
 def test_half_precision_takes_half_the_room(inputs: Mapping[str, Path], cache: StorePath, tmp_path: Path) -> None:
     half = encode_here(make_context(tmp_path, inputs, cache_latents={"dtype": "float16", "batch_size": 3}))
     rows = plan_of(inputs)(0)
@@ -179,7 +190,26 @@ def tensors_of(folder: StorePath) -> list[bytes]:
     ]
 
 
-def test_sdxl_has_its_pooled_embedding_and_time_ids(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_targets_of_several_sizes_are_cached(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+    """Steps of squares and of buckets, of one picture too; a size is part of what a latent is found by."""
+    sizes = [(64, 64), (32, 64), (64, 96)]
+    plan = [
+        row(step, slot) | dict(zip(("height", "width"), sizes[step % 3], strict=True))
+        for step in range(STEPS)
+        for slot in range(BATCH)
+    ]
+    write_dataset(tmp_path / "curriculum" / "plan", filled(PLAN, plan), PLAN, order=("step", "slot"))
+    mixed = {**inputs, "curriculum": tmp_path / "curriculum"}
+    cache = on_disk(encode_here(make_context(tmp_path, mixed, cache_latents={"batch_size": 3})))
+    plain, cached = make_task(tmp_path, mixed), make_task(tmp_path, {**mixed, "cache_latents": cache})
+    for step in range(3):
+        height, width = sizes[step]
+        latents = cached.batch(step, 0, 1)["latents"]
+        assert latents.shape[2:] == (height // 4, width // 4)
+        torch.testing.assert_close(latents, plain.batch(step, 0, 1)["latents"], rtol=0, atol=1e-5)
+
+
+def test_sdxl_has_its_pooled_embedding_and_zeros_for_no_prompt(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     folder = write_sdxl(tmp_path / "sdxl")
     context = make_context(
         tmp_path,

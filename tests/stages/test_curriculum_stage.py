@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from model.training.curriculum import draw_step
-from model.training.target_sizes import Phase, TargetSizes
+from model.training.target_sizes import Phase, TargetSizes, aspect_buckets, nearest_buckets
 from stages.contract import StageError
 from stages.curriculum import stage as curriculum
 from stages.curriculum.config import CurriculumConfig
@@ -67,6 +69,52 @@ def test_rows_against_the_draws_one_by_one() -> None:
             assert (row["height"], row["width"]) == (64, 64)
             assert (row["original_height"], row["original_width"]) == original
             assert row["crop_ratio"] == pytest.approx(draws.crop_ratio[slot], abs=1e-6)
+
+
+SHAPES = [(64, 64), (64, 96), (96, 64), (64, 200), (48, 64), (90, 90), (1, 9)]  # height, width
+MIXED_SAMPLES = SAMPLE_ROWS.set_column(2, "height", pa.array([shape[0] for shape in SHAPES])).set_column(
+    3, "width", pa.array([shape[1] for shape in SHAPES])
+)
+BUCKETS = TargetSizes(phases=(Phase(0, 32), Phase(1200, 64)), bucket_multiple=8)
+
+
+def test_a_step_has_one_bucket_of_its_phase_and_every_picture_its_own() -> None:
+    recipe = recipe_of(CurriculumConfig(steps=2400, batch_size=3))
+    steps = range(1100, 1300)
+    rows = plan_steps(steps, MIXED_SAMPLES, PAIR_ROWS, recipe, BUCKETS, seed=4).to_pylist()
+    shapes = {f"s{n}": shape for n, shape in enumerate(SHAPES)} | {f"t{n}": (64, 80 + n) for n in range(3)}
+    seen = set()
+    for number, step in enumerate(steps):
+        of_step = rows[3 * number : 3 * number + 3]
+        buckets = aspect_buckets(32 if step < 1200 else 64, 8)
+        (size,) = {(row["height"], row["width"]) for row in of_step}
+        for row in of_step:
+            (nearest,) = nearest_buckets([shapes[row["target_id"]][0]], [shapes[row["target_id"]][1]], buckets)
+            assert buckets[nearest] == size
+            assert (row["target_crop_x"], row["target_crop_y"]) == (0.5, 0.5)
+        seen.add(size)
+    assert {(32, 32), (64, 64), (32, 128), (64, 64), (56, 72)} <= seen
+    alone = plan_steps([1201], MIXED_SAMPLES, PAIR_ROWS, recipe, BUCKETS, seed=4).to_pylist()
+    assert alone == rows[303:306]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_buckets_leave_every_example_as_likely(share: float) -> None:
+    """A sample with (1 - share) / 7, a pair with share / 3."""
+    recipe = recipe_of(CurriculumConfig(steps=2400, batch_size=4, multiview_probability=share))
+    plan = plan_steps(range(1200, 2400), MIXED_SAMPLES, PAIR_ROWS, recipe, BUCKETS, seed=0)
+    counts = Counter(plan["target_id"].to_pylist())
+    expected = {f"s{n}": (1 - share) / 7 for n in range(7)} | {f"t{n}": share / 3 for n in range(3)}
+    for name, likely in expected.items():
+        assert counts[name] / 4800 == pytest.approx(likely, abs=0.06)
+
+
+def test_a_pair_whose_frame_is_lost_is_named(tmp_path: Path) -> None:
+    folders = inputs(tmp_path)
+    frames = read_dataset(tmp_path / "multiview" / "frames", FRAMES)
+    write_dataset(tmp_path / "multiview" / "frames", frames.filter(pc.field("frame_id") != "t1"), FRAMES)
+    with pytest.raises(StageError, match=r"^frame t1 of a view pair is not in .*frames; run the stage multiview again"):
+        curriculum.map_examples(folders, tmp_path)
 
 
 def test_the_plan_of_realcustom() -> None:

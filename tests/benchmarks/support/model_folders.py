@@ -18,32 +18,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from model.adapters.released_weights import SDXL_UNET
-from tests.benchmarks.support.random_models import SD15_UNET, TEXT_TOKENS
+from tests.benchmarks.support.random_models import CLIP_G, CLIP_L, SD15_UNET, TEXT_TOKENS, VAE
 
 VOCABULARY = 49408
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-CLIP_L: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "quick_gelu",
-    "projection_dim": 768,
-}
-CLIP_G: dict[str, Any] = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-}
-VAE: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-}
 _SDXL_UNET = {**SDXL_UNET, "sample_size": 128}
 #: What narrow models have instead.
 NARROW_TEXT: dict[str, Any] = {

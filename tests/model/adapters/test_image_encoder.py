@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,11 +108,38 @@ def test_black_is_the_dropped_condition(sd_folder: Path) -> None:
     black, expected = encoders.black(3), encoders.features(torch.zeros(1, 3, 16, 16))
     for got, wanted in zip(vars(black).values(), vars(expected).values(), strict=True):
         torch.testing.assert_close(got, wanted.expand(3, -1, -1))
-    features = encoders.features(torch.rand(3, 3, 16, 16))
-    mixed = features.where(torch.tensor([True, False, True]), black)
-    assert torch.equal(mixed.high[0], features.high[0])
-    assert torch.equal(mixed.shallow[1], black.shallow[1])
-    assert torch.equal(mixed.deep[2], features.deep[2])
+
+
+@pytest.mark.parametrize("keep", [[True, False, True], [False, False, False], [True, True, True], [False, True, False]])
+@pytest.mark.parametrize("half", [None, torch.bfloat16])
+def test_dropped_pictures_are_black_and_not_encoded(
+    keep: list[bool], half: torch.dtype | None, sd_folder: Path
+) -> None:
+    encoders, pictures, kept = micro(sd_folder), torch.rand(3, 3, 16, 16), torch.tensor(keep)
+    with torch.autocast("cpu", half, enabled=half is not None):
+        features, tokens, black = encoders.features(pictures), encoders.tokens(pictures), encoders.black(3)
+        poisoned = torch.where(kept[:, None, None, None], pictures, torch.nan)
+        mixed, mixed_tokens = encoders.features_or_black(poisoned, kept), encoders.tokens_or_black(poisoned, kept)
+    for row, own in enumerate(keep):
+        expected = features if own else black
+        for name in ("deep", "shallow", "high"):
+            torch.testing.assert_close(getattr(mixed, name)[row], getattr(expected, name)[row])
+        torch.testing.assert_close(mixed_tokens[row], (tokens if own else black.deep)[row])
+
+
+def test_the_tiles_keep_no_states_of_other_blocks(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoders = micro(sd_folder)
+    model: Any = encoders.towers[0].model
+    asked: list[tuple[int, bool]] = []
+    forward = model.forward
+
+    def noted(**options: Any) -> Any:
+        asked.append((len(options["pixel_values"]), options["output_hidden_states"]))
+        return forward(**options)
+
+    monkeypatch.setattr(model, "forward", noted)
+    encoders.features(torch.rand(2, 3, 32, 32))
+    assert asked == [(2, True), (8, False)]
 
 
 def test_features_do_not_depend_on_the_batch(sd_folder: Path) -> None:

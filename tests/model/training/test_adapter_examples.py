@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,3 +88,23 @@ def test_smaller_references_are_enlarged_beside_larger_ones() -> None:
         small = to_tensor([crop])
         large = F.interpolate(small, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
         assert torch.equal(found[row.slot], (small if size == 64 else large)[0])
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 1.0])
+def test_a_generic_reference_shows_what_its_target_shows(place: float) -> None:
+    """Without a crop by Eq. 11 the two are one picture, wherever the target is cut from a wide one."""
+    changes: dict[str, Any] = {"reference_id": "wide", "target_id": "wide", "crop_ratio": 1.0, "target_crop_x": place}
+    own = [row._replace(**changes) for row in rows(0)]
+    prepared = dataclasses.replace(make_pictures(32), rows=lambda step: own).prepare(0, 0, 1)
+    np.testing.assert_array_equal(prepared["reference"], prepared["target"])
+    expected = np.asarray(square_crop(load_picture(picture("wide")), place, 0.5, 32))
+    np.testing.assert_array_equal(prepared["target"][0], expected)
+
+
+def test_the_reference_of_a_bucket_is_the_middle_of_its_target() -> None:
+    """The picture is 48 x 32 and so is the target; the reference is its central square."""
+    own = [row._replace(reference_id="wide", target_id="wide", crop_ratio=1.0, width=48) for row in rows(0)]
+    prepared = dataclasses.replace(make_pictures(32), rows=lambda step: own).prepare(0, 0, 1)
+    assert prepared["target"].shape == (4, 32, 48, 3)
+    assert prepared["target_is_whole"].all()
+    np.testing.assert_array_equal(prepared["reference"], prepared["target"][:, :, 8:40])

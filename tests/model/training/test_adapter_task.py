@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from model.adapters.adaptive_scoring import ScoreFusion
 from model.adapters.realcustom import RealCustomAdapter
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.backbone import Backbone, PromptEmbedding
 from model.errors import BackboneError
 from model.methods.names import MethodName
 from model.methods.registry import load_adapter
@@ -26,6 +28,13 @@ from tests.support.tiny_examples import BATCH, picture, rows
 from tests.support.tiny_models import RESOLUTION
 
 methods = pytest.mark.parametrize("method", ["realcustom++", "realcustom"])
+
+
+def prompt_of(batch: dict[str, Tensor], backbone: Backbone) -> PromptEmbedding:
+    """The caption of all rows, with their targets' sizes for SDXL."""
+    encoded = backbone.encode_prompt(["a cat in"] * BATCH)
+    sizes = {"time_ids": batch["time_ids"]} if encoded.added_conditions else {}
+    return PromptEmbedding(encoded.hidden, encoded.added_conditions | sizes)
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -127,6 +136,39 @@ def test_dropped_conditions_are_the_empty_prompt_and_the_black_picture(method: M
     torch.testing.assert_close(loss, other)
 
 
+def test_no_prompt_is_for_sdxl_what_its_inference_has(sdxl_folder: Path) -> None:
+    """Zeros in training and for the unconditional prediction, because the backbone's index does not say otherwise."""
+    task = make_task(sdxl_folder, drop_text=1.0, drop_image=0.0, drop_both=0.0)
+    batch, backbone = task.batch(0, 0, 1), task.load().backbone
+    negative = backbone.encode_negative_prompt(None, BATCH)
+    assert torch.equal(batch["hidden"], negative.hidden)
+    assert torch.equal(batch["text_embeds"], negative.added_conditions["text_embeds"])
+    assert not batch["hidden"].any()
+    backbone.zero_empty_prompt = False
+    encoded = make_task(sdxl_folder, drop_text=1.0, drop_image=0.0, drop_both=0.0)
+    encoded.load().backbone.zero_empty_prompt = False
+    torch.testing.assert_close(encoded.batch(0, 0, 1)["hidden"], backbone.encode_prompt([""] * BATCH).hidden)
+
+
+def test_the_sizes_of_sdxl_follow_the_targets(sdxl_folder: Path) -> None:
+    sized = [row._replace(height=16, width=24, original_height=100, original_width=300) for row in rows(0)]
+    task = make_task(sdxl_folder, rows=lambda step: sized, noises_per_example=2)
+    batch = task.batch(0, 0, 1)
+    assert batch["latents"].shape == batch["noise"].shape == (BATCH * 2, 4, 8, 12)
+    left = round((48 - 24) * sized[0].target_crop_x)  # 100 x 300 becomes 16 x 48
+    assert batch["time_ids"].tolist() == [[100, 300, 0, left, 16, 24]] * (BATCH * 2)
+    with torch.no_grad():
+        assert torch.isfinite(task.module()(batch)["loss"])
+
+
+def test_the_noises_of_a_bucket_do_not_depend_on_the_number_of_workers(sdxl_folder: Path) -> None:
+    wide = [row._replace(height=24, width=40) for row in rows(3)]
+    task = make_task(sdxl_folder, rows=lambda step: wide)
+    whole, halves = task.batch(3, 0, 1), [task.batch(3, rank, 2) for rank in range(2)]
+    for name in ("latents", "noise", "time_ids", "reference", "timesteps"):
+        torch.testing.assert_close(torch.cat([half[name] for half in halves]), whole[name])
+
+
 @pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
 def test_the_loss_is_the_diffusion_loss(kind: str, request: pytest.FixtureRequest) -> None:
     task = make_task(request.getfixturevalue(kind), drop_text=0.0, drop_image=0.0, drop_both=0.0)
@@ -137,7 +179,7 @@ def test_the_loss_is_the_diffusion_loss(kind: str, request: pytest.FixtureReques
     backbone, encoders = task.load().backbone, task.load().encoders
     alpha = backbone.scheduler.alphas_cumprod[batch["timesteps"]].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * batch["noise"]
-    prompt = backbone.encode_prompt(["a cat in"] * BATCH)
+    prompt = prompt_of(batch, backbone)
     condition = module.adapter(encoders.features(batch["reference"]))
     with torch.no_grad():
         predicted = backbone.predict(noisy, batch["timesteps"], prompt, visual=condition)
@@ -162,7 +204,7 @@ def test_the_loss_of_realcustom_is_the_diffusion_loss(kind: str, request: pytest
     assert task.batch(1, 0, 1)["gamma_num"].item() != gamma_num
     alpha = backbone.scheduler.alphas_cumprod[batch["timesteps"]]
     noisy = alpha.sqrt().view(-1, 1, 1, 1) * batch["latents"] + (1 - alpha).sqrt().view(-1, 1, 1, 1) * batch["noise"]
-    prompt = backbone.encode_prompt(["a cat in"] * BATCH)
+    prompt = prompt_of(batch, backbone)
     tokens = encoders.tokens(batch["reference"])
     condition = module.adapter(tokens, prompt.hidden, noisy, alpha, gamma_num)
     assert {key.shape[1] for key, _ in condition.keys_values.values()} == {int(gamma_num * encoders.patches)}
@@ -242,6 +284,34 @@ def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -
     assert any(linear.weight.abs().sum() > 0 for linear in loaded.to_v_vision.values())
 
 
+@pytest.mark.parametrize("kind", ["sd_folder", "sdxl_folder"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_changes_no_more_than_its_rounding(
+    kind: str, half: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    """Halved encoders give the latents, texts, features and losses of whole ones, within 8 or 11 bits."""
+    folder, tolerance = request.getfixturevalue(kind), {torch.bfloat16: 0.02, torch.float16: 0.003}[half]
+    whole, halved = make_task(folder), make_task(folder, half=half)
+    batches = whole.batch(1, 0, 1), halved.batch(1, 0, 1)
+    modules = whole.module(), halved.module()
+    modules[1].load_state_dict(modules[0].state_dict())
+    with torch.no_grad():
+        losses = [modules[0](batches[0])["loss"]]
+        with torch.autocast("cpu", half):
+            losses.append(modules[1](batches[1])["loss"])
+            features = [task.load().encoders.features(batches[0]["reference"]) for task in (whole, halved)]
+    pairs = [
+        (batches[1][name], batches[0][name]) for name in ("latents", "hidden", "text_embeds") if name in batches[0]
+    ]
+    for found, expected in [*pairs, *((getattr(features[1], n), getattr(features[0], n)) for n in ("deep", "high"))]:
+        assert (found.float() - expected).norm() < tolerance * expected.norm()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=tolerance)
+    frozen = halved.load()
+    clip: Any = frozen.encoders.towers[0].model
+    assert clip.encoder.layers[0].mlp.fc1.weight.dtype == half
+    assert frozen.backbone.text_encoders[0].encoder.layers[0].mlp.fc1.weight.dtype == half
+
+
 def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_path: Path) -> None:
     task = make_task(sd_folder, cross_layer="add", cross_scale="concat")
     module = task.module()
@@ -253,6 +323,21 @@ def test_an_ablation_of_the_projector_is_trained_and_saved(sd_folder: Path, tmp_
     task.export(module, tmp_path)
     config = RealCustomPlusAdapter.from_pretrained(tmp_path).config
     assert (config["cross_layer"], config["cross_scale"]) == ("add", "concat")
+
+
+def test_a_projector_without_tiles_has_none_encoded(sd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(sd_folder, cross_scale=None, drop_text=0.0, drop_image=0.5, drop_both=0.0)
+    module, batch = task.module(), task.batch(1, 0, 1)
+    with torch.no_grad():
+        randomize_values(module)
+        loss = module(batch)["loss"]
+        encoders, keep = task.load().encoders, batch["keep_image"]
+        whole = encoders.features_or_black(batch["reference"], keep)
+        monkeypatch.setattr(encoders, "features_or_black", lambda *_, **__: whole)
+        torch.testing.assert_close(module(batch)["loss"], loss)
+    monkeypatch.undo()
+    monkeypatch.setattr(encoders, "_high", None)
+    assert encoders.features_or_black(batch["reference"], keep, tiled=False).high.shape == (BATCH, 0, encoders.width)
 
 
 @pytest.mark.parametrize("score_fusion", ["scheduled", "textual", None])

@@ -174,6 +174,13 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(setting: str, w
         (["compute.precision=fp16"], ["compute", "fp16", "compute.use_gpu"]),
         (["train_adapter.drop_text=.9", "train_adapter.drop_image=.9"], ["drop_text", "drop_image", "0.9", "at most"]),
         (["microworld.dead_share=.9", "microworld.poor_share=.9"], ["microworld", "dead_share", "1 at most"]),
+        (["curriculum.bucket_multiple=24"], ["backbone.resolution", "curriculum.bucket_multiple=24", "64"]),
+        (
+            ["curriculum.bucket_multiple=64", "curriculum.first_resolution=32"],
+            ["curriculum.first_resolution", "curriculum.bucket_multiple=64", "32"],
+        ),
+        (["curriculum.bucket_multiple=12"], ["curriculum.bucket_multiple", "8"]),
+        (["curriculum.first_resolution=30"], ["curriculum.first_resolution", "8"]),
         (["curriculum.min_crop_ratio=4"], ["curriculum", "min_crop_ratio", "4", "max_crop_ratio"]),
         (["multiview.min_angle_degrees=130"], ["multiview", "min_angle_degrees", "130", "max_angle_degrees"]),
         (["filter.scoring.aesthetic_head=head.pth"], ["filter.scoring", "aesthetic_head", "aesthetic_clip"]),

@@ -97,6 +97,18 @@ def test_a_plan_that_does_not_fit_is_refused(change: dict[str, Any], match: str,
         check_plan(PlanReader(tmp_path / "plan"), pictures_of(data))
 
 
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_a_step_whose_targets_differ_in_size_is_refused(side: str, data: Path, tmp_path: Path) -> None:
+    """A batch has one shape; steps may differ."""
+    sized = [plan_row(step, slot) | {side: 32 if step == 1 else 64} for step in range(STEPS) for slot in range(BATCH)]
+    write_part(tmp_path / "plan", 0, filled(PLAN, sized), PLAN)
+    check_plan(PlanReader(tmp_path / "plan"), pictures_of(data))
+    mixed = [row | ({side: 48} if (row["step"], row["slot"]) == (4, 2) else {}) for row in sized]
+    write_part(tmp_path / "mixed", 0, filled(PLAN, mixed), PLAN)
+    with pytest.raises(StageError, match=r"/mixed has targets of different sizes in step 4; run the stage curriculum"):
+        check_plan(PlanReader(tmp_path / "mixed"), pictures_of(data))
+
+
 def test_a_plan_that_lacks_a_part_is_refused(data: Path, tmp_path: Path) -> None:
     for number, steps in enumerate([range(0, 2), range(2, 5), range(5, STEPS)]):
         rows = [plan_row(step, slot) for step in steps for slot in range(BATCH)]
