@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from model.backbone_layout import check_backbone_files
 from model.errors import BackboneError
 from model.phrases import composed
-from model.pooled_text import projection_inputs
+from model.pooled_text import keep_projection_inputs
 from model.pretrained import load_pretrained, split_revision
 from model.prompt_tokens import TOKENIZING, cut_off, token_positions
 from model.training.precision import halve_products
@@ -149,14 +149,15 @@ class Backbone:
 
     def encode_ids(self, ids: Sequence[Tensor], size: tuple[int, int] | None = None) -> PromptEmbedding:
         """`encode_prompt` of token ids (B, n_t) for each text encoder, on its device; gradients flow."""
-        with projection_inputs(self.text_encoders[-1]) if self.released_text else nullcontext([]) as pooled:
+        pooled: list[Tensor] = []
+        with keep_projection_inputs(self.text_encoders[-1], pooled) if self.released_text else nullcontext():
             encoded = [
                 encoder(one, output_hidden_states=True) for encoder, one in zip(self.text_encoders, ids, strict=True)
             ]
         if self.family == "sd":
             return PromptEmbedding(encoded[0].last_hidden_state)
         hidden = torch.cat([output.hidden_states[-2] for output in encoded], dim=-1)
-        return PromptEmbedding(hidden, self._added_conditions(*(pooled or [encoded[-1].text_embeds]), size=size))
+        return PromptEmbedding(hidden, self._added_conditions((pooled or [encoded[-1].text_embeds])[0], size))
 
     def encode_negative_prompt(
         self, negative_prompt: str | None, batch: int, size: tuple[int, int] | None = None

@@ -163,10 +163,9 @@ class RealCustomPipeline:
             GenerationError: the noise schedule has fewer timesteps than steps.
         """
         scheduler, config = self.scheduler, self.backbone.scheduler.config
-        if scheduler is None and self.adapter is None:
-            scheduler = new_scheduler(settings.sampler, config, trailing=False)
-        elif scheduler is None:
-            scheduler = method_of(self.adapter).new_scheduler(settings.sampler, config)
+        if scheduler is None:
+            of_method = None if self.adapter is None else method_of(self.adapter).new_scheduler
+            scheduler = (of_method or new_scheduler)(settings.sampler, config)
         return scheduler_of_steps(scheduler, settings.steps, torch.device(device or self.backbone.device))
 
     def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
@@ -426,9 +425,10 @@ class RealCustomPipeline:
         if self.adapter is None and not attached_processors(self.backbone.unet):
             attach_processors(self.backbone.unet)
         if self.adapter is not None and with_subjects and not method_of(self.adapter).takes_auxiliary_branch:
+            which = "released weights" if self.adapter.config.get("inference") == "release" else ""
             raise GenerationError(
-                "DCI cannot run beside subjects of this adapter, whose unconditional rows or second branch have them "
-                "too; generate without subjects, or with a trained adapter of RealCustom++."
+                f"DCI cannot run beside subjects of {which or self.adapter.method_name}, which need a second branch "
+                "themselves; generate without subjects, or with a trained adapter of RealCustom++."
             )
         return self._attached_processors()
 

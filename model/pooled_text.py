@@ -10,11 +10,10 @@ from torch import Tensor
 
 
 @contextmanager
-def projection_inputs(encoder: Any) -> Iterator[list[Tensor]]:
-    """A block after which the list has what entered the encoder's text projection, (B, c) of each call."""
-    inputs: list[Tensor] = []
+def keep_projection_inputs(encoder: Any, inputs: list[Tensor]) -> Iterator[None]:
+    """A block in which what enters the encoder's text projection, (B, c) of each call, is added to a list."""
     hook = encoder.text_projection.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     try:
-        yield inputs
+        yield
     finally:
         hook.remove()

@@ -44,7 +44,7 @@ def ship_adapter(run_folder: Path, folder: Path = ADAPTER_FOLDER) -> None:
             )
         save_shipped_adapter(
             folder,
-            adapter=model.adapter,
+            adapter=Path(model.adapter),
             base=WEIGHTS_FOLDER,
             loading=model.loading,
             training=training_section(config, manifest),

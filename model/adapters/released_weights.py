@@ -16,6 +16,7 @@ The adapter's configuration says `inference: release`: it is fed and guided as i
 """
 
 import argparse
+import pickle
 import sys
 from collections.abc import Mapping
 from functools import reduce
@@ -24,11 +25,13 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from model.adapters.adapter import AdapterError, cross_attention_widths
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
-from model.adapters.state_dicts import read_state_dict, released_state
+from model.adapters.state_dicts import released_state
 
 _PROJECTOR = "encoder_hidden_states_vision_projection"
 #: Modules of this project's projector -> the authors'.
@@ -54,6 +57,18 @@ SDXL_UNET: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 2816,
 }
 _LISTED = 10  # keys in a message; a file of another model lacks hundreds
+#: Errors that reading a damaged file raises.
+_DAMAGED = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    EOFError,
+)
 
 
 def convert_released(state: Mapping[str, Any], unet: UNet2DConditionModel) -> RealCustomPlusAdapter:
@@ -83,7 +98,7 @@ def stray_names(state: Mapping[str, Any], adapter: RealCustomPlusAdapter, unet: 
     """Names that neither the adapter nor its base has, besides those without effect in the authors' forward pass.
 
     Args:
-        state: as `read_state_dict` gives it.
+        state: as `released_state` gives it.
         adapter: made from it.
         unet: see `convert_released`.
     """
@@ -100,6 +115,39 @@ def released_names(adapter: RealCustomPlusAdapter) -> dict[str, str]:
         prefix = f"{_PROJECTOR}.{_MODULES[module]}" if kind == "projector" else f"{layers[module]}.{kind}"
         names[name] = f"{prefix}.{rest}"
     return names
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickle that contains nothing but tensors.
+
+    Raises:
+        AdapterError: see `read_content`; or the file is no state dict.
+        OSError: the file does not exist.
+    """
+    state = read_content(path)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise AdapterError(f"{path} is not a state dict, which has a tensor for each name.")
+    return state
+
+
+def read_content(path: str | Path) -> Any:
+    """What is in a .safetensors file, or in a pickle of tensors, plain values, and dicts and lists of them.
+
+    Raises:
+        AdapterError: the file is damaged, contains more, or is a folder.
+        OSError: the file does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise AdapterError(f"{path} is a folder; give the file with the weights.")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise AdapterError(f"{path} is damaged, or contains more than tensors.") from error
 
 
 def sdxl_unet() -> UNet2DConditionModel:
@@ -164,13 +212,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     unet = sdxl_unet()
     try:
-        state = read_state_dict(options.source)
+        state = released_state(read_content(options.source))
         adapter = convert_released(state, unet)
         adapter.save_pretrained(options.target)
-    except AdapterError as error:
-        sys.exit(f"{options.source}: {error}")
-    except OSError as error:
-        sys.exit(str(error))
+    except (AdapterError, OSError) as error:
+        named = str(options.source) in str(error)
+        sys.exit(str(error) if named else f"{options.source}: {error}")
     if stray := stray_names(state, adapter, unet):
         print(f"left out, for neither the adapter nor its base has them: {', '.join(stray)}", file=sys.stderr)
     print(f"{options.target}: {adapter.num_parameters():,} parameters, inference: {adapter.config['inference']}")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.adapters.adapter import AdapterError
@@ -19,41 +14,6 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 #: Ends of names that only the weights of RealCustom++ have; what comes before the first is the UNet's own prefix.
 _MARKS = ("encoder_hidden_states_vision_projection.projector_base.weight", "attn2.to_k_vision.weight")
 _DEPTH = 8  # of mappings in mappings
-#: Errors that reading a damaged file raises.
-_DAMAGED = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-)
-
-
-def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """The tensors of a .safetensors file, or of a pickle that contains nothing but tensors and plain values.
-
-    Raises:
-        AdapterError: the file is damaged or contains more; see also `released_state`.
-        OSError: the file does not exist.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise AdapterError(f"{path} is a folder; give the file with the weights.")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise AdapterError(f"{path} is damaged, or contains more than tensors.") from error
-    try:
-        return released_state(content)
-    except AdapterError as error:
-        raise AdapterError(f"{path} {error}") from error
 
 
 def released_state(content: Any) -> dict[str, Any]:
@@ -67,10 +27,12 @@ def released_state(content: Any) -> dict[str, Any]:
     """
     parts = dict(_parts_with_tensors(content, "", _DEPTH))
     if not parts:
-        raise AdapterError("is not a state dict, which has a tensor for each name.")
-    with_weights = {where: part for where, part in parts.items() if any(name.endswith(_MARKS) for name in part)}
+        raise AdapterError("this is not a state dict, which has a tensor for each name.")
+    with_weights = {where: part for where, part in parts.items() if any(_clean(name).endswith(_MARKS) for name in part)}
     if len(with_weights) > 1:
-        raise AdapterError(f"has the weights more than once, in {', '.join(map(repr, with_weights))}; keep one.")
+        raise AdapterError(
+            f"this file has the weights more than once, in {', '.join(map(repr, with_weights))}; keep one."
+        )
     return _with_clean_names(next(iter((with_weights or parts).values())))
 
 
@@ -88,9 +50,16 @@ def _parts_with_tensors(content: Any, where: str, depth: int) -> Iterator[tuple[
 def _with_clean_names(state: Mapping[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for name, value in state.items():
-        clean = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        clean = _clean(name)
         if clean in named:
-            raise AdapterError(f"has {clean} twice, with and without the prefix of a wrapper; keep one.")
+            raise AdapterError(f"this file has {clean} twice, with and without the prefix of a wrapper; keep one.")
         named[clean] = value
-    prefix = next((name.removesuffix(_MARKS[0]) for name in named if name.endswith(_MARKS[0])), "")
-    return {name.removeprefix(prefix): value for name, value in named.items()}
+    prefixes = [name.removesuffix(_MARKS[0]) for name in named if name.endswith(_MARKS[0])]
+    if len(prefixes) > 1:
+        raise AdapterError(f"this file has the weights more than once, as {', '.join(map(repr, prefixes))}; keep one.")
+    return {name.removeprefix(prefixes[0]) if prefixes else name: value for name, value in named.items()}
+
+
+def _clean(name: str) -> str:
+    """A name without what wrappers have put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -22,7 +22,7 @@ class SinglestepDPMSolver(DPMSolverSinglestepScheduler):
     latents x_0 of its prediction, which the authors decode.
     """
 
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:  # type: ignore[override]  # no custom timesteps
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Trailing timesteps: 999, 959, ..., 39 for 25 steps."""
         trained = self.config.num_train_timesteps
         timesteps = np.round(trained - np.arange(num_inference_steps) * trained / num_inference_steps).astype(int) - 1
@@ -34,7 +34,7 @@ class SinglestepDPMSolver(DPMSolverSinglestepScheduler):
         return [*orders[:-1], 1]
 
 
-def new_scheduler(sampler: Sampler, config: Mapping[str, Any], *, trailing: bool) -> Any:
+def new_scheduler(sampler: Sampler, config: Mapping[str, Any], *, trailing: bool = False) -> Any:
     """A scheduler without timesteps.
 
     Args:

@@ -100,7 +100,7 @@ class Method(ABC, Generic[AdapterT]):
 
     def new_scheduler(self, sampler: Sampler, config: Mapping[str, Any]) -> Any:
         """A scheduler without timesteps; `config` is that of the backbone's."""
-        return new_scheduler(sampler, config, trailing=False)
+        return new_scheduler(sampler, config)
 
     @abstractmethod
     def training_condition(

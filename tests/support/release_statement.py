@@ -143,10 +143,9 @@ class NaiveAttention:
         if encoder_hidden_states is not None:
             self.shared.maps[self.layer] = probabilities
         if encoder_hidden_states is not None and self.shared.tokens is not None:
-            key, value = (
-                self.shared.tokens @ self.shared.state[f"{self.layer}.to_{name}_vision.weight"].T for name in "kv"
-            )
-            visual, _ = self._attend(attn.heads, queries, key, value)
+            weights = [self.shared.state[f"{self.layer}.to_{name}_vision.weight"] for name in "kv"]
+            key, value = (self.shared.tokens @ weight.T for weight in weights)
+            visual = self._attend(attn.heads, queries, key, value)[0]
             out = out + visual * self._mask(queries.shape[1])
         return attn.to_out[0](out)
 

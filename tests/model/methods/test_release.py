@@ -188,7 +188,7 @@ def test_the_users_choices_win(pipeline: RealCustomPipeline) -> None:
 def test_a_trained_adapter_keeps_the_papers_inference(folder: Path, tmp_path: Path) -> None:
     unet = load_backbone(folder).unet
     RealCustomPlusAdapter.from_unet(unet, 128).save_pretrained(tmp_path)
-    views = {"shallow_layers": [[0], [0]], "reference_size": REFERENCE_SIZE}
+    views: dict[str, Any] = {"shallow_layers": [[0], [0]], "reference_size": REFERENCE_SIZE}
     pipeline = RealCustomPipeline.from_pretrained(folder, tmp_path, image_encoders=ENCODER_NAMES, **views)
     assert pipeline.default_settings == InferenceSettings()
     configured = InferenceSettings(guidance_scale=7.5)
@@ -251,7 +251,7 @@ def test_half_precision(dtype: torch.dtype, folder: Path, tmp_path: Path) -> Non
 
 
 def test_dci_is_refused_beside_subjects(pipeline: RealCustomPipeline) -> None:
-    with pytest.raises(GenerationError, match="DCI cannot run beside subjects of this adapter"):
+    with pytest.raises(GenerationError, match="DCI cannot run beside subjects of released weights"):
         pipeline(PROMPT, picture(), "cat", dci=DCISettings(concept="a hat"))
 
 
