@@ -197,17 +197,20 @@ class ImageEncoders(nn.Module):
                 S = tiles * reference_size (768 in the paper); a smaller reference is enlarged for them.
             tiled: whether to encode the tiles; without them `high` is (B, 0, c).
         """
-        low = _resize(pictures, self.reference_size)
-        deep, levels = self._encode(low)
-        shallow = torch.cat(levels, dim=1)
-        return ReferenceFeatures(deep, shallow, self._high(pictures) if tiled else deep[:, :0])
+        deep, levels = self._encode(self._low_view(pictures))
+        high = self._deep(self._high_views(pictures)).reshape(len(pictures), -1, self.width) if tiled else deep[:, :0]
+        return ReferenceFeatures(deep, torch.cat(levels, dim=1), high)
 
-    def _high(self, pictures: Tensor) -> Tensor:
+    def _low_view(self, pictures: Tensor) -> Tensor:
+        """(B, 3, S, S) -> the encoders' input (B, 3, reference_size, reference_size)."""
+        return _resize(pictures, self.reference_size)
+
+    def _high_views(self, pictures: Tensor) -> Tensor:
+        """(B, 3, S, S) -> the tiles of each picture, row by row (B * T, 3, reference_size, reference_size)."""
         high = _resize(pictures, self.reference_size * self.tiles)
-        batch, size, tiles = len(pictures), self.reference_size, self.tiles
-        views = high.view(batch, 3, tiles, size, tiles, size)
-        views = views.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-        return self._deep(views).reshape(batch, -1, self.width)
+        size, tiles = self.reference_size, self.tiles
+        views = high.view(len(pictures), 3, tiles, size, tiles, size)
+        return views.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
     def features_or_black(self, pictures: Tensor, keep: Tensor, *, tiled: bool = True) -> ReferenceFeatures:
         """`features` where `keep` (B,) is true, `black` elsewhere: dropped pictures are not encoded."""

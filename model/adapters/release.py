@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig
 
-from model.adapters.image_encoder import ImageEncoderError, ImageEncoders, ReferenceFeatures, VisionTower, located
+from model.adapters.image_encoder import ImageEncoders, VisionTower, located
+from model.adapters.vision_models import ImageEncoderError
 from model.pictures.tensors import to_tensor
 
 #: How an adapter is fed and guided: as this project trains it, or as the authors use their released weights.
@@ -62,13 +63,12 @@ class ReleaseImageEncoders(ImageEncoders):
             tower.to(before.mean.device, before.mean.dtype)
         return cls(deep, encoders.reference_size, encoders.tiles)
 
-    @torch.no_grad()
-    def features(self, pictures: Tensor) -> ReferenceFeatures:
-        """Features of the views of pictures (B, 3, S, S) in [0, 1], S = tiles * reference_size."""
-        views = strided_views(pictures, self.tiles)
-        deep, levels = self._encode(pictures[:, :, :: self.tiles, :: self.tiles])
-        tiled, _ = self._encode(views)
-        return ReferenceFeatures(deep, torch.cat(levels, dim=1), tiled.reshape(len(pictures), -1, self.width))
+    def _low_view(self, pictures: Tensor) -> Tensor:
+        """Every `tiles`-th pixel of pictures (B, 3, S, S), S = tiles * reference_size."""
+        return pictures[:, :, :: self.tiles, :: self.tiles]
+
+    def _high_views(self, pictures: Tensor) -> Tensor:
+        return strided_views(pictures, self.tiles)
 
     def _prepare(self, picture: Image.Image) -> Tensor:
         return stretched(picture, self.reference_size * self.tiles).to(self.device)

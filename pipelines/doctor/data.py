@@ -80,7 +80,8 @@ def _pictures_folder(setup: Setup) -> Iterator[Finding]:
     if settings.pictures_folder is None:
         return
     from stages.data.schemas import SPELLINGS
-    from stages.filter.layouts import DamagedFileError, find_layout
+    from stages.filter.foreign_rows import DamagedFileError
+    from stages.filter.layouts import find_layout
     from stages.filter.score_columns import missing_columns
 
     folder = store_path(settings.pictures_folder)
@@ -115,7 +116,7 @@ def _view_folders(setup: Setup) -> Iterator[Finding]:
         except StageError as error:
             yield problem(str(error).rstrip("."))
             continue
-        with_cameras = sum(instance.has_cameras for instance in instances)
+        with_cameras = sum(instance.layout != "pictures" for instance in instances)
         yield good(f"multiview.folders: {len(instances):,} objects in {folder}, {with_cameras:,} of them with cameras")
         yield from (warning(f"multiview.folders: left out {text}") for text in left_out[:1])
 
@@ -123,7 +124,7 @@ def _view_folders(setup: Setup) -> Iterator[Finding]:
 def _subjects(setup: Setup) -> Iterator[Finding]:
     """The pictures of the concepts to learn."""
     settings, notes = setup.config.customize, list[str]()
-    pairs = zip(settings.subjects, settings.words, strict=False)  # without subjects there are words all the same
+    pairs = zip(settings.subjects or [], settings.words, strict=False)  # without subjects there are words all the same
     listed = [(folder, word) for folder, word in pairs if _is_there(folder)]
     if not listed:
         return
@@ -160,9 +161,10 @@ def _evaluation_subjects(setup: Setup) -> Iterator[Finding]:
         if "microworld" not in setup.graph.inputs["evaluate"]:
             yield problem("evaluate.subjects_folder is not set: set it to a folder with a folder of pictures for each")
         return
-    from stages.evaluate.cases import left_out, load_subjects  # imports torch, which the micro world's need not
+    from stages.evaluate.cases import load_subjects  # imports torch, which the micro world's need not
+    from stages.subject_lists import list_subjects
 
     subjects = load_subjects(Path(settings.subjects_folder), settings.subjects)
     words = ", ".join(dict.fromkeys(subject.word for subject in subjects))
     yield good(f"evaluate.subjects_folder: {len(subjects)} subjects ({words})")
-    yield from map(warning, left_out(Path(settings.subjects_folder)))
+    yield from map(warning, list_subjects(Path(settings.subjects_folder))[1])

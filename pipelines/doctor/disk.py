@@ -72,7 +72,9 @@ def run_bytes(setup: Setup) -> tuple[int, str]:
 
         rows = count_rows(metadata_files(config.ingest.metadata))
         # Those of `ingest` and of `filter`, and img2dataset's until `ingest` is committed.
-        needed[f"{rows:,} pictures"] = int(2 * rows * _BYTES_PER_PIXEL * config.ingest.image_size**2)
+        needed[f"{rows:,} pictures"] = int(
+            2 * rows * _BYTES_PER_PIXEL * config.backbone.stored_size(config.ingest.image_size) ** 2
+        )
     sizes = training_sizes(config) if "train_adapter" in setup.graph.stages else None
     if sizes is not None:
         kept = config.train_adapter.trainer.keep_checkpoints + 2  # the best one, and one that is being written

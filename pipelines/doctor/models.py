@@ -52,7 +52,7 @@ class Model:
         else:
             check_model_files(folder, self.part, takes_pickled=self.takes_pickled)
         if not self.is_backbone and not self.part:
-            from model.adapters.image_encoder import normalization  # imports torch
+            from model.adapters.vision_models import normalization  # imports torch
 
             normalization(str(folder))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from model.devices import fastest_device
 from model.guidance.settings import InferenceSettings
 from model.painting.painter import RequestPainter
 from model.pipeline import RealCustomPipeline
@@ -48,7 +49,7 @@ def given_model(
         fingerprint=fingerprint,
         clip=config.evaluate.clip,
     )
-    return ServedModel(title=title, load=load)
+    return ServedModel(title=title, adapter=fingerprint, load=load)
 
 
 def _load(
@@ -62,8 +63,7 @@ def _load(
     fingerprint: str,
     clip: str,
 ) -> RequestPainter:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = RealCustomPipeline.from_pretrained(backbone, adapter, device=device, **loading)
+    pipeline = RealCustomPipeline.from_pretrained(backbone, adapter, device=fastest_device(), **loading)
     return RequestPainter(
         pipeline=pipeline,
         settings=pipeline.settings_over(settings, chosen),

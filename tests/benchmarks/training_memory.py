@@ -24,8 +24,7 @@ from model.methods.registry import METHODS
 from pipelines.doctor.sizes import GIGABYTE, TrainingSizes
 from tests.benchmarks.gpu_training import paper_encoders
 from tests.benchmarks.support.command_line import benchmark_parser
-from tests.benchmarks.support.model_folders import CLIP_G, CLIP_L, VAE
-from tests.benchmarks.support.random_models import SD15_UNET
+from tests.benchmarks.support.random_models import CLIP_G, CLIP_L, SD15_UNET, VAE
 
 SHAPES: dict[str, tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]] = {
     "sd15": (SD15_UNET, [(CLIPTextModel, CLIP_L)]),
