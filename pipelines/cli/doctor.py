@@ -25,7 +25,7 @@ def doctor(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.profile, arguments.settings)
     set_environment(config.profile)
     found = examine(Setup.of(config))
-    print("\n".join(lines(found, sys.stdout.encoding)))
+    print("\n".join(lines(found, sys.stdout.encoding if sys.stdout.isatty() else None)))
     counts = {level: sum(one.level is level for findings in found.values() for one in findings) for level in Level}
     if problems := counts[Level.PROBLEM]:
         raise PipelineError(f"the run would stop: {_count(problems, 'problem')}, marked above.")
@@ -34,7 +34,12 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 
 def lines(found: Mapping[str, Sequence[Finding]], encoding: str | None) -> list[str]:
-    """The findings with their subjects, aligned; in ASCII where the output's encoding has no marks."""
+    """The findings with their subjects, aligned.
+
+    Args:
+        found: By subject.
+        encoding: Of the terminal; None: it is none. Without UTF-8 the marks are ASCII.
+    """
     symbols = _SYMBOLS if (encoding or "").lower().replace("-", "") == "utf8" else _ASCII
     width, subject_width = max(map(len, symbols.values())), max(map(len, found), default=0)
     return [

@@ -94,13 +94,11 @@ def _pictures_folder(setup: Setup) -> Iterator[Finding]:
     except DamagedFileError as error:
         yield warning(f"filter.pictures_folder: {layout.files[0]}: {error}; its rest is rejected")
         return
-    fields = {name for name, value in (first.fields if first else {}).items() if value is not None}
-    if first and (sentence := missing_columns(_ours(fields, SPELLINGS), settings)):
+    if first is None:
+        return
+    found = {ours for ours, usual in SPELLINGS.items() if first.fields.keys() & set(usual)}
+    if sentence := missing_columns(found, settings):
         yield problem(sentence.rstrip("."))
-
-
-def _ours(fields: set[str], spellings: Any) -> set[str]:
-    return {ours for ours, usual in spellings.items() if fields & set(usual)}
 
 
 def _view_folders(setup: Setup) -> Iterator[Finding]:

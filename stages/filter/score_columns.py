@@ -36,6 +36,6 @@ def missing_columns(found: Collection[str], settings: FilterConfig) -> str | Non
     model = f"name models that compute them ({models}), " if models else ""
     return (
         f"{', '.join(keys)} {'need' if keys[1:] else 'needs'} {scores}, which no sample "
-        f"has: the metadata lacks LAION's {columns}; add that, {model}or go without by "
+        f"has: the metadata lacks LAION's {columns}; add what is missing, {model}or go without by "
         f"{' '.join(f'--set {key}=null' for key in keys)}."
     )

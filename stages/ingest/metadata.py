@@ -106,7 +106,7 @@ def count_rows(files: MetadataFiles) -> int:
 
 
 def found_columns(files: MetadataFiles, settings: IngestConfig) -> set[str]:
-    """Our names of the columns that some file has.
+    """Our names of the columns in which a row may have a value, according to the files' footers.
 
     Raises:
         StageError: A file is not Parquet, or lacks the URLs or the captions.
@@ -114,8 +114,17 @@ def found_columns(files: MetadataFiles, settings: IngestConfig) -> set[str]:
     found: set[str] = set()
     for path in files.paths:
         with _opened(files.system, path) as file:
-            found |= _columns(path, file.schema_arrow.names, settings).keys()
+            columns = _columns(path, file.schema_arrow.names, settings)
+            found |= {ours for ours, theirs in columns.items() if not _is_all_null(file.metadata, theirs)}
     return found
+
+
+def _is_all_null(metadata: Any, column: str) -> bool:
+    """Whether a footer says that no row has a value in a column; many footers do not say."""
+    indices = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path == column]
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    parts = [(group.num_rows, group.column(index).statistics) for group in groups for index in indices]
+    return bool(parts) and all(said is not None and said.has_null_count and said.null_count == n for n, said in parts)
 
 
 def read_tables(files: MetadataFiles, settings: IngestConfig) -> Iterator[pa.Table]:

@@ -97,6 +97,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no caption": (columns(TEXT=None), ["lacks a column", "ingest.caption_column"]),
     "no scores": (columns(AESTHETIC_SCORE=None, pwatermark=None), ["min_aesthetic=null", "max_watermark=null"]),
     "no aesthetic": (columns(AESTHETIC_SCORE=None), ["'AESTHETIC_SCORE'", "filter.scoring.aesthetic_head"]),
+    "null": (columns(AESTHETIC_SCORE=pa.nulls(1, pa.float64())), ["'AESTHETIC_SCORE'", "min_aesthetic=null"]),
     "no rows": (columns(**{name: values[:0] for name, values in LAION.items()}), ["no rows"]),
     "no Parquet": (lambda folder: (folder / "laion" / "part-0.parquet").write_bytes(b"PAR"), ["not a Parquet file"]),
     "CSV": (lambda folder: (folder / "laion" / "part-0.parquet").rename(folder / "laion" / "a.csv"), ["no *.parquet"]),
@@ -160,11 +161,12 @@ def test_a_subject_with_one_picture_is_a_warning(settings: list[str], tmp_path: 
     ("table", "words"),
     [
         ({"jpg": [b"x"], "caption": ["a"]}, ["'AESTHETIC_SCORE'", "'pwatermark'"]),
+        ({"jpg": [b"x"], "caption": ["a"], "aesthetic": [1.0]}, ["'pwatermark'", "filter.max_watermark needs"]),
         ({"caption": ["a"]}, ["lacks a picture's bytes"]),
         ({"jpg": [b"x"]}, ["lacks a caption"]),
         (None, ["neither a folder that img2dataset wrote"]),
     ],
-    ids=["no scores", "no pictures", "no captions", "nothing"],
+    ids=["no scores", "one score", "no pictures", "no captions", "nothing"],
 )
 def test_pictures_of_another_tool(
     table: dict[str, Any] | None, words: list[str], settings: list[str], tmp_path: Path
