@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def _run(context: StageContext, folder: Path) -> StageResult:
-    config, shards = context.config, absolute(context.scratch) / "shards"
-    settings = replace(config.ingest, image_size=config.backbone.stored_size(config.ingest.image_size))
+    settings, shards = context.config.ingest, absolute(context.scratch) / "shards"
     earlier = _earlier_output(context.previous, settings) if settings.retry else None
     source = settings.metadata or context.inputs["microworld"] / "metadata"
     urls = write_url_list(metadata_files(source), settings, folder / "list")

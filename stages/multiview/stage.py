@@ -55,7 +55,8 @@ _WARNINGS = 5
 def run(context: StageContext) -> StageResult:
     """Write `frames/` and `pairs/`."""
     settings = context.config.multiview
-    image_size = context.config.backbone.stored_size(settings.image_size)
+    assert settings.image_size is not None  # a loaded configuration has a number
+    image_size = settings.image_size
     roots = [root_of(folder) for folder in settings.folders]
     instances, damaged = find_all(roots or [absolute(context.inputs["microworld"]) / "mvimgnet"])
     frames = _FrameWriter(context.output / "frames")

@@ -336,7 +336,7 @@ def test_a_projector_without_tiles_has_none_encoded(sd_folder: Path, monkeypatch
         monkeypatch.setattr(encoders, "features_or_black", lambda *_, **__: whole)
         torch.testing.assert_close(module(batch)["loss"], loss)
     monkeypatch.undo()
-    monkeypatch.setattr(encoders, "_high", None)
+    monkeypatch.setattr(encoders, "_high_views", None)
     assert encoders.features_or_black(batch["reference"], keep, tiled=False).high.shape == (BATCH, 0, encoders.width)
 
 
