@@ -99,9 +99,8 @@ def _map(parts: Iterable[pa.Table], schema: pa.Schema, file: StorePath) -> int:
 
 def _with_sizes(multiview: StorePath, pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
     frames = read_dataset(multiview / "frames", FRAMES, ["frame_id", *_SIZES.names])
-    ids = frames["frame_id"].combine_chunks()
     for part in pairs:
-        found = pc.index_in(part["target_frame_id"], value_set=ids)
+        found = pc.index_in(part["target_frame_id"], value_set=frames["frame_id"])
         if found.null_count:
             lost = part["target_frame_id"].filter(pc.is_null(found))[0]
             raise StageError(
