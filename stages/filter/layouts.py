@@ -115,7 +115,7 @@ def _find_lists(
         path, caption = names[1] if names else (None, None)
         if path and caption:
             found.append(file)
-        elif names and (path or file.name.startswith("metadata.")):
+        elif names and file.suffix.lower() != ".json":
             problem = "a caption" if path else f"a picture's file name (a column {' or '.join(PATH_NAMES[:3])}, ...)"
             lacking.append(_lacks(file, [problem], names[0], columns))
     if not found:

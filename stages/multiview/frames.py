@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,8 @@ _IMAGES, _MASKS = "images", "masks"
 _SPARSE = ("sparse/images", "sparse/0/images")
 _UNREAD = ("sparse/", "depths/", "depth_masks/", "pointcloud")
 
+_Frame = TypeVar("_Frame")
+
 #: A frame; or, with a null id, a problem, and whether it concerns a whole instance.
 READ = pa.schema(
     [field.with_nullable(True) for field in FRAMES] + [("problem", pa.string()), ("is_instance", pa.bool_())]
@@ -41,8 +43,14 @@ def instance_table(instances: Iterable[Instance]) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def read_instances(batch: pa.Table, image_size: int, min_foreground: float) -> pa.Table:
+def read_instances(batch: pa.Table, image_size: int, min_foreground: float, most_frames: int | None = None) -> pa.Table:
     """The frames (schema `READ`) of the instances of an `instance_table`.
+
+    Args:
+        batch: The instances.
+        image_size: See `load_frame`.
+        min_foreground: See `check_foreground`.
+        most_frames: Of an instance with more, as many are read, evenly spread; None: all.
 
     Raises:
         StageError: A folder is not on this machine.
@@ -50,11 +58,13 @@ def read_instances(batch: pa.Table, image_size: int, min_foreground: float) -> p
     rows: list[dict[str, Any]] = []
     for row in batch.to_pylist():
         folder = store_path(os.fsdecode(row.pop("folder")))
-        rows += read_instance(Instance(folder=folder, **row), image_size, min_foreground)
+        rows += read_instance(Instance(folder=folder, **row), image_size, min_foreground, most_frames)
     return pa.Table.from_pylist(rows, schema=READ)
 
 
-def read_instance(instance: Instance, image_size: int, min_foreground: float) -> list[dict[str, Any]]:
+def read_instance(
+    instance: Instance, image_size: int, min_foreground: float, most_frames: int | None = None
+) -> list[dict[str, Any]]:
     """The frames of one instance and the problems with others; one problem if fewer than two frames are readable.
 
     Raises:
@@ -63,7 +73,7 @@ def read_instance(instance: Instance, image_size: int, min_foreground: float) ->
     with fetched_folder(instance.folder, _is_read) as folder:
         if not os.path.isdir(folder):
             raise StageError(unseen("multiview.folders", folder))
-        return _read_instance(instance, folder, image_size, min_foreground)
+        return _read_instance(instance, folder, image_size, min_foreground, most_frames)
 
 
 def _is_read(name: str) -> bool:
@@ -71,10 +81,12 @@ def _is_read(name: str) -> bool:
     return name.startswith(_SPARSE) or not name.startswith(_UNREAD)
 
 
-def _read_instance(instance: Instance, folder: Path, image_size: int, min_foreground: float) -> list[dict[str, Any]]:
+def _read_instance(
+    instance: Instance, folder: Path, image_size: int, min_foreground: float, most_frames: int | None
+) -> list[dict[str, Any]]:
     short_name = printable_name(f"{instance.folder.parent.name}/{instance.folder.name}")
     try:
-        frames = list(_frames_of(instance, folder))
+        frames = _spread(list(_frames_of(instance, folder)), most_frames)
     except (CameraError, OSError) as error:
         return [_problem(f"the instance {short_name}: {error}", is_instance=True)]
     rows, read = [], set[PurePosixPath]()
@@ -123,6 +135,13 @@ def _frames_of(instance: Instance, folder: Path) -> Iterator[tuple[str, dict[str
     for image in _registered(instance, folder):
         camera = asdict(image)
         yield camera.pop("name"), camera
+
+
+def _spread(frames: list[_Frame], most: int | None) -> list[_Frame]:
+    """As many of the frames, evenly spread: of a video, neighbours show the same."""
+    if most is None or len(frames) <= most:
+        return frames
+    return [frames[number * len(frames) // most] for number in range(most)]
 
 
 def _registered(instance: Instance, folder: Path) -> list[RegisteredImage]:

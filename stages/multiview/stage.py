@@ -20,7 +20,8 @@ In plain layouts the cameras are unknown, and any two pictures of a subject make
     ROOT/*.jpg: the root is one subject
 
 Names that start with "." or "_" do not count. An instance that cannot be read is left out with a warning. A frame that
-cannot be read, or whose mask shows no object, is left out of its instance.
+cannot be read, or whose mask shows no object, is left out of its instance. Of a long video, as many frames are read,
+evenly spread, as its pairs can have.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def run(context: StageContext) -> StageResult:
     frames = _FrameWriter(context.output / "frames")
     pairs = _PairFinder(settings, context.config.run.seed)
     lost_frames: list[str] = []
-    for batch in _read(instances, image_size, settings.min_foreground):
+    for batch in _read(instances, image_size, settings):
         problems = batch.filter(batch["frame_id"].is_null()).to_pylist()
         damaged += [row["problem"] for row in problems if row["is_instance"]]
         lost_frames += [row["problem"] for row in problems if not row["is_instance"]]
@@ -150,22 +151,26 @@ def _metrics(pairs: pa.Table, damaged: int, lost_frames: int) -> dict[str, float
     }
 
 
-def _read(instances: list[Instance], image_size: int, min_foreground: float) -> Iterator[pa.Table]:
+def _read(instances: list[Instance], image_size: int, settings: MultiviewConfig) -> Iterator[pa.Table]:
     """Batches of frames and problems (schema `READ`) in the order of the instances."""
     table = instance_table(instances)
     yield from map_on_workers(
         _read_some,
         [table.slice(start, _INSTANCES_PER_TASK) for start in range(0, table.num_rows, _INSTANCES_PER_TASK)],
-        arguments={"image_size": image_size, "min_foreground": min_foreground},
+        arguments={
+            "image_size": image_size,
+            "min_foreground": settings.min_foreground,
+            "most_frames": 2 * settings.pairs_per_instance,  # no more can be in its pairs
+        },
         workers=Workers(),
     )
 
 
-def _read_some(instances: pa.Table, image_size: int, min_foreground: float) -> Iterator[pa.Table]:
+def _read_some(instances: pa.Table, image_size: int, min_foreground: float, most_frames: int) -> Iterator[pa.Table]:
     """Read some instances at a time, because their pictures take memory."""
     waiting: list[pa.Table] = []
     for number in range(instances.num_rows):
-        waiting.append(read_instances(instances.slice(number, 1), image_size, min_foreground))
+        waiting.append(read_instances(instances.slice(number, 1), image_size, min_foreground, most_frames))
         if sum(table.nbytes for table in waiting) >= _BYTES_AT_ONCE:
             yield pa.concat_tables(waiting)
             waiting = []

@@ -273,3 +273,17 @@ def test_damaged_annotations_lose_an_instance(content: bytes, message: str, tmp_
     assert row["is_instance"]
     with pytest.raises(CameraError, match=message):
         read_sequence(tmp_path / "apple", "one")
+
+
+@pytest.mark.parametrize(
+    ("most", "read"), [(None, "0123456789"), (10, "0123456789"), (5, "02468"), (3, "036"), (2, "05")]
+)
+def test_of_a_video_some_frames_are_read(most: int | None, read: str, tmp_path: Path) -> None:
+    annotate(tmp_path / "apple", [frame("one", number) for number in range(10)])
+    for number in range(10):
+        file = tmp_path / "apple" / "one" / "images" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(scene(number)))
+    (instance,), _ = find_instances([tmp_path])
+    rows = read_instance(instance, 64, 0.0, most)
+    assert [row["picture"] for row in rows] == [encode(scene(int(number))) for number in read]

@@ -102,6 +102,19 @@ def test_a_folder_that_is_not_there_is_found_before_anything_runs(
     assert not (tmp_path / "run" / "stages").exists()
 
 
+def test_a_folder_without_subjects_is_found_before_anything_runs(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage evaluate would find out after the adapter is trained."""
+    (tmp_path / "subjects").mkdir()
+    code, message = error_of(
+        capsys, "run", "--set", folder, "--set", f"evaluate.subjects_folder={tmp_path / 'subjects'}"
+    )
+    assert code == 2
+    assert "holds no subjects; it needs one folder of pictures for each" in message
+    assert not (tmp_path / "run" / "stages").exists()
+
+
 def test_a_backbone_that_is_no_folder_is_found_before_anything_runs(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -271,6 +271,19 @@ def test_paths_become_absolute_and_uris_and_hub_ids_stay(tmp_path: Path, monkeyp
     assert load_config("micro", ["ingest.metadata=s3://bucket/laion"]).ingest.metadata == "s3://bucket/laion"
 
 
+@pytest.mark.parametrize(
+    ("given", "is_path"),
+    [("someone/cups", False), ("cups", True), ("./someone/cups", True), ("a/b/c", True), ("here/cups", True)],
+)
+def test_pictures_may_be_a_dataset_of_the_hub(
+    given: str, is_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "cups").mkdir(parents=True)
+    found = load_config("micro", [f"filter.pictures_folder={given}"]).filter.pictures_folder
+    assert found == (str(tmp_path / given) if is_path else given)
+
+
 def test_image_encoders_and_scorers_are_paths_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("clip", "encoders/clip", "scorers/dino", "micro"):
