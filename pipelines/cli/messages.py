@@ -53,7 +53,7 @@ def next_steps(config: Config, store: Store, outputs: Mapping[str, Output], flag
         lines.append(f"Report:     {outputs['evaluate'].folder / REPORT}")
     if "register" in outputs:
         registered = json.loads((outputs["register"].folder / "registered.json").read_text())
-        champion = "the champion" if registered["alias_moved"] else "not better than the champion"
+        champion = "the champion" if registered["alias_moved"] else "not the champion"
         lines.append(f"Registered: {registered['name']} version {registered['version']} ({champion})")
         lines.append(f"Serve it:   {pipeline()} serve{flags}")
     if "train_adapter" in outputs:

@@ -20,7 +20,9 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from model.backbone_layout import check_backbone_files
 from model.checksums import file_checksum
+from model.errors import BackboneError
 from stages.config import Config
 from stages.contract import Reporter
 from stages.inference import backbone_location
@@ -30,6 +32,8 @@ from stages.storage import StorePath, store_path
 
 #: Beside its parts, a model in diffusers' layout may hold itself once more in one file.
 _INDEX, _SINGLE_FILES = "model_index.json", (".safetensors", ".ckpt")
+#: Of image encoders.
+_WEIGHTS = (".safetensors", ".bin")
 
 #: What a version's settings say of a part.
 Part = dict[str, Any]
@@ -70,7 +74,9 @@ def store_parts(locations: Mapping[str, str], place: str, report: Reporter, *, a
     for name, location in locations.items():
         path = store_path(location)
         is_here = path.is_dir() or path.is_file()
-        parts[name] = _store(name, local_copy(path), place, report, again) if is_here else _of_hub(location, report)
+        parts[name] = (
+            _store(name, local_copy(path), place, report, again) if is_here else _of_hub(name, location, report)
+        )
     return parts
 
 
@@ -100,14 +106,33 @@ def _files(folder: Path) -> list[PurePath]:
     return [file for file in visible if len(file.parts) > 1 or file.suffix not in _SINGLE_FILES]
 
 
-def _of_hub(name: str, report: Reporter) -> Part:
+def _of_hub(name: str, repository: str, report: Reporter) -> Part:
     """A part on the hub: as this machine has it in its cache, for that is what was used."""
+    snapshot = _snapshot(repository)
+    if snapshot is None or not _is_whole(name, snapshot):  # the machine of a worker has loaded it
+        report.warning(
+            f"this machine's cache has not all of {repository}: the version names no revision, and loads the latest"
+        )
+        return {"hub": repository, "revision": None, "files": None}
+    files = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+    return {"hub": repository, "revision": snapshot.name, "files": files}
+
+
+def _snapshot(repository: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot = Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):  # not in the cache: the machine of a worker has loaded it
-        report.warning(f"this machine's cache has no {name}: the version names no revision of it, and loads the latest")
-        return {"hub": name, "revision": None, "files": None}
-    files = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
-    return {"hub": name, "revision": snapshot.name, "files": files}
+        return Path(snapshot_download(repository, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_whole(name: str, snapshot: Path) -> bool:
+    """Whether the files of a part are there: some may have read its tokenizer only."""
+    if name != "backbone":
+        return any(file.suffix in _WEIGHTS for file in snapshot.iterdir())
+    try:
+        check_backbone_files(snapshot)
+    except BackboneError:
+        return False
+    return True

@@ -161,7 +161,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_model_of_the_hub_is_named_with_its_revision(tmp_path: Path, hub: Path) -> None:
-    part = store_parts({"backbone": "org/siglip"}, str(tmp_path / "parts"), quiet())["backbone"]
+    (part,) = store_parts({"image_encoder_0": "org/siglip"}, str(tmp_path / "parts"), quiet()).values()
     assert part == {"hub": "org/siglip", "revision": REVISION, "files": ["config.json", "model.safetensors"]}
     assert not (tmp_path / "parts").exists()
     (hub / "refs" / "main").write_text("f" * 40)  # the hub has moved on
@@ -172,10 +172,12 @@ def test_a_model_of_the_hub_is_named_with_its_revision(tmp_path: Path, hub: Path
 
 
 def test_a_model_that_only_workers_have_has_no_revision(tmp_path: Path, hub: Path) -> None:
-    events: list[Mapping[str, Any]] = []
-    part = store_parts({"backbone": "org/other"}, str(tmp_path / "parts"), quiet(events))["backbone"]
-    assert "no org/other" in events[0]["text"]
-    assert part_location("backbone", part, tmp_path, "", nothing) == "org/other"
+    (hub / "snapshots" / REVISION / "model.safetensors").unlink()
+    for name, repository in (("backbone", "org/other"), ("clip", "org/siglip"), ("backbone", "org/siglip")):
+        events: list[Mapping[str, Any]] = []
+        part = store_parts({name: repository}, str(tmp_path / "parts"), quiet(events))[name]
+        assert f"has not all of {repository}" in events[0]["text"]
+        assert part_location(name, part, tmp_path, "", nothing) == repository
 
 
 # Loading
