@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import is_offline_mode
+
 from model.checkpoint_files import safetensors_damage
 
 #: A file of weights of diffusers or transformers: name, variant, number of the shard.
@@ -54,6 +56,8 @@ def load_pretrained(kind: Any, location: str | Path, part: str = "", **options: 
     errors: list[OSError] = []
     name, revision = split_revision(location)
     options = {**revision, **options, "subfolder": part, "use_safetensors": True}
+    if is_offline_mode():
+        options["local_files_only"] = True  # without it diffusers asks the hub for the shards' names
     for variant in weights_variants(name, part):
         try:
             return kind.from_pretrained(name, variant=variant, **options)

@@ -109,7 +109,9 @@ def _load_encoders(
             f"the adapter has no {USAGE_FILE} that names its image encoders; give attach_adapter image_encoders with "
             f"{', '.join(missing)}, as it was trained."
         )
-    return ImageEncoders.from_pretrained(backbone_folder=pipe.config._name_or_path, dtype=pipe.unet.dtype, **options)
+    return ImageEncoders.from_pretrained(
+        backbone_folder=getattr(pipe.config, "_name_or_path", None), dtype=pipe.unet.dtype, **options
+    )
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The pipeline calls its UNet once a step, with unconditional rows first if it uses classifier-free guidance. A hook
 before that call runs the guidance branch for the conditional rows, and adds the references' condition to the call's
-arguments; the pipeline does the rest: guidance, rescaling, its scheduler. A method whose guided prediction also has the text
-branch's (RealCustom Eq. 13) changes the conditional rows after the call, so that the pipeline's guidance gives it.
+arguments; the pipeline does the rest: guidance, rescaling, its scheduler. A method whose guided prediction also has the
+text branch's (RealCustom Eq. 13) changes the conditional rows after the call, so that the pipeline's guidance gives it.
 
 Legend of shapes: B conditional rows, R rows of the call (B, or 2 B with unconditional rows first).
 """
