@@ -130,10 +130,16 @@ class GuidedUNet:
         size = (latent[0] * self.backbone.latent_scale, latent[1] * self.backbone.latent_scale)
         request = self.request
         steps = subject_steps(total, request.start, request.end)
-        settings = request.settings.with_steps(total)
         processors = attached_processors(self.backbone.unet)
         schedule, recipe = mask_plan(
-            self.backbone, processors, request.prompts, request.subjects, steps, size, settings, request.use_mask
+            self.backbone,
+            processors,
+            request.prompts,
+            request.subjects,
+            steps,
+            size,
+            request.settings,
+            request.use_mask,
         )
         self._guidance = SubjectGuidance.of(self.branch, steps, schedule, recipe, latent)
         return self._guidance

@@ -90,9 +90,8 @@ def test_every_pipeline_with_subjects_without_and_after(
     assert attach_adapter(pipe, adapters[family, method]) is pipe
     assert np.array_equal(paint(pipe, **arguments), plain)
     with_subject = paint(pipe, **arguments, **SUBJECT)
-    everywhere = paint(pipe, **arguments, **SUBJECT, use_mask=False)
     assert np.isfinite(with_subject).all()
-    assert len({image.tobytes() for image in (plain, with_subject, everywhere)}) == 3
+    assert not np.array_equal(with_subject, plain)
     assert np.array_equal(paint(pipe, **arguments), plain)  # nothing stays in the UNet
     detach_adapter(pipe)
     assert type(pipe) is getattr(diffusers, name)
@@ -464,8 +463,8 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def ip_adapter(pipe: Any) -> None:
-    processor = type("IPAdapterAttnProcessor2_0", (torch.nn.Module,), {})
-    pipe.unet.set_attn_processor({name: processor() for name in pipe.unet.attn_processors})
+    processor = diffusers.models.attention_processor.IPAdapterAttnProcessor2_0
+    pipe.unet.set_attn_processor({name: processor(8, 16) for name in pipe.unet.attn_processors})
 
 
 def custom_diffusion(pipe: Any) -> None:
