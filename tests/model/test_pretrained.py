@@ -19,8 +19,6 @@ LOCATIONS = {
     "a/b/c@v1": ("a/b/c@v1", None, None),
     "s3://bucket/name@v1": ("s3://bucket/name@v1", None, None),
     "s3://bucket/models/sd": ("s3://bucket/models/sd", None, None),
-    "./models": ("./models", None, None),
-    "./models@v1": ("./models@v1", None, None),
     "../models": ("../models", None, None),
     "./models": ("./models", None, None),
     "./models@v1": ("./models@v1", None, None),
