@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint_files import CONVERTIBLE, describe_file
+from model.checkpoint_files import conversion, describe_file
 from model.errors import BackboneError
 from model.files import TextError, read_text
 from model.pretrained import weights_problem
@@ -32,8 +32,7 @@ def check_backbone_files(location: str | Path) -> None:
     """
     place = Path(location)
     if place.is_file():
-        kind = describe_file(place)
-        raise BackboneError(f"backbone {place}: this is {kind}; {_advice(place, kind)}.")
+        raise BackboneError(f"backbone {place}: this is {describe_file(place)}; {conversion(place)}.")
     if place.is_dir():
         _check_folder(place)
 
@@ -98,16 +97,5 @@ def _other_folder(folder: Path) -> str:
     if (folder / "config.json").is_file():
         return f"this is one part of a model; give the folder above it, {folder.parent}"
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.ckpt")]):
-        kind = describe_file(file)
-        return f"this folder holds {file.name}, {kind}; {_advice(file, kind)}"
+        return f"this folder holds {file.name}, {describe_file(file)}; {conversion(file)}"
     return "this folder is not in diffusers' layout: there is no unet/; give the folder that model_index.json is in"
-
-
-def _advice(file: Path, kind: str) -> str:
-    pipeline = CONVERTIBLE.get(kind)
-    if pipeline is None:
-        return "a folder in diffusers' layout is needed, with unet/, vae/ and the other parts"
-    return (
-        "convert it to diffusers' layout with "
-        f'diffusers.{pipeline}.from_single_file("{file}").save_pretrained("FOLDER") and give that folder'
-    )

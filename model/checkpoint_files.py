@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors library's limit
@@ -19,13 +20,14 @@ _SIGNATURES = (
     (b"<", "a web page, not a model"),
 )
 
+_XL = ("conditioner.embedders.", "model.diffusion_model.label_emb.")
 #: Kinds of safetensors files by the names of their tensors; the first that fits counts.
 _TENSORS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("a LoRA", lambda name: any(part in name for part in ("lora_", ".lora", "hada_", "lokr_"))),
     ("a ControlNet", lambda name: name.startswith(("control_model.", "controlnet_"))),
     ("a checkpoint of Flux", lambda name: "double_blocks." in name),
     ("a checkpoint of Stable Diffusion 3", lambda name: "joint_blocks." in name),
-    ("a checkpoint of Stable Diffusion XL in one file", lambda name: name.startswith("conditioner.embedders.")),
+    ("a checkpoint of Stable Diffusion XL in one file", lambda name: name.startswith(_XL)),
     ("a checkpoint of Stable Diffusion in one file", lambda name: name.startswith("model.diffusion_model.")),
     ("an embedding of Textual Inversion", lambda name: name in ("emb_params", "clip_l", "clip_g")),
     ("a UNet's weights alone", lambda name: name.startswith("down_blocks.")),
@@ -33,11 +35,16 @@ _TENSORS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("a text encoder's weights alone", lambda name: name.startswith("text_model.")),
 )
 
-#: Kinds that diffusers' `from_single_file` reads, with its class.
-CONVERTIBLE = {
-    "a checkpoint of Stable Diffusion XL in one file": "StableDiffusionXLPipeline",
-    "a checkpoint of Stable Diffusion in one file": "StableDiffusionPipeline",
+#: Kinds that diffusers' `from_single_file` reads, with its class and a VAE for files that have none.
+_CONVERTIBLE = {
+    "a checkpoint of Stable Diffusion XL in one file": ("StableDiffusionXLPipeline", "stabilityai/sdxl-vae"),
+    "a checkpoint of Stable Diffusion in one file": ("StableDiffusionPipeline", "stabilityai/sd-vae-ft-mse"),
 }
+#: A part of a checkpoint in one file, by the starts of its tensors' names.
+_TEXT_ENCODERS = ("cond_stage_model.", "conditioner.embedders.")
+_VAE = ("first_stage_model.",)
+_FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"  # (C, channels of the latents, 3, 3)
+_LAYOUT = "a folder in diffusers' layout is needed, with unet/, vae/ and the other parts"
 
 
 def describe_file(file: Path) -> str:
@@ -51,6 +58,31 @@ def describe_file(file: Path) -> str:
     if names is None:
         return "a single file"
     return next((kind for kind, fits in _TENSORS if any(map(fits, names))), "a single file of weights")
+
+
+def conversion(file: Path) -> str:
+    """How a file becomes a folder in diffusers' layout, or what is needed in its place."""
+    pipeline, vae = _CONVERTIBLE.get(describe_file(file), (None, None))
+    header = _header(file) or {}
+    if pipeline is None:
+        return _LAYOUT
+    channels = header.get(_FIRST_CONVOLUTION, {}).get("shape", [])[1:2]
+    if channels and channels != [4]:
+        return f"its UNet takes {channels[0]} channels, as those for inpainting or editing do; give its base model"
+    if not _has(header, _TEXT_ENCODERS):
+        return f"it has no text encoder: it is the UNet of a checkpoint alone; {_LAYOUT}"
+    if "XL" in pipeline and not _has(header, ("conditioner.embedders.1.",)):
+        return "it has one text encoder, as SDXL's refiner; give the base model"
+    more = "" if _has(header, _VAE) else f', vae=diffusers.AutoencoderKL.from_pretrained("{vae}")'
+    return (
+        "convert it to diffusers' layout with "
+        f'diffusers.{pipeline}.from_single_file("{file}"{more}).save_pretrained("FOLDER") and give that folder '
+        '(without a network, from_single_file also needs config="FOLDER OF ITS BASE MODEL")'
+    )
+
+
+def _has(header: Collection[str], starts: tuple[str, ...]) -> bool:
+    return any(name.startswith(starts) for name in header)
 
 
 def tensor_names(file: Path) -> Collection[str] | None:
@@ -83,7 +115,7 @@ def safetensors_damage(file: Path) -> str | None:
     return None
 
 
-def _header(file: Path) -> dict[str, dict[str, list[int]]] | None:
+def _header(file: Path) -> dict[str, dict[str, Any]] | None:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(_MAX_HEADER_BYTES, file.stat().st_size):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import is_offline_mode
+
 from model.checkpoint_files import safetensors_damage
 
 #: A file of weights of diffusers or transformers: name, variant, number of the shard.
@@ -21,8 +23,9 @@ _HUB_VARIANTS = ("fp16",)
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2")
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _OTHER_FORMATS = (".msgpack", ".h5", ".onnx", ".gguf", ".safetensors")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 #: A hub id at a revision.
-_HUB_REVISION = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[\w./-]+)")
+_HUB_REVISION = re.compile(rf"(?P<name>{_HUB_NAME.pattern})@(?P<revision>[\w./-]+)")
 
 
 def split_revision(location: str | os.PathLike[str]) -> tuple[str, dict[str, str]]:
@@ -35,6 +38,12 @@ def split_revision(location: str | os.PathLike[str]) -> tuple[str, dict[str, str
     if match is None or Path(text).exists():
         return text, {}
     return match["name"], {"revision": match["revision"]}
+
+
+def hub_name(location: str | os.PathLike[str]) -> str | None:
+    """`org/name` of a hub id with or without a revision; None for a folder or a URI."""
+    name, _ = split_revision(location)
+    return name if _HUB_NAME.fullmatch(name) and not Path(name).exists() else None
 
 
 def load_pretrained(kind: Any, location: str | Path, part: str = "", **options: Any) -> Any:
@@ -54,6 +63,8 @@ def load_pretrained(kind: Any, location: str | Path, part: str = "", **options: 
     errors: list[OSError] = []
     name, revision = split_revision(location)
     options = {**revision, **options, "subfolder": part, "use_safetensors": True}
+    if is_offline_mode():
+        options["local_files_only"] = True  # without it diffusers asks the hub for the shards' names
     for variant in weights_variants(name, part):
         try:
             return kind.from_pretrained(name, variant=variant, **options)

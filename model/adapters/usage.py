@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 from model.errors import ModelError
 from model.files import read_text
 from model.guidance.settings import InferenceSettings
+from model.pretrained import hub_name
 from model.settings import STRICT
 
 USAGE_FILE = "usage.json"
@@ -44,7 +45,7 @@ class AdapterUsage:
     def local_encoders(self) -> list[str]:
         """The image encoders that are folders of this machine: neither parts of the base model nor hub ids."""
         locations = self.image_encoders.get("image_encoders", [])
-        return [one for one in locations if "/" in one and (one.count("/") > 1 or one[0] in "./~")]
+        return [one for one in locations if "/" in one and hub_name(one) is None]
 
 
 def read_usage(folder_or_hub_id: str | os.PathLike[str], **options: Any) -> AdapterUsage | None:

@@ -68,12 +68,9 @@ def attach_adapter(
     """
     check_pipeline(pipe)
     parts: Any = pipe
-    detach_adapter(pipe)
     unet, dtype = _unet_of(pipe), parts.unet.dtype
     loaded = adapter if isinstance(adapter, VisualAdapter) else load_adapter(adapter, torch_dtype=dtype)
     loaded.check_fits(unet)
-    if loaded.dtype != dtype:
-        raise AdapterError(f"the adapter is in {loaded.dtype}, the UNet in {dtype}; load the adapter in the UNet's.")
     loaded.eval().requires_grad_(False)
     encoders = _load_encoders(parts, loaded.usage, image_encoders)
     if encoders.width != loaded.config["image_width"]:
@@ -82,6 +79,7 @@ def attach_adapter(
             f"{encoders.width}."
         )
     default = settings or (loaded.usage.inference if loaded.usage is not None else InferenceSettings())
+    detach_adapter(pipe)
     parts._attachment = Attachment(loaded, encoders, default)
     kind: Any = type(parts)
     parts.__class__ = _attached_class(kind)
@@ -109,7 +107,9 @@ def _load_encoders(
             f"the adapter has no {USAGE_FILE} that names its image encoders; give attach_adapter image_encoders with "
             f"{', '.join(missing)}, as it was trained."
         )
-    return ImageEncoders.from_pretrained(backbone_folder=pipe.config._name_or_path, dtype=pipe.unet.dtype, **options)
+    return ImageEncoders.from_pretrained(
+        backbone_folder=getattr(pipe.config, "_name_or_path", None), dtype=pipe.unet.dtype, **options
+    )
 
 
 @dataclass(frozen=True)

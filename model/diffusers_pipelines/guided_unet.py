@@ -4,6 +4,7 @@ The pipeline calls its UNet once a step, with unconditional rows first if it use
 before that call runs the guidance branch for the conditional rows, and adds the references' condition to the call's
 arguments; the pipeline does the rest: guidance, rescaling, its scheduler. A method whose guided prediction also has the
 text branch's (RealCustom Eq. 13) changes the conditional rows after the call, so that the pipeline's guidance gives it.
+
 Legend of shapes: B conditional rows, R rows of the call (B, or 2 B with unconditional rows first).
 """
 
@@ -129,10 +130,16 @@ class GuidedUNet:
         size = (latent[0] * self.backbone.latent_scale, latent[1] * self.backbone.latent_scale)
         request = self.request
         steps = subject_steps(total, request.start, request.end)
-        settings = request.settings.with_steps(total)
         processors = attached_processors(self.backbone.unet)
         schedule, recipe = mask_plan(
-            self.backbone, processors, request.prompts, request.subjects, steps, size, settings, request.use_mask
+            self.backbone,
+            processors,
+            request.prompts,
+            request.subjects,
+            steps,
+            size,
+            request.settings,
+            request.use_mask,
         )
         self._guidance = SubjectGuidance.of(self.branch, steps, schedule, recipe, latent)
         return self._guidance

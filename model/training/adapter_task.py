@@ -31,6 +31,7 @@ from model.guidance.settings import InferenceSettings
 from model.methods.names import MethodName
 from model.methods.registry import METHODS
 from model.pictures.sheets import column
+from model.pretrained import hub_name
 from model.seeding import generator_of
 from model.training.adapter_examples import ExamplePictures, PlanRow, share_of
 from model.training.adapter_loss import AdapterModule, FrozenModels
@@ -208,10 +209,9 @@ class AdapterTask:
     def export(self, module: nn.Module, folder: Path) -> None:
         """Write the adapter with `save_pretrained`, and how it is used."""
         assert isinstance(module, AdapterModule)
-        base_model = None if Path(self.backbone).exists() else self.backbone
         adapter = module.adapter
         adapter.usage = AdapterUsage(
-            image_encoders=self.encoders, inference=self.preview_settings, base_model=base_model
+            image_encoders=self.encoders, inference=self.preview_settings, base_model=hub_name(self.backbone)
         )
         adapter.save_pretrained(folder)
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from model.backbone import load_backbone
 from model.backbone_layout import check_backbone_files
 from model.errors import BackboneError
+from tests.support.hub_cache import add_to_hub_cache, use_hub_cache
 
 PARTS = ("unet", "vae", "text_encoder")
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167534\n"
@@ -74,6 +75,78 @@ def test_shards_are_loaded(folder: Path, variant: str | None) -> None:
         check_backbone_files(folder)
 
 
+def test_weights_without_a_format_are_loaded(folder: Path, sd_folder: Path) -> None:
+    for part in PARTS:
+        save_file(load_file(weights_of(folder, part)), weights_of(folder, part))
+    assert torch.equal(load_backbone(folder).unet.conv_in.weight, load_backbone(sd_folder).unet.conv_in.weight)
+
+
+# Hub ids, in the hub's cache without a network
+
+
+def as_it_is(folder: Path) -> None:
+    pass
+
+
+def variant_alone(folder: Path) -> None:
+    for part in ("unet", "vae", *(path.name for path in folder.glob("text_encoder*"))):
+        rename(folder, part, "fp16")
+
+
+def variant_in_shards(folder: Path) -> None:
+    variant_alone(folder)
+    (file,) = (folder / "unet").glob("*.safetensors")
+    file.unlink()
+    unet = UNet2DConditionModel.from_pretrained(folder.parent / "whole" / "unet")
+    unet.save_pretrained(folder / "unet", max_shard_size="20KB", variant="fp16")
+
+
+def slow_tokenizer(folder: Path) -> None:
+    """SD-1.5's repository has vocab.json and merges.txt, no tokenizer.json."""
+    for place in folder.glob("tokenizer*"):
+        stored = json.loads((place / "tokenizer.json").read_text())
+        (place / "vocab.json").write_text(json.dumps(stored["model"]["vocab"]))
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in stored["model"]["merges"]]
+        (place / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+        (place / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "change", [as_it_is, variant_alone, variant_in_shards, slow_tokenizer], ids=lambda one: one.__name__
+)
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_hub_id_is_the_folder(
+    family: str,
+    change: Callable[[Path], None],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Path(shutil.copytree(request.getfixturevalue(f"{family}_folder"), tmp_path / "whole"))
+    changed = Path(shutil.copytree(whole, tmp_path / "changed"))
+    change(changed)
+    cache = use_hub_cache(monkeypatch, tmp_path / "cache")
+    for revision in ("main", "v1"):
+        add_to_hub_cache(cache, "org/model", changed, revision)
+    expected = load_backbone(whole).encode_prompt(["a cat in a hat"])
+    for hub_id in ("org/model", "org/model@v1"):
+        loaded = load_backbone(hub_id)
+        assert loaded.family == family
+        assert torch.equal(loaded.encode_prompt(["a cat in a hat"]).hidden, expected.hidden)
+        assert torch.equal(loaded.unet.conv_in.weight, load_backbone(whole).unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_what_a_cached_model_lacks_is_named(
+    part: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(folder / part)
+    add_to_hub_cache(use_hub_cache(monkeypatch, tmp_path / "cache"), "org/model", folder)
+    with pytest.raises(BackboneError, match=f"backbone org/model.*({part}|layout)") as caught:
+        load_backbone("org/model")
+    assert "\n" not in str(caught.value)
+
+
 # What is named: a change of the folder, and what the sentence says
 
 
@@ -92,6 +165,14 @@ def pointer(folder: Path) -> None:
 def cut_off(folder: Path) -> None:
     file = weights_of(folder, "unet")
     file.write_bytes(file.read_bytes()[:-1])
+
+
+def incomplete(folder: Path) -> None:
+    weights_of(folder, "unet").rename(folder / "unet" / "diffusion_pytorch_model.safetensors.incomplete")
+
+
+def of_another_format(folder: Path) -> None:
+    weights_of(folder, "unet").rename(folder / "unet" / "diffusion_flax_model.msgpack")
 
 
 def empty(folder: Path) -> None:
@@ -130,6 +211,8 @@ FOLDERS: list[tuple[Callable[[Path], None], str]] = [
     (without_weights, "text_encoder has no weights"),
     (pointer, "unet/.* is a pointer of Git LFS; .*git lfs pull"),
     (cut_off, r"unet/.* has \d+ of \d+ bytes.*download it again"),
+    (incomplete, r"unet has only a part of its weights \(.*\.incomplete\).*cut off; download the whole model"),
+    (of_another_format, r"unet has only weights of another format \(diffusion_flax_model\.msgpack\)"),
     (empty, "unet/.* is not a safetensors file"),
     (broken_link, "unet/.* is a broken link"),
     (broken_config, r"unet/config\.json cannot be read as JSON"),
@@ -170,9 +253,39 @@ def test_a_folder_around_or_inside_a_backbone_is_named(folder: Path, tmp_path: P
             check_backbone_files(other)
 
 
+UNET, VAE = "model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"
+CLIP, CLIP_L, CLIP_G = "cond_stage_model.transformer.x", "conditioner.embedders.0.x", "conditioner.embedders.1.x"
+XL_UNET = "model.diffusion_model.label_emb.0.0.weight"
+#: Checkpoints in one file: their tensors, channels of the UNet, and what the sentence says.
+SINGLE_FILES: dict[str, tuple[list[str], int, str]] = {
+    "SD": (
+        [CLIP, VAE],
+        4,
+        r"Diffusion in one .*StableDiffusionPipeline\.from_single_file\(\"[^,]*\"\)\.save_pre.*config=",
+    ),
+    "SD without VAE": ([CLIP], 4, r"from_single_file\(.*, vae=diffusers\.AutoencoderKL.*sd-vae-ft-mse"),
+    "SDXL": ([CLIP_L, CLIP_G, VAE], 4, r"XL in one .*StableDiffusionXLPipeline\.from_single_file\(\"[^,]*\"\)\.save"),
+    "SDXL without VAE": ([CLIP_L, CLIP_G], 4, r"StableDiffusionXLPipeline.*, vae=diffusers\.AutoencoderKL.*sdxl-vae"),
+    "SDXL's refiner": ([CLIP_L, VAE], 4, "SDXL's refiner; give the base model"),
+    "inpainting": ([CLIP, VAE], 9, "takes 9 channels, as those for inpainting.*give its base model"),
+    "InstructPix2Pix": ([CLIP, VAE], 8, "takes 8 channels"),
+    "a UNet": ([], 4, "Stable Diffusion in one file; it has no text encoder"),
+    "a UNet of SDXL": ([XL_UNET], 4, "XL in one file; it has no text encoder"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "channels", "sentence"), SINGLE_FILES.values(), ids=SINGLE_FILES)
+def test_how_a_checkpoint_in_one_file_is_converted(
+    tensors: list[str], channels: int, sentence: str, tmp_path: Path
+) -> None:
+    weights = {UNET: torch.zeros(8, channels, 3, 3), **{name: torch.zeros(1).half() for name in tensors}}
+    save_file(weights, tmp_path / "civitai.safetensors")
+    for place in (tmp_path / "civitai.safetensors", tmp_path):
+        with pytest.raises(BackboneError, match=f"{place}.*{sentence}"):
+            check_backbone_files(place)
+
+
 TENSORS = {
-    "model.diffusion_model.input_blocks.0.0.weight": r"Stable Diffusion in one .*StableDiffusionPipeline\.from_single",
-    "conditioner.embedders.0.transformer.x": r"Stable Diffusion XL in one .*StableDiffusionXLPipeline\.from_single",
     "lora_unet_down_blocks_0.lora_down.weight": "a LoRA",
     "unet.down_blocks.0.attn1.to_q.lora.down.weight": "a LoRA",
     "double_blocks.0.img_attn.proj.weight": "Flux",

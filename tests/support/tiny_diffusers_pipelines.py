@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ def picture(seed: int = 0) -> Image.Image:
 
 def build_pipeline(name: str, folder: Path) -> Any:
     """A pipeline of the class `name`, from a folder of its family; ControlNets and T2I-Adapters have random weights."""
+    return copy.deepcopy(_loaded(name, folder))
+
+
+@functools.cache
+def _loaded(name: str, folder: Path) -> Any:
     torch.manual_seed(3)
     parts: dict[str, Any] = {"add_watermarker": False} if "XL" in name else {"safety_checker": None}
     if "ControlNet" in name:

@@ -280,6 +280,9 @@ def test_only_the_adapter_learns_and_is_saved(sd_folder: Path, tmp_path: Path) -
     assert all(parameter.grad is None for parameter in unet.parameters())
     task.export(module, tmp_path)
     loaded = RealCustomPlusAdapter.from_pretrained(tmp_path)
+    assert loaded.usage is not None
+    assert loaded.usage.image_encoders == task.encoders
+    assert (loaded.usage.inference, loaded.usage.base_model) == (task.preview_settings, None)
     assert all(torch.equal(tensor, module.adapter.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert any(linear.weight.abs().sum() > 0 for linear in loaded.to_v_vision.values())
 
