@@ -217,7 +217,8 @@ def _run_config(arguments: argparse.Namespace) -> Config:
     config = load_config(arguments.profile, arguments.settings)
     if config.backbone.adapter is not None:
         raise UsageError(
-            "backbone.adapter is an adapter from elsewhere for generate and serve, but a run trains its own; leave it out."
+            "backbone.adapter is an adapter from elsewhere for generate and serve, but a run trains its own; leave it "
+            "out."
         )
     return config
 

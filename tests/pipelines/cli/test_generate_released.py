@@ -87,7 +87,7 @@ REFUSED = {
     "other shallow layers": ["backbone.shallow_layers=[[1, 2, 3], [1, 2, 3]]", "set backbone.shallow_layers="],
     "more tiles": ["backbone.high_resolution_tiles=3", "set backbone.high_resolution_tiles"],
     "another size": ["backbone.reference_size=384", "set backbone.reference_size=28"],
-    "other encoders": ["backbone.image_encoders=[clip, dino]", "set backbone.image_encoders to those of the profile"],
+    "other encoders": ["backbone.image_encoders=[clip, dino]", "set backbone.image_encoders to [google/siglip"],
     "masks that do not fit": ["inference.mask_steps=26", "mask_steps is 26"],
 }
 
