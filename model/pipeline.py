@@ -100,7 +100,7 @@ class RealCustomPipeline:
         cls,
         backbone: str | Path,
         adapter: str | Path | None = None,
-        image_encoders: Sequence[str] = ("clip", "dino"),
+        image_encoders: Sequence[str] | None = None,
         shallow_layers: Sequence[Sequence[int]] | None = None,
         reference_size: int | None = None,
         tiles: int | None = None,
@@ -113,8 +113,9 @@ class RealCustomPipeline:
         Args:
             backbone: see `load_backbone`.
             adapter: of any method; its `config.json` says which.
-            image_encoders: see `ImageEncoders.from_pretrained`, also for the next three.
-            shallow_layers: of each image encoder; None: see `Method.loading_options`, also for the next two.
+            image_encoders: see `ImageEncoders.from_pretrained`; None: see `Method.loading_options`, also for the next
+                three.
+            shallow_layers: of each image encoder.
             reference_size: of the image encoders, pixels.
             tiles: of the high-resolution reference, along a side.
             dtype: of the weights.
@@ -125,12 +126,18 @@ class RealCustomPipeline:
             on_part("backbone")
             return cls(load_backbone(backbone, dtype, device))
         method, config = read_method(adapter)
-        given = {"shallow_layers": shallow_layers, "reference_size": reference_size, "tiles": tiles}
-        options = method.loading_options(config, backbone, image_encoders, given)
+        given = {
+            "image_encoders": image_encoders,
+            "shallow_layers": shallow_layers,
+            "reference_size": reference_size,
+            "tiles": tiles,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        options = method.loading_options(config, backbone, chosen)
         on_part("backbone")
         base = load_backbone(backbone, dtype, device)
         on_part("image encoders")
-        encoders = ImageEncoders.from_pretrained(image_encoders, backbone, dtype=dtype, device=device, **options)
+        encoders = ImageEncoders.from_pretrained(backbone_folder=backbone, dtype=dtype, device=device, **options)
         on_part("adapter")
         return cls(base, load_adapter(adapter, torch_dtype=dtype).to(device), encoders)
 

@@ -39,6 +39,8 @@ class BackboneConfig:
 
     weights: ModelLocation | None = None
     """In diffusers' layout; null: the output of the stage `base`."""
+    adapter: Operation[ModelLocation | None] = None
+    """An adapter from elsewhere for `generate` and `serve`, such as imported released weights; null: the run's."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the weights where pictures are painted (evaluate, register, generate, serve); training does not read it."""
     resolution: Annotated[Pixels, MultipleOf(8)] = 64

@@ -24,6 +24,7 @@ from transformers import AutoConfig
 
 from model.adapters.image_encoder import ImageEncoders, VisionTower, located
 from model.adapters.vision_models import ImageEncoderError
+from model.adapters.visual_attention import KeysValues
 from model.pictures.tensors import to_tensor
 
 #: How an adapter is fed and guided: as this project trains it, or as the authors use their released weights.
@@ -33,13 +34,16 @@ ENCODERS = (
     ("SigLIP", ("siglip", "siglip_vision_model"), 25, (7, 13, 19)),
     ("DINOv2 with registers", ("dinov2_with_registers",), 22, (4, 10, 16)),
 )
+LOCATIONS = ("google/siglip-so400m-patch14-384", "facebook/dinov2-with-registers-large")
 SHALLOW_LAYERS = tuple(shallow for *_, shallow in ENCODERS)
 TILES = 2
-_ADVICE = "set backbone.image_encoders to those of the profile sdxl"
+_ADVICE = f"set backbone.image_encoders to [{', '.join(LOCATIONS)}]"
 
 
 class ReleaseImageEncoders(ImageEncoders):
     """The encoders of the released weights; see the module."""
+
+    _of_black: tuple[Any, Any, KeysValues] | None = None  # an adapter, its device and dtype, what it makes of black
 
     @classmethod
     def of(cls, encoders: ImageEncoders) -> ReleaseImageEncoders:
@@ -69,6 +73,15 @@ class ReleaseImageEncoders(ImageEncoders):
 
     def _high_views(self, pictures: Tensor) -> Tensor:
         return strided_views(pictures, self.tiles)
+
+    def black_keys_values(self, adapter: Any) -> KeysValues:
+        """Keys and values (1, n, C) of a black picture, for an adapter whose weights stay as they are."""
+        place = adapter.device, adapter.dtype
+        if self._of_black is not None and self._of_black[:2] == (adapter, place):
+            return self._of_black[2]
+        made: KeysValues = adapter(self.black(1).to(*place)).keys_values
+        self._of_black = adapter, place, made
+        return made
 
     def _prepare(self, picture: Image.Image) -> Tensor:
         return stretched(picture, self.reference_size * self.tiles).to(self.device)

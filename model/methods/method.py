@@ -22,7 +22,12 @@ from model.guidance.samplers import new_scheduler
 from model.guidance.settings import InferenceSettings, Sampler
 from model.guidance.subjects import Subject
 
-_MICRO_ENCODERS = {"shallow_layers": ((0, 1, 2), (0, 1, 2)), "reference_size": 64, "tiles": 2}
+_MICRO_ENCODERS = {
+    "image_encoders": ("clip", "dino"),
+    "shallow_layers": ((0, 1, 2), (0, 1, 2)),
+    "reference_size": 64,
+    "tiles": 2,
+}
 AdapterT = TypeVar("AdapterT", bound=VisualAdapter)
 
 
@@ -67,20 +72,19 @@ class Method(ABC, Generic[AdapterT]):
         return None
 
     def loading_options(
-        self, config: Mapping[str, Any], backbone: str | Path, image_encoders: Sequence[str], given: Mapping[str, Any]
+        self, config: Mapping[str, Any], backbone: str | Path, given: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The other arguments of `ImageEncoders.from_pretrained`, before anything large is loaded.
+        """Arguments of `ImageEncoders.from_pretrained`, checked before anything large is loaded.
 
         Args:
             config: of the adapter.
             backbone: its location.
-            image_encoders: their locations.
-            given: shallow_layers, reference_size and tiles; None: the method's own, or those of the micro encoders.
+            given: those that the caller gives; for the others there are the method's own, or the micro encoders'.
 
         Raises:
             ModelError: they do not fit the adapter.
         """
-        return {**_MICRO_ENCODERS, **{name: value for name, value in given.items() if value is not None}}
+        return {**_MICRO_ENCODERS, **given}
 
     def prepare_backbone(self, backbone: Backbone) -> Backbone:
         """The base model as the method uses it, with the same weights.

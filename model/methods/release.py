@@ -21,7 +21,14 @@ from diffusers import UNet2DConditionModel
 from model.adapters.adapter import AdapterError
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
-from model.adapters.release import SHALLOW_LAYERS, TILES, ReleaseImageEncoders, check_encoders, read_encoder_configs
+from model.adapters.release import (
+    LOCATIONS,
+    SHALLOW_LAYERS,
+    TILES,
+    ReleaseImageEncoders,
+    check_encoders,
+    read_encoder_configs,
+)
 from model.adapters.visual_attention import KeysValues, attached_processors
 from model.backbone import Backbone, Family, read_family
 from model.guidance.masks import Interpolation
@@ -65,14 +72,15 @@ class RealCustomPlusPlusRelease(RealCustomPlusPlus):
         return replace(RELEASE_SETTINGS, mask_cross_downscales=relative or RELEASE_SETTINGS.mask_cross_downscales)
 
     def loading_options(
-        self, config: Mapping[str, Any], backbone: str | Path, image_encoders: Sequence[str], given: Mapping[str, Any]
+        self, config: Mapping[str, Any], backbone: str | Path, given: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """See `Method.loading_options`; other views than the authors' are refused."""
+        """See `Method.loading_options`; other encoders and views than the authors' are refused."""
         _check_family(read_family(backbone))
-        configs = read_encoder_configs(image_encoders, backbone)
+        names = given.get("image_encoders", LOCATIONS)
+        configs = read_encoder_configs(names, backbone)
         own = {"shallow_layers": SHALLOW_LAYERS, "reference_size": configs[0].image_size, "tiles": TILES}
-        options = {name: own[name] if value is None else value for name, value in given.items()}
-        check_encoders(configs, **options)
+        options = {**own, **given, "image_encoders": names}
+        check_encoders(configs, options["shallow_layers"], options["reference_size"], options["tiles"])
         widths = [encoder.hidden_size for encoder in configs]
         if sum(widths) != config["image_width"]:
             raise AdapterError(
@@ -103,14 +111,13 @@ class RealCustomPlusPlusRelease(RealCustomPlusPlus):
     def generation_branch(
         self,
         adapter: RealCustomPlusAdapter,
-        encoders: ImageEncoders,
+        encoders: ReleaseImageEncoders,  # type: ignore[override]  # `prepare_encoders` made them
         subjects: Sequence[Sequence[Subject]],
         settings: InferenceSettings,
     ) -> ReleaseBranch:
         """Project the references and a black picture once for all steps."""
         branch = super().generation_branch(adapter, encoders, subjects, settings)
-        black = encoders.black(1).to(adapter.device, adapter.dtype)
-        return ReleaseBranch(branch.strengths, branch.pairs, adapter(black).keys_values)
+        return ReleaseBranch(branch.strengths, branch.pairs, encoders.black_keys_values(adapter))
 
 
 def _check_family(family: Family) -> None:

@@ -40,9 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add(commands, "doctor", "say what would stop a run: weights, licences, disk, memory, GPUs, versions, data, keys")
     _add(commands, "status", "each stage's state, rows, time and output of the last run")
     _add_generate(_add(commands, "generate", "paint a subject from a sentence"))
-    serve = _add(commands, "serve", "answer requests to paint over HTTP")
-    _add_adapter(serve, "serve this adapter in place of the registry's")
-    _add_ray_address(serve)
+    _add_ray_address(_add(commands, "serve", "answer requests to paint over HTTP"))
     storage = _add(commands, "storage", "list what the run folder holds, and free its space")
     storage.add_argument(
         "--remove",
@@ -102,16 +100,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="start", metavar="NAME", help="run this stage and all that depend on it")
 
 
-def _add_adapter(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument(
-        "--adapter",
-        metavar="FOLDER",
-        help=f"{text}, such as imported released weights: its folder or hub id; the base is backbone.weights",
-    )
-
-
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    _add_adapter(parser, "paint with this adapter in place of the run's")
     parser.add_argument(
         "--subject", type=Path, nargs="+", required=True, metavar="FILE", help="a picture of each subject"
     )

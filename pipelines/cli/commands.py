@@ -6,9 +6,10 @@ import argparse
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the stages that are not up to date."""
-    config = load_config(arguments.profile, arguments.settings)
+    config = _run_config(arguments)
     if dashboard := dashboard_of(arguments.ray_address):
         set_environment(config.profile, local_ray=False)
         return submit(dashboard, arguments)
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Print what `run` would do, and why."""
-    config = load_config(arguments.profile, arguments.settings)
+    config = _run_config(arguments)
     store = Store.at(config.run.folder)
     _print_plan(config, _plan(pipeline_graph(config), store, arguments))
 
@@ -90,11 +91,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Generate pictures of the subjects from a prompt, with their masks; print their paths."""
-    if arguments.adapter is None:
-        config, store, shipped = painting_run(arguments.profile, arguments.settings, "train_adapter")
-    else:
-        config, shipped = load_config(arguments.profile, arguments.settings), False
-        store = Store.at(config.run.folder)
+    config, store, shipped = painting_run(arguments.profile, arguments.settings, "train_adapter")
     set_environment(config.profile)
     from pipelines.cli.generate import Request, generate_picture
     from pipelines.cli.painting_model import model_of_adapter, model_of_run, shipped_model
@@ -110,8 +107,8 @@ def generate(arguments: argparse.Namespace) -> None:
     )
     with store.writable(), painting_progress() as progress:
         progress.show("verifying the weights")
-        if arguments.adapter is not None:
-            model = model_of_adapter(config, arguments.adapter)
+        if config.backbone.adapter is not None:
+            model = model_of_adapter(config, config.backbone.adapter)
         else:
             model = shipped_model(store) if shipped else model_of_run(config, store)
         made = generate_picture(model, config, request, arguments.out or store.local_folder / "generated", progress)
@@ -125,11 +122,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve the registered model over HTTP until the user stops it."""
-    if arguments.adapter is None:
-        config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
-    else:
-        config, shipped = load_config(arguments.profile, arguments.settings), False
-        store = Store.at(config.run.folder)
+    config, store, shipped = painting_run(arguments.profile, arguments.settings, "register")
     set_environment(config.profile, local_ray=is_local(arguments.ray_address))
     with _stage_errors_as_pipeline_errors():
         cluster = find_cluster(arguments.ray_address)  # before RAY_TMPDIR is another: Ray finds it there
@@ -141,19 +134,21 @@ def serve(arguments: argparse.Namespace) -> None:
                 config,
                 served_registry(config, store, temporary),
                 shipped=shipped,
-                given=None if arguments.adapter is None else _given_model(config, arguments),
+                given=_given_model(config, chosen_values(arguments.settings, "inference")),
                 cluster=cluster,
             )
 
 
-def _given_model(config: Config, arguments: argparse.Namespace) -> ServedModel:
+def _given_model(config: Config, chosen: Mapping[str, Any]) -> ServedModel | None:
+    if config.backbone.adapter is None:
+        return None
     from pipelines.cli.painting_model import model_of_adapter
     from stages.serve.given_adapter import given_model
 
-    model, chosen = model_of_adapter(config, arguments.adapter), chosen_values(arguments.settings, "inference")
+    model = model_of_adapter(config, config.backbone.adapter)
     return given_model(
         config,
-        title=arguments.adapter,
+        title=Path(config.backbone.adapter).name,
         fingerprint=model.fingerprint,
         backbone=model.backbone,
         adapter=str(model.adapter),
@@ -232,6 +227,16 @@ def _print_plan(config: Config, plan: Sequence[Step]) -> None:
 def _warn(config: Config, plan: Sequence[Step]) -> None:
     for text in blurred_references(config, plan):
         print(f"warning: {text}", file=sys.stderr)
+
+
+def _run_config(arguments: argparse.Namespace) -> Config:
+    config = load_config(arguments.profile, arguments.settings)
+    if config.backbone.adapter is not None:
+        raise UsageError(
+            "backbone.adapter is an adapter from elsewhere for generate and serve, but a run trains its own; leave it "
+            "out."
+        )
+    return config
 
 
 def _plan(graph: Graph, store: Store, arguments: argparse.Namespace) -> list[Step]:

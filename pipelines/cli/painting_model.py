@@ -86,8 +86,8 @@ def model_of_adapter(config: Config, adapter: str) -> PaintingModel:
     """
     if config.backbone.weights is None:
         raise PipelineError(
-            f"The adapter {adapter} needs the base that it was made for: set backbone.weights to its folder or hub id, "
-            "or choose a profile with one, such as --profile sdxl."
+            f"backbone.adapter: {adapter} needs the base that it was made for: set backbone.weights to its folder or "
+            "hub id, or choose a profile with one, such as --profile sdxl."
         )
     try:
         read_method(adapter)
@@ -95,7 +95,7 @@ def model_of_adapter(config: Config, adapter: str) -> PaintingModel:
         raise PipelineError(str(error)) from error
     except OSError as error:
         raise PipelineError(
-            f"The adapter {adapter} is no folder with config.json, and no model on the hub that can be reached; "
+            f"backbone.adapter: {adapter} is no folder with config.json, and no model on the hub that can be reached; "
             "released weights become a folder with python -m model.adapters.released_weights FILE FOLDER."
         ) from error
     folder = Path(adapter)

@@ -27,6 +27,8 @@ def last_run(profile: str, settings: Sequence[str]) -> tuple[Config, Store]:
 def painting_run(profile: str, settings: Sequence[str], stage: str) -> tuple[Config, Store, bool]:
     """The configuration to paint with, the run folder, and whether the shipped model answers in place of the run's.
 
+    With an adapter from elsewhere nothing of the run counts but its folder.
+
     Args:
         profile: Of the command line.
         settings: Of the command line.
@@ -34,6 +36,8 @@ def painting_run(profile: str, settings: Sequence[str], stage: str) -> tuple[Con
     """
     config = load_config(profile, settings)
     store = Store.at(config.run.folder)
+    if config.backbone.adapter is not None:
+        return config, store, False
     has_run = store.latest_file.exists()
     if stage == "register" and not has_run and configured_uri(config) is not None:
         # Another machine may have registered the model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import SiglipVisionConfig
 from model.adapters.adapter import AdapterError
 from model.adapters.image_encoder import ImageEncoders
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.adapters.release import LOCATIONS
 from model.adapters.released_weights import convert_released
 from model.backbone import load_backbone
 from model.dci.settings import DCISettings
@@ -314,6 +316,17 @@ def test_encoders_of_ones_own_become_those_of_the_release(folder: Path, pipeline
     other = ImageEncoders.from_pretrained(ENCODER_NAMES, folder, ((1,), (1,)), REFERENCE_SIZE, 2)
     with pytest.raises(match="shallow_layers"):
         RealCustomPipeline(load_backbone(folder), adapter, other)
+
+
+def test_the_encoders_of_the_release_are_found_without_being_named(folder: Path, tmp_path: Path) -> None:
+    """As subfolders of a backbone's folder here: other names are looked for on the hub."""
+    adapter = write_released_adapter(tmp_path / "adapter", load_backbone(folder).unet)
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    for name, location in zip(ENCODER_NAMES, LOCATIONS, strict=True):
+        (base / location).parent.mkdir(exist_ok=True)
+        (base / name).rename(base / location)
+    assert RealCustomPipeline.from_pretrained(base, adapter).default_settings.sampler == "dpm"
 
 
 def test_stable_diffusion_1_is_refused(sd_folder: Path, folder: Path, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(base: Path, adapter: Path, tmp_path: Path, subject: Path, *settings: str) -> list[str]:
     given = {
         "run.folder": tmp_path / "run",
+        "backbone.adapter": adapter,
         "backbone.weights": base,
         "backbone.dtype": "float32",
         "backbone.image_encoders": f"[{', '.join(ENCODER_NAMES)}]",
@@ -51,7 +52,7 @@ def words(base: Path, adapter: Path, tmp_path: Path, subject: Path, *settings: s
     chosen = [f"{key}={value}" for key, value in given.items()] + list(settings)
     options = [word for setting in chosen for word in ("--set", setting)]
     request = ["--subject", str(subject), "--word", "cat", "--prompt", PROMPT, "--seed", "5"]
-    return ["generate", "--profile", "sdxl", "--adapter", str(adapter), *request, *options]
+    return ["generate", "--profile", "sdxl", *request, *options]
 
 
 def painted(command: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Image.Image, dict[str, Any]]:
@@ -86,7 +87,7 @@ REFUSED = {
     "other shallow layers": ["backbone.shallow_layers=[[1, 2, 3], [1, 2, 3]]", "set backbone.shallow_layers="],
     "more tiles": ["backbone.high_resolution_tiles=3", "set backbone.high_resolution_tiles"],
     "another size": ["backbone.reference_size=384", "set backbone.reference_size=28"],
-    "other encoders": ["backbone.image_encoders=[clip, dino]", "set backbone.image_encoders to those of the profile"],
+    "other encoders": ["backbone.image_encoders=[clip, dino]", "set backbone.image_encoders to [google/siglip"],
     "masks that do not fit": ["inference.mask_steps=26", "mask_steps is 26"],
 }
 
@@ -104,6 +105,12 @@ def test_settings_that_the_weights_cannot_take(
     code, said = error_of(capsys, *words(base, adapter, tmp_path, subject, setting))
     assert code
     assert message in said
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_run_trains_its_own(command: str, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, said = error_of(capsys, command, "--profile", "sdxl", "--set", f"backbone.adapter={adapter}")
+    assert said.startswith("backbone.adapter is an adapter from elsewhere")
 
 
 def test_adapters_that_are_none(base: Path, subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

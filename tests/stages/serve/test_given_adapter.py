@@ -1,4 +1,4 @@
-"""The painter of `serve --adapter` with imported released weights: its settings, and pictures of a mixed batch."""
+"""What `serve` paints with when `backbone.adapter` names imported released weights."""
 
 from __future__ import annotations
 
