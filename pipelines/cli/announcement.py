@@ -39,8 +39,8 @@ _PURPOSES = {
     "train_adapter": "train the adapter",
     "contextualizer": "train the contextualizer",
     "customize": "learn concepts from pictures of their subjects",
-    "evaluate": "train the adapter, learn a concept, and evaluate both",
-    "register": "train a model that paints a subject from a sentence, evaluate it, and register it for serving",
+    "evaluate": "paint and score with what has been learned",
+    "register": "train a model that paints a subject from a sentence, and register it for serving",
 }
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.cli.progress import SECONDS_BETWEEN_LINES
 
@@ -38,10 +38,11 @@ class _Bar:
     """One line that is redrawn, and gone at the end."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress, self._task = progress, progress.add_task("", total=None)
+        self._progress, self._task = progress, progress.add_task("", total=None, share="")
 
     def show(self, text: str, done: int = 0, total: int = 0) -> None:
-        self._progress.update(self._task, description=text, completed=done, total=total or None)
+        share = f"{done}/{total}" if total else ""
+        self._progress.update(self._task, description=text, completed=done, total=total or None, share=share)
 
 
 @contextmanager
@@ -51,6 +52,11 @@ def painting_progress(console: Console | None = None) -> Iterator[PaintingProgre
     if not console.is_terminal:
         yield _Lines()
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[share]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         yield _Bar(progress)

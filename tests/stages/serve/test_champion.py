@@ -181,6 +181,20 @@ def test_a_damaged_part_is_refused(version: Version) -> None:
 
 
 @pytest.mark.slow
+def test_a_version_that_shares_no_parts_is_taken(version: Version) -> None:
+    """As those of before: all that it needs is in its own files, under its own checksums."""
+    file = next(version.files.rglob("inference.json"))
+    whole = file.read_text()
+    try:
+        settings = json.loads(whole)
+        del settings["parts"], settings["parts_place"]
+        file.write_text(json.dumps(settings))
+        assert str(version.registry.fetch(Versions(model=version.number))) == "damage version 1 (adapter train_adapter)"
+    finally:
+        file.write_text(whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_version_is_refused(version: Version, case: str) -> None:
     damage, reason = DAMAGE[case]
