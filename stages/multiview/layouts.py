@@ -1,4 +1,4 @@
-"""Which folders of a user's data are instances: objects with several pictures each."""
+"""Which folders of a user's data are instances: objects with two or more pictures each."""
 
 from __future__ import annotations
 
