@@ -124,8 +124,11 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], list[tuple[str, str, str]]]] 
         pictures("dog2", "mug"), [("dog", "data/dog2", "pictures"), ("mug", "data/mug", "pictures")],
     ),
     "dreambench": (
-        both(pictures("dog", "dog2"), lambda root: (root / "prompts_and_classes.txt").write_text("x")),
-        [("dog", "data/dog", "pictures"), ("dog", "data/dog2", "pictures")],
+        both(
+            pictures("bear_plushie", "dog2"),
+            lambda root: (root / "prompts_and_classes.txt").write_text("bear_plushie,stuffed animal\ndog2,dog\n"),
+        ),
+        [("stuffed animal", "data/bear_plushie", "pictures"), ("dog", "data/dog2", "pictures")],
     ),
     "pictures in images": (pictures("red_mug/images"), [("red mug", "data/red_mug", "pictures")]),
     "pictures in rgb, with depth and masks": (
