@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-#: What tells folders of one class apart: "dog2", "dog_02", "dog-2", "dog (2)", "dog #2", "02_dog".
+#: What distinguishes folders of one class: "dog2", "dog_02", "dog-2", "dog (2)", "dog #2", "02_dog".
 _NUMBER_BEHIND = re.compile(r"[\s_\-.#]*(?:\(\d+\)|\d*)[\s_]*$")
 _NUMBER_BEFORE = re.compile(r"\d+[\s_\-.]+(?=\D)")
 

@@ -97,19 +97,25 @@ def _read_custom_concepts(folder: Path, notes: list[str]) -> list[ListedSubject]
     entries: Any = _json(listing) if listing else []
     if listing is None or not _is_of_custom_concepts(entries):
         return []
-    found = []
+    found, lost = [], []
     for entry in entries:
         name = PurePosixPath(str(entry["instance_data_dir"])).name
-        place = next(
-            (one for one in (folder / name, listing.parent / entry["instance_data_dir"]) if one.is_dir()), None
-        )
-        if place is None or not is_utf8(str(entry.get("class_prompt", ""))):
-            notes.append(f"left out the subject {printable_name(name)} of {listing.name}: there is no such folder")
+        place = _inside(folder, (folder / name, listing.parent / entry["instance_data_dir"]))
+        if place is None:
+            lost.append(f"left out the subject {printable_name(name)} of {listing.name}: there is no such folder")
             continue
         word = str(entry.get("class_prompt") or word_of_folder(name))
         prompts = _concept_prompts(listing.parent / str(entry.get("prompt_filename", "")))
         found.append(ListedSubject(name=name, word=word, pictures=picture_files(place), prompts=prompts))
+    if found or listing.parent == folder:  # else the list above is of other subjects
+        notes += lost
     return found
+
+
+def _inside(folder: Path, places: Sequence[Path]) -> Path | None:
+    """The first of the folders that is there and in `folder`."""
+    root = os.path.abspath(folder)
+    return next((one for one in places if one.is_dir() and Path(os.path.abspath(one)).is_relative_to(root)), None)
 
 
 def _is_of_custom_concepts(entries: Any) -> bool:
@@ -154,6 +160,8 @@ def _read_folders(folder: Path, notes: list[str]) -> list[ListedSubject]:
         folder = inner
     listing = _near(folder, dreambench.LISTING)
     benchmark = dreambench.read_benchmark(read_text(listing)) if listing else None
+    if benchmark and not any((folder / name).is_dir() for name in benchmark.classes):
+        benchmark = None  # of other subjects
     found = []
     for place in visible_entries(folder):
         pictures = picture_files(place) if os.path.isdir(place) else []

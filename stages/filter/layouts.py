@@ -111,7 +111,11 @@ def _find_lists(
     for file in everything:
         if file.suffix.lower() not in LIST_SUFFIXES or (file.parent, file.stem) in stems:
             continue
-        names = _names_of_list(file, columns)
+        try:
+            names = _names_of_list(file, columns)
+        except TextError as error:
+            lacking.append(str(error))
+            continue
         path, caption = names[1] if names else (None, None)
         if path and caption:
             found.append(file)
@@ -124,10 +128,16 @@ def _find_lists(
 
 
 def _names_of_list(file: StorePath, columns: Columns) -> tuple[list[str], tuple[str | None, str | None]] | None:
-    """The columns of a list's first rows, and those of the path and the caption; None if it is no list of rows."""
+    """The columns of a list's first rows, and those of the path and the caption; None if it is no list of rows.
+
+    Raises:
+        TextError: It is not text.
+    """
     try:
         rows = list(itertools.islice(list_rows(file), 100))
-    except (TextError, ValueError, OSError, RecursionError, AttributeError):
+    except TextError:
+        raise
+    except (ValueError, OSError, RecursionError, AttributeError):
         return None
     fields = {name: value for row in reversed(rows) for name, value in row.items() if value not in (None, "", [])}
     return (list(rows[0]), chosen(fields, columns)) if rows else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -71,7 +72,7 @@ def list_rows(file: StorePath) -> Iterator[dict[str, Any]]:
     elif suffix == ".json":
         rows = _json_rows(json.loads(text))
     else:
-        rows = (json.loads(line) for line in text.splitlines() if line.strip())
+        rows = (json.loads(line) for line in text.split("\n") if line.strip())  # a caption may hold other line ends
     for row in rows:
         if not isinstance(row, dict):
             raise ValueError("a row is no object with columns")
@@ -81,8 +82,7 @@ def list_rows(file: StorePath) -> Iterator[dict[str, Any]]:
 def _table_rows(text: str) -> Iterator[dict[str, Any]]:
     head, _, _ = text.partition("\n")
     delimiter = next((one for one in _DELIMITERS if one in head), ",")
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
-    yield from reader
+    yield from csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
 
 
 def _json_rows(content: Any) -> Iterator[Any]:

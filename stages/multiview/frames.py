@@ -114,8 +114,7 @@ def _read_frame(
     file = (folder if instance.layout == "pictures" else folder / _IMAGES) / path
     if not os.path.isfile(file):
         raise PictureError("there is no such file")
-    is_inside = instance.layout == "pictures" and folder.name.lower() in SUBJECT_FOLDERS
-    check_foreground((folder.parent if is_inside else folder) / _MASKS, path, min_foreground)
+    check_foreground(_masks(instance, folder), path, min_foreground)
     picture, (width, height) = load_frame(file, image_size)
     return {
         "frame_id": content_id(instance.category, instance.name, printable_name(path)),
@@ -125,6 +124,12 @@ def _read_frame(
         "width": width,
         "height": height,
     }
+
+
+def _masks(instance: Instance, folder: Path) -> Path:
+    """The folder of the masks: beside the pictures' own folder, if they have one. From a store only that is fetched."""
+    is_beside = instance.layout == "pictures" and isinstance(instance.folder, Path)
+    return (folder.parent if is_beside and folder.name.lower() in SUBJECT_FOLDERS else folder) / _MASKS
 
 
 def _frames_of(instance: Instance, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Which folders of a user's data are instances: objects with several pictures each."""
+"""Which folders of a user's data are instances: objects with two or more pictures each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from upath import UPath
 
 from model.files import is_hidden, is_utf8, printable_name, read_text, visible_entries
 from model.pictures.decoding import PICTURE_SUFFIXES, picture_files
+from prompts import dreambench
 from stages.class_words import word_of_folder
 from stages.multiview.co3d import ANNOTATIONS
 from stages.storage import StorePath, name_below, names_below
@@ -48,16 +49,18 @@ class Instance:
 
 
 def category_names(root: StorePath) -> dict[str, str]:
-    """MVImgNet's mapping from class labels (the folders' names) to class names; empty without the file.
+    """Class names by the names of folders: MVImgNet's list, or DreamBench's; empty without one.
 
     Raises:
         TextError: The file is not text.
     """
-    file = root / CATEGORY_FILE
-    if not file.is_file():
-        return {}
-    pairs = (line.split(",", 1) for line in read_text(file).splitlines() if "," in line)
-    return {label.strip(): name.strip().lower() for label, name in pairs}
+    names: dict[str, str] = {}
+    if (file := root / dreambench.LISTING).is_file():
+        names |= dreambench.read_benchmark(read_text(file)).classes
+    if (file := root / CATEGORY_FILE).is_file():
+        pairs = (line.split(",", 1) for line in read_text(file).splitlines() if "," in line)
+        names |= {label.strip(): name.strip().lower() for label, name in pairs}
+    return names
 
 
 def find_instances(roots: Iterable[StorePath]) -> tuple[list[Instance], list[str]]:

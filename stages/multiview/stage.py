@@ -14,7 +14,7 @@ and in CO3D's, where the root may also be one category:
 
 In plain layouts the cameras are unknown, and any two pictures of a subject make a pair:
 
-    ROOT/subject/*.jpg (jpeg, png, webp, gif); masks/ and the category file as above
+    ROOT/subject/*.jpg (jpeg, png, webp, gif); masks/ and the category file as above, or DreamBench's list of classes
     ROOT/subject/images/*.jpg
     ROOT/class/subject/*.jpg
     ROOT/*.jpg: the root is one subject

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages.contract import StageError
 from stages.multiview.cameras import CameraError
@@ -123,8 +124,11 @@ LAYOUTS: dict[str, tuple[Callable[[Path], object], list[tuple[str, str, str]]]] 
         pictures("dog2", "mug"), [("dog", "data/dog2", "pictures"), ("mug", "data/mug", "pictures")],
     ),
     "dreambench": (
-        both(pictures("dog", "dog2"), lambda root: (root / "prompts_and_classes.txt").write_text("x")),
-        [("dog", "data/dog", "pictures"), ("dog", "data/dog2", "pictures")],
+        both(
+            pictures("bear_plushie", "dog2"),
+            lambda root: (root / "prompts_and_classes.txt").write_text("bear_plushie,stuffed animal\ndog2,dog\n"),
+        ),
+        [("stuffed animal", "data/bear_plushie", "pictures"), ("dog", "data/dog2", "pictures")],
     ),
     "pictures in images": (pictures("red_mug/images"), [("red mug", "data/red_mug", "pictures")]),
     "pictures in rgb, with depth and masks": (
@@ -204,8 +208,8 @@ def test_other_layouts_are_one_sentence(write: Callable[[Path], object], tmp_pat
 
 
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1))
-def test_the_camera_looks_where_pytorch3ds_does(quaternion: list[float]) -> None:
-    """It looks along its Z, so in the world along R (0, 0, 1) of X_camera = X_world R + T."""
+def test_the_camera_faces_where_pytorch3ds_does(quaternion: list[float]) -> None:
+    """It faces along its Z, so in the world along R (0, 0, 1) of X_camera = X_world R + T."""
     w, x, y, z = np.array(quaternion) / np.linalg.norm(quaternion)
     rotation = np.array(
         [
@@ -287,3 +291,12 @@ def test_of_a_video_some_frames_are_read(most: int | None, read: str, tmp_path: 
     (instance,), _ = find_instances([tmp_path])
     rows = read_instance(instance, 64, 0.0, most)
     assert [row["picture"] for row in rows] == [encode(scene(int(number))) for number in read]
+
+
+def test_masks_lie_beside_the_folder_of_the_pictures(tmp_path: Path) -> None:
+    pictures("mug/images")(tmp_path)
+    (tmp_path / "mug" / "masks").mkdir()
+    Image.new("L", (64, 64), 0).save(tmp_path / "mug" / "masks" / "0.png")
+    (instance,), _ = find_instances([tmp_path])
+    (row,) = read_instance(instance, 64, 0.02)
+    assert "0.jpg: its mask covers 0.00%" in row["problem"]

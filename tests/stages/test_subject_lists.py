@@ -238,3 +238,11 @@ def test_the_benchmarks_prompts_are_painted_unless_others_are_set(tmp_path: Path
     assert make_cases([cup], config, 0)[0].prompt == "a cup in the jungle"
     own = EvaluateConfig(similarity="clip", prompts=["my {word}"], prompts_per_subject=1)
     assert make_cases([cat], own, 0)[0].prompt == "my cat"
+
+
+def test_a_list_above_of_other_subjects_does_not_count(tmp_path: Path) -> None:
+    write_concepts(tmp_path, "benchmark_dataset")
+    (tmp_path / "prompts_and_classes.txt").write_text(CLASSES)
+    folder = write_subjects(tmp_path / "mine", {"old_mug": ""}, listing=False)
+    subjects, _ = list_subjects(folder)
+    assert [(one.name, one.word, one.prompts) for one in subjects] == [("old_mug", "old mug", ())]

@@ -112,7 +112,7 @@ LAYOUTS: dict[str, Write] = {
     "lists of structs": parquet(image=IMAGES, sentences=[[{"raw": one, "tokens": ["a"]}] for one in CAPTIONS]),
     "numbered captions": parquet(image=IMAGES, caption_0=CAPTIONS, caption_1=["x", "y"]),
     "short and long captions": parquet(image=IMAGES, long_caption=["long", "longer"], short_caption=CAPTIONS),
-    "several splits": all_of(
+    "splits": all_of(
         parquet("data/train-0.parquet", image=IMAGES[:1], text=CAPTIONS[:1]),
         parquet("data/validation-0.parquet", image=IMAGES[1:], text=CAPTIONS[1:]),
     ),

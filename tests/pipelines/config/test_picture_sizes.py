@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from PIL import Image
 
 import pipeline
 from pipelines.config.loading import config_from_dict, config_to_dict, load_config, with_values
+from pipelines.graph import pipeline_graph
+from pipelines.plan import Action, Step, blurred_references
 from stages.multiview.frames import load_frame
 from stages.shared_config import LARGEST_CROP_RATIO, BackboneConfig
 from tests.support.picture_files import encode, scene
+from tests.support.toy_pipeline import INGREDIENTS
 
 
 @given(
@@ -78,13 +82,20 @@ MINE, FRAMES = "ingest.metadata=urls.parquet", "multiview.folders=[views]"
         ("micro", [FRAMES], ["multiview.image_size=64"]),
     ],
 )
-def test_a_size_that_blurs_references_is_named_in_the_plan(
-    profile: str, settings: list[str], warned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = [word for setting in (*settings, f"run.folder={tmp_path / 'run'}") for word in ("--set", setting)]
-    assert pipeline.main(["plan", "--stage", "curriculum", "--profile", profile, *flags]) == 0
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(warned)
-    for line, words in zip(lines, warned, strict=True):
-        assert line.startswith("warning: ")
-        assert words in line
+def test_a_size_that_blurs_references_is_named(profile: str, settings: list[str], warned: list[str]) -> None:
+    config = load_config(profile, settings)
+    graph = pipeline_graph(config)
+    plan = [
+        Step(stage=graph.stages[name], ingredients=INGREDIENTS, action=Action.RUN, why="", output=None)
+        for name in ("ingest", "multiview")
+    ]
+    found = blurred_references(config, plan)
+    assert len(found) == len(warned)
+    assert all(words in sentence for sentence, words in zip(found, warned, strict=True))
+    assert blurred_references(config, [replace(step, action=Action.KEEP) for step in plan]) == []
+
+
+def test_the_plan_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [word for setting in (FRAMES, f"run.folder={tmp_path / 'run'}") for word in ("--set", setting)]
+    assert pipeline.main(["plan", "--stage", "multiview", *flags]) == 0
+    assert capsys.readouterr().err.startswith("warning: multiview.image_size=64 is less than the 192 pixels that ")

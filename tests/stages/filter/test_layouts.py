@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from tests.support.caption_sets import (
     files,
     lines,
     parquet,
+    text,
 )
 from tests.support.picture_files import png, scene
 
@@ -155,6 +158,50 @@ def test_a_list_may_name_files_inside_by_their_whole_path(tmp_path: Path) -> Non
         lines("metadata.jsonl", *({**row, "file_name": str(data / row["file_name"])} for row in ROWS)),
     )(data)
     assert len(adopted(data, tmp_path / "adopted")) == 2
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        text("metadata.csv", 'file_name,text\r\n0.jpg,"one\ntwo"\r\n1.jpg,"a; b | c"\r\n'),
+        text(
+            "metadata.jsonl",
+            '{"file_name": "0.jpg", "text": "one\\ntwo"}\r\n{"file_name": "1.jpg", "text": "a; b | c"}',
+        ),
+        text(
+            "metadata.json", '[{"file_name": "0.jpg", "text": "one\\ntwo"}, {"file_name": "1.jpg", "text": "a; b | c"}]'
+        ),
+    ],
+    ids=["csv", "jsonl", "json"],
+)
+def test_captions_with_line_ends_and_delimiters(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    all_of(files("0.jpg", "1.jpg"), write)(tmp_path / "data")
+    assert {row["caption"] for row in adopted(tmp_path / "data", tmp_path / "adopted")} == {"one\ntwo", "a; b | c"}
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0b", "\x1c"])
+def test_a_line_of_json_ends_with_a_line_feed_only(end: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    rows = "\n".join(json.dumps({**row, "text": f"a{end}b {row['text']}"}, ensure_ascii=False) for row in ROWS)
+    all_of(files("0.jpg", "1.jpg"), text("metadata.jsonl", rows))(tmp_path / "data")
+    found = {row["caption"] for row in adopted(tmp_path / "data", tmp_path / "adopted")}
+    assert found == {f"a{end}b {caption}" for caption in CAPTIONS}
+
+
+def test_a_list_in_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    files("0.jpg", "1.jpg")(tmp_path)
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\n0.jpg,ein Kätzchen\n".encode("cp1252"))
+    with pytest.raises(StageError, match=r"metadata\.csv is no text that can be read: .*; save it as UTF-8"):
+        find_layout(tmp_path)
+
+
+def test_a_layout_reaches_the_workers(tmp_path: Path) -> None:
+    for name in ("image and text", "img2dataset", "imagefolder, jsonl", "texts beside pictures"):
+        (tmp_path / name).mkdir()
+        LAYOUTS[name](tmp_path / name)
+        layout = pickle.loads(pickle.dumps(find_layout(tmp_path / name, Columns(caption=None))))
+        assert all(list(layout.read(file, "x")) for file in layout.files)
 
 
 # The hub
