@@ -178,7 +178,7 @@ def _weights(state: Mapping[str, Any], adapter: RealCustomPlusAdapter) -> dict[s
         raise AdapterError(f"released weights of another shape than this base's: {_listed(wrong)}.")
     if other := [f"{names[ours]} ({_kind(one)})" for ours, one in found.items() if not _is_plain(one)]:
         raise AdapterError(f"released weights must be floating-point numbers, but these are not: {_listed(other)}.")
-    if broken := [names[ours] for ours, one in found.items() if not one.float().isfinite().all()]:
+    if broken := [names[ours] for ours, one in found.items() if not one.to(_precision(one)).isfinite().all()]:
         raise AdapterError(f"released weights that are NaN or infinite: {_listed(broken)}; download the file again.")
     dtype = reduce(torch.promote_types, {_precision(one) for one in found.values()})
     return {ours: tensor.detach().to(dtype).contiguous() for ours, tensor in found.items()}
