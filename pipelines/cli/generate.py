@@ -95,6 +95,7 @@ def generate_picture(model: PaintingModel, config: Config, request: Request, fol
             model=model.title,
             adapter=model.fingerprint,
             settings=settings,
+            negative_prompt=pipeline.backbone.negative_prompt,
         )
         for number, (word, file) in enumerate(zip(words, files, strict=True))
     ]

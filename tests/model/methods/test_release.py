@@ -287,6 +287,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "micro's encoders": (["clip", "dino"], {}, "need SigLIP and DINOv2 with registers, in this order"),
     "the other order": (["dino_with_registers", "siglip"], {}, "in this order, but an encoder is 'dinov2_with_reg"),
     "without registers": (["siglip", "dino"], {}, "but an encoder is 'dinov2'; set backbone.image_encoders"),
+    "no encoder": ([], {}, "but there are 0 encoders"),
     "one encoder": (["siglip"], {}, "but there are 1 encoders"),
     "too few blocks": (["shallow_siglip", "dino_with_registers"], {}, "SigLIP's block 25, but this one has 20 blocks"),
     "too wide": (["wide_siglip", "dino_with_registers"], {}, r"width 128, but .* have widths 96 \+ 64 = 160"),
