@@ -135,7 +135,9 @@ def check_encoders(
             f"set backbone.shallow_layers={needed}."
         )
     if tiles != TILES:
-        raise ImageEncoderError(f"tiles {tiles}: released weights need {TILES}; set backbone.high_resolution_tiles.")
+        raise ImageEncoderError(
+            f"tiles {tiles}: released weights need {TILES}; set backbone.high_resolution_tiles={TILES}."
+        )
     if reference_size != configs[0].image_size:
         raise ImageEncoderError(
             f"reference_size {reference_size}: released weights need the {configs[0].image_size} pixels of their "

@@ -178,10 +178,21 @@ def _weights(state: Mapping[str, Any], adapter: RealCustomPlusAdapter) -> dict[s
         raise AdapterError(f"released weights of another shape than this base's: {_listed(wrong)}.")
     if other := [f"{names[ours]} ({_kind(one)})" for ours, one in found.items() if not _is_plain(one)]:
         raise AdapterError(f"released weights must be floating-point numbers, but these are not: {_listed(other)}.")
-    if broken := [names[ours] for ours, one in found.items() if not one.float().isfinite().all()]:
+    if broken := [names[ours] for ours, one in found.items() if not one.to(_precision(one)).isfinite().all()]:
         raise AdapterError(f"released weights that are NaN or infinite: {_listed(broken)}; download the file again.")
     dtype = reduce(torch.promote_types, {_precision(one) for one in found.values()})
-    return {ours: tensor.detach().to(dtype).contiguous() for ours, tensor in found.items()}
+    return _with_own_memory({ours: tensor.detach().to(dtype).contiguous() for ours, tensor in found.items()})
+
+
+def _with_own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory with others, which safetensors does not write; the others as they are."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        own[name] = tensor.clone() if memory.nbytes() != tensor.nbytes or memory.data_ptr() in seen else tensor
+        seen.add(memory.data_ptr())
+    return own
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -199,9 +210,9 @@ def _precision(tensor: Tensor) -> torch.dtype:
     return torch.float16 if tensor.itemsize == 1 else tensor.dtype
 
 
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return (", ".join(items[:_LISTED]) or "none") + more
+def _listed(items: list[str], most: int = _LISTED) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return (", ".join(items[:most]) or "none") + more
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -219,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         named = str(options.source) in str(error)
         sys.exit(str(error) if named else f"{options.source}: {error}")
     if stray := stray_names(state, adapter, unet):
-        print(f"left out, for neither the adapter nor its base has them: {', '.join(stray)}", file=sys.stderr)
+        print(f"left out, for neither the adapter nor its base has them: {_listed(stray, 100)}", file=sys.stderr)
     print(f"{options.target}: {adapter.num_parameters():,} parameters, inference: {adapter.config['inference']}")
 
 

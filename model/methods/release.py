@@ -31,6 +31,7 @@ from model.adapters.release import (
 )
 from model.adapters.visual_attention import KeysValues, attached_processors
 from model.backbone import Backbone, Family, read_family
+from model.backbone_layout import check_backbone_files
 from model.guidance.masks import Interpolation
 from model.guidance.samplers import new_scheduler
 from model.guidance.settings import RELEASE_SETTINGS, InferenceSettings, Sampler
@@ -75,10 +76,12 @@ class RealCustomPlusPlusRelease(RealCustomPlusPlus):
         self, config: Mapping[str, Any], backbone: str | Path, given: Mapping[str, Any]
     ) -> dict[str, Any]:
         """See `Method.loading_options`; other encoders and views than the authors' are refused."""
+        check_backbone_files(backbone)
         _check_family(read_family(backbone))
         names = given.get("image_encoders", LOCATIONS)
         configs = read_encoder_configs(names, backbone)
-        own = {"shallow_layers": SHALLOW_LAYERS, "reference_size": configs[0].image_size, "tiles": TILES}
+        size = configs[0].image_size if configs else 0
+        own = {"shallow_layers": SHALLOW_LAYERS, "reference_size": size, "tiles": TILES}
         options = {**own, **given, "image_encoders": names}
         check_encoders(configs, options["shallow_layers"], options["reference_size"], options["tiles"])
         widths = [encoder.hidden_size for encoder in configs]

@@ -156,7 +156,7 @@ class RequestPainter:
                     model=self.title,
                     adapter=self.adapter,
                     settings=settings,
-                    negative_prompt=negative_prompt,
+                    negative_prompt=pipeline.backbone.negative_prompt if negative_prompt is None else negative_prompt,
                     concepts=tuple(concepts),
                     dci=dci,
                     **guidance,

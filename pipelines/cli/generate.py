@@ -102,6 +102,7 @@ def generate_picture(
             model=model.title,
             adapter=model.fingerprint,
             settings=settings,
+            negative_prompt=pipeline.backbone.negative_prompt,
         )
         for number, (word, file) in enumerate(zip(words, files, strict=True))
     ]

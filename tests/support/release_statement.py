@@ -278,6 +278,7 @@ def ddim(predict: Callable[[Tensor, int], Tensor], latents: Tensor, steps: int) 
 @torch.no_grad()
 def final_latents(
     folder: Path,
+    encoders: Encoders,
     state: dict[str, Tensor],
     prompt: str,
     words: list[int],
@@ -298,7 +299,7 @@ def final_latents(
     `noise` is (1, 4, h, w), of a VAE that halves; attention's largest grid is h/2 x w/2, as in SDXL.
     """
     height, width = noise.shape[2:]
-    encoders, unet = Encoders(folder), NaiveUNet(UNet2DConditionModel.from_pretrained(folder / "unet"), state)
+    unet = NaiveUNet(UNet2DConditionModel.from_pretrained(folder / "unet"), state)
     square = stretched(picture)
     tokens, black = (projected(state, *encoders.features(one)) for one in (square, torch.zeros_like(square)))
     text = text_conditions(folder, prompt, 2 * width, 2 * height)

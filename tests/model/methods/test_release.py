@@ -55,13 +55,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipeline(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RealCustomPipeline:
-    return loaded(folder, tmp_path_factory.mktemp("adapter"), shallow=False)
+def adapters(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Imported weights, without and with shallow features."""
+    unet, place = load_backbone(folder).unet, tmp_path_factory.mktemp("adapters")
+    return {shallow: write_released_adapter(place / f"{shallow}", unet, shallow=shallow) for shallow in (False, True)}
 
 
-def loaded(folder: Path, place: Path, *, shallow: bool) -> RealCustomPipeline:
-    adapter = write_released_adapter(place / "adapter", load_backbone(folder).unet, shallow=shallow)
-    return RealCustomPipeline.from_pretrained(folder, adapter, image_encoders=ENCODER_NAMES)
+@pytest.fixture(scope="module")
+def pipelines(folder: Path, adapters: dict[bool, Path]) -> dict[bool, RealCustomPipeline]:
+    return {
+        shallow: RealCustomPipeline.from_pretrained(folder, adapter, ENCODER_NAMES)
+        for shallow, adapter in adapters.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def pipeline(pipelines: dict[bool, RealCustomPipeline]) -> RealCustomPipeline:
+    return pipelines[False]
+
+
+@pytest.fixture(scope="module")
+def encoders(folder: Path) -> release_statement.Encoders:
+    return release_statement.Encoders(folder)
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -84,6 +99,7 @@ def noise_of(seed: int = 2) -> Tensor:
     return torch.randn(1, 4, SIZE[0] // 2, SIZE[1] // 2, generator=torch.Generator().manual_seed(seed))
 
 
+SMALL = {"height": 32, "width": 32}
 WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
     "as released": (False, {}),
     "with shallow features": (True, {"steps": 5, "mask_steps": 3}),
@@ -95,14 +111,19 @@ WAYS: dict[str, tuple[bool, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("shallow", "changes"), WAYS.values(), ids=list(WAYS))
 def test_the_whole_loop_is_that_of_the_statement(
-    shallow: bool, changes: dict[str, Any], folder: Path, tmp_path: Path
+    shallow: bool,
+    changes: dict[str, Any],
+    folder: Path,
+    encoders: release_statement.Encoders,
+    pipelines: dict[bool, RealCustomPipeline],
 ) -> None:
-    pipeline = loaded(folder, tmp_path, shallow=shallow)
+    pipeline = pipelines[shallow]
     settings = replace(pipeline.default_settings, **changes)
     got, masks = latents_of(pipeline, noise_of(), settings=settings if changes else None)
     expected_masks: list[Tensor] = []
     expected = release_statement.final_latents(
         folder,
+        encoders,
         released_state(load_backbone(folder).unet, shallow),
         PROMPT,
         pipeline.backbone.token_positions(PROMPT, "cat"),
@@ -128,21 +149,23 @@ SHAPES = {"square": (56, 56), "wide": (90, 30), "tall": (20, 70), "tiny": (3, 2)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 @torch.no_grad()
 def test_features_are_those_of_the_strided_views_of_the_stretched_reference(
-    shape: tuple[int, int], folder: Path, pipeline: RealCustomPipeline
+    shape: tuple[int, int], encoders: release_statement.Encoders, pipeline: RealCustomPipeline
 ) -> None:
     assert pipeline.image_encoders is not None
     features = pipeline.image_encoders.encode([picture(*shape)])
-    expected = release_statement.Encoders(folder).features(release_statement.stretched(picture(*shape)))
+    expected = encoders.features(release_statement.stretched(picture(*shape)))
     for got, one in zip((features.deep, features.shallow, features.high), expected, strict=True):
         torch.testing.assert_close(got, one, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_the_unconditional_features_are_those_of_a_black_picture(folder: Path, pipeline: RealCustomPipeline) -> None:
+def test_the_unconditional_features_are_those_of_a_black_picture(
+    encoders: release_statement.Encoders, pipeline: RealCustomPipeline
+) -> None:
     assert pipeline.image_encoders is not None
     black = pipeline.image_encoders.black(1)
     drawn = pipeline.image_encoders.encode([Image.new("RGB", (50, 20))])
-    expected = release_statement.Encoders(folder).features(torch.zeros(1, 3, 2 * REFERENCE_SIZE, 2 * REFERENCE_SIZE))
+    expected = encoders.features(torch.zeros(1, 3, 2 * REFERENCE_SIZE, 2 * REFERENCE_SIZE))
     for got, same, one in zip(vars(black).values(), vars(drawn).values(), expected, strict=True):
         torch.testing.assert_close(got, one, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(same, one, rtol=1e-4, atol=1e-4)
@@ -217,7 +240,7 @@ def test_pictures_painted_together_are_those_painted_alone(pipeline: RealCustomP
         ("a toy in a hat", [Subject(picture=first, word="toy"), Subject(picture=first, word="hat")], {}),
     ]
     starts = [
-        {"prompt": prompt, "subjects": [subjects], "settings": settings, "seeds": number, **options}
+        {"prompt": prompt, "subjects": [subjects], "settings": settings, "seeds": number, **SMALL, **options}
         for number, (prompt, subjects, options) in enumerate(requests)
     ]
     alone = [pipeline(**options) for options in starts]
@@ -244,9 +267,8 @@ def test_the_subject_and_the_black_rows_change_the_picture(pipeline: RealCustomP
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype: torch.dtype, folder: Path, tmp_path: Path) -> None:
-    adapter = write_released_adapter(tmp_path, load_backbone(folder).unet)
-    pipeline = RealCustomPipeline.from_pretrained(folder, adapter, ENCODER_NAMES, dtype=dtype)
+def test_half_precision(dtype: torch.dtype, folder: Path, adapters: dict[bool, Path]) -> None:
+    pipeline = RealCustomPipeline.from_pretrained(folder, adapters[False], ENCODER_NAMES, dtype=dtype)
     output = pipeline(PROMPT, picture(), "cat", settings=replace(pipeline.default_settings, steps=3, mask_steps=2))
     assert output.timesteps == [999, 666, 332]
     assert len(output.masks[0]) == 2
@@ -265,6 +287,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "micro's encoders": (["clip", "dino"], {}, "need SigLIP and DINOv2 with registers, in this order"),
     "the other order": (["dino_with_registers", "siglip"], {}, "in this order, but an encoder is 'dinov2_with_reg"),
     "without registers": (["siglip", "dino"], {}, "but an encoder is 'dinov2'; set backbone.image_encoders"),
+    "no encoder": ([], {}, "but there are 0 encoders"),
     "one encoder": (["siglip"], {}, "but there are 1 encoders"),
     "too few blocks": (["shallow_siglip", "dino_with_registers"], {}, "SigLIP's block 25, but this one has 20 blocks"),
     "too wide": (["wide_siglip", "dino_with_registers"], {}, r"width 128, but .* have widths 96 \+ 64 = 160"),
@@ -285,14 +308,13 @@ def test_other_encoders_are_refused_before_the_base_is_loaded(
     views: dict[str, Any],
     message: str,
     folder: Path,
-    tmp_path: Path,
+    adapters: dict[bool, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    adapter = write_released_adapter(tmp_path, load_backbone(folder).unet)
     _write_other_encoders(folder)
     monkeypatch.setattr("model.pipeline.load_backbone", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ModelError, match=message):
-        RealCustomPipeline.from_pretrained(folder, adapter, **encoders_of(folder, names, **views))
+        RealCustomPipeline.from_pretrained(folder, adapters[False], **encoders_of(folder, names, **views))
 
 
 def _write_other_encoders(folder: Path) -> None:
@@ -318,21 +340,21 @@ def test_encoders_of_ones_own_become_those_of_the_release(folder: Path, pipeline
         RealCustomPipeline(load_backbone(folder), adapter, other)
 
 
-def test_the_encoders_of_the_release_are_found_without_being_named(folder: Path, tmp_path: Path) -> None:
+def test_the_encoders_of_the_release_are_found_without_being_named(
+    folder: Path, adapters: dict[bool, Path], tmp_path: Path
+) -> None:
     """As subfolders of a backbone's folder here: other names are looked for on the hub."""
-    adapter = write_released_adapter(tmp_path / "adapter", load_backbone(folder).unet)
     base = tmp_path / "base"
     shutil.copytree(folder, base)
     for name, location in zip(ENCODER_NAMES, LOCATIONS, strict=True):
         (base / location).parent.mkdir(exist_ok=True)
         (base / name).rename(base / location)
-    assert RealCustomPipeline.from_pretrained(base, adapter).default_settings.sampler == "dpm"
+    assert RealCustomPipeline.from_pretrained(base, adapters[False]).default_settings.sampler == "dpm"
 
 
-def test_stable_diffusion_1_is_refused(sd_folder: Path, folder: Path, tmp_path: Path) -> None:
-    adapter = write_released_adapter(tmp_path, load_backbone(folder).unet)
+def test_stable_diffusion_1_is_refused(sd_folder: Path, folder: Path, adapters: dict[bool, Path]) -> None:
     with pytest.raises(AdapterError, match="are for Stable Diffusion XL"):
-        RealCustomPipeline.from_pretrained(sd_folder, adapter, **encoders_of(folder, list(ENCODER_NAMES)))
+        RealCustomPipeline.from_pretrained(sd_folder, adapters[False], **encoders_of(folder, list(ENCODER_NAMES)))
 
 
 def test_the_configuration_names_the_inference(folder: Path) -> None:

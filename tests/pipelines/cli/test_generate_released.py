@@ -15,6 +15,7 @@ from PIL import Image
 import pipeline
 from model.adapters import released_weights
 from model.backbone import load_backbone
+from model.methods.release import NEGATIVE_PROMPT
 from model.pipeline import RealCustomPipeline
 from tests.support.command_errors import error_of
 from tests.support.released_models import ENCODER_NAMES, released_state, write_release_encoders
@@ -68,6 +69,7 @@ def test_generate_paints_as_the_authors_without_being_asked(
     got, made = painted(words(base, adapter, tmp_path, subject), capsys)
     own = RealCustomPipeline.from_pretrained(base, adapter, ENCODER_NAMES)
     assert made["settings"] == asdict(own.default_settings)
+    assert made["negative_prompt"] == NEGATIVE_PROMPT
     with Image.open(subject) as reference:
         expected = own(PROMPT, reference.convert("RGB"), "cat", seeds=5).images[0]
     assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).max() <= 1
