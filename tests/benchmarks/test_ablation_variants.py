@@ -24,8 +24,19 @@ EVERY_TIMESTEP = torch.arange(1000)
 
 
 def handmade_world() -> RenderedWorld:
-    samples = pa.table({"sample_id": ["scene-0", "scene-1"], "caption": ["a mug", "a duck"]})
-    pairs = pa.table({"reference_frame_id": ["view-0"], "target_frame_id": ["view-1"], "category": ["hat"]})
+    side = [64]
+    samples = pa.table(
+        {"sample_id": ["scene-0", "scene-1"], "caption": ["a mug", "a duck"], "height": 2 * side, "width": 2 * side}
+    )
+    pairs = pa.table(
+        {
+            "reference_frame_id": ["view-0"],
+            "target_frame_id": ["view-1"],
+            "category": ["hat"],
+            "height": side,
+            "width": side,
+        }
+    )
     return RenderedWorld(pictures={}, samples=samples, pairs=pairs)
 
 

@@ -75,8 +75,8 @@ def test_a_cluster_that_can_is_accepted(
 ALL_AT_ONCE = [
     (
         *("sd15", ["compute.workers=8"], 1),
-        "train_adapter.trainer.workers=8 needs 8 GPUs, contextualizer.trainer.workers=8 needs 8 GPUs and this machine "
-        "has 1: set compute.workers to at most 1 (all stages follow it), or use a larger cluster.",
+        "train_adapter.trainer.workers=8 needs 8 GPUs and this machine has 1: set compute.workers to at most 1 (all "
+        "stages follow it), or use a larger cluster.",
     ),
     (
         *("sd15", ["compute.workers=8", "contextualizer.trainer.workers=4"], 2),
