@@ -224,7 +224,7 @@ def noise_schedule() -> list[Pair]:
 
 
 def trailing(steps: int) -> list[int]:
-    return [round(1000 - number * 1000 / steps) - 1 for number in range(steps)]
+    return [round(999 - number * 1000 / steps) for number in range(steps)]
 
 
 def dpm(predict: Callable[[Tensor, int], Tensor], latents: Tensor, steps: int) -> Tensor:
