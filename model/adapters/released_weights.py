@@ -229,9 +229,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (AdapterError, OSError) as error:
         named = str(options.source) in str(error)
         sys.exit(str(error) if named else f"{options.source}: {error}")
-    if stray := stray_names(state, adapter, unet):
-        print(f"left out, for neither the adapter nor its base has them: {_listed(stray, 100)}", file=sys.stderr)
     print(f"{options.target}: {adapter.num_parameters():,} parameters, inference: {adapter.config['inference']}")
+    if stray := stray_names(state, adapter, unet):
+        print(f"left out, for neither the adapter nor its base has them: {_listed(stray, 100)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class SinglestepDPMSolver(DPMSolverSinglestepScheduler):
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Trailing timesteps: 999, 959, ..., 39 for 25 steps."""
         trained = self.config.num_train_timesteps
-        timesteps = np.round(trained - np.arange(num_inference_steps) * trained / num_inference_steps).astype(int) - 1
+        timesteps = np.round(trained - 1 - np.arange(num_inference_steps) * trained / num_inference_steps).astype(int)
         super().set_timesteps(timesteps=timesteps.tolist(), device=device)
 
     def get_order_list(self, num_inference_steps: int) -> list[int]:

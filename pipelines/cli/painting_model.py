@@ -90,7 +90,7 @@ def model_of_adapter(config: Config, adapter: str) -> PaintingModel:
             "hub id, or choose a profile with one, such as --profile sdxl."
         )
     try:
-        read_method(adapter)
+        _, own = read_method(adapter)
     except ModelError as error:
         raise PipelineError(str(error)) from error
     except OSError as error:
@@ -103,7 +103,7 @@ def model_of_adapter(config: Config, adapter: str) -> PaintingModel:
     checksums = json.dumps(folder_checksums(folder), sort_keys=True) if is_local else adapter
     fingerprint = hashlib.sha256(checksums.encode()).hexdigest()[:12]
     return PaintingModel(
-        description=f"the adapter {adapter} (fingerprint {fingerprint})",
+        description=f"the adapter {adapter} (fingerprint {fingerprint}, inference: {own.get('inference', 'paper')})",
         title=None,
         fingerprint=fingerprint,
         adapter=str(folder.resolve()) if is_local else adapter,

@@ -224,7 +224,7 @@ def noise_schedule() -> list[Pair]:
 
 
 def trailing(steps: int) -> list[int]:
-    return [round(1000 - number * 1000 / steps) - 1 for number in range(steps)]
+    return [round(999 - number * 1000 / steps) for number in range(steps)]
 
 
 def dpm(predict: Callable[[Tensor, int], Tensor], latents: Tensor, steps: int) -> Tensor:
@@ -293,6 +293,7 @@ def final_latents(
     mode: str = "max_norm",
     sampler: Callable[[Callable[[Tensor, int], Tensor], Tensor, int], Tensor] = dpm,
     masks: list[Tensor] | None = None,
+    use_mask: bool = True,
 ) -> Tensor:
     """What is decoded for one picture.
 
@@ -307,10 +308,10 @@ def final_latents(
     kept = [] if masks is None else masks
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
-        if len(kept) < mask_steps:
+        if use_mask and len(kept) < mask_steps:
             unet.predict(latents, timestep, text, None)
             kept.append(mask_of(unet.maps, words, (math.ceil(height / 2), math.ceil(width / 2)), scope, mode))
-        unet.mask = kept[-1]
+        unet.mask = kept[-1] if use_mask else None
         conditional = unet.predict(latents, timestep, text, tokens)
         unconditional = unet.predict(latents, timestep, other, black)
         return unconditional + guidance * (conditional - unconditional)

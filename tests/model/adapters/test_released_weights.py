@@ -318,10 +318,10 @@ def test_the_command(
     state, source, target = released_state(unet, True), tmp_path / "released.pth", tmp_path / "adapter"
     torch.save({"state_dict": {**state, "scale_value.value": torch.ones(())}}, source)
     released_weights.main([str(source), str(target)])
-    printed = capsys.readouterr()
-    assert printed.out.startswith(f"{target}: ")
-    assert printed.out.endswith("inference: release\n")
-    assert "scale_value.value" in printed.err
+    summary, left_out = capsys.readouterr().out.splitlines()
+    assert summary.startswith(f"{target}: ")
+    assert summary.endswith("inference: release")
+    assert left_out.endswith("them: scale_value.value")
     loaded, converted = RealCustomPlusAdapter.from_pretrained(target), convert_released(state, unet)
     assert torch.equal(loaded.projector(features()), converted.projector(features()))
     for other, message in (({}, "is not a state dict"), ({"x": torch.zeros(1)}, "released weights; missing: ")):

@@ -32,7 +32,7 @@ def sampled(scheduler: Any, latents: Tensor, steps: int) -> Tensor:
 
 
 CASES = [
-    *(("dpm", steps) for steps in (1, 2, 3, 4, 5, 7, 10, 20, 25, 30, 50, 100)),
+    *(("dpm", steps) for steps in (1, 2, 3, 4, 5, 7, 10, 16, 20, 25, 30, 50, 100)),
     *(("ddim", steps) for steps in (1, 2, 4, 5, 10, 20, 25, 50, 100)),  # diffusers rounds where 1000 is no multiple
 ]
 

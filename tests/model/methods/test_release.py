@@ -143,6 +143,18 @@ def test_the_whole_loop_is_that_of_the_statement(
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_without_masks_both_conditions_act_everywhere(
+    folder: Path, encoders: release_statement.Encoders, pipeline: RealCustomPipeline
+) -> None:
+    settings = replace(pipeline.default_settings, steps=3, mask_steps=1)
+    got, masks = latents_of(pipeline, noise_of(), settings=settings, use_mask=False)
+    state = released_state(load_backbone(folder).unet, shallow=False)
+    given = (PROMPT, [], picture(), noise_of(), NEGATIVE)
+    expected = release_statement.final_latents(folder, encoders, state, *given, steps=3, use_mask=False)
+    assert masks == []
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
 SHAPES = {"square": (56, 56), "wide": (90, 30), "tall": (20, 70), "tiny": (3, 2), "large": (200, 151)}
 
 
