@@ -436,6 +436,8 @@ def test_an_adapter_that_does_not_name_its_encoders(sd_folder: Path, tmp_path: P
     pipe = build_pipeline("StableDiffusionPipeline", sd_folder)
     with pytest.raises(AdapterError, match=r"no usage\.json.*image_encoders, shallow_layers, reference_size, tiles"):
         attach_adapter(pipe, tmp_path)
+    with pytest.raises(AdapterError, match=r"no option 'tile'; it has image_encoders"):
+        attach_adapter(pipe, tmp_path, {**ENCODERS, "tile": 2})
     attach_adapter(pipe, tmp_path, ENCODERS, settings_for("sd"))
     assert not np.array_equal(paint(pipe, **SUBJECT), paint(pipe))
 
