@@ -31,7 +31,7 @@ _TEXT_PARTS: dict[Family, dict[str, Any]] = {
     "sd": {"": CLIPTextModel},
     "sdxl": {"": CLIPTextModel, "_2": CLIPTextModelWithProjection},
 }
-_TOKENIZER_NEEDS = ("tokenizer_config.json",)
+#: The other files of a tokenizer, of which each has some.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 _LOADING_ERRORS = (OSError, ValueError, KeyError)
 
@@ -348,13 +348,10 @@ def _tokenizer_folder(location: str | Path, part: str) -> str:
     name, options = split_revision(location)
     if Path(name).is_dir():
         return str(Path(name) / part)
-    found = [
-        cached_file(
-            name, file, subfolder=part, _raise_exceptions_for_missing_entries=file in _TOKENIZER_NEEDS, **options
-        )
-        for file in (*_TOKENIZER_NEEDS, *_TOKENIZER_FILES)
-    ]
-    return str(Path(found[0]).parent)
+    needed = cached_file(name, "tokenizer_config.json", subfolder=part, **options)
+    for file in _TOKENIZER_FILES:
+        cached_file(name, file, subfolder=part, _raise_exceptions_for_missing_entries=False, **options)
+    return str(Path(needed).parent)
 
 
 def _part_error(location: str | Path, part: str, error: Exception) -> BackboneError:

@@ -35,6 +35,7 @@ from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
 from model.methods.registry import load_adapter, method_of
 
 PipelineT = TypeVar("PipelineT")
+_ENCODER_OPTIONS = ("image_encoders", "shallow_layers", "reference_size", "tiles")
 
 
 def attach_adapter(
@@ -100,13 +101,15 @@ def _load_encoders(
     if isinstance(given, ImageEncoders):
         return given
     options = {**(usage.image_encoders if usage is not None else {}), **(given or {})}
-    needed = ("image_encoders", "shallow_layers", "reference_size", "tiles")
-    missing = [name for name in needed if name not in options]
+    missing = [name for name in _ENCODER_OPTIONS if name not in options]
     if missing:
         raise AdapterError(
             f"the adapter has no {USAGE_FILE} that names its image encoders; give attach_adapter image_encoders with "
             f"{', '.join(missing)}, as it was trained."
         )
+    unknown = sorted(options.keys() - _ENCODER_OPTIONS)
+    if unknown:
+        raise AdapterError(f"image_encoders has no option {unknown[0]!r}; it has {', '.join(_ENCODER_OPTIONS)}.")
     return ImageEncoders.from_pretrained(
         backbone_folder=getattr(pipe.config, "_name_or_path", None), dtype=pipe.unet.dtype, **options
     )

@@ -103,10 +103,12 @@ class GuidedUNet:
         guidance.extrapolate_masks(step.number)
         if guidance.is_guided(step.number):
             recorder = guidance.recorder(ends_pass=not self.method.guides_by_text_branch)
-            self._text = self._run_text_branch(unet, arguments, len(step.latents), {"recorder": recorder})
+            text = self._run_text_branch(unet, arguments, len(step.latents), recorder=recorder)
             guidance.find_masks(recorder.maps())
         elif self.method.guides_by_text_branch:
-            self._text = self._run_text_branch(unet, arguments, len(step.latents), {})
+            text = self._run_text_branch(unet, arguments, len(step.latents))
+        if self.method.guides_by_text_branch:
+            self._text = text
         return (), _with_attention(arguments, visual=guidance.conditions(step))
 
     def _after(self, unet: Any, args: tuple[Any, ...], output: Any) -> Any:
@@ -173,7 +175,7 @@ class GuidedUNet:
             return torch.ones(())  # not used
         return alphas[index]
 
-    def _run_text_branch(self, unet: Any, arguments: dict[str, Any], rows: int, attention: dict[str, Any]) -> Any:
+    def _run_text_branch(self, unet: Any, arguments: dict[str, Any], rows: int, **attention: Any) -> Any:
         """A pass of the conditional rows with text alone: its prediction (B, 4, h, w), or None if it ends early."""
         own = {name: value for name, value in arguments.items() if name != "return_dict"}
         total = len(own["sample"])

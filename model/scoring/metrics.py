@@ -28,6 +28,7 @@ from model.micro_sd.judge import Judge, Verdict
 from model.microworld.appearance import PATTERN_NAMES, SECOND_COLOUR_NAMES, Appearance
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.instances import COLOUR_NAMES
+from model.pretrained import split_revision
 
 _SUBJECT_THRESHOLD = 0.2  # of the judge's cover: low, so that soft edges count as subject, not as changed background
 
@@ -78,9 +79,11 @@ class ClipScorer(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | Path, tokenizer: str | Path | None = None) -> ClipScorer:
         """Load a CLIP and its tokenizer (by default from the same source), each from a hub id or a folder."""
-        clip = CLIPModel.from_pretrained(name)
+        location, revision = split_revision(name)
+        clip = CLIPModel.from_pretrained(location, **revision)
         picture_input = PictureInput.from_pretrained(name, clip.config.vision_config.image_size)
-        return cls(clip, AutoTokenizer.from_pretrained(tokenizer or name), picture_input)
+        words, words_revision = split_revision(tokenizer or name)
+        return cls(clip, AutoTokenizer.from_pretrained(words, **words_revision), picture_input)
 
     @classmethod
     def of_backbone(cls, backbone: str | Path, clip: str) -> ClipScorer:
@@ -132,7 +135,8 @@ class DinoScorer(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | Path) -> DinoScorer:
         """Load a DINO or DINOv2 from a hub id or a folder. Pictures are resized to 224 pixels."""
-        return cls(AutoModel.from_pretrained(name), PictureInput.from_pretrained(name, 224))
+        location, revision = split_revision(name)
+        return cls(AutoModel.from_pretrained(location, **revision), PictureInput.from_pretrained(name, 224))
 
     @torch.no_grad()
     def embed_subjects(self, pictures: Tensor) -> Tensor:

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from PIL import Image
 
+from model.adapters.realcustom import RealCustomAdapter
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.guidance.settings import InferenceSettings
 from tests.support.tiny_models import RESOLUTION
+from tests.support.tiny_pipelines import CROSS
 
+METHODS = {"realcustom++": RealCustomPlusAdapter, "realcustom": RealCustomAdapter}
+STEPS = 3
 _SIZE = (RESOLUTION, RESOLUTION)
 
 
@@ -21,6 +28,10 @@ def picture(seed: int = 0) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (*_SIZE, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
+
+
+#: Of "a cat in a hat".
+SUBJECT: dict[str, Any] = {"subjects": picture(7), "words": "cat"}
 
 
 def build_pipeline(name: str, folder: Path) -> Any:
@@ -82,3 +93,14 @@ def widen_for_inpainting(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"], more], dim=1)
     wide.load_state_dict(weights)
     return wide.eval()
+
+
+def settings_for(family: str, **values: Any) -> InferenceSettings:
+    return InferenceSettings(steps=STEPS, mask_steps=2, mask_cross_downscales=CROSS[family], **values)
+
+
+def paint(pipe: Any, prompt: Any = "a cat in a hat", **options: Any) -> np.ndarray:
+    generator = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": STEPS, "guidance_scale": 5.0, "output_type": "np", **options}
+    pictures: np.ndarray = pipe(prompt, generator=generator, **options).images
+    return pictures

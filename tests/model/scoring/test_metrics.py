@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from model.scoring.metrics import (
     mask_iou,
     subject_similarity,
 )
+from tests.support.hub_cache import add_to_hub_cache, use_hub_cache
 from tests.support.random_backbone import write_random_backbone
 
 
@@ -90,6 +93,23 @@ def test_text_alignment_is_the_cosine_of_transformers_own_embeddings(clip: ClipS
         output = clip.clip(input_ids=tokens["input_ids"], pixel_values=pictures * 2 - 1)
     expected = [naive_cosine(output.text_embeds[row], output.image_embeds[row]) for row in range(2)]
     assert clip.text_alignment(pictures, prompts).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_hub_ids_and_revisions_without_a_network(
+    backbone: Path, clip: ClipScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CLIP's repository has its tokenizer beside it."""
+    whole = Path(shutil.copytree(backbone / "clip", tmp_path / "clip"))
+    shutil.copytree(backbone / "tokenizer", whole, dirs_exist_ok=True)
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (whole / "preprocessor_config.json").write_text(json.dumps(half))
+    cache = use_hub_cache(monkeypatch, tmp_path / "cache")
+    for revision in ("main", "v1"):
+        add_to_hub_cache(cache, "org/clip", whole, revision)
+    pictures = random_pictures(1)
+    expected = clip.text_alignment(pictures, ["a mug"])
+    for hub_id in ("org/clip", "org/clip@v1"):
+        assert torch.equal(ClipScorer.from_pretrained(hub_id).text_alignment(pictures, ["a mug"]), expected)
 
 
 def test_prompts_beyond_the_text_encoder_are_cut(clip: ClipScorer) -> None:
