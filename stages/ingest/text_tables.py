@@ -73,10 +73,7 @@ class TextTable:
     def _head(self, start: bytes) -> tuple[list[str], bool]:
         """The names of the columns. Where the first row has a URL, there is no head."""
         text = decode_with_losses(start).rstrip("\r\n")
-        if self._suffix == ".tsv":
-            cells = text.split("\t")
-        else:
-            cells = next(csv.reader(io.StringIO(text)), [])
+        cells = text.split("\t") if self._suffix == ".tsv" else next(csv.reader(io.StringIO(text)), [])
         urls = [number for number, cell in enumerate(cells) if cell.strip().lower().startswith(("http://", "https://"))]
         if not urls:
             return cells, True
