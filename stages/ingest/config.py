@@ -16,7 +16,8 @@ class IngestConfig:
     """img2dataset. Without `metadata` the microworld's is downloaded from its own loopback server."""
 
     metadata: DataLocation | None = None
-    """Parquet file, or folder of any number; a path, or a URI such as s3://bucket/folder; null: the microworld's."""
+    """Parquet, TSV, CSV or JSON lines, a file or a folder of any number; a path, or a URI such as s3://bucket/folder;
+    null: the microworld's."""
     url_column: Text | None = None
     """null: as LAION and its relatives spell it."""
     caption_column: Text | None = None

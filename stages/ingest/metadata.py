@@ -1,4 +1,4 @@
-"""Reader of LAION-shaped metadata: Parquet files on any file system that pyarrow or fsspec knows."""
+"""Reader of LAION-shaped metadata: Parquet or text files on any file system that pyarrow or fsspec knows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from stages.contract import StageError
 from stages.data.arrow_types import DAMAGED_TEXT, as_text, can_be_text, column_key, plain
 from stages.data.schemas import SPELLINGS
 from stages.ingest.config import IngestConfig
+from stages.ingest.text_tables import SUFFIXES, TextTable
 from stages.storage import StorePath
 
+_PARQUET = ".parquet"
 _ROWS_AT_ONCE = 65_536
 #: Types of our columns that are not scores.
 _TYPES = {"url": pa.string(), "caption": pa.string(), "language": pa.string(), "width": pa.float64()}
@@ -34,20 +36,20 @@ _NO_NUMBER = pa.array(["", "nan", "null", "none", "na", "n/a", "\\n"], pa.large_
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataFiles:
-    """Parquet files on a file system that pyarrow or fsspec knows."""
+    """Files of one format on a file system that pyarrow or fsspec knows."""
 
     system: pafs.FileSystem
     paths: list[str]
 
 
 def metadata_files(source: str | StorePath) -> MetadataFiles:
-    """Find the Parquet files of a file or folder, with subfolders.
+    """Find the Parquet files of a file or folder, with subfolders; without any, those in text.
 
     Args:
         source: The user's path, or URI such as s3://bucket/folder; or a folder of the run.
 
     Raises:
-        StageError: There is no such file or folder, no such file system, or no Parquet file.
+        StageError: There is no such file or folder, no such file system, or no file of a known format.
     """
     try:
         system, path = _file_system(source)
@@ -56,24 +58,27 @@ def metadata_files(source: str | StorePath) -> MetadataFiles:
             return MetadataFiles(system=system, paths=[path])
         if found.type == pafs.FileType.NotFound:
             raise StageError(f"ingest.metadata: there is no file or folder {source}.")
-        files = _parquet_files(system, path)
+        files = _table_files(system, path)
     except (OSError, ImportError, ValueError) as error:
         raise StageError(f"ingest.metadata: {source} cannot be listed ({' '.join(str(error).split())}).") from error
     if not files:
+        known = ", ".join(f"*{suffix}" for suffix in (_PARQUET, *SUFFIXES))
         raise StageError(
-            f"ingest.metadata: the folder {source} holds no *.parquet file; docs/datasets.md says how to convert a "
-            "table of another format."
+            f"ingest.metadata: the folder {source} holds no {known}; docs/datasets.md says where to get some."
         )
     return MetadataFiles(system=system, paths=files)
 
 
-def _parquet_files(system: pafs.FileSystem, folder: str) -> list[str]:
-    """The paths of the Parquet files below a folder, without hidden ones."""
+def _table_files(system: pafs.FileSystem, folder: str) -> list[str]:
+    """The paths of the files of one format below a folder, without hidden ones."""
     if isinstance(system, pafs.LocalFileSystem):  # whose names need not be UTF-8, as pyarrow expects
-        return [str(file) for file in visible_files(Path(folder)) if file.suffix == ".parquet"]
-    entries = system.get_file_info(pafs.FileSelector(folder, recursive=True))
-    paths = sorted(entry.path for entry in entries if entry.base_name.endswith(".parquet"))
-    return [path for path in paths if not is_hidden(_below(folder, path))]
+        paths = [str(file) for file in visible_files(Path(folder))]
+    else:
+        entries = system.get_file_info(pafs.FileSelector(folder, recursive=True))
+        paths = sorted(entry.path for entry in entries if entry.type != pafs.FileType.Directory)
+        paths = [path for path in paths if not is_hidden(_below(folder, path))]
+    by_suffix = ([path for path in paths if path.endswith(suffix)] for suffix in (_PARQUET, *SUFFIXES))
+    return next(filter(None, by_suffix), [])
 
 
 def _below(folder: str, path: str) -> PurePosixPath:
@@ -97,11 +102,11 @@ def _file_system(source: str | StorePath) -> tuple[pafs.FileSystem, str]:
 
 
 def count_rows(files: MetadataFiles) -> int:
-    """The number of rows, according to the files' footers; raises StageError for a file that is not Parquet."""
+    """The number of rows, by the footers of Parquet files; raises StageError for a file that is no table."""
     total = 0
     for path in files.paths:
         with _opened(files.system, path) as file:
-            total += file.metadata.num_rows
+            total += file.num_rows if isinstance(file, TextTable) else file.metadata.num_rows
     return total
 
 
@@ -131,7 +136,7 @@ def read_tables(files: MetadataFiles, settings: IngestConfig) -> Iterator[pa.Tab
     """Read our columns with our names and types, some rows at a time. Missing columns are null.
 
     Raises:
-        StageError: A file is not Parquet, lacks the URLs or the captions, or has a column of a wrong type.
+        StageError: A file is no table, lacks the URLs or the captions, or has a column of a wrong type.
     """
     for path in files.paths:
         yield from _read_file(files.system, path, settings)
@@ -142,14 +147,15 @@ def _source(system: pafs.FileSystem, path: str) -> Any:
 
 
 @contextmanager
-def _opened(system: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+def _opened(system: pafs.FileSystem, path: str) -> Iterator[pq.ParquetFile | TextTable]:
+    suffix = PurePosixPath(path).suffix.lower()
     try:
         with _source(system, path) as source:
-            yield pq.ParquetFile(source, pre_buffer=False)  # a pre-buffer would keep all bytes read
+            # A pre-buffer would keep all bytes read.
+            yield TextTable(source, path) if suffix in SUFFIXES else pq.ParquetFile(source, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StageError(
-            f"ingest.metadata: {printable_name(path)} is not a Parquet file ({str(error).splitlines()[0]})"
-        ) from error
+        kind = f"no {suffix} table" if suffix in SUFFIXES else "not a Parquet file"
+        raise StageError(f"ingest.metadata: {printable_name(path)} is {kind} ({str(error).splitlines()[0]})") from error
 
 
 def _read_file(system: pafs.FileSystem, path: str, settings: IngestConfig) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ import pytest
 
 from stages.contract import StageError
 from stages.ingest.config import IngestConfig
-from stages.ingest.metadata import metadata_files, read_tables
+from stages.ingest.metadata import count_rows, metadata_files, read_tables
 
 #: Columns as public sets of URLs have them, and what is read: URL, caption, similarity, unsafe, watermark, aesthetic.
 _R = ("http://h/1.jpg", "a red cup", 0.25, 0.125, 0.5, 6.0)
@@ -145,7 +145,69 @@ def test_a_table_without_our_columns_is_one_sentence(row: dict[str, Any], messag
     assert "\n" not in str(caught.value)
 
 
-def test_other_formats_are_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "cc12m.tsv").write_text("http://h\tx\n")
-    with pytest.raises(StageError, match=r"holds no \*\.parquet file; docs/datasets\.md says how to convert"):
-        metadata_files(tmp_path)
+def urls_of(folder: Path) -> list[tuple[str | None, str | None, float | None]]:
+    found = metadata_files(folder)
+    tables = [table.to_pylist() for table in read_tables(found, IngestConfig())]
+    rows = [(row["url"], row["caption"], row["unsafe"]) for table in tables for row in table]
+    assert count_rows(found) == len(rows)
+    return rows
+
+
+TEXTS: dict[str, tuple[str, bytes, list[tuple[str | None, str | None, float | None]]]] = {
+    "cc12m": (
+        "cc12m.tsv",
+        b'http://h/1\ta "red cup\nhttp://h/2\ta, b\n',
+        [("http://h/1", 'a "red cup', None), ("http://h/2", "a, b", None)],
+    ),
+    "cc3m": (
+        "Train_GCC-training.tsv",
+        b"a cup\thttp://h/1\na bowl\thttp://h/2\n",
+        [("http://h/1", "a cup", None), ("http://h/2", "a bowl", None)],
+    ),
+    "a head": ("m.tsv", b"url\tcaption\nhttp://h/1\ta cup\n", [("http://h/1", "a cup", None)]),
+    "csv": (
+        "m.csv",
+        b'URL,TEXT,punsafe\nhttp://h/1,"a, b",0.5\nhttp://h/2,c,\n',
+        [("http://h/1", "a, b", 0.5), ("http://h/2", "c", None)],
+    ),
+    "quotes": ("m.csv", b'url,caption\nhttp://h/1,"a ""b"" c"\n', [("http://h/1", 'a "b" c', None)]),
+    "line ends in a caption": ("m.csv", b'url,caption\nhttp://h/1,"a\nb"\n', [("http://h/1", "a\nb", None)]),
+    "carriage returns": ("m.csv", b"url,caption\r\nhttp://h/1,a\r\n", [("http://h/1", "a", None)]),
+    "no last line end": ("m.csv", b"url,caption\nhttp://h/1,a", [("http://h/1", "a", None)]),
+    "byte order mark": ("m.csv", b"\xef\xbb\xbfurl,caption\nhttp://h/1,a\n", [("http://h/1", "a", None)]),
+    "no head in csv": ("m.csv", b"http://h/1,a\n", [("http://h/1", "a", None)]),
+    "jsonl": (
+        "m.jsonl",
+        b'{"url": "http://h/1", "caption": "a \\u00e9", "punsafe": 0.5}\n\n{"caption": "b", "url": "http://h/2"}\n',
+        [("http://h/1", "a é", 0.5), ("http://h/2", "b", None)],
+    ),
+    "other columns": ("m.jsonl", b'{"url": "http://h/1", "tags": [1], "TEXT": "a"}', [("http://h/1", "a", None)]),
+    "not utf-8": ("m.tsv", b"http://h/1\tcaf\xe9\n", [("http://h/1", "caf\ufffd", None)]),
+    "parquet wins": ("m.csv", b"url,caption\nhttp://h/1,a\n", [("http://h/9", "of parquet", None)]),
+}
+
+
+@pytest.mark.parametrize(("name", "data", "expected"), TEXTS.values(), ids=TEXTS)
+def test_tables_in_text(name: str, data: bytes, expected: list[Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    if expected[0][0] == "http://h/9":
+        pq.write_table(pa.table({"url": ["http://h/9"], "caption": ["of parquet"]}), tmp_path / "m.parquet")
+    assert urls_of(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("m.csv", b"url,caption\nhttp://h,a,b\n", r"m\.csv is no \.csv table \(.*Expected 2 columns"),
+        ("m.jsonl", b'{"url": "http://h", "caption": "x"}\n{\n', r"m\.jsonl is no \.jsonl table \(a line is no JSON"),
+        ("m.jsonl", b"[1]\n", "a line is no JSON object"),
+        ("m.csv", b"link,text\nx,a\n", "columns are link, text: .*url_column"),
+        ("m.csv", b"", "m.csv"),
+        ("notes.md", b"", r"holds no \*\.parquet, \*\.tsv, \*\.csv, \*\.jsonl; docs/datasets\.md"),
+    ],
+)
+def test_other_files_are_one_sentence(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(StageError, match=rf"^ingest\.metadata: .*{message}") as caught:
+        urls_of(tmp_path)
+    assert "\n" not in str(caught.value)
