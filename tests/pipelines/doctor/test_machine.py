@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -100,11 +101,17 @@ SIZES = TrainingSizes(unet=860, vae=84, text=123, encoders=730, adapter=100)
     [(True, 0, 8, 1600), (True, 1, 8, 900), (True, 2, 8, 550), (True, 3, 8, 200), (True, 2, 1, 1600)],
 )
 def test_zero_shares_out_what_is_trained(is_half: bool, zero_stage: int, workers: int, trained: int) -> None:
-    frozen = 2 * (860 + 123) + 4 * (84 + 730)
+    frozen = 2 * (860 + 123 + 730) + 4 * 84
     assert SIZES.bytes_of_worker(is_half=is_half, zero_stage=zero_stage, workers=workers) == frozen + trained
     assert SIZES.bytes_of_worker(is_half=False, zero_stage=zero_stage, workers=workers) == (
-        frozen + 2 * (860 + 123) + trained
+        frozen + 2 * (860 + 123 + 730) + trained
     )
+
+
+def test_the_machines_memory_holds_what_is_not_on_the_gpu_yet() -> None:
+    assert SIZES.bytes_while_loading(is_half=False) == 4 * (860 + 84 + 123)
+    assert SIZES.bytes_while_loading(is_half=True) == 4 * 860
+    assert replace(SIZES, adapter=2000).bytes_while_loading(is_half=True) == 4 * 2000
 
 
 def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
@@ -128,6 +135,18 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     assert levels == [Level.GOOD, Level.GOOD]
 
 
+def test_a_training_on_cached_encodings_holds_neither_vae_nor_text_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    monkeypatch.setattr(memory, "check_gpu_memory", lambda needed, smallest: held.append(needed) or ())
+    monkeypatch.setattr(memory, "training_sizes", lambda config: SIZES)
+    folder, cached = write_sd(tmp_path / "sd"), ["cache_latents.enabled=true", "train_adapter.sample_every=null"]
+    for settings in ([], cached[:1], cached):
+        list(memory.check(Setup.of(load_config("sd15", [f"backbone.weights={folder}", *settings]))))
+    assert held[0] == held[1] == held[2] + 4 * SIZES.vae + 2 * SIZES.text
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_the_sizes_of_a_damaged_model_are_not_known(text: str, tmp_path: Path) -> None:
     folder = write_sd(tmp_path / "sd")
@@ -141,7 +160,7 @@ def test_the_sizes_of_a_damaged_model_are_not_known(text: str, tmp_path: Path) -
     [(10 * GB, 24 * GB, Level.GOOD), (20 * GB, 24 * GB, Level.WARNING), (25 * GB, 24 * GB, Level.PROBLEM)],
 )
 def test_memory(needed: int, total: int, level: Level) -> None:
-    assert check_memory(needed, 2, total).level is level
+    assert check_memory(needed, 2, total, "to load").level is level
 
 
 @pytest.mark.parametrize(
