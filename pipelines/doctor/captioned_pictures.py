@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipelines.doctor.findings import Finding, Setup, good, problem, unknown, warning
+from pipelines.doctor.findings import Finding, Setup, counted, good, problem, unknown, warning
 from pipelines.doctor.hub import HubError, check_dataset_on_hub, is_offline
 from stages.contract import StageError
 from stages.filter.config import FilterConfig
@@ -49,7 +49,7 @@ def _check_layout(folder: StorePath, settings: FilterConfig) -> Iterator[Finding
     from stages.filter.layouts import find_layout
 
     layout = find_layout(folder, Columns(picture=settings.picture_column, caption=settings.caption_column))
-    yield good(f"{_KEY}: {layout.kind}, {len(layout.files):,}, in {folder}")
+    yield good(f"{_KEY}: {counted(len(layout.files), layout.kind)} in {folder}")
     if not is_remote(folder):  # whose first file may be gigabytes
         yield from _check_rows(layout.files[0], layout.read(layout.files[0], layout.files[0].name), settings)
 
@@ -68,7 +68,7 @@ def _check_rows(file: StorePath, rows: Iterator[ForeignRow], settings: FilterCon
     samples = [row for row in adopted if "reason" not in row]
     if adopted and not samples:
         reason, detail = adopted[0]["reason"], adopted[0]["detail"]
-        yield warning(f"{_KEY}: the first {len(adopted)} rows of {file} are rejected; the first is: {reason}, {detail}")
+        yield warning(f"{_KEY}: the first {counted(len(adopted), 'row')} of {file} cannot be used ({reason}: {detail})")
     found = {name for row in samples for name, value in row.items() if value is not None}
     if samples and (sentence := missing_columns(found, settings)):
         yield problem(f"{sentence.rstrip('.')} (by the first rows of {file})")

@@ -10,8 +10,9 @@ from typing import Any
 
 from pipelines.config.paths import local_paths
 from pipelines.doctor.captioned_pictures import check_pictures_folder
-from pipelines.doctor.findings import Finding, Setup, good, problem, warning
+from pipelines.doctor.findings import Finding, Setup, counted, good, problem, warning
 from pipelines.fingerprint import settings_read
+from pipelines.graph import STAGES
 from stages.contract import Reporter, StageError
 from stages.storage import StorageError
 
@@ -45,9 +46,12 @@ def check(setup: Setup) -> Iterator[Finding]:
         "customize.subjects": _subjects,
         "evaluate.subjects_folder": _evaluation_subjects,
     }
+    absent = {stage.name: stage.absent_when for stage in STAGES if stage.name not in setup.graph.stages}
     for key, check_stage in stages.items():
-        can_look = key in _LISTS or key not in dict(missing)
-        if key.partition(".")[0] in setup.graph.stages and can_look:
+        name = key.partition(".")[0]
+        if name in absent:
+            yield good(f"the run is without {name} ({absent[name]})")
+        elif key in _LISTS or key not in dict(missing):
             try:
                 yield from check_stage(setup)
             except (StageError, StorageError) as error:
@@ -80,7 +84,7 @@ def _metadata(setup: Setup) -> Iterator[Finding]:
     if not rows:
         yield problem(f"ingest.metadata: {settings.metadata} has no rows")
         return
-    yield good(f"ingest.metadata: {rows:,} rows in {len(files.paths)} files of {settings.metadata}")
+    yield good(f"ingest.metadata: {counted(rows, 'row')} in {counted(len(files.paths), 'file')} of {settings.metadata}")
     if "filter" in setup.graph.stages and (sentence := missing_columns(found, setup.config.filter)):
         yield problem(sentence.rstrip("."))
 
@@ -100,7 +104,7 @@ def _view_folders(setup: Setup) -> Iterator[Finding]:
             continue
         counts = Counter(_LAYOUTS[instance.layout] for instance in instances)
         listed = ", ".join(f"{count:,} {words}" for words, count in sorted(counts.items()))
-        yield good(f"multiview.folders: {len(instances):,} objects in {folder}: {listed}")
+        yield good(f"multiview.folders: {counted(len(instances), 'object')} in {folder}: {listed}")
         yield from (warning(f"multiview.folders: left out {text}") for text in left_out[:1])
 
 
@@ -121,7 +125,7 @@ def _subjects(setup: Setup) -> Iterator[Finding]:
             pictures = read_pictures(subject, setup.config.backbone.resolution, report)
             if settings.prompts == "captions":
                 read_captions(list(pictures), subject)
-            yield good(f"customize.subjects: {len(pictures)} pictures of {subject.name} ({word})")
+            yield good(f"customize.subjects: {counted(len(pictures), 'picture')} in {folder}, class word {word}")
         except StageError as error:
             yield problem(f"customize.subjects: {str(error).rstrip('.')}")
     yield from map(warning, notes)
@@ -150,5 +154,5 @@ def _evaluation_subjects(setup: Setup) -> Iterator[Finding]:
     words = ", ".join(dict.fromkeys(subject.word for subject in subjects))
     own = "their own" if any(subject.prompts for subject in subjects) else "DreamBench's"
     prompts = "evaluate.prompts" if settings.prompts else own
-    yield good(f"evaluate.subjects_folder: {len(subjects)} subjects ({words}); prompts: {prompts}")
+    yield good(f"evaluate.subjects_folder: {counted(len(subjects), 'subject')} ({words}); prompts: {prompts}")
     yield from map(warning, list_subjects(folder)[1])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from upath import UPath
 
-from pipelines.doctor.findings import Finding, Setup, good, problem, unknown, warning
+from model.files import visible_files
+from pipelines.doctor.findings import Finding, Setup, counted, good, problem, unknown, warning
 from pipelines.doctor.hub import cache_folder, cached_snapshot
 from pipelines.doctor.models import is_path, needed_models
 from pipelines.doctor.sizes import GIGABYTE, gigabytes, training_sizes
@@ -62,25 +63,35 @@ def check_room(name: str, needed: int, free: int, parts: str) -> Finding:
 
 
 def run_bytes(setup: Setup) -> tuple[int, str]:
-    """Bytes that a run writes, views of objects and another tool's pictures apart, and of what.
+    """Bytes that a run writes, views of objects apart, and of what.
 
     Raises:
         StageError: The metadata cannot be read.
     """
     config, needed = setup.config, {"records": _LEAST_BYTES}
-    if "ingest" in setup.graph.stages and config.ingest.metadata is not None:
-        from stages.ingest.metadata import count_rows, metadata_files  # imports pyarrow
-
-        rows = count_rows(metadata_files(config.ingest.metadata))
-        # Those of `ingest` and of `filter`, and img2dataset's until `ingest` is committed.
-        largest = int(_BYTES_PER_PIXEL * config.backbone.stored_size(config.ingest.image_size) ** 2)
-        needed[f"{rows:,} pictures"] = 2 * rows * min(largest, _WEB_PICTURE_BYTES)
+    needed |= _picture_bytes(setup)
     sizes = training_sizes(config) if "train_adapter" in setup.graph.stages else None
     if sizes is not None:
         kept = config.train_adapter.trainer.keep_checkpoints + 2  # the best one, and one that is being written
         needed["checkpoints"] = kept * _CHECKPOINT_BYTES * sizes.adapter
         needed["registered model"] = 4 * (sizes.unet + sizes.vae + sizes.text + sizes.adapter)
-    return sum(needed.values()), ", ".join(needed)
+    views = "; frames of multiview.folders come on top" if config.multiview.folders else ""
+    return sum(needed.values()), f"{', '.join(needed)}{views}"
+
+
+def _picture_bytes(setup: Setup) -> dict[str, int]:
+    """Twice those of the captioned pictures: of `ingest`, or imported, and of `filter`."""
+    config = setup.config
+    if "ingest" in setup.graph.stages and config.ingest.metadata is not None:
+        from stages.ingest.metadata import count_rows, metadata_files  # imports pyarrow
+
+        rows = count_rows(metadata_files(config.ingest.metadata))
+        largest = int(_BYTES_PER_PIXEL * config.backbone.stored_size(config.ingest.image_size) ** 2)
+        return {counted(rows, "picture"): 2 * rows * min(largest, _WEB_PICTURE_BYTES)}
+    folder = Path(config.filter.pictures_folder or "")
+    if config.filter.pictures_folder is None or not folder.is_dir():
+        return {}
+    return {"captioned pictures": 2 * sum(file.stat().st_size for file in visible_files(folder))}
 
 
 def _check_store(folder: UPath) -> Finding:
@@ -107,7 +118,7 @@ def _check_hub_cache(setup: Setup) -> Iterator[Finding]:
         return
     needed = sum(sizes.values())
     free = shutil.disk_usage(_existing(cache_folder())).free
-    text = f"the hub's cache {cache_folder()} needs up to {gigabytes(needed)} for {len(sizes)} models; "
+    text = f"the hub's cache {cache_folder()} needs up to {gigabytes(needed)} for {counted(len(sizes), 'model')}; "
     text += f"{gigabytes(free)} are free"
     yield good(text) if free > needed else warning(f"{text}: free some, or set HF_HOME to another disk")
 

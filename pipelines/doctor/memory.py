@@ -40,7 +40,9 @@ def check(setup: Setup) -> Iterator[Finding]:
         yield from check_gpu_memory(each, _smallest_gpu_bytes())
         each = sizes.bytes_while_loading(is_half=is_half)
     needed = trainer.workers * (each + PROCESS_BYTES)
-    yield check_memory(needed, trainer.workers, total, purpose="to load" if trainer.use_gpu else "before activations")
+    yield check_memory(
+        needed, trainer.workers, total, purpose="to load the models" if trainer.use_gpu else "before activations"
+    )
     yield _parameters(sizes)
 
 

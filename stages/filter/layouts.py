@@ -42,7 +42,7 @@ class ForeignFolder:
     """The files of a folder, and their reader.
 
     Attributes:
-        kind: What the files are, for a sentence.
+        kind: What one of the files is, for a sentence.
         files: Sorted paths, of files or of folders.
         read: Yields the rows of one, given its path and its name in `origin`; raises DamagedFileError.
     """
@@ -85,21 +85,21 @@ def _find_tar(
     everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
 ) -> ForeignFolder | None:
     files = [file for file in everything if file.name.endswith(TAR_SUFFIXES)]
-    return _layout("tar files (webdataset)", files, read_tar, root, columns)
+    return _layout("tar file", files, read_tar, root, columns)
 
 
 def _find_arrow(
     everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
 ) -> ForeignFolder | None:
     files = [file for file in everything if file.suffix == ".arrow" and not _is_cache(file)]
-    return _layout("Arrow files", _with_columns(files, columns, lacking), read_arrow, root, columns)
+    return _layout("Arrow file", _with_columns(files, columns, lacking), read_arrow, root, columns)
 
 
 def _find_parquet(
     everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
 ) -> ForeignFolder | None:
     files = [file for file in everything if file.suffix == ".parquet"]
-    return _layout("Parquet files", _with_columns(files, columns, lacking), read_parquet, root, columns)
+    return _layout("Parquet file", _with_columns(files, columns, lacking), read_parquet, root, columns)
 
 
 def _find_lists(
@@ -122,7 +122,7 @@ def _find_lists(
             lacking.append(_lacks(file, [problem], names[0], columns))
     if not found:
         return None
-    return ForeignFolder(kind="lists of pictures", files=found, read=partial(_read, read_list, root, columns))
+    return ForeignFolder(kind="picture list", files=found, read=partial(_read, read_list, root, columns))
 
 
 def _names_of_list(file: StorePath, columns: Columns) -> tuple[list[str], tuple[str | None, str | None]] | None:
@@ -141,7 +141,7 @@ def _find_captioned(
     folders = captioned_folders(everything)
     if not folders:
         return None
-    kind = "folders of pictures with texts beside them"
+    kind = "captioned folder"
     return ForeignFolder(kind=kind, files=folders, read=partial(_read, read_captioned, root, columns))
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from tests.support.hub_cache import use_hub_cache
+
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -61,8 +63,8 @@ def hub_server(models: Mapping[str, Refusal | set[str]]) -> Iterator[str]:
 
 def use_hub(patch: pytest.MonkeyPatch, endpoint: str | None, cache: Path) -> None:
     """Let the hub's client ask `endpoint` (None: it is offline) and keep its files in `cache`."""
-    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    patch.setattr(constants, "HF_HUB_OFFLINE", endpoint is None)
+    use_hub_cache(patch, cache)
     if endpoint is not None:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", endpoint)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")

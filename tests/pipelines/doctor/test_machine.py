@@ -8,13 +8,15 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.backbone import load_backbone
 from model.methods.registry import METHODS
 from pipelines.config.loading import load_config
 from pipelines.doctor import disk, memory
-from pipelines.doctor.disk import check_room
+from pipelines.doctor.disk import check_room, run_bytes
 from pipelines.doctor.findings import Finding, Level, Setup
 from pipelines.doctor.gpus import check as check_gpus
 from pipelines.doctor.gpus import check_gpu_count, uses_bf16
@@ -22,6 +24,7 @@ from pipelines.doctor.memory import check_gpu_memory, check_memory
 from pipelines.doctor.sizes import TrainingSizes, training_sizes
 from pipelines.doctor.versions import check_versions
 from stages.ray_tools.gpus import gpu_needs
+from tests.support.hub_cache import use_hub_cache
 from tests.support.tiny_models import write_sd
 
 NUMPY = metadata.version("numpy")
@@ -139,7 +142,12 @@ def test_a_training_on_cached_encodings_holds_neither_vae_nor_text_encoders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[int] = []
-    monkeypatch.setattr(memory, "check_gpu_memory", lambda needed, smallest: held.append(needed) or ())
+
+    def remember(needed: int, smallest: int | None) -> list[Finding]:
+        held.append(needed)
+        return []
+
+    monkeypatch.setattr(memory, "check_gpu_memory", remember)
     monkeypatch.setattr(memory, "training_sizes", lambda config: SIZES)
     folder, cached = write_sd(tmp_path / "sd"), ["cache_latents.enabled=true", "train_adapter.sample_every=null"]
     for settings in ([], cached[:1], cached):
@@ -181,6 +189,29 @@ def test_memory_of_a_gpu(needed: int, smallest: int | None, level: Level) -> Non
 )
 def test_room_on_a_disk(free: int, level: Level) -> None:
     assert check_room("a disk", 100 * GB, free, "pictures").level is level
+
+
+def test_the_disk_holds_captioned_pictures_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"1" * 5000)
+    without, _ = run_bytes(Setup.of(load_config("micro")))
+    needed, parts = run_bytes(Setup.of(load_config("micro", [f"filter.pictures_folder={tmp_path}"])))
+    assert needed == without + 10000
+    assert "captioned pictures" in parts
+
+
+@pytest.mark.parametrize(("size", "each"), [(100, 3500), (5000, 150_000)])
+def test_pictures_from_the_web_need_no_more_than_they_have(size: int, each: int, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"URL": ["a"] * 10, "TEXT": ["b"] * 10}), tmp_path / "0.parquet")
+    settings = [f"ingest.metadata={tmp_path}", f"ingest.image_size={size}"]
+    needed, parts = run_bytes(Setup.of(load_config("micro", settings)))
+    assert needed == run_bytes(Setup.of(load_config("micro")))[0] + 2 * 10 * each
+    assert "10 pictures" in parts
+
+
+def test_a_model_that_two_settings_name_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub_cache(monkeypatch, tmp_path)
+    *_, finding = disk.check(Setup.of(load_config("sd15", [f"run.folder={tmp_path}/run"])))
+    assert "up to 30.0 GB for 5 models" in finding.text
 
 
 def of_folder(place: str) -> list[Finding]:
