@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.config.loading import load_config
 from pipelines.doctor.examination import examine
-from pipelines.doctor.findings import Finding, Level, Setup
+from pipelines.doctor.findings import Finding, Level, Setup, counted
 from pipelines.errors import PipelineError
 from pipelines.execution.environment import set_environment
 
@@ -28,8 +28,8 @@ def doctor(arguments: argparse.Namespace) -> None:
     print("\n".join(lines(found, sys.stdout.encoding if sys.stdout.isatty() else None)))
     counts = {level: sum(one.level is level for findings in found.values() for one in findings) for level in Level}
     if problems := counts[Level.PROBLEM]:
-        raise PipelineError(f"the run would stop: {_count(problems, 'problem')}, marked above.")
-    warnings = _count(counts[Level.WARNING], "warning")
+        raise PipelineError(f"the run would stop: {counted(problems, 'problem')}, marked above.")
+    warnings = counted(counts[Level.WARNING], "warning")
     print(f"Nothing would stop the run; {warnings}, {counts[Level.UNKNOWN]} unknown.")
 
 
@@ -47,7 +47,3 @@ def lines(found: Mapping[str, Sequence[Finding]], encoding: str | None) -> list[
         for subject, findings in found.items()
         for one in findings
     ]
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'s' if number != 1 else ''}"

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.paths import local_paths
-from pipelines.doctor.findings import Finding, Setup, good, problem, warning
+from pipelines.doctor.captioned_pictures import check_pictures_folder
+from pipelines.doctor.findings import Finding, Setup, counted, good, problem, warning
 from pipelines.fingerprint import settings_read
+from pipelines.graph import STAGES
 from stages.contract import Reporter, StageError
-from stages.storage import StorageError, is_remote, store_path
+from stages.storage import StorageError
 
 #: Of these models there is a finding of another kind.
 _MODELS = (
     *("backbone.", "evaluate.clip", "evaluate.dino"),
     *("filter.scoring.similarity_clip", "filter.scoring.aesthetic_clip", "filter.scoring.safety_checker"),
 )
+
+#: How the objects of the layouts are paired.
+_LAYOUTS = {
+    "colmap": "with COLMAP's cameras (MVImgNet)",
+    "co3d": "with CO3D's cameras",
+    "pictures": "without cameras, of which any two pictures make a pair",
+}
+
+_ADVICE = "correct the path, or get the data (docs/datasets.md)"
 
 #: Settings that name more than one folder: those that are there are looked at when another one is not.
 _LISTS = ("multiview.folders", "customize.subjects")
@@ -26,17 +38,20 @@ _LISTS = ("multiview.folders", "customize.subjects")
 def check(setup: Setup) -> Iterator[Finding]:
     """Files that are not there, then the data of each stage."""
     missing = list(dict.fromkeys(missing_paths(setup)))
-    yield from (problem(f"{key}: there is no file or folder {path}") for key, path in missing)
+    yield from (problem(f"{key}: there is no file or folder {path}; {_ADVICE}") for key, path in missing)
     stages: dict[str, Callable[[Setup], Iterator[Finding]]] = {
         "ingest.metadata": _metadata,
-        "filter.pictures_folder": _pictures_folder,
+        "filter.pictures_folder": check_pictures_folder,
         "multiview.folders": _view_folders,
         "customize.subjects": _subjects,
         "evaluate.subjects_folder": _evaluation_subjects,
     }
+    absent = {stage.name: stage.absent_when for stage in STAGES if stage.name not in setup.graph.stages}
     for key, check_stage in stages.items():
-        can_look = key in _LISTS or key not in dict(missing)
-        if key.partition(".")[0] in setup.graph.stages and can_look:
+        name = key.partition(".")[0]
+        if name in absent:
+            yield good(f"the run is without {name} ({absent[name]})")
+        elif key in _LISTS or key not in dict(missing):
             try:
                 yield from check_stage(setup)
             except (StageError, StorageError) as error:
@@ -69,35 +84,8 @@ def _metadata(setup: Setup) -> Iterator[Finding]:
     if not rows:
         yield problem(f"ingest.metadata: {settings.metadata} has no rows")
         return
-    yield good(f"ingest.metadata: {rows:,} rows in {len(files.paths)} files of {settings.metadata}")
+    yield good(f"ingest.metadata: {counted(rows, 'row')} in {counted(len(files.paths), 'file')} of {settings.metadata}")
     if "filter" in setup.graph.stages and (sentence := missing_columns(found, setup.config.filter)):
-        yield problem(sentence.rstrip("."))
-
-
-def _pictures_folder(setup: Setup) -> Iterator[Finding]:
-    """The layout of another tool's folder, and the scores of its first sample."""
-    settings = setup.config.filter
-    if settings.pictures_folder is None:
-        return
-    from stages.data.schemas import SPELLINGS
-    from stages.filter.foreign_rows import DamagedFileError
-    from stages.filter.layouts import find_layout
-    from stages.filter.score_columns import missing_columns
-
-    folder = store_path(settings.pictures_folder)
-    layout = find_layout(folder)
-    yield good(f"filter.pictures_folder: {len(layout.files)} files of captioned pictures in {folder}")
-    if is_remote(folder):  # whose first file may be gigabytes
-        return
-    try:
-        first = next(layout.read(layout.files[0], layout.files[0].name), None)
-    except DamagedFileError as error:
-        yield warning(f"filter.pictures_folder: {layout.files[0]}: {error}; its rest is rejected")
-        return
-    if first is None:
-        return
-    found = {ours for ours, usual in SPELLINGS.items() if first.fields.keys() & set(usual)}
-    if sentence := missing_columns(found, settings):
         yield problem(sentence.rstrip("."))
 
 
@@ -114,8 +102,9 @@ def _view_folders(setup: Setup) -> Iterator[Finding]:
         except StageError as error:
             yield problem(str(error).rstrip("."))
             continue
-        with_cameras = sum(instance.layout != "pictures" for instance in instances)
-        yield good(f"multiview.folders: {len(instances):,} objects in {folder}, {with_cameras:,} of them with cameras")
+        counts = Counter(_LAYOUTS[instance.layout] for instance in instances)
+        listed = ", ".join(f"{count:,} {words}" for words, count in sorted(counts.items()))
+        yield good(f"multiview.folders: {counted(len(instances), 'object')} in {folder}: {listed}")
         yield from (warning(f"multiview.folders: left out {text}") for text in left_out[:1])
 
 
@@ -136,7 +125,7 @@ def _subjects(setup: Setup) -> Iterator[Finding]:
             pictures = read_pictures(subject, setup.config.backbone.resolution, report)
             if settings.prompts == "captions":
                 read_captions(list(pictures), subject)
-            yield good(f"customize.subjects: {len(pictures)} pictures of {subject.name} ({word})")
+            yield good(f"customize.subjects: {counted(len(pictures), 'picture')} in {folder}, class word {word}")
         except StageError as error:
             yield problem(f"customize.subjects: {str(error).rstrip('.')}")
     yield from map(warning, notes)
@@ -155,14 +144,15 @@ def _reporter(notes: list[str]) -> Reporter:
 def _evaluation_subjects(setup: Setup) -> Iterator[Finding]:
     """DreamBench, or other held-out subjects."""
     settings = setup.config.evaluate
-    if settings.subjects_folder is None:
-        if "microworld" not in setup.graph.inputs["evaluate"]:
-            yield problem("evaluate.subjects_folder is not set: set it to a folder with a folder of pictures for each")
+    if settings.subjects_folder is None:  # the microworld's
         return
     from stages.evaluate.cases import load_subjects  # imports torch, which the micro world's need not
     from stages.subject_lists import list_subjects
 
-    subjects = load_subjects(Path(settings.subjects_folder), settings.subjects)
+    folder = Path(settings.subjects_folder)
+    subjects = load_subjects(folder, settings.subjects)
     words = ", ".join(dict.fromkeys(subject.word for subject in subjects))
-    yield good(f"evaluate.subjects_folder: {len(subjects)} subjects ({words})")
-    yield from map(warning, list_subjects(Path(settings.subjects_folder))[1])
+    own = "their own" if any(subject.prompts for subject in subjects) else "DreamBench's"
+    prompts = "evaluate.prompts" if settings.prompts else own
+    yield good(f"evaluate.subjects_folder: {counted(len(subjects), 'subject')} ({words}); prompts: {prompts}")
+    yield from map(warning, list_subjects(folder)[1])

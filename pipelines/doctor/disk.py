@@ -9,7 +9,8 @@ from pathlib import Path
 
 from upath import UPath
 
-from pipelines.doctor.findings import Finding, Setup, good, problem, unknown, warning
+from model.files import visible_files
+from pipelines.doctor.findings import Finding, Setup, counted, good, problem, unknown, warning
 from pipelines.doctor.hub import cache_folder, cached_snapshot
 from pipelines.doctor.models import is_path, needed_models
 from pipelines.doctor.sizes import GIGABYTE, gigabytes, training_sizes
@@ -19,6 +20,8 @@ from stages.storage_errors import storage_error
 
 #: Of a stored JPEG: 23 kB at 256 x 256 pixels (docs/data_plane.md).
 _BYTES_PER_PIXEL = 0.35
+#: Of a picture from the web that is not shrunk: 100 kB there (docs/data_plane.md), more with our quality.
+_WEB_PICTURE_BYTES = 150_000
 #: Of the files of a backbone, and of another model, at most: those of SDXL and of SigLIP in fp32.
 _BACKBONE_BYTES, _MODEL_BYTES = 14 * GIGABYTE, 4 * GIGABYTE
 #: A checkpoint has the weights and two moments of AdamW, in fp32.
@@ -45,9 +48,8 @@ def _check_folder(setup: Setup, folder: Path) -> Iterator[Finding]:
     try:
         needed, parts = run_bytes(setup)
     except StageError:  # the data cannot be read, which is a finding of its own
-        yield unknown(
-            f"{folder} has {gigabytes(shutil.disk_usage(place).free)} free; how much the pictures need is not known"
-        )
+        free = gigabytes(shutil.disk_usage(place).free)
+        yield unknown(f"run.folder {folder} has {free} free; its need is known when ingest.metadata can be read")
         return
     yield check_room(f"run.folder {folder}", needed, shutil.disk_usage(place).free, parts)
 
@@ -61,26 +63,35 @@ def check_room(name: str, needed: int, free: int, parts: str) -> Finding:
 
 
 def run_bytes(setup: Setup) -> tuple[int, str]:
-    """Bytes that a run writes, at most, and of what.
+    """Bytes that a run writes, views of objects apart, and of what.
 
     Raises:
         StageError: The metadata cannot be read.
     """
     config, needed = setup.config, {"records": _LEAST_BYTES}
-    if "ingest" in setup.graph.stages and config.ingest.metadata is not None:
-        from stages.ingest.metadata import count_rows, metadata_files  # imports pyarrow
-
-        rows = count_rows(metadata_files(config.ingest.metadata))
-        # Those of `ingest` and of `filter`, and img2dataset's until `ingest` is committed.
-        needed[f"{rows:,} pictures"] = int(
-            2 * rows * _BYTES_PER_PIXEL * config.backbone.stored_size(config.ingest.image_size) ** 2
-        )
+    needed |= _picture_bytes(setup)
     sizes = training_sizes(config) if "train_adapter" in setup.graph.stages else None
     if sizes is not None:
         kept = config.train_adapter.trainer.keep_checkpoints + 2  # the best one, and one that is being written
         needed["checkpoints"] = kept * _CHECKPOINT_BYTES * sizes.adapter
         needed["registered model"] = 4 * (sizes.unet + sizes.vae + sizes.text + sizes.adapter)
-    return sum(needed.values()), ", ".join(needed)
+    views = "; frames of multiview.folders come on top" if config.multiview.folders else ""
+    return sum(needed.values()), f"{', '.join(needed)}{views}"
+
+
+def _picture_bytes(setup: Setup) -> dict[str, int]:
+    """Twice those of the captioned pictures: of `ingest`, or imported, and of `filter`."""
+    config = setup.config
+    if "ingest" in setup.graph.stages and config.ingest.metadata is not None:
+        from stages.ingest.metadata import count_rows, metadata_files  # imports pyarrow
+
+        rows = count_rows(metadata_files(config.ingest.metadata))
+        largest = int(_BYTES_PER_PIXEL * config.backbone.stored_size(config.ingest.image_size) ** 2)
+        return {counted(rows, "picture"): 2 * rows * min(largest, _WEB_PICTURE_BYTES)}
+    folder = Path(config.filter.pictures_folder or "")
+    if config.filter.pictures_folder is None or not folder.is_dir():
+        return {}
+    return {"captioned pictures": 2 * sum(file.stat().st_size for file in visible_files(folder))}
 
 
 def _check_store(folder: UPath) -> Finding:
@@ -98,13 +109,16 @@ def _check_store(folder: UPath) -> Finding:
 
 def _check_hub_cache(setup: Setup) -> Iterator[Finding]:
     """Whether there is room for what will be downloaded. How much that is, is not known well enough for a problem."""
-    models = {model.location: model for model in needed_models(setup) if not is_path(model.location)}
-    missing = [model for name, model in sorted(models.items()) if cached_snapshot(name) is None]
-    if not missing:
+    sizes: dict[str, int] = {}
+    for model in needed_models(setup):
+        if not is_path(model.location) and cached_snapshot(model.location) is None:
+            size = _BACKBONE_BYTES if model.is_backbone else _MODEL_BYTES
+            sizes[model.location] = max(size, sizes.get(model.location, 0))
+    if not sizes:
         return
-    needed = sum(_BACKBONE_BYTES if model.is_backbone else _MODEL_BYTES for model in missing)
+    needed = sum(sizes.values())
     free = shutil.disk_usage(_existing(cache_folder())).free
-    text = f"the hub's cache {cache_folder()} needs up to {gigabytes(needed)} for {len(missing)} models; "
+    text = f"the hub's cache {cache_folder()} needs up to {gigabytes(needed)} for {counted(len(sizes), 'model')}; "
     text += f"{gigabytes(free)} are free"
     yield good(text) if free > needed else warning(f"{text}: free some, or set HF_HOME to another disk")
 

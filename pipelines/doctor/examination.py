@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.doctor.findings import Check, Finding, Setup, unknown
+from pipelines.doctor.models import needed_models
 
 #: After so long a check is left alone; what it has found until then counts.
 SECONDS = 40.0
@@ -50,8 +51,18 @@ def all_checks() -> dict[str, Check]:
     return {name: module.check for name, module in modules.items()}
 
 
+def _import_libraries(setup: Setup) -> None:
+    """Import what checks of models need, before there are threads: transformers and diffusers load their parts on
+    demand, and a thread may find one that another has loaded by half.
+    """
+    if any(True for _ in needed_models(setup)):
+        for name in ("model.adapters.vision_models", "model.methods.registry", "stages.evaluate.cases"):
+            importlib.import_module(name)
+
+
 def examine(setup: Setup, checks: Mapping[str, Check] | None = None) -> dict[str, Sequence[Finding]]:
     """The findings of each subject that has some."""
+    _import_libraries(setup)
     running = {name: _Running(check, setup) for name, check in (checks or all_checks()).items()}
     deadline = time.monotonic() + SECONDS
     found = {name: one.result(deadline) for name, one in running.items()}

@@ -55,6 +55,11 @@ class Setup:
 Check = Callable[[Setup], Iterator[Finding]]
 
 
+def counted(number: int, word: str) -> str:
+    """A number of things: "1 object", "2,000 objects"."""
+    return f"{number:,} {word}{'s' if number != 1 else ''}"
+
+
 def good(text: str) -> Finding:
     """Something is as it must be."""
     return Finding(Level.GOOD, text)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from model.pretrained import split_revision
 
 #: Of one answer.
 SECONDS = 6.0
@@ -38,54 +41,70 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def cached_snapshot(repository: str) -> Path | None:
-    """The folder with what the cache has of the newest version of a model; None: it has nothing."""
+def cached_snapshot(location: str) -> Path | None:
+    """The folder with what the cache has of a model, `owner/name` or `owner/name@revision`; None: it has nothing."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
+    repository, options = split_revision(location)
+    revision = options.get("revision", "main")
     try:
         place = cache_folder() / repo_folder_name(repo_id=repository, repo_type="model")
-        revision = (place / "refs" / "main").read_text().strip()
-    except (OSError, HFValidationError):
+    except HFValidationError:
         return None
+    with suppress(OSError):  # else it is a commit
+        revision = (place / "refs" / revision).read_text().strip()
     snapshot = place / "snapshots" / revision
     return snapshot if revision and snapshot.is_dir() else None
 
 
-def check_on_hub(repository: str, files: Sequence[Sequence[str]]) -> None:
+def check_dataset_on_hub(repository: str) -> None:
+    """Ask whether the files of a dataset may be downloaded.
+
+    Raises:
+        HubError: They may not, or the hub does not answer.
+    """
+    _is_there(repository, ".gitattributes", repo_type="dataset")
+
+
+def check_on_hub(location: str, files: Sequence[Sequence[str]]) -> None:
     """Ask whether files of a model may be downloaded.
 
     Args:
-        repository: owner/name.
+        location: `owner/name` or `owner/name@revision`.
         files: Of each group one file is needed.
 
     Raises:
         HubError: They may not, or the hub does not answer.
     """
+    repository, options = split_revision(location)
     for group in files:
-        if not any(_is_there(repository, file) for file in group):
-            raise HubError(f"{repository} on the hub has none of the files {', '.join(group)}; name another model")
+        if not any(_is_there(repository, file, **options) for file in group):
+            raise HubError(f"{location} on the hub has none of the files {', '.join(group)}; name another model")
 
 
-def _is_there(repository: str, file: str) -> bool:
+def _is_there(repository: str, file: str, repo_type: str = "model", revision: str | None = None) -> bool:
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
     try:
-        get_hf_file_metadata(hf_hub_url(repository, file), timeout=SECONDS)
+        url = hf_hub_url(repository, file, repo_type=repo_type, revision=revision)
+        get_hf_file_metadata(url, timeout=SECONDS)
     except errors.GatedRepoError as error:
         raise HubError(
-            f"the licence of {repository} must be accepted: do so at {_page(repository)}, then set HF_TOKEN to a token "
-            "of that account, or run `hf auth login`"
+            f"the licence of {repository} must be accepted: do so at {_page(repository, repo_type)}, then set HF_TOKEN "
+            "to a token of that account, or run `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise HubError(
             f"the hub has no {repository}, or it is private: correct the name, give a folder (./{repository}), or set "
             "HF_TOKEN to a token that may read it"
         ) from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{repository} on the hub has no revision {revision or 'main'}: correct it") from error
     except errors.EntryNotFoundError:
         return False
     except errors.HfHubHTTPError as error:
-        raise _http_error(repository, error) from error
+        raise _http_error(repository, repo_type, error) from error
     except errors.HFValidationError as error:
         raise HubError(f"{repository} is neither a folder nor a hub id: correct it") from error
     except Exception as error:  # of the network, of some kinds and packages
@@ -93,17 +112,17 @@ def _is_there(repository: str, file: str) -> bool:
     return True
 
 
-def _http_error(repository: str, error: Any) -> HubError:
+def _http_error(repository: str, repo_type: str, error: Any) -> HubError:
     status = getattr(error.response, "status_code", None)
     if status in (401, 403):
         return HubError(
-            f"the hub refuses {repository} ({status}): accept its licence at {_page(repository)}, and set HF_TOKEN to "
-            "a token that may read it"
+            f"the hub refuses {repository} ({status}): accept its licence at {_page(repository, repo_type)}, and set "
+            "HF_TOKEN to a token that may read it"
         )
     return HubError(f"the hub answers {status} for {repository}", is_known=status is not None and status < 429)
 
 
-def _page(repository: str) -> str:
+def _page(repository: str, repo_type: str) -> str:
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{repository}"
+    return f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repository}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.doctor.findings import Finding, Setup, good, problem, unknown, warning
 from pipelines.doctor.sizes import GIGABYTE, TrainingSizes, gigabytes, training_sizes
+from stages.config import Config
 
 #: Of a worker before it has loaded a model (docs/hardware.md).
 PROCESS_BYTES = GIGABYTE // 2
@@ -31,19 +33,27 @@ def check(setup: Setup) -> Iterator[Finding]:
         )
         return
     trainer = setup.config.train_adapter.trainer
-    each = sizes.bytes_of_worker(
-        is_half=trainer.precision != "fp32", zero_stage=trainer.zero_stage, workers=trainer.workers
-    )
+    is_half = trainer.precision != "fp32"
+    held = replace(sizes, vae=0, text=0) if _frees_encoders(setup.config) else sizes
+    each = held.bytes_of_worker(is_half=is_half, zero_stage=trainer.zero_stage, workers=trainer.workers)
     if trainer.use_gpu:
         yield from check_gpu_memory(each, _smallest_gpu_bytes())
-        each = sizes.largest_part
-    yield check_memory(trainer.workers * (each + PROCESS_BYTES), trainer.workers, total)
+        each = sizes.bytes_while_loading(is_half=is_half)
+    needed = trainer.workers * (each + PROCESS_BYTES)
+    yield check_memory(
+        needed, trainer.workers, total, purpose="to load the models" if trainer.use_gpu else "before activations"
+    )
     yield _parameters(sizes)
 
 
-def check_memory(needed: int, workers: int, total: int) -> Finding:
+def _frees_encoders(config: Config) -> bool:
+    """Whether the training does without VAE and text encoders once they have been compared with the cache."""
+    return config.cache_latents.enabled and config.train_adapter.sample_every is None
+
+
+def check_memory(needed: int, workers: int, total: int, purpose: str) -> Finding:
     """Whether the workers together fit beside Ray's object store."""
-    text = f"train_adapter.trainer.workers={workers} needs {gigabytes(needed)} of memory before activations"
+    text = f"the workers of train_adapter ({workers}) need {gigabytes(needed)} of the machine's memory {purpose}"
     text = f"{text}; there are {gigabytes(total)}"
     if needed > total:
         return problem(f"{text}: set compute.workers to fewer")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from model.backbone_layout import check_backbone_files, check_model_files
 from model.errors import ModelError
+from model.pretrained import split_revision
 from pipelines.doctor.findings import Setup
 
 _WEIGHTS = ("{}.safetensors", "{}.fp16.safetensors", "{}.safetensors.index.json")
@@ -39,7 +40,9 @@ class Model:
     def download(self) -> str:
         """The command that puts its files into the hub's cache, without the copies in one file that backbones have."""
         parts = " --include model_index.json '*/*.json' '*/*.txt' '*/*.safetensors'"
-        return f"hf download {self.location}{parts if self.is_backbone or self.part else ''}"
+        name, options = split_revision(self.location)
+        revision = "".join(f" --revision {revision}" for revision in options.values())
+        return f"hf download {name}{revision}{parts if self.is_backbone or self.part else ''}"
 
     def check(self, folder: Path) -> None:
         """Check that a folder has all that is loaded.

@@ -40,19 +40,22 @@ class TrainingSizes:
     encoders: int
     adapter: int
 
-    @property
-    def largest_part(self) -> int:
-        """Bytes of the largest part before it is halved and moved to its device."""
-        return _FULL * max(self.unet, self.text, self.encoders, self.adapter)
+    def bytes_while_loading(self, *, is_half: bool) -> int:
+        """Bytes of the machine's memory that a worker needs at once before its models are on a GPU.
+
+        UNet, VAE and text encoders are moved there together, the halved UNet with the others as they are loaded.
+        """
+        backbone = (_HALF if is_half else _FULL) * self.unet + _FULL * (self.vae + self.text)
+        return max(backbone, _FULL * max(self.unet, self.encoders, self.adapter))
 
     def bytes_of_worker(self, *, is_half: bool, zero_stage: int, workers: int) -> int:
         """Bytes that a worker holds in a step besides the activations.
 
-        The frozen products are in half precision if the training is; the adapter has fp32 weights, gradients, and two
-        moments of AdamW, which ZeRO's stages share out among the workers: 1 the moments, 2 the gradients, 3 the
-        weights.
+        The frozen models but the VAE are in half precision if the training is; the adapter has fp32 weights,
+        gradients, and two moments of AdamW, which ZeRO's stages share out among the workers: 1 the moments, 2 the
+        gradients, 3 the weights.
         """
-        frozen = (_HALF if is_half else _FULL) * (self.unet + self.text) + _FULL * (self.vae + self.encoders)
+        frozen = (_HALF if is_half else _FULL) * (self.unet + self.text + self.encoders) + _FULL * self.vae
         share = [workers if zero_stage >= stage else 1 for stage in (3, 2, 1)]
         return frozen + sum(_FULL * count * self.adapter // part for count, part in zip((1, 1, 2), share, strict=True))
 

@@ -16,6 +16,17 @@ def is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
+def cached_dataset(name: str) -> Path | None:
+    """The folder with what the hub's cache has of a dataset; None: nothing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
 def hub_dataset(name: str) -> Path:
     """The folder with the files of a dataset, which are downloaded unless they are in the cache.
 

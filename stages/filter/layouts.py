@@ -42,10 +42,12 @@ class ForeignFolder:
     """The files of a folder, and their reader.
 
     Attributes:
+        kind: What one of the files is, for a sentence.
         files: Sorted paths, of files or of folders.
         read: Yields the rows of one, given its path and its name in `origin`; raises DamagedFileError.
     """
 
+    kind: str
     files: Sequence[StorePath]
     read: Callable[[StorePath, str], Iterator[ForeignRow]]
 
@@ -83,21 +85,21 @@ def _find_tar(
     everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
 ) -> ForeignFolder | None:
     files = [file for file in everything if file.name.endswith(TAR_SUFFIXES)]
-    return _layout(files, read_tar, root, columns)
+    return _layout("tar file", files, read_tar, root, columns)
 
 
 def _find_arrow(
     everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
 ) -> ForeignFolder | None:
     files = [file for file in everything if file.suffix == ".arrow" and not _is_cache(file)]
-    return _layout(_with_columns(files, columns, lacking), read_arrow, root, columns)
+    return _layout("Arrow file", _with_columns(files, columns, lacking), read_arrow, root, columns)
 
 
 def _find_parquet(
     everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
 ) -> ForeignFolder | None:
     files = [file for file in everything if file.suffix == ".parquet"]
-    return _layout(_with_columns(files, columns, lacking), read_parquet, root, columns)
+    return _layout("Parquet file", _with_columns(files, columns, lacking), read_parquet, root, columns)
 
 
 def _find_lists(
@@ -124,7 +126,7 @@ def _find_lists(
             lacking.append(_lacks(file, [problem], names[0], columns))
     if not found:
         return None
-    return ForeignFolder(files=found, read=partial(_read, read_list, root, columns))
+    return ForeignFolder(kind="picture list", files=found, read=partial(_read, read_list, root, columns))
 
 
 def _names_of_list(file: StorePath, columns: Columns) -> tuple[list[str], tuple[str | None, str | None]] | None:
@@ -147,12 +149,19 @@ def _find_captioned(
     everything: Sequence[StorePath], root: StorePath, columns: Columns, lacking: list[str]
 ) -> ForeignFolder | None:
     folders = captioned_folders(everything)
-    return ForeignFolder(files=folders, read=partial(_read, read_captioned, root, columns)) if folders else None
+    if not folders:
+        return None
+    kind = "captioned folder"
+    return ForeignFolder(kind=kind, files=folders, read=partial(_read, read_captioned, root, columns))
 
 
-def _layout(files: Sequence[StorePath], read: _Reader, root: StorePath, columns: Columns) -> ForeignFolder | None:
+def _layout(
+    kind: str, files: Sequence[StorePath], read: _Reader, root: StorePath, columns: Columns
+) -> ForeignFolder | None:
+    if not files:
+        return None
     ordered = sorted(files, key=lambda file: tuple(file.parts))
-    return ForeignFolder(files=ordered, read=partial(_fetch_and_read, read, root, columns)) if ordered else None
+    return ForeignFolder(kind=kind, files=ordered, read=partial(_fetch_and_read, read, root, columns))
 
 
 def _fetch_and_read(

@@ -119,7 +119,7 @@ def found_columns(files: MetadataFiles, settings: IngestConfig) -> set[str]:
     found: set[str] = set()
     for path in files.paths:
         with _opened(files.system, path) as file:
-            columns = _columns(path, file.schema_arrow.names, settings)
+            columns = _columns(path, file.schema_arrow, settings)
             found |= {ours for ours, theirs in columns.items() if not _is_all_null(file.metadata, theirs)}
     return found
 

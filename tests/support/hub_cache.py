@@ -18,9 +18,9 @@ def use_hub_cache(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
     return cache
 
 
-def add_to_hub_cache(cache: Path, hub_id: str, folder: Path, revision: str = "main") -> Path:
+def add_to_hub_cache(cache: Path, hub_id: str, folder: Path, revision: str = "main", kind: str = "models") -> Path:
     """Put a folder's files into the cache as `hub_id`; returns the snapshot's folder."""
-    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    repository = cache / f"{kind}--{hub_id.replace('/', '--')}"
     commit = hashlib.sha1(f"{folder}{revision}".encode()).hexdigest()
     reference = repository / "refs" / revision
     reference.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on the loopback interface, and its cache as the hub's own client lays it out."""
+"""A stand-in for the Hugging Face hub on the loopback interface, which has some files and refuses others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+
+from tests.support.hub_cache import use_hub_cache
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -31,8 +33,11 @@ def hub_server(models: Mapping[str, Refusal | set[str]]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            repository, _, file = self.path.lstrip("/").partition("/resolve/main/")
+            repository, _, place = self.path.lstrip("/").partition("/resolve/")
+            revision, _, file = place.partition("/")
             found = models.get(repository, Refusal(404, "RepoNotFound"))
+            if revision != "main":
+                found = Refusal(404, "RevisionNotFound")
             if not isinstance(found, Refusal):
                 found = Refusal(200) if file in found else Refusal(404, "EntryNotFound")
             time.sleep(found.seconds)
@@ -58,23 +63,8 @@ def hub_server(models: Mapping[str, Refusal | set[str]]) -> Iterator[str]:
 
 def use_hub(patch: pytest.MonkeyPatch, endpoint: str | None, cache: Path) -> None:
     """Let the hub's client ask `endpoint` (None: it is offline) and keep its files in `cache`."""
-    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    patch.setattr(constants, "HF_HUB_OFFLINE", endpoint is None)
+    use_hub_cache(patch, cache)
     if endpoint is not None:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", endpoint)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-def cache_model(cache: Path, repository: str, folder: Path) -> Path:
-    """Put a folder's files into a cache, as blobs with links from a snapshot, which is returned, and as its branch."""
-    place = cache / f"models--{repository.replace('/', '--')}"
-    snapshot = place / "snapshots" / REVISION
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text(REVISION)
-    (place / "blobs").mkdir()
-    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
-        blob, link = place / "blobs" / f"{number:040x}", snapshot / file.relative_to(folder)
-        blob.write_bytes(file.read_bytes())
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(blob)
-    return snapshot

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,8 @@ from pipelines.config.loading import load_config
 from pipelines.doctor import examination
 from pipelines.doctor.examination import all_checks, examine
 from pipelines.doctor.findings import Finding, Setup, good, problem, unknown, warning
+from tests.support.subject_folder import write_subjects
+from tests.support.tiny_models import write_sd
 
 FOUND = {"gpus": [good("1 GPU"), warning("slow\nGPU")], "weights": [problem("none"), unknown("no answer")]}
 
@@ -75,6 +80,24 @@ def test_a_check_that_waits_or_fails_hides_no_other(monkeypatch: pytest.MonkeyPa
     assert [finding.text for finding in found["a"]] == ["first", "no answer within 0.3 s; the run itself waits longer"]
     assert found["b"][1] == unknown("this could not be checked: RuntimeError: broken twice")
     assert list(found["c"]) == [good("all")]
+
+
+@pytest.mark.slow
+def test_checks_that_need_the_same_libraries_do_not_disturb_one_another(folder: str, tmp_path: Path) -> None:
+    """transformers loads its classes on demand; a process of its own has loaded none."""
+    write_subjects(tmp_path / "subjects", {"dog": "dog"})
+    settings = [
+        folder,
+        f"backbone.weights={write_sd(tmp_path / 'sd')}",
+        f"evaluate.subjects_folder={tmp_path}/subjects",
+    ]
+    encoders = ["backbone.image_encoders=[clip]", "backbone.shallow_layers=[[0]]", "evaluate.clip=clip"]
+    words = [word for setting in (*settings, *encoders) for word in ("--set", setting)]
+    command = [sys.executable, pipeline.__file__, "doctor", "--profile", "sd15", *words]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120).stdout
+    assert "1 subject (dog)" in printed
+    assert "could not be checked" not in printed
 
 
 def test_every_subject_has_a_check() -> None:

@@ -28,15 +28,18 @@ evaluate: prompts
 register: promote
 # The papers' own values, which are the defaults.
 inference: gamma_num image_guidance_scale mask_every mask_self_downscales mask_binary
-inference: visual_scale
+inference: visual_scale sampler mask_normalization
 curriculum: multiview_probability min_crop_ratio crops
 train_adapter: method cross_layer cross_scale score_fusion drop_text drop_image drop_both
 contextualizer: layers mask_rate
 customize: mlm context_before context_after prior_weight
+# Half of the steps: the authors do not say how long their first phase is.
+curriculum: first_share
 # Limits of pictures, captions and requests that hold for any picture from the web.
 ingest: max_aspect_ratio timeout_seconds total_seconds max_bytes max_pixels retries
 ingest: max_failed_share min_similarity max_unsafe max_watermark min_aesthetic languages
-filter: pictures_folder min_pixels max_aspect_ratio min_caption_words max_caption_characters
+filter: pictures_folder picture_column caption_column min_pixels max_aspect_ratio
+filter: min_caption_words max_caption_characters
 filter: languages min_contrast drop_duplicates scoring.aesthetic_head scoring.gpus_per_actor
 filter: scoring.batch_size
 multiview: min_angle_degrees max_angle_degrees pairs_per_instance min_foreground

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model.backbone import load_backbone
 from model.methods.registry import METHODS
 from pipelines.config.loading import load_config
 from pipelines.doctor import disk, memory
-from pipelines.doctor.disk import check_room
+from pipelines.doctor.disk import check_room, run_bytes
 from pipelines.doctor.findings import Finding, Level, Setup
 from pipelines.doctor.gpus import check as check_gpus
 from pipelines.doctor.gpus import check_gpu_count, uses_bf16
@@ -21,6 +24,7 @@ from pipelines.doctor.memory import check_gpu_memory, check_memory
 from pipelines.doctor.sizes import TrainingSizes, training_sizes
 from pipelines.doctor.versions import check_versions
 from stages.ray_tools.gpus import gpu_needs
+from tests.support.hub_cache import use_hub_cache
 from tests.support.tiny_models import write_sd
 
 NUMPY = metadata.version("numpy")
@@ -100,11 +104,17 @@ SIZES = TrainingSizes(unet=860, vae=84, text=123, encoders=730, adapter=100)
     [(True, 0, 8, 1600), (True, 1, 8, 900), (True, 2, 8, 550), (True, 3, 8, 200), (True, 2, 1, 1600)],
 )
 def test_zero_shares_out_what_is_trained(is_half: bool, zero_stage: int, workers: int, trained: int) -> None:
-    frozen = 2 * (860 + 123) + 4 * (84 + 730)
+    frozen = 2 * (860 + 123 + 730) + 4 * 84
     assert SIZES.bytes_of_worker(is_half=is_half, zero_stage=zero_stage, workers=workers) == frozen + trained
     assert SIZES.bytes_of_worker(is_half=False, zero_stage=zero_stage, workers=workers) == (
-        frozen + 2 * (860 + 123) + trained
+        frozen + 2 * (860 + 123 + 730) + trained
     )
+
+
+def test_the_machines_memory_holds_what_is_not_on_the_gpu_yet() -> None:
+    assert SIZES.bytes_while_loading(is_half=False) == 4 * (860 + 84 + 123)
+    assert SIZES.bytes_while_loading(is_half=True) == 4 * 860
+    assert replace(SIZES, adapter=2000).bytes_while_loading(is_half=True) == 4 * 2000
 
 
 def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
@@ -128,6 +138,23 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     assert levels == [Level.GOOD, Level.GOOD]
 
 
+def test_a_training_on_cached_encodings_holds_neither_vae_nor_text_encoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    def remember(needed: int, smallest: int | None) -> list[Finding]:
+        held.append(needed)
+        return []
+
+    monkeypatch.setattr(memory, "check_gpu_memory", remember)
+    monkeypatch.setattr(memory, "training_sizes", lambda config: SIZES)
+    folder, cached = write_sd(tmp_path / "sd"), ["cache_latents.enabled=true", "train_adapter.sample_every=null"]
+    for settings in ([], cached[:1], cached):
+        list(memory.check(Setup.of(load_config("sd15", [f"backbone.weights={folder}", *settings]))))
+    assert held[0] == held[1] == held[2] + 4 * SIZES.vae + 2 * SIZES.text
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_the_sizes_of_a_damaged_model_are_not_known(text: str, tmp_path: Path) -> None:
     folder = write_sd(tmp_path / "sd")
@@ -141,7 +168,7 @@ def test_the_sizes_of_a_damaged_model_are_not_known(text: str, tmp_path: Path) -
     [(10 * GB, 24 * GB, Level.GOOD), (20 * GB, 24 * GB, Level.WARNING), (25 * GB, 24 * GB, Level.PROBLEM)],
 )
 def test_memory(needed: int, total: int, level: Level) -> None:
-    assert check_memory(needed, 2, total).level is level
+    assert check_memory(needed, 2, total, "to load").level is level
 
 
 @pytest.mark.parametrize(
@@ -162,6 +189,29 @@ def test_memory_of_a_gpu(needed: int, smallest: int | None, level: Level) -> Non
 )
 def test_room_on_a_disk(free: int, level: Level) -> None:
     assert check_room("a disk", 100 * GB, free, "pictures").level is level
+
+
+def test_the_disk_holds_captioned_pictures_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"1" * 5000)
+    without, _ = run_bytes(Setup.of(load_config("micro")))
+    needed, parts = run_bytes(Setup.of(load_config("micro", [f"filter.pictures_folder={tmp_path}"])))
+    assert needed == without + 10000
+    assert "captioned pictures" in parts
+
+
+@pytest.mark.parametrize(("size", "each"), [(100, 3500), (5000, 150_000)])
+def test_pictures_from_the_web_need_no_more_than_they_have(size: int, each: int, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"URL": ["a"] * 10, "TEXT": ["b"] * 10}), tmp_path / "0.parquet")
+    settings = [f"ingest.metadata={tmp_path}", f"ingest.image_size={size}"]
+    needed, parts = run_bytes(Setup.of(load_config("micro", settings)))
+    assert needed == run_bytes(Setup.of(load_config("micro")))[0] + 2 * 10 * each
+    assert "10 pictures" in parts
+
+
+def test_a_model_that_two_settings_name_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub_cache(monkeypatch, tmp_path)
+    *_, finding = disk.check(Setup.of(load_config("sd15", [f"run.folder={tmp_path}/run"])))
+    assert "up to 30.0 GB for 5 models" in finding.text
 
 
 def of_folder(place: str) -> list[Finding]:

@@ -18,7 +18,8 @@ from pipelines.doctor import hub
 from pipelines.doctor.findings import Finding, Level, Setup
 from pipelines.doctor.models import Model, needed_models
 from pipelines.doctor.weights import check, check_model, grouped
-from tests.support.refusing_hub import Refusal, cache_model, hub_server, use_hub
+from tests.support.hub_cache import add_to_hub_cache
+from tests.support.refusing_hub import Refusal, hub_server, use_hub
 from tests.support.tiny_models import write_sd
 
 NAME = "owner/model"
@@ -39,7 +40,7 @@ def encoder(tmp_path: Path) -> Path:
     """The files of a whole encoder; what is in them is not read but for the weights' heads."""
     folder = tmp_path / "encoder"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"hidden_size": 4}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 4}))
     save_file({"weight": torch.zeros(4)}, folder / "model.safetensors")
     return folder
 
@@ -106,6 +107,10 @@ def test_a_backbone_that_cannot_be_loaded(
 ENCODERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "there is no .*config.json"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("no"), "cannot be read as JSON"),
+    "colours not known": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'),
+        "no preprocessor_config.json",
+    ),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "no JSON object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     "no JSON of the colours": (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "no JSON"),
@@ -153,7 +158,8 @@ ANSWERS: dict[str, tuple[Refusal | set[str], Level, list[str]]] = {
     "forbidden": (Refusal(403), Level.PROBLEM, ["403", "licence", "HF_TOKEN"]),
     "private": (Refusal(401, "RepoNotFound"), Level.PROBLEM, ["the hub has no", "private"]),
     "none": (Refusal(404, "RepoNotFound"), Level.PROBLEM, ["the hub has no", "correct the name"]),
-    "no revision": (Refusal(404, "RevisionNotFound"), Level.PROBLEM, ["404"]),
+    "no revision": (Refusal(404, "RevisionNotFound"), Level.PROBLEM, ["no revision main"]),
+    "another refusal": (Refusal(410), Level.PROBLEM, ["410"]),
     "busy": (Refusal(429), Level.UNKNOWN, ["429", "hf download"]),
     "broken": (Refusal(500), Level.UNKNOWN, ["500", "hf download"]),
     "away": (Refusal(503), Level.UNKNOWN, ["503"]),
@@ -197,7 +203,7 @@ def test_without_the_hub_the_cache_must_have_the_whole_model(
     use_hub(monkeypatch, None, tmp_path)
     finding = found(BACKBONE)
     assert (finding.level, "HF_HUB_OFFLINE" in finding.text) == (Level.PROBLEM, True)
-    snapshot = cache_model(tmp_path, NAME, sd)
+    snapshot = add_to_hub_cache(tmp_path, NAME, sd)
     assert found(BACKBONE) == Finding(Level.GOOD, f"backbone.weights: {NAME} is in the hub's cache")
     (snapshot / "unet" / "config.json").unlink()
     finding = found(BACKBONE)
@@ -206,6 +212,27 @@ def test_without_the_hub_the_cache_must_have_the_whole_model(
     assert f"hf download {NAME}" in finding.text
     (tmp_path / "models--owner--model" / "refs" / "main").write_text("another")
     assert "it has nothing of it" in found(BACKBONE).text
+
+
+@pytest.mark.parametrize("revision", ["fp16", "v1/beta", "a commit"])
+def test_a_model_at_a_revision(revision: str, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, None, tmp_path)
+    snapshot = add_to_hub_cache(tmp_path, NAME, encoder, "other" if revision == "a commit" else revision)
+    at_revision = at(ENCODER, f"{NAME}@{snapshot.name if revision == 'a commit' else revision}")
+    assert found(at_revision).level is Level.GOOD
+    assert found(ENCODER).level is Level.PROBLEM
+    shutil.rmtree(snapshot)
+    name, _, own = at_revision.location.partition("@")
+    assert f"hf download {name} --revision {own}`" in found(at_revision).text
+
+
+def test_a_revision_is_asked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_server({NAME: WHOLE}) as address:
+        use_hub(monkeypatch, address, tmp_path)
+        assert found(at(ENCODER, f"{NAME}@main")).level is Level.GOOD
+        finding = found(at(ENCODER, f"{NAME}@fp16"))
+    assert finding.level is Level.PROBLEM
+    assert "has no revision fp16" in finding.text
 
 
 def test_a_profile_needs_all_the_models_that_it_names() -> None:
