@@ -114,13 +114,14 @@ def found_columns(files: MetadataFiles, settings: IngestConfig) -> set[str]:
     """Our names of the columns in which a row may have a value, according to the files' footers.
 
     Raises:
-        StageError: A file is not Parquet, or lacks the URLs or the captions.
+        StageError: A file is no table, or lacks the URLs or the captions.
     """
     found: set[str] = set()
     for path in files.paths:
         with _opened(files.system, path) as file:
             columns = _columns(path, file.schema_arrow, settings)
-            found |= {ours for ours, theirs in columns.items() if not _is_all_null(file.metadata, theirs)}
+            footer = None if isinstance(file, TextTable) else file.metadata
+            found |= {ours for ours, theirs in columns.items() if footer is None or not _is_all_null(footer, theirs)}
     return found
 
 
