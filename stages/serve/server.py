@@ -71,9 +71,13 @@ def run_server(
         deploy_painters(model, settings, uploads, _say)
 
     follower = ChampionFollower(
-        registry=registry, shipped=_shipped_model(config) if shipped else None, deploy=deploy, say=_say
+        registry=registry,
+        shipped=_shipped_model(config) if shipped else None,
+        deploy=deploy,
+        say=_say,
+        given=given,
     )
-    model = follower.choose() if given is None else given
+    model = follower.choose()
     with _ray(cluster), _stopped_by_signals(), _serve(settings, cluster):
         from stages.serve.ray_serve import deploy_front
 
@@ -86,8 +90,7 @@ def run_server(
         _say(f"  {example(address, registry.run_folder)}{with_key}")
         while True:
             time.sleep(settings.registry_check_seconds)
-            if given is None:
-                follower.check()
+            follower.check()
 
 
 def _ray(cluster: str | None) -> AbstractContextManager[str]:

@@ -149,7 +149,7 @@ def test_without_masks_both_conditions_act_everywhere(
     settings = replace(pipeline.default_settings, steps=3, mask_steps=1)
     got, masks = latents_of(pipeline, noise_of(), settings=settings, use_mask=False)
     state = released_state(load_backbone(folder).unet, shallow=False)
-    given = (PROMPT, [], picture(), noise_of(), NEGATIVE)
+    given: tuple[Any, ...] = (PROMPT, [], picture(), noise_of(), NEGATIVE)
     expected = release_statement.final_latents(folder, encoders, state, *given, steps=3, use_mask=False)
     assert masks == []
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
