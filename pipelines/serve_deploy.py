@@ -17,6 +17,7 @@ from ray import serve
 
 from pipelines.cli.painting_run import painting_run
 from pipelines.execution.environment import set_environment
+from pipelines.served_adapter import served_adapter
 from pipelines.served_registry import served_registry
 from stages.config import Config
 from stages.serve.api_keys import VARIABLE, check_exposure, parse_api_keys
@@ -76,6 +77,7 @@ class Manager:
             shipped=shipped_model_of(config) if shipped else None,
             deploy=lambda model: deploy_painters(model, config.serve, arguments.uploads, log.warning, self._app),
             say=log.warning,
+            given=served_adapter(config, arguments.settings),
         )
         self._follower.deploy(self._follower.choose())
         threading.Thread(target=self._follow, args=[config.serve.registry_check_seconds], daemon=True).start()

@@ -46,7 +46,12 @@ def new_scheduler(sampler: Sampler, config: Mapping[str, Any], *, trailing: bool
     noise = {name: config[name] for name in _NOISE if name in config}
     if sampler == "dpm":
         return SinglestepDPMSolver(
-            algorithm_type="dpmsolver++", solver_type="midpoint", solver_order=2, final_sigmas_type="zero", **noise
+            algorithm_type="dpmsolver++",
+            solver_type="midpoint",
+            solver_order=2,
+            final_sigmas_type="zero",
+            lower_order_final=True,  # else diffusers warns
+            **noise,
         )
     if trailing:
         return DDIMScheduler(timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, **noise)

@@ -6,10 +6,8 @@ import argparse
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pipelines.cli import messages
 from pipelines.cli.announcement import announce
@@ -29,9 +27,6 @@ from pipelines.store.store import Output, Store
 from pipelines.tracking_store import check_registry, configured_uri
 from stages.config import Config
 from stages.ray_tools.addresses import AddressError, dashboard_of, find_cluster, is_local
-
-if TYPE_CHECKING:
-    from stages.serve.served_model import ServedModel
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -127,6 +122,7 @@ def serve(arguments: argparse.Namespace) -> None:
     with _stage_errors_as_pipeline_errors():
         cluster = find_cluster(arguments.ray_address)  # before RAY_TMPDIR is another: Ray finds it there
         with temporary_folder(store.local_folder) as temporary:
+            from pipelines.served_adapter import served_adapter
             from pipelines.served_registry import served_registry
             from stages.serve.server import run_server
 
@@ -134,27 +130,9 @@ def serve(arguments: argparse.Namespace) -> None:
                 config,
                 served_registry(config, store, temporary),
                 shipped=shipped,
-                given=_given_model(config, chosen_values(arguments.settings, "inference")),
+                given=served_adapter(config, arguments.settings),
                 cluster=cluster,
             )
-
-
-def _given_model(config: Config, chosen: Mapping[str, Any]) -> ServedModel | None:
-    if config.backbone.adapter is None:
-        return None
-    from pipelines.cli.painting_model import model_of_adapter
-    from stages.serve.given_adapter import given_model
-
-    model = model_of_adapter(config, config.backbone.adapter)
-    return given_model(
-        config,
-        title=Path(config.backbone.adapter).name,
-        fingerprint=model.fingerprint,
-        backbone=model.backbone,
-        adapter=str(model.adapter),
-        loading=model.loading,
-        chosen=chosen,
-    )
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -74,9 +74,13 @@ def run_server(
         deploy_painters(model, settings, uploads, _say)
 
     follower = ChampionFollower(
-        registry=registry, shipped=_shipped_model(config) if shipped else None, deploy=deploy, say=_say
+        registry=registry,
+        shipped=_shipped_model(config) if shipped else None,
+        deploy=deploy,
+        say=_say,
+        given=given,
     )
-    model = follower.choose() if given is None else given
+    model = follower.choose()
     with _ray(cluster), _stopped_by_signals(), _serve(settings, cluster):
         from stages.serve.ray_serve import deploy_front
 
@@ -89,8 +93,7 @@ def run_server(
         _say(f"  {example(address, registry.run_folder)}{with_key}")
         while True:
             time.sleep(settings.registry_check_seconds)
-            if given is None:
-                follower.check()
+            follower.check()
 
 
 def _check_gpus_of_machine(settings: ServeConfig) -> None:

@@ -45,6 +45,13 @@ def test_samplers_are_those_of_the_statement(sampler: Any, steps: int) -> None:
     torch.testing.assert_close(got, statement(predict, latents, steps), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_diffusers_finds_nothing_to_change(steps: int) -> None:
+    """It would say so to the user."""
+    scheduler = new_scheduler("dpm", CONFIG)
+    assert scheduler_of_steps(scheduler, steps, torch.device("cpu")).config == scheduler.config
+
+
 def test_the_orders_are_the_authors() -> None:
     for steps, orders in {1: [1], 2: [1, 1], 3: [1, 1, 1], 4: [1, 1, 2, 1], 6: [1, 1, 2, 1, 2, 1]}.items():
         assert SinglestepDPMSolver().get_order_list(steps) == orders  # the last one gives x_0 at any order

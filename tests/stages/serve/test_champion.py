@@ -209,3 +209,11 @@ def test_a_damaged_version_is_refused(version: Version, case: str) -> None:
         shutil.rmtree(version.files, ignore_errors=True)
         shutil.copytree(version.copy, version.files)
     assert version.registry.fetch(versions).title == "damage version 1"
+
+
+def test_a_given_model_is_served_whatever_the_registry_has() -> None:
+    run = Run("1")
+    run.follower.given = ServedModel(title="given", load=object)
+    assert run.follower.choose().title == "given"
+    assert run.see("2", "0", "3") == []
+    assert run.deployed == ["version 1"]
