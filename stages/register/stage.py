@@ -37,8 +37,8 @@ from stages.tracking_server import tracking_errors
 SCORED_ARM = "adapter_mask"
 _MODEL_CODE = Path(pyfunc_model.__file__).resolve()
 _PACKAGES = (
-    "accelerate", "annotated-types", "diffusers", "huggingface_hub", "mlflow", "numpy", "pillow", "pydantic", "safetensors",
-    "tokenizers", "torch", "transformers",
+    "accelerate", "annotated-types", "diffusers", "huggingface_hub", "mlflow", "numpy", "pillow", "pydantic",
+    "safetensors", "tokenizers", "torch", "transformers",
 )  # fmt: skip
 
 
