@@ -152,7 +152,7 @@ def _evaluation_subjects(setup: Setup) -> Iterator[Finding]:
     folder = Path(settings.subjects_folder)
     subjects = load_subjects(folder, settings.subjects)
     words = ", ".join(dict.fromkeys(subject.word for subject in subjects))
-    own = "their own" if any(subject.prompts for subject in subjects) else "DreamBench's"
+    own = "the folder's lists" if any(subject.prompts for subject in subjects) else "DreamBench's lists"
     prompts = "evaluate.prompts" if settings.prompts else own
-    yield good(f"evaluate.subjects_folder: {counted(len(subjects), 'subject')} ({words}); prompts: {prompts}")
+    yield good(f"evaluate.subjects_folder: {counted(len(subjects), 'subject')} ({words}), prompts from {prompts}")
     yield from map(warning, list_subjects(folder)[1])

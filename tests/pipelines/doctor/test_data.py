@@ -349,10 +349,10 @@ def test_views_of_objects_in_a_layout(files: list[str], words: str, settings: li
 @pytest.mark.parametrize(
     ("listing", "own", "words"),
     [
-        (None, [], "2 subjects (backpack, dog); prompts: DreamBench's"),
-        (None, ["evaluate.prompts=['a {word}']"], "prompts: evaluate.prompts"),
-        ("subjects.json", [], "1 subject (puppy); prompts: DreamBench's"),
-        ("dataset.json", [], "1 subject (puppy); prompts: their own"),
+        (None, [], "2 subjects (backpack, dog), prompts from DreamBench's lists"),
+        (None, ["evaluate.prompts=['a {word}']"], "prompts from evaluate.prompts"),
+        ("subjects.json", [], "1 subject (puppy), prompts from DreamBench's lists"),
+        ("dataset.json", [], "1 subject (puppy), prompts from the folder's lists"),
     ],
     ids=["folders", "own prompts", "subjects.json", "CustomConcept101"],
 )
