@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.paths import local_paths
 from pipelines.doctor.captioned_pictures import check_pictures_folder
-from pipelines.doctor.findings import Finding, Setup, counted, good, problem, warning
+from pipelines.doctor.findings import Finding, Setup, counted, good, problem, unknown, warning
 from pipelines.fingerprint import settings_read
 from pipelines.graph import STAGES
+from stages.config import Config
 from stages.contract import Reporter, StageError
 from stages.storage import StorageError
+from stages.storage_errors import storage_error
 
 #: Of these models there is a finding of another kind.
 _MODELS = (
@@ -56,6 +59,16 @@ def check(setup: Setup) -> Iterator[Finding]:
                 yield from check_stage(setup)
             except (StageError, StorageError) as error:
                 yield problem(str(error).rstrip("."))
+            except Exception as error:  # each store's client has its own; the data of the other stages count
+                yield _other_error(key, setup.config, error)
+
+
+def _other_error(key: str, config: Config, error: Exception) -> Finding:
+    places = attrgetter(key)(config)
+    place = ", ".join(places) if isinstance(places, list) else places
+    if sentence := storage_error(error, f"{key}: {place}"):
+        return problem(sentence.rstrip("."))
+    return unknown(f"{key} could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def missing_paths(setup: Setup) -> Iterator[tuple[str, Path]]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.doctor.findings import Level
+from stages.storage import store_path
 from tests.support.doctor_data import about, findings, problems
 from tests.support.hub_cache import add_to_hub_cache
 from tests.support.picture_files import encode, scene
@@ -164,3 +165,20 @@ def test_a_dataset_on_the_hub(
         (found,) = about("filter.pictures_folder", [*settings, "filter.pictures_folder=owner/pictures"])
     assert found.level is level, found.text
     assert words in found.text
+
+
+def test_pictures_in_a_store(bucket: str, settings: list[str]) -> None:
+    named = "filter.pictures_folder"
+    folder = store_path(f"{bucket}/set")
+    (folder / "a.txt").write_bytes(b"a dog on a beach")
+    (folder / "a.jpg").write_bytes(JPEG)
+    (found,) = about(named, [*settings, f"{named}={bucket}/set"])
+    assert found.text == f"{named}: 1 captioned folder in {bucket}/set"
+
+
+def test_a_store_that_cannot_be_used_hides_no_other_data(bucket: str, settings: list[str]) -> None:
+    found = findings([*settings, "filter.pictures_folder=s3://no-such-bucket/set", "multiview.folders=[/none]"])
+    texts = [one.text for one in found if one.level is not Level.GOOD]
+    assert len(texts) == 2
+    assert texts[0].startswith("multiview.folders: ")
+    assert texts[1].startswith("filter.pictures_folder: s3://no-such-bucket/set")
