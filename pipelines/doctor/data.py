@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.paths import local_paths
 from pipelines.doctor.captioned_pictures import check_pictures_folder
-from pipelines.doctor.findings import Finding, Setup, counted, good, problem, warning
+from pipelines.doctor.findings import Finding, Setup, counted, good, problem, unknown, warning
 from pipelines.fingerprint import settings_read
 from pipelines.graph import STAGES
+from stages.config import Config
 from stages.contract import Reporter, StageError
 from stages.storage import StorageError
+from stages.storage_errors import storage_error
 
 #: Of these models there is a finding of another kind.
 _MODELS = (
@@ -56,6 +59,16 @@ def check(setup: Setup) -> Iterator[Finding]:
                 yield from check_stage(setup)
             except (StageError, StorageError) as error:
                 yield problem(str(error).rstrip("."))
+            except Exception as error:  # each store's client has its own; the data of the other stages count
+                yield _other_error(key, setup.config, error)
+
+
+def _other_error(key: str, config: Config, error: Exception) -> Finding:
+    places = attrgetter(key)(config)
+    place = ", ".join(places) if isinstance(places, list) else places
+    if sentence := storage_error(error, f"{key}: {place}"):
+        return problem(sentence.rstrip("."))
+    return unknown(f"{key} could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 def missing_paths(setup: Setup) -> Iterator[tuple[str, Path]]:
@@ -152,7 +165,7 @@ def _evaluation_subjects(setup: Setup) -> Iterator[Finding]:
     folder = Path(settings.subjects_folder)
     subjects = load_subjects(folder, settings.subjects)
     words = ", ".join(dict.fromkeys(subject.word for subject in subjects))
-    own = "their own" if any(subject.prompts for subject in subjects) else "DreamBench's"
+    own = "the folder's lists" if any(subject.prompts for subject in subjects) else "DreamBench's lists"
     prompts = "evaluate.prompts" if settings.prompts else own
-    yield good(f"evaluate.subjects_folder: {counted(len(subjects), 'subject')} ({words}); prompts: {prompts}")
+    yield good(f"evaluate.subjects_folder: {counted(len(subjects), 'subject')} ({words}), prompts from {prompts}")
     yield from map(warning, list_subjects(folder)[1])

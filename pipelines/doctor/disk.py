@@ -15,6 +15,7 @@ from pipelines.doctor.hub import cache_folder, cached_snapshot
 from pipelines.doctor.models import is_path, needed_models
 from pipelines.doctor.sizes import GIGABYTE, gigabytes, training_sizes
 from pipelines.errors import FOLDER_ERRORS
+from stages.config import Config
 from stages.contract import StageError
 from stages.storage_errors import storage_error
 
@@ -63,7 +64,7 @@ def check_room(name: str, needed: int, free: int, parts: str) -> Finding:
 
 
 def run_bytes(setup: Setup) -> tuple[int, str]:
-    """Bytes that a run writes, views of objects apart, and of what.
+    """Bytes that a run writes, as far as they are known, and of what.
 
     Raises:
         StageError: The metadata cannot be read.
@@ -75,8 +76,9 @@ def run_bytes(setup: Setup) -> tuple[int, str]:
         kept = config.train_adapter.trainer.keep_checkpoints + 2  # the best one, and one that is being written
         needed["checkpoints"] = kept * _CHECKPOINT_BYTES * sizes.adapter
         needed["registered model"] = 4 * (sizes.unet + sizes.vae + sizes.text + sizes.adapter)
-    views = "; frames of multiview.folders come on top" if config.multiview.folders else ""
-    return sum(needed.values()), f"{', '.join(needed)}{views}"
+    unknown_parts = " and ".join(_unknown_parts(config))
+    rest = f"; {unknown_parts} on top" if unknown_parts else ""
+    return sum(needed.values()), f"{', '.join(needed)}{rest}"
 
 
 def _picture_bytes(setup: Setup) -> dict[str, int]:
@@ -88,10 +90,19 @@ def _picture_bytes(setup: Setup) -> dict[str, int]:
         rows = count_rows(metadata_files(config.ingest.metadata))
         largest = int(_BYTES_PER_PIXEL * config.backbone.stored_size(config.ingest.image_size) ** 2)
         return {counted(rows, "picture"): 2 * rows * min(largest, _WEB_PICTURE_BYTES)}
-    folder = Path(config.filter.pictures_folder or "")
-    if config.filter.pictures_folder is None or not folder.is_dir():
+    source = config.filter.pictures_folder
+    if source is None or not Path(source).is_dir():
         return {}
-    return {"captioned pictures": 2 * sum(file.stat().st_size for file in visible_files(folder))}
+    return {"captioned pictures": 2 * sum(file.stat().st_size for file in visible_files(Path(source)))}
+
+
+def _unknown_parts(config: Config) -> Iterator[str]:
+    """What the run writes too: frames of videos, and pictures that are not on this machine."""
+    source = config.filter.pictures_folder
+    if source is not None and not Path(source).is_dir():
+        yield "the pictures of filter.pictures_folder"
+    if config.multiview.folders:
+        yield "the frames of multiview.folders"
 
 
 def _check_store(folder: UPath) -> Finding:

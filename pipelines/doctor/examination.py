@@ -6,6 +6,7 @@ import importlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pipelines.doctor.findings import Check, Finding, Setup, unknown
@@ -55,9 +56,10 @@ def _import_libraries(setup: Setup) -> None:
     """Import what checks of models need, before there are threads: transformers and diffusers load their parts on
     demand, and a thread may find one that another has loaded by half.
     """
-    if any(True for _ in needed_models(setup)):
-        for name in ("model.adapters.vision_models", "model.methods.registry", "stages.evaluate.cases"):
-            importlib.import_module(name)
+    with suppress(Exception):  # a check that needs one will say so
+        if any(True for _ in needed_models(setup)):
+            for name in ("model.adapters.vision_models", "model.methods.registry", "stages.evaluate.cases"):
+                importlib.import_module(name)
 
 
 def examine(setup: Setup, checks: Mapping[str, Check] | None = None) -> dict[str, Sequence[Finding]]:

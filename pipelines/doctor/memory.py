@@ -67,7 +67,7 @@ def check_gpu_memory(needed: int, smallest: int | None) -> Iterator[Finding]:
     text = f"a worker of train_adapter holds {gigabytes(needed)} on its GPU before activations"
     advice = "docs/hardware.md has settings for small GPUs"
     if smallest is None:
-        yield unknown(text)
+        yield unknown(f"{text}; no GPU is here to compare it with")
     elif needed > smallest:
         yield problem(f"{text}, and the smallest has {gigabytes(smallest)}: {advice}")
     elif needed > _FULL_SHARE * smallest:

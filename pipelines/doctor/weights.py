@@ -44,28 +44,25 @@ def check_model(model: Model, settings: str) -> Finding:
         error = model_error(model, folder)
         return problem(f"{settings}: {error}") if error else good(f"{settings}: {folder}")
     snapshot = cached_snapshot(model.location)
-    error = "it has nothing of it" if snapshot is None else model_error(model, snapshot)
-    if error is None:
-        return good(f"{settings}: {model.location} is in the hub's cache")
-    return _on_hub(model, settings, error)
+    if snapshot is None:
+        return _on_hub(model, settings, f"the hub's cache has nothing of {model.location}")
+    if error := model_error(model, snapshot):
+        return _on_hub(model, settings, f"the hub's cache lacks a part of {model.location} ({error})")
+    return good(f"{settings}: {model.location} is in the hub's cache")
 
 
 def _on_hub(model: Model, settings: str, lack: str) -> Finding:
-    """What the hub says of a model that the cache lacks, and why it lacks it."""
+    """What the hub says of a model; `lack` says what the cache lacks of it."""
     if is_offline():
         return problem(
-            f"{settings}: HF_HUB_OFFLINE is set, and the hub's cache lacks a whole {model.location} ({lack}): "
-            f"run `{model.download}` where there is a network"
+            f"{settings}: HF_HUB_OFFLINE is set, and {lack}: run `{model.download}` where there is a network"
         )
     try:
         check_on_hub(model.location, model.files)
     except HubError as error:
         if error.is_known:
             return problem(f"{settings}: {error.text}")
-        return unknown(
-            f"{settings}: {error.text}, and its cache does not have the whole {model.location} ({lack}); run "
-            f"`{model.download}` with a network"
-        )
+        return unknown(f"{settings}: {error.text}, and {lack}; run `{model.download}` where there is a network")
     return good(f"{settings}: {model.location} is on the hub, and downloaded by the first stage that needs it")
 
 

@@ -59,6 +59,12 @@ def test_problems_are_all_shown_and_end_with_an_exit_code(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_library_that_cannot_be_imported_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "model.adapters.vision_models", None)
+    found = examine(Setup.of(load_config("sd15")), {"a": lambda setup: iter([good("all")])})
+    assert found == {"a": [good("all")]}
+
+
 def test_a_check_that_waits_or_fails_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "SECONDS", 0.3)
     end = threading.Event()

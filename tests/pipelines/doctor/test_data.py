@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,63 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from pipelines.config.loading import load_config
-from pipelines.doctor.data import check
-from pipelines.doctor.findings import Finding, Level, Setup
-from tests.support.hub_cache import add_to_hub_cache
+from pipelines.doctor.findings import Level
+from tests.support.doctor_data import LAION, about, findings, problems
 from tests.support.picture_files import encode, scene
-from tests.support.refusing_hub import Refusal, hub_server, use_hub
-
-LAION: dict[str, Any] = {
-    "URL": ["http://example.org/1.jpg"],
-    "TEXT": ["a dog"],
-    "AESTHETIC_SCORE": [6.0],
-    "similarity": [0.3],
-    "punsafe": [0.1],
-    "pwatermark": [0.1],
-}
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> list[str]:
-    """Of the profile sd15 on small data that are all right."""
-    laion, views = tmp_path / "laion", tmp_path / "mvimgnet"
-    laion.mkdir()
-    pq.write_table(pa.table(LAION), laion / "part-0.parquet")
-    (views / "7" / "a" / "images").mkdir(parents=True)
-    paint(tmp_path / "my_dog", 3)
-    for name in ("dog", "backpack"):
-        paint(tmp_path / "dreambench" / name, 2)
-    places = {
-        "ingest.metadata": laion,
-        "multiview.folders": f"[{views}]",
-        "customize.subjects": f"[{tmp_path / 'my_dog'}]",
-        "evaluate.subjects_folder": tmp_path / "dreambench",
-        "run.folder": tmp_path / "run",
-    }
-    return [f"{key}={value}" for key, value in places.items()]
-
-
-def paint(folder: Path, count: int) -> None:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        Image.new("RGB", (20, 30), (number, 40, 90)).save(folder / f"{number}.png")
-
-
-def findings(settings: list[str], profile: str = "sd15") -> list[Finding]:
-    return list(check(Setup.of(load_config(profile, settings))))
-
-
-def problems(settings: list[str], profile: str = "sd15") -> list[str]:
-    found = [finding.text for finding in findings(settings, profile) if finding.level is Level.PROBLEM]
-    assert all("\n" not in text and not text.endswith(".") for text in found)
-    return found
-
-
-def about(key: str, settings: list[str]) -> list[Finding]:
-    return [finding for finding in findings(settings) if finding.text.startswith(f"{key}: ")]
 
 
 def columns(**changes: Any) -> Callable[[Path], None]:
@@ -181,153 +126,6 @@ def test_a_subject_with_one_picture_is_a_warning(settings: list[str], tmp_path: 
     assert ["one picture" in one.text for one in findings(settings) if one.level is Level.WARNING] == [True]
 
 
-FIELDS = {"text": "a dog on a beach", "aesthetic": 6.0, "similarity": 0.3, "punsafe": 0.1, "pwatermark": 0.1}
-JPEG = encode(scene(0))
-
-
-def tar(folder: Path) -> None:
-    with tarfile.open(folder / "00000.tar", "w") as archive:
-        for name, data in (("0.jpg", JPEG), ("0.json", json.dumps(FIELDS).encode())):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-
-
-def parquet(**changes: Any) -> Callable[[Path], None]:
-    """Write a row with other columns; None: without it."""
-
-    def write(folder: Path) -> None:
-        row = {name: value for name, value in {**FIELDS, "jpg": JPEG, **changes}.items() if value is not None}
-        pq.write_table(pa.Table.from_pylist([row]), folder / "00000.parquet")
-
-    return write
-
-
-def arrow(folder: Path) -> None:
-    table = pa.Table.from_pylist([{**FIELDS, "image": {"bytes": JPEG, "path": None}}])
-    with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as stream:
-        stream.write_table(table)
-
-
-def listed(folder: Path) -> None:
-    (folder / "a.jpg").write_bytes(JPEG)
-    (folder / "metadata.jsonl").write_text(json.dumps({**FIELDS, "file_name": "a.jpg"}))
-
-
-def beside(folder: Path) -> None:
-    (folder / "a.jpg").write_bytes(JPEG)
-    (folder / "a.json").write_text(json.dumps(FIELDS))
-
-
-LAYOUTS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
-    "webdataset": (tar, "1 tar file in", []),
-    "Parquet": (parquet(), "1 Parquet file in", []),
-    "Arrow": (arrow, "1 Arrow file in", []),
-    "a list": (listed, "1 picture list in", []),
-    "texts": (beside, "1 captioned folder in", []),
-    "own columns": (
-        parquet(text=None, jpg=None, words="a dog on a beach", data=JPEG),
-        "1 Parquet file",
-        ["filter.picture_column=data", "filter.caption_column=words"],
-    ),
-}
-
-
-@pytest.mark.parametrize(("write", "words", "columns"), LAYOUTS.values(), ids=LAYOUTS)
-def test_captioned_pictures_in_a_layout(
-    write: Callable[[Path], None], words: str, columns: list[str], settings: list[str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    write(folder)
-    (found,) = about("filter.pictures_folder", [*settings, f"filter.pictures_folder={folder}", *columns])
-    assert found.level is Level.GOOD
-    assert found.text.startswith(f"filter.pictures_folder: {words}")
-
-
-@pytest.mark.parametrize(
-    ("write", "words"),
-    [
-        (parquet(aesthetic=None, pwatermark=None), ["'AESTHETIC_SCORE'", "'pwatermark'"]),
-        (parquet(pwatermark=None), ["'pwatermark'", "filter.max_watermark needs"]),
-        (parquet(pwatermark="unknown"), ["'pwatermark'", "filter.max_watermark needs"]),
-        (parquet(jpg=None), ["lacks a picture's bytes"]),
-        (parquet(text=None), ["lacks a caption"]),
-        (parquet(jpg=None, url="http://example.org/1.jpg"), ["--set ingest.metadata"]),
-        (lambda folder: None, ["no captioned pictures"]),
-        (lambda folder: (folder / "a.zip").write_bytes(b""), ["1 .zip", "unpack"]),
-    ],
-    ids=["no scores", "one score", "no number", "no pictures", "no captions", "URLs", "nothing", "an archive"],
-)
-def test_captioned_pictures_that_filter_refuses(
-    write: Callable[[Path], object], words: list[str], settings: list[str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    write(folder)
-    (found,) = problems([*settings, f"filter.pictures_folder={folder}"])
-    assert all(word in found for word in words), found
-
-
-@pytest.mark.parametrize(
-    ("write", "words"),
-    [
-        (parquet(jpg=b"x"), ["first 1 row of", "undecodable"]),
-        (parquet(text=" "), ["first 1 row of", "no_caption"]),
-        (lambda folder: (folder / "00000.tar").write_bytes(b"x" * 600), ["00000.tar", "its rest is rejected"]),
-    ],
-    ids=["no JPEG", "blank", "damaged"],
-)
-def test_rows_that_filter_rejects_are_a_warning(
-    write: Callable[[Path], object], words: list[str], settings: list[str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    write(folder)
-    found = findings([*settings, f"filter.pictures_folder={folder}"])
-    (text,) = [one.text for one in found if one.level is not Level.GOOD]
-    assert all(word in text for word in words), text
-
-
-def test_a_dataset_in_the_hubs_cache(settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_hub(monkeypatch, None, tmp_path / "hub")
-    named = [*settings, "filter.pictures_folder=owner/pictures"]
-    (found,) = problems(named)
-    assert "hf download --repo-type dataset owner/pictures" in found
-    (tmp_path / "files").mkdir()
-    parquet()(tmp_path / "files")
-    add_to_hub_cache(tmp_path / "hub", "owner/pictures", tmp_path / "files", kind="datasets")
-    cached, layout = about("filter.pictures_folder", named)
-    assert (cached.level, layout.level) == (Level.GOOD, Level.GOOD)
-    assert "owner/pictures is in the hub's cache" in cached.text
-    assert "1 Parquet file" in layout.text
-
-
-@pytest.mark.parametrize(
-    ("answer", "level", "words"),
-    [
-        ({"README.md"}, Level.GOOD, "is on the hub"),
-        (Refusal(403, "GatedRepo"), Level.PROBLEM, "/datasets/owner/pictures, then set HF_TOKEN"),
-        (Refusal(404, "RepoNotFound"), Level.PROBLEM, "the hub has no owner/pictures"),
-        (Refusal(503), Level.UNKNOWN, "hf download --repo-type dataset owner/pictures"),
-    ],
-    ids=["there", "gated", "none", "away"],
-)
-def test_a_dataset_on_the_hub(
-    answer: Refusal | set[str],
-    level: Level,
-    words: str,
-    settings: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with hub_server({"datasets/owner/pictures": answer}) as address:
-        use_hub(monkeypatch, address, tmp_path / "hub")
-        (found,) = about("filter.pictures_folder", [*settings, "filter.pictures_folder=owner/pictures"])
-    assert found.level is level, found.text
-    assert words in found.text
-
-
 VIEWS: dict[str, tuple[list[str], str]] = {
     "MVImgNet": (["7/a/images/1.jpg", "7/b/images/1.jpg"], "2 objects in .*: 2 with COLMAP's cameras"),
     "CO3D": (["toytruck/frame_annotations.jgz", "toytruck/1_2/images/1.jpg"], "1 object in .*: 1 with CO3D's cameras"),
@@ -340,7 +138,7 @@ VIEWS: dict[str, tuple[list[str], str]] = {
 def test_views_of_objects_in_a_layout(files: list[str], words: str, settings: list[str], tmp_path: Path) -> None:
     for name in files:
         (tmp_path / "views" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "views" / name).write_bytes(JPEG)
+        (tmp_path / "views" / name).write_bytes(encode(scene(0)))
     (finding,) = about("multiview.folders", [*settings, f"multiview.folders=[{tmp_path / 'views'}]"])
     assert finding.level is Level.GOOD
     assert re.search(words, finding.text), finding.text
@@ -349,10 +147,10 @@ def test_views_of_objects_in_a_layout(files: list[str], words: str, settings: li
 @pytest.mark.parametrize(
     ("listing", "own", "words"),
     [
-        (None, [], "2 subjects (backpack, dog); prompts: DreamBench's"),
-        (None, ["evaluate.prompts=['a {word}']"], "prompts: evaluate.prompts"),
-        ("subjects.json", [], "1 subject (puppy); prompts: DreamBench's"),
-        ("dataset.json", [], "1 subject (puppy); prompts: their own"),
+        (None, [], "2 subjects (backpack, dog), prompts from DreamBench's lists"),
+        (None, ["evaluate.prompts=['a {word}']"], "prompts from evaluate.prompts"),
+        ("subjects.json", [], "1 subject (puppy), prompts from DreamBench's lists"),
+        ("dataset.json", [], "1 subject (puppy), prompts from the folder's lists"),
     ],
     ids=["folders", "own prompts", "subjects.json", "CustomConcept101"],
 )

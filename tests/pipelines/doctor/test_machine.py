@@ -199,6 +199,12 @@ def test_the_disk_holds_captioned_pictures_twice(tmp_path: Path) -> None:
     assert "captioned pictures" in parts
 
 
+@pytest.mark.parametrize("source", ["owner/set", "s3://bucket/set"])
+def test_what_is_not_on_this_machine_comes_on_top(source: str) -> None:
+    _, parts = run_bytes(Setup.of(load_config("sd15", [f"filter.pictures_folder={source}"])))
+    assert parts.endswith("; the pictures of filter.pictures_folder and the frames of multiview.folders on top")
+
+
 @pytest.mark.parametrize(("size", "each"), [(100, 3500), (5000, 150_000)])
 def test_pictures_from_the_web_need_no_more_than_they_have(size: int, each: int, tmp_path: Path) -> None:
     pq.write_table(pa.table({"URL": ["a"] * 10, "TEXT": ["b"] * 10}), tmp_path / "0.parquet")

@@ -211,7 +211,7 @@ def test_without_the_hub_the_cache_must_have_the_whole_model(
     assert "unet/config.json" in finding.text
     assert f"hf download {NAME}" in finding.text
     (tmp_path / "models--owner--model" / "refs" / "main").write_text("another")
-    assert "it has nothing of it" in found(BACKBONE).text
+    assert "the hub's cache has nothing of" in found(BACKBONE).text
 
 
 @pytest.mark.parametrize("revision", ["fp16", "v1/beta", "a commit"])
