@@ -94,7 +94,7 @@ class PlanReader:
         columns = (part["step"].to_numpy() for part in self.parts("step"))
         return {int(size) for steps in columns for size in np.unique(steps, return_counts=True)[1]}
 
-    def step_of_several_sizes(self) -> int | None:
+    def step_of_mixed_sizes(self) -> int | None:
         """The first step whose targets are not all of one size; None: there is none."""
         for part in self.parts("step", "height", "width"):
             sizes = part.group_by("step").aggregate(
@@ -187,7 +187,7 @@ def check_plan(plan: PlanReader, pictures: PlanPictures) -> None:
     unknown = sorted(set(sources) - set(_SOURCES))
     if unknown:
         raise StageError(f"{plan.folder} has the source {unknown[0]!r}; it must be {' or '.join(_SOURCES)}; {remedy}")
-    if (mixed := plan.step_of_several_sizes()) is not None:
+    if (mixed := plan.step_of_mixed_sizes()) is not None:
         raise StageError(f"{plan.folder} has targets of different sizes in step {mixed}; {remedy}")
     _check_pictures(plan, pictures, remedy)
 

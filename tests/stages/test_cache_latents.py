@@ -190,7 +190,7 @@ def tensors_of(folder: StorePath) -> list[bytes]:
     ]
 
 
-def test_targets_of_several_sizes_are_cached(inputs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_targets_of_different_sizes_are_cached(inputs: Mapping[str, Path], tmp_path: Path) -> None:
     """Steps of squares and of buckets, of one picture too; a size is part of what a latent is found by."""
     sizes = [(64, 64), (32, 64), (64, 96)]
     plan = [
