@@ -3,7 +3,7 @@
 It differs from this project's in all of this:
 
     reference     stretched to 768 x 768 pixels, bilinear without antialiasing, in 8 bits   (ours: its central square)
-    low view      every second pixel of it                                                  (resized with antialiasing)
+    low view      resized bilinearly with aligned corners, in 8 bits: nearly every second pixel (with antialiasing)
     high views    the four pictures that its pixels make when two are skipped each way      (its four quarters)
     deep features the outputs of blocks 25 (SigLIP) and 22 (DINOv2), without the final norm (the last hidden states)
 
@@ -26,6 +26,7 @@ from model.adapters.image_encoder import ImageEncoders, VisionTower, located
 from model.adapters.vision_models import ImageEncoderError
 from model.adapters.visual_attention import KeysValues
 from model.pictures.tensors import to_tensor
+from model.pretrained import split_revision
 
 #: How an adapter is fed and guided: as this project trains it, or as the authors use their released weights.
 Inference = Literal["paper", "release"]
@@ -68,8 +69,9 @@ class ReleaseImageEncoders(ImageEncoders):
         return cls(deep, encoders.reference_size, encoders.tiles)
 
     def _low_view(self, pictures: Tensor) -> Tensor:
-        """Every `tiles`-th pixel of pictures (B, 3, S, S), S = tiles * reference_size."""
-        return pictures[:, :, :: self.tiles, :: self.tiles]
+        """Pictures (B, 3, S, S), resized with aligned corners: within a pixel of every `tiles`-th."""
+        size = (self.reference_size, self.reference_size)
+        return _in_8_bits(F.interpolate(pictures, size, mode="bilinear", align_corners=True))
 
     def _high_views(self, pictures: Tensor) -> Tensor:
         return strided_views(pictures, self.tiles)
@@ -91,7 +93,12 @@ def stretched(picture: Image.Image, side: int) -> Tensor:
     """A picture of any size, stretched to a square without antialiasing: (3, side, side), multiples of 1/255."""
     pixels = to_tensor(picture.convert("RGB"))[None]
     resized = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)[0]
-    return (resized * 255).byte().float() / 255  # cut off, not rounded: so do the authors when they make pictures of it
+    return _in_8_bits(resized)
+
+
+def _in_8_bits(pictures: Tensor) -> Tensor:
+    """Multiples of 1/255, cut off, not rounded: so do the authors when they make pictures of tensors."""
+    return (pictures * 255).byte().float() / 255
 
 
 def strided_views(pictures: Tensor, stride: int) -> Tensor:
@@ -154,8 +161,9 @@ def read_encoder_configs(image_encoders: Sequence[str], backbone_folder: str | P
     configs = []
     for name in image_encoders:
         location = located(name, backbone_folder)
+        hub_id, revision = split_revision(location)
         try:
-            config = AutoConfig.from_pretrained(location)
+            config = AutoConfig.from_pretrained(hub_id, **revision)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ImageEncoderError(f"image encoder {location!r} cannot be loaded: {reason}") from error

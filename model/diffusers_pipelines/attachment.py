@@ -79,7 +79,8 @@ def attach_adapter(
             f"the adapter needs image features of width {loaded.config['image_width']}, the image encoders have width "
             f"{encoders.width}."
         )
-    default = settings or (loaded.usage.inference if loaded.usage is not None else InferenceSettings())
+    encoders = method_of(loaded).prepare_encoders(encoders)
+    default = settings or _own_settings(loaded, unet)
     detach_adapter(pipe)
     parts._attachment = Attachment(loaded, encoders, default)
     kind: Any = type(parts)
@@ -93,6 +94,18 @@ def detach_adapter(pipe: PipelineT) -> PipelineT:
     if parts.__dict__.pop("_attachment", None) is not None:
         parts.__class__ = type(parts).__mro__[1]
     return pipe
+
+
+def _own_settings(adapter: VisualAdapter, unet: Any) -> InferenceSettings:
+    """Those of the adapter's method, else of its `usage.json`, else the defaults."""
+    adapter.attach(unet)
+    try:
+        own = method_of(adapter).own_settings(unet)
+    finally:
+        adapter.detach(unet)
+    if own is not None:
+        return own
+    return InferenceSettings() if adapter.usage is None else adapter.usage.inference
 
 
 def _load_encoders(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -109,7 +109,10 @@ class GuidedUNet:
             text = self._run_text_branch(unet, arguments, len(step.latents))
         if self.method.guides_by_text_branch:
             self._text = text
-        return (), _with_attention(arguments, visual=guidance.conditions(step))
+        conditions = guidance.conditions(step)
+        if not self.pipe.do_classifier_free_guidance:  # the call has no unconditional rows
+            conditions = [replace(one, unconditional=None) for one in conditions]
+        return (), _with_attention(arguments, visual=conditions)
 
     def _after(self, unet: Any, args: tuple[Any, ...], output: Any) -> Any:
         """Put the text branch's prediction into the conditional rows, for methods that use it."""

@@ -64,7 +64,9 @@ class Encoders:
 
     def features(self, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Deep (1, n, 128), shallow (1, 3 n, 128), high (1, 4 n, 128)."""
-        low = square[:, :, ::2, ::2]
+        half = [side // 2 for side in square.shape[-2:]]
+        low = F.interpolate(square, half, mode="bilinear", align_corners=True)
+        low = (low * 255).byte().float() / 255
         views = [square[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
         shallow = [self.block(low, *blocks) for blocks in ((7, 4), (13, 10), (19, 16))]
         return self.block(low, 25, 22), torch.cat(shallow, 1), torch.cat([self.block(one, 25, 22) for one in views], 1)

@@ -21,6 +21,7 @@ from model.adapters.release import LOCATIONS
 from model.adapters.released_weights import convert_released
 from model.backbone import load_backbone
 from model.dci.settings import DCISettings
+from model.diffusers_pipelines.attachment import attach_adapter
 from model.errors import GenerationError, ModelError
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
@@ -34,6 +35,7 @@ from tests.support.released_models import (
     write_release_encoders,
     write_released_adapter,
 )
+from tests.support.tiny_diffusers_pipelines import build_pipeline
 from tests.support.tiny_models import write_sdxl
 
 PROMPT = "a cat in a hat"
@@ -168,6 +170,18 @@ def test_features_are_those_of_the_strided_views_of_the_stretched_reference(
     expected = encoders.features(release_statement.stretched(picture(*shape)))
     for got, one in zip((features.deep, features.shallow, features.high), expected, strict=True):
         torch.testing.assert_close(got, one, rtol=1e-4, atol=1e-4)
+
+
+def test_the_low_view_is_interpolated_between_aligned_corners(pipeline: RealCustomPipeline) -> None:
+    assert pipeline.image_encoders is not None
+    square = release_statement.stretched(picture(90, 30))
+    side = square.shape[-1]
+    places, ends = np.linspace(0, side - 1, REFERENCE_SIZE), np.arange(side)
+    low = pipeline.image_encoders._low_view(square)[0].numpy()
+    for channel, found in zip(square[0].numpy(), low, strict=True):
+        columns = np.array([np.interp(places, ends, row) for row in channel])
+        expected = np.array([np.interp(places, ends, column) for column in columns.T]).T
+        assert ((expected - found > -1e-5) & (expected - found < 1 / 255 + 1e-5)).all(), "in 8 bits, cut off"
 
 
 @torch.no_grad()
@@ -375,3 +389,30 @@ def test_the_configuration_names_the_inference(folder: Path) -> None:
     assert RealCustomPlusAdapter.from_unet(unet, 128).config["inference"] == "paper"
     with pytest.raises(AdapterError, match="inference is 'theirs'; it must be one of paper, release"):
         RealCustomPlusAdapter.from_unet(unet, 128, inference="theirs")
+
+
+@pytest.mark.parametrize("guidance_scale", [3.5, 1.0])
+def test_a_pipeline_of_diffusers_paints_with_features_masks_and_black_rows_of_the_release(
+    guidance_scale: float, pipeline: RealCustomPipeline, folder: Path
+) -> None:
+    """Its text conditions are its own: those of the release differ."""
+    own = RealCustomPipeline(pipeline.backbone, pipeline.adapter, pipeline.image_encoders, pipeline.backbone.scheduler)
+    own.backbone = replace(own.backbone, released_text=False, negative_prompt=None)
+    settings = replace(own.default_settings, steps=4, mask_steps=3, guidance_scale=guidance_scale)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = own("a cat in a hat", picture(), "cat", settings=settings, latents=noise * 1).images[0]
+    pipe = build_pipeline("StableDiffusionXLPipeline", folder)
+    assert pipeline.adapter is not None
+    assert pipeline.image_encoders is not None
+    attach_adapter(pipe, pipeline.adapter, pipeline.image_encoders)
+    got = pipe(
+        "a cat in a hat",
+        subjects=picture(),
+        words="cat",
+        settings=settings,
+        latents=noise * 1,
+        num_inference_steps=4,
+        guidance_scale=guidance_scale,
+        output_type="np",
+    ).images[0]
+    np.testing.assert_allclose(got, np.asarray(expected) / 255, atol=0.004)
