@@ -31,6 +31,8 @@ class TextTable:
         self._suffix = PurePosixPath(path).suffix.lower()
         first = self._lines()
         start = next(first, b"")
+        if b"\0" in start:
+            raise pa.ArrowInvalid("it is no text")
         if self._suffix == ".jsonl":
             self._names, self._has_head = list(_object(start)), True
         else:

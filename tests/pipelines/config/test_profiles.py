@@ -19,6 +19,7 @@ MICRO_SECTIONS = ("microworld", "base")
 SCALE_FREE = """
 # What is run, and where: for the user to say.
 run: seed cpus tracking_uri
+backbone: adapter
 compute: min_workers
 prompts: endpoint model answers_folder token_budget requests_per_minute tokens_per_minute
 ingest: url_column caption_column allow_private_addresses retry

@@ -69,7 +69,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "null": (columns(AESTHETIC_SCORE=pa.nulls(1, pa.float64())), ["'AESTHETIC_SCORE'", "min_aesthetic=null"]),
     "no rows": (columns(**{name: values[:0] for name, values in LAION.items()}), ["no rows"]),
     "no Parquet": (lambda folder: (folder / "laion" / "part-0.parquet").write_bytes(b"PAR"), ["not a Parquet file"]),
-    "CSV": (lambda folder: (folder / "laion" / "part-0.parquet").rename(folder / "laion" / "a.csv"), ["no *.parquet"]),
+    "CSV": (lambda folder: (folder / "laion" / "part-0.parquet").rename(folder / "laion" / "a.csv"), ["no text"]),
     "no views": (lambda folder: (folder / "mvimgnet" / "7" / "a" / "images").rmdir(), ["MVImgNet's layout"]),
     "no pictures": (no_pictures, ["has no picture"]),
     "broken": (

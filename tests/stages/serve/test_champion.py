@@ -213,7 +213,7 @@ def test_a_damaged_version_is_refused(version: Version, case: str) -> None:
 
 def test_a_given_model_is_served_whatever_the_registry_has() -> None:
     run = Run("1")
-    run.follower.given = ServedModel(title="given", load=object)
+    run.follower.given = ServedModel(title="given", adapter="1", load=object)
     assert run.follower.choose().title == "given"
     assert run.see("2", "0", "3") == []
     assert run.deployed == ["version 1"]
