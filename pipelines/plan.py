@@ -66,6 +66,8 @@ def check_files(config: Config, steps: Iterable[Step]) -> None:
             for key, path in local_paths(config_slice(config, step.stage)):
                 if not path.exists():
                     where = "; docs/datasets.md says where to get one" if key in _DATA else ""
+                    if key == "evaluate.subjects_folder":
+                        where += ", and evaluate.subjects=0 leaves the evaluation out"
                     raise UsageError(
                         f"{key}: there is no file or folder {path}, which stage {step.stage.name} reads{where}."
                     )
