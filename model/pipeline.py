@@ -5,12 +5,10 @@ The adapter decides the method (`model.methods`).
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
@@ -27,28 +25,16 @@ from model.guidance.mask_recipe import mask_plan
 from model.guidance.masks import Grid
 from model.guidance.runs import DenoisingRun, take_step
 from model.guidance.samplers import new_scheduler
-from model.guidance.sampling import initial_noise, scheduler_of_steps
+from model.guidance.sampling import check_request, initial_noise, scheduler_of_steps
 from model.guidance.schedule import subject_steps
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject, SubjectsOfPrompt, subjects_of
 from model.methods.registry import load_adapter, method_of, read_method
 from model.offload import accelerator, offload
 from model.pictures.tensors import to_pictures
+from model.pipeline_output import RealCustomOutput
 
 StepCallback = Callable[["RealCustomPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
-
-
-@dataclass
-class RealCustomOutput(BaseOutput):
-    """The result of a call of the pipeline."""
-
-    images: list[Image.Image]  # B pictures
-    masks: list[list[Tensor]]  # for each picture M_hat (S, G, G') of each step with new masks; empty without masks
-    timings: dict[str, float]  # seconds: encode, guidance, generation, decode, total
-    # With DCI, for each picture M_hat_a: downscale of a scale's grid -> (steps, G, G'), the mean over heads and layers.
-    aggregation_masks: list[dict[int, Tensor]] = field(default_factory=list)
-    timesteps: list[int] = field(default_factory=list)  # of the steps
-    cut_off: list[str] = field(default_factory=list)  # for each picture the end of its prompt that is not read; ""
 
 
 class RealCustomPipeline:
@@ -291,7 +277,7 @@ class RealCustomPipeline:
         settings = settings or self.default_settings
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         size = (height or self.backbone.resolution, width or self.backbone.resolution)
-        self._check_size(prompts, size, settings.steps)
+        check_request(prompts, size, settings.steps, self.backbone.latent_scale)
         cut_off = [self.backbone.cut_off(prompt) for prompt in prompts]
         scheduler = self.scheduler_of(settings)
         scale = self.backbone.latent_scale
@@ -380,7 +366,7 @@ class RealCustomPipeline:
         Raises:
             GenerationError: as `__call__`.
         """
-        self._check_size([prompt], size, settings.steps)
+        check_request([prompt], size, settings.steps, self.backbone.latent_scale)
         scheduler = self.scheduler_of(settings)
         if dci is not None and dci.auxiliary_share:
             auxiliary_steps(scheduler, dci)
@@ -390,17 +376,6 @@ class RealCustomPipeline:
             named = subjects_of([prompt], [subjects], None, settings.mask_scope, settings.visual_scale)
             steps = subject_steps(settings.steps, visual_guidance_start, visual_guidance_end)
             mask_plan(self.backbone, self._attached_processors(), [prompt], named, steps, size, settings, use_mask)
-
-    def _check_size(self, prompts: list[str], size: Grid, steps: int) -> None:
-        if not prompts or not all(prompt.strip() for prompt in prompts):
-            raise GenerationError("the prompt is empty.")
-        scale = self.backbone.latent_scale
-        if size[0] <= 0 or size[1] <= 0 or size[0] % scale or size[1] % scale:
-            raise GenerationError(
-                f"a picture of {size[0]} x {size[1]} pixels: both sides must be multiples of {scale}."
-            )
-        if steps < 1:
-            raise GenerationError(f"steps is {steps}: at least 1 denoising step is needed.")
 
     def _subject_guidance(
         self,

@@ -1,4 +1,4 @@
-"""Initial noise, and one step of a diffusers scheduler."""
+"""The check of a request, its initial noise, and one step of a diffusers scheduler."""
 
 from __future__ import annotations
 
@@ -11,6 +11,29 @@ import torch
 from torch import Tensor
 
 from model.errors import GenerationError
+from model.guidance.masks import Grid
+
+
+def check_request(prompts: Sequence[str], size: Grid, steps: int, latent_scale: int) -> None:
+    """Refuse what cannot be painted with any model.
+
+    Args:
+        prompts: Of the pictures.
+        size: Height and width of the pictures, pixels.
+        steps: Denoising steps.
+        latent_scale: Width of a latent position, pixels.
+
+    Raises:
+        GenerationError: A prompt is empty, a side does not divide, or there are no steps.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise GenerationError("the prompt is empty.")
+    if min(size) <= 0 or any(side % latent_scale for side in size):
+        raise GenerationError(
+            f"a picture of {size[0]} x {size[1]} pixels: both sides must be multiples of {latent_scale}."
+        )
+    if steps < 1:
+        raise GenerationError(f"steps is {steps}: at least 1 denoising step is needed.")
 
 
 def initial_noise(

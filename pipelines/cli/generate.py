@@ -23,7 +23,8 @@ from model.guidance.settings import InferenceSettings
 from model.pictures.decoding import open_picture
 from model.pictures.provenance import Provenance, SubjectProvenance, png_with_provenance
 from model.pictures.tensors import mask_picture
-from model.pipeline import RealCustomOutput, RealCustomPipeline
+from model.pipeline import RealCustomPipeline
+from model.pipeline_output import RealCustomOutput
 from pipelines.cli.painting_model import PaintingModel
 from pipelines.cli.painting_progress import PaintingProgress
 from pipelines.errors import PipelineError

@@ -21,7 +21,7 @@ from model.guidance.masks import grid_at
 from model.guidance.settings import InferenceSettings
 from model.pictures.decoding import load_picture, to_png
 from model.pictures.tensors import mask_picture, to_tensor
-from model.pipeline import RealCustomOutput
+from model.pipeline_output import RealCustomOutput
 from model.scoring.metrics import JudgeScorer, largest_iou, mask_iou
 from stages.config import Config
 from stages.data.schemas import MASKS

@@ -16,7 +16,7 @@ from PIL import Image
 from model.guidance.subjects import Subject
 from model.pictures.decoding import load_picture, to_png
 from model.pictures.tensors import mask_picture, to_tensor
-from model.pipeline import RealCustomOutput
+from model.pipeline_output import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import MULTI_SUBJECT
 from stages.evaluate.models import Models

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.pictures.decoding import load_picture, to_png
 from model.pictures.tensors import mask_picture, to_tensor
-from model.pipeline import RealCustomOutput
+from model.pipeline_output import RealCustomOutput
 from stages.config import Config
 from stages.data.schemas import SCORES
 from stages.evaluate.cases import Case, Subject

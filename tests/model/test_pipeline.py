@@ -25,7 +25,8 @@ from model.backbone import load_backbone
 from model.guidance.masks import grid_at
 from model.guidance.settings import InferenceSettings
 from model.guidance.subjects import Subject
-from model.pipeline import RealCustomOutput, RealCustomPipeline
+from model.pipeline import RealCustomPipeline
+from model.pipeline_output import RealCustomOutput
 from tests.support.attention_records import naive_maps, printed_loop
 from tests.support.tiny_models import ENCODERS, RESOLUTION
 from tests.support.tiny_pipelines import CROSS, PROMPTS, as_arguments, build, subjects
