@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
@@ -76,6 +77,7 @@ def generate_picture(
         PipelineError: A file is no picture or part of no model, a word is not in the prompt, the folder cannot be
             written to.
     """
+    transformers.utils.logging.disable_progress_bar()  # `progress` says what is loaded
     try:
         files = [_read(path) for path in request.subjects]
         subjects = [_decode(file, path) for file, path in zip(files, request.subjects, strict=True)]
