@@ -52,6 +52,7 @@ _AMOUNTS: dict[str, Any] = {
     "curriculum.steps": 2,
     "curriculum.batch_size": 1,
     "train_adapter.sample_every": 2,
+    "train_adapter.trainer.accumulation": 1,
     "inference.steps": 2,
     "inference.mask_steps": 1,
     "prompts.prompts_per_concept": 10,

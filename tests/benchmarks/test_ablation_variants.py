@@ -25,9 +25,8 @@ EVERY_TIMESTEP = torch.arange(1000)
 
 def handmade_world() -> RenderedWorld:
     side = [64]
-    samples = pa.table(
-        {"sample_id": ["scene-0", "scene-1"], "caption": ["a mug", "a duck"], "height": 2 * side, "width": 2 * side}
-    )
+    sizes = dict.fromkeys(("height", "width", "original_height", "original_width"), 2 * side)
+    samples = pa.table({"sample_id": ["scene-0", "scene-1"], "caption": ["a mug", "a duck"], **sizes})
     pairs = pa.table(
         {
             "reference_frame_id": ["view-0"],
