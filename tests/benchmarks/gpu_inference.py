@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def _builders(
     """One pipeline is in memory at a time."""
     ways = realcustom(shape, folder, device, narrow=narrow)
     for way in list(ways):
-        yield way, lambda way=way: ways[way]  # type: ignore[misc]
+        yield way, partial(ways.__getitem__, way)
     ways.clear()
     yield "diffusers' IP-Adapter", lambda: ip_adapter(shape, folder, device, narrow=narrow)
 

@@ -1,4 +1,4 @@
-"""The parts that versions share: stored once by content, and found by whoever loads a version."""
+"""The parts that versions share: stored once by content, and found wherever a version is loaded."""
 
 from __future__ import annotations
 
