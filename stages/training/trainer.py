@@ -98,6 +98,7 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_ro
 
     `find_room` returns for how many workers there is room.
     """
+    from ray.exceptions import OutOfMemoryError
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -121,7 +122,7 @@ def _run_workers(job: TrainingJob, report: Reporter, batch_setting: str, find_ro
         try:
             trainer.fit()
             return
-        except TrainingFailedError as error:
+        except (TrainingFailedError, OutOfMemoryError) as error:  # the latter if the workers' controller was killed
             sentence = _error_message(job.name, error, batch_setting)
             before, reached = reached, _checkpoint_step(job)
             failures = 1 if reached > before else failures + 1

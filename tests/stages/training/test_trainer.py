@@ -15,6 +15,8 @@ from typing import Any, Literal
 import pytest
 import ray
 import torch
+from ray.exceptions import OutOfMemoryError
+from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -223,6 +225,20 @@ def test_too_little_memory_names_the_setting_to_lower(ray_cluster: str, tmp_path
         fit_linear(
             LinearTask(starve_at=5), dataclasses.replace(CONFIG, max_failures=0, workers=1), make_context(tmp_path)
         )
+
+
+@pytest.mark.slow
+def test_a_controller_that_is_killed_for_its_memory_names_the_setting_too(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may choose it instead of the worker, which it cannot be made to here."""
+
+    def fit(trainer: TorchTrainer) -> None:
+        raise OutOfMemoryError("3 worker(s) were killed due to the node running low on memory.")
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    with pytest.raises(StageError, match=r"^training linear ran out of memory: lower a\.b, or train on a machine"):
+        fit_linear(LinearTask(), dataclasses.replace(CONFIG, max_failures=0, workers=1), make_context(tmp_path))
 
 
 @pytest.mark.slow
