@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from model.microworld.captions import without_background
@@ -54,6 +51,7 @@ from stages.training.record import RecordReader
 from stages.training.trainer import reporting
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.finished_run import FinishedRun, open_run
+from tests.benchmarks.support.process_group import process_group
 from tests.benchmarks.support.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
 from tests.benchmarks.support.results_folder import write_whole
 
@@ -207,18 +205,6 @@ def run_all(experiment: Experiment, seeds: list[int]) -> None:
                 shutil.rmtree(folder)
                 spent = found["cpu_seconds"]
                 print(f"  {spent['training']:.0f} s training, {spent['painting']:.0f} s painting (CPU)", flush=True)
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    """A torch process group of this process alone, in which an engine runs without Ray."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed needs it
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,17 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -43,6 +39,7 @@ from stages.training.engine import Engine, on_device
 from tests.benchmarks.gpu_training import SHAPES, Shape, make_batch, paper_encoders, tiny_encoders
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.memory import peak_bytes, reset_peak
+from tests.benchmarks.support.process_group import process_group
 from tests.benchmarks.support.random_models import CLIP_G, CLIP_L, TEXT_TOKENS, VAE, random_backbone
 
 PARTS = ("VAE and text encoders", "image encoders", "UNet forward", "backward", "AdamW")
@@ -187,7 +184,7 @@ def measure(job: Job) -> Meter:
     """Do the steps of a row; returns the parts of the last one."""
     shape, row = dataclasses.replace(SHAPES[job.shape], batch=job.batch), job.row
     meter = Meter(torch.device(job.device))
-    with torch.random.fork_rng(devices=[]), _process_group():
+    with torch.random.fork_rng(devices=[]), process_group():
         module = build(shape, row, meter.device)
         unet = module.frozen.backbone.unet
         unet.register_forward_pre_hook(lambda *_: meter.end("image encoders"))
@@ -204,21 +201,6 @@ def measure(job: Job) -> Meter:
             meter.end("VAE and text encoders")
             step(on_device(batch | encoded, meter.device))
     return meter
-
-
-@contextmanager
-def _process_group() -> Iterator[None]:
-    """A group of this process alone, as DeepSpeed needs one."""
-    if dist.is_initialized():
-        yield
-        return
-    os.environ.setdefault("LOCAL_RANK", "0")
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
 
 
 def _bare_step(module: AdapterModule, row: Row, meter: Meter) -> Callable[[dict[str, Tensor]], None]:
