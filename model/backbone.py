@@ -356,6 +356,8 @@ def _tokenizer_folder(location: str | Path, part: str) -> str:
 
 def _part_error(location: str | Path, part: str, error: Exception) -> BackboneError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if not Path(location).exists() and "does not appear to have a file" in reason:  # so does diffusers say both
+        reason = f"{reason.rstrip('.')}, or it is not in the hub's cache and the hub cannot be reached."
     return BackboneError(f"backbone {location}: its {part} cannot be loaded: {reason}")
 
 

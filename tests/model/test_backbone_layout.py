@@ -323,3 +323,11 @@ def test_another_single_file_is_named_by_its_first_bytes(content: bytes, sentenc
     (tmp_path / "model.ckpt").write_bytes(content)
     with pytest.raises(BackboneError, match=rf"model\.ckpt: this is {sentence}.*diffusers' layout"):
         check_backbone_files(tmp_path / "model.ckpt")
+
+
+def test_a_hub_id_that_the_cache_lacks_says_so_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub_cache(monkeypatch, tmp_path / "cache")
+    with pytest.raises(BackboneError, match=r"^backbone nobody/nothing.*not in the hub's cache and the hub cannot be"):
+        load_backbone("nobody/nothing")
