@@ -29,6 +29,8 @@ class TrainerConfig:
     """Of the forward pass, by autocast; the weights stay fp32."""
     accumulation: Operation[PositiveInt] = 1
     """Micro batches that a worker's batch is cut into, one after the other: less memory."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for matrices, with AdamW for the other weights; needs zero_stage 0."""
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     """Of the learning rate after the warm-up."""
@@ -52,6 +54,11 @@ class TrainerConfig:
     def _fits_together(self) -> TrainerConfig:
         if problem := precision_problem(self.precision, self.use_gpu):
             raise ValueError(problem)
+        if self.optimizer == "muon" and self.zero_stage != 0:
+            raise ValueError(
+                f"optimizer=muon needs whole matrices on each worker, which zero_stage={self.zero_stage} does not "
+                "leave there; set zero_stage to 0, or optimizer to adamw"
+            )
         if self.ema_decay is not None and self.zero_stage == 3:
             raise ValueError(
                 "ema_decay needs whole weights on each worker, which zero_stage=3 does not leave there; set zero_stage "

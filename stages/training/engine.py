@@ -1,4 +1,4 @@
-"""A DeepSpeed engine around a module: steps of AdamW that are the same for every ZeRO stage and precision.
+"""A DeepSpeed engine around a module: steps of an optimizer that are the same for every ZeRO stage and precision.
 
 DeepSpeed's settings are `infra/deepspeed/zero{0,1,2,3}.json`; "auto" in them stands for the pipeline's own values. The
 weights are fp32. For bf16 and fp16 the forward pass runs under torch's autocast instead of DeepSpeed's own half
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stages.contract import StageError
 from stages.training.config import TrainerConfig
+from stages.training.optimizer import new_optimizer, state_names
 
 DEEPSPEED = Path(__file__).resolve().parents[2] / "infra" / "deepspeed"
 
@@ -29,7 +30,8 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def deepspeed_config(config: TrainerConfig) -> dict[str, Any]:
     """DeepSpeed's settings for a ZeRO stage, with the pipeline's values in place of "auto".
 
-    DeepSpeed's micro batch size stays 1, because the task makes the batches. AdamW is torch's, which needs no compiler.
+    DeepSpeed's micro batch size stays 1, because the task makes the batches. The optimizers are torch's, which need no
+    compiler.
     """
     settings: dict[str, Any] = json.loads((DEEPSPEED / f"zero{config.zero_stage}.json").read_text())
     values = {"gradient_accumulation_steps": config.accumulation, "gradient_clipping": config.gradient_clip}
@@ -121,6 +123,7 @@ class Engine:
     Attributes:
         deepspeed: DeepSpeed's engine.
         loss_scale: For fp16; None for other precisions.
+        state_names: Weight's name -> the tensors that the optimizer keeps of it.
     """
 
     def __init__(
@@ -137,17 +140,8 @@ class Engine:
         self.zero_stage = config.zero_stage
         self.loss_scale = LossScale() if config.precision == "fp16" else None
         self.trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, weight in self.trained.items():
-            groups.setdefault((rates or {}).get(name, 1.0), []).append(weight)
-        self.factors = list(groups)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": weights} for weights in groups.values()],
-            config.learning_rate,
-            betas=(0.9, config.beta2),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer, self.factors = new_optimizer(self.trained, config, rates or {})
+        self.state_names = {name: state_names(weight, config) for name, weight in self.trained.items()}
         self.deepspeed, *_ = deepspeed.initialize(
             model=_Autocast(module, device.type, _AUTOCAST.get(config.precision)),
             optimizer=self.optimizer,

@@ -1,8 +1,8 @@
 """The state of a training as whole tensors by name, independent of ZeRO's partitioning.
 
-The names: "weight/N" for each parameter and buffer in the module's state dict, "exp_avg/N" and "exp_avg_sq/N" for
-AdamW's moments of the trained parameters, "mean/N" for their moving averages. A gathered state can be restored on
-another number of workers and in another ZeRO stage.
+The names: "weight/N" for each parameter and buffer in the module's state dict; of the trained parameters "exp_avg/N"
+and "exp_avg_sq/N" for AdamW's moments, "momentum_buffer/N" for Muon's, and "mean/N" for the moving average. A gathered
+state can be restored on another number of workers and in another ZeRO stage.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from model.training.moving_average import MovingAverage
 from stages.contract import StageError
 from stages.training.engine import Engine
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
     """A context in which those of `tensors` that ZeRO-3 has partitioned are whole on all workers."""
@@ -33,7 +31,7 @@ def gathered(tensors: list[Tensor]) -> AbstractContextManager[Any]:
 def gather_state(engine: Engine, updates: int, average: MovingAverage | None) -> Iterator[tuple[str, Tensor]]:
     """The state, one tensor at a time; all workers must iterate over it.
 
-    A tensor is valid until the next one is requested. `updates` is the number of AdamW's steps.
+    A tensor is valid until the next one is requested. `updates` is the number of the optimizer's steps.
     """
     for name, tensor in _module_tensors(engine.module).items():
         with gathered([tensor]):
@@ -41,7 +39,7 @@ def gather_state(engine: Engine, updates: int, average: MovingAverage | None) ->
     if updates:
         _link_moments(engine)
     for name, weight in engine.trained.items() if updates else ():
-        for moment in _MOMENTS:
+        for moment in engine.state_names[name]:
             yield f"{moment}/{name}", _moment(engine, weight, moment)
     for name, mean in average.mean.items() if average else ():
         yield f"mean/{name}", mean
@@ -62,16 +60,16 @@ def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def restore_moments(engine: Engine, tensors: Mapping[str, Tensor], updates: int) -> None:
-    """Set AdamW's moments to those after `updates` steps."""
+    """Set the optimizer's moments to those after `updates` steps."""
     if not updates:
         return
-    for piece in _pieces(engine):
-        moments = {moment: torch.zeros_like(piece) for moment in _MOMENTS}
+    for piece, names in _pieces(engine):
+        moments = {moment: torch.zeros_like(piece) for moment in names}
         count = torch.full((), float(updates), device=piece.device)
         engine.optimizer.state[piece] = {"step": count, **moments}
     _link_moments(engine)
     for name, weight in engine.trained.items():
-        for moment in _MOMENTS:
+        for moment in engine.state_names[name]:
             _set_moment(engine, weight, moment, tensors[f"{moment}/{name}"])
 
 
@@ -88,15 +86,17 @@ def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in both if name in saved}
 
 
-def _pieces(engine: Engine) -> list[Tensor]:
-    """The tensors that AdamW updates: the parameters, or this worker's flat partitions of them."""
-    zero = engine.deepspeed.optimizer
+def _pieces(engine: Engine) -> list[tuple[Tensor, tuple[str, ...]]]:
+    """The tensors that the optimizer updates, with the names of its moments.
+
+    They are the parameters, or this worker's flat partitions of them.
+    """
     if engine.zero_stage == 0:
-        return list(engine.trained.values())
-    pieces: list[Tensor] = (
-        zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
-    )
-    return pieces
+        return [(weight, engine.state_names[name]) for name, weight in engine.trained.items()]
+    zero = engine.deepspeed.optimizer
+    pieces = zero.fp32_partitioned_groups_flat if engine.zero_stage == 3 else zero.single_partition_of_fp32_groups
+    names = next(iter(engine.state_names.values()))  # all have AdamW's
+    return [(piece, names) for piece in pieces]
 
 
 def _link_moments(engine: Engine) -> None:

@@ -52,7 +52,7 @@ def fit(
     data_workers: int = 0,
     backbone_setting: str = "backbone.weights",
 ) -> tuple[StorePath, Curves]:
-    """Train `task` for `steps` steps of AdamW and return the folder with its exported weights and its metrics.
+    """Train `task` for `steps` steps and return the folder with its exported weights and its metrics.
 
     Progress and metrics go to `context.report` during the training (keys `name/loss`, ...). Checkpoints are in
     `context.scratch`: a later call with the same scratch, name and arguments resumes from the last one, even with
