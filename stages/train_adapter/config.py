@@ -32,7 +32,9 @@ METHOD_DEFAULTS: Mapping[MethodName, Mapping[str, Any]] = {
 class TrainAdapterConfig:
     """What an adapter is trained on the plan for: RealCustom (Sec. 3.2) or RealCustom++ (Sec. III-C)."""
 
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=1.5e-3))
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(optimizer="muon", zero_stage=0, learning_rate=1e-2)
+    )
     data_workers: Operation[NonNegativeInt] = 1
     """Processes that read, decode and cut pictures, for each of the trainer's workers; 0: the worker itself."""
     method: MethodName = "realcustom++"

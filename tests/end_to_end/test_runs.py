@@ -107,7 +107,7 @@ GOAL = ["--stage", "train_adapter"]
 #: They change how the adapter is trained, not what is trained: the training goes on from its checkpoint.
 OTHER_OPERATION = [
     "--set=train_adapter.trainer.workers=1",
-    "--set=train_adapter.trainer.zero_stage=2",
+    "--set=train_adapter.trainer.accumulation=2",
     "--set=train_adapter.trainer.checkpoint_every=3",
     "--set=train_adapter.data_workers=0",
     "--set=train_adapter.sample_every=20",

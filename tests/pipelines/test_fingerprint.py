@@ -54,7 +54,7 @@ def test_a_setting_changes_exactly_what_depends_on_it(tmp_path: Path, setting: s
 OPERATION = [
     "train_adapter.trainer.workers=4",
     "train_adapter.trainer.use_gpu=true",
-    "train_adapter.trainer.zero_stage=2",
+    "contextualizer.trainer.zero_stage=1",
     "train_adapter.trainer.accumulation=2",
     "train_adapter.trainer.checkpoint_every=7",
     "train_adapter.trainer.keep_checkpoints=7",

@@ -55,11 +55,11 @@ serve: safety_checker mark_generated
 cache_latents: enabled gpus_per_actor
 train_adapter: sample_prompts gradient_checkpointing min_snr_gamma
 train_adapter.trainer: accumulation final_share gradient_clip ema_decay keep_checkpoints
-contextualizer.trainer: zero_stage accumulation schedule final_share gradient_clip ema_decay
+contextualizer.trainer: optimizer zero_stage accumulation schedule final_share gradient_clip ema_decay
 contextualizer.trainer: keep_checkpoints max_failures
 customize: flip crop resize gradient_checkpointing prior_pictures scoring.seeds
-customize.trainer: zero_stage accumulation final_share weight_decay gradient_clip ema_decay
-customize.trainer: keep_checkpoints max_failures
+customize.trainer: optimizer zero_stage accumulation final_share weight_decay gradient_clip
+customize.trainer: ema_decay keep_checkpoints max_failures
 # Only the micro world has a judge for these.
 evaluate: pairs mask_subjects mask_scenes
 # Pieces that 80 GB hold.
