@@ -45,6 +45,7 @@ from stages.evaluate.painter import Painter, case_table
 from stages.inference import loading_options
 from stages.microworld.subjects import write_subjects
 from stages.training.engine import learning_rate
+from stages.training.optimizer import new_optimizer
 from tests.benchmarks.support.ablation_table import ARM, TEXT_ONLY, markdown, plot
 from tests.benchmarks.support.ablation_variants import VARIANTS, Variant
 from tests.benchmarks.support.command_line import benchmark_parser
@@ -93,9 +94,10 @@ def train(variant: Variant, config: Config, examples_scale: float) -> AdapterMod
 
     weights = list(module.parameters())
     backward = GraphedStep(lambda inputs: weighted_loss(module, inputs), weights, batch(0))
-    trainer = dataclasses.replace(config.train_adapter.trainer, learning_rate=variant.learning_rate)
-    betas = (0.9, trainer.beta2)
-    optimizer = torch.optim.AdamW(weights, betas=betas, weight_decay=trainer.weight_decay, fused=True)
+    trainer = dataclasses.replace(
+        config.train_adapter.trainer, optimizer=variant.optimizer, learning_rate=variant.learning_rate
+    )
+    optimizer, _ = new_optimizer(dict(module.named_parameters()), trainer, {})
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe.steps, trainer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +31,7 @@ class Variant:
         world: The pictures that the examples are drawn from.
         steps: Of the optimizer.
         batch_size: Examples of a step.
+        optimizer: See `TrainerConfig`.
         learning_rate: Its maximum.
         noises: M, see `AdapterTask.noises_per_example`.
         max_crop_ratio: r_max of `Recipe`.
@@ -43,6 +45,7 @@ class Variant:
     world: WorldSize = MANY_OBJECTS
     steps: int = 700
     batch_size: int = 32
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1.5e-3
     noises: int = 1
     max_crop_ratio: float = math.sqrt(10)
@@ -116,4 +119,12 @@ SINGLE_CHANGES = (
         outside_weight=0.1,
     ),
 )
-VARIANTS = {variant.name: variant for variant in (STANDARD, *LENGTHS, *SINGLE_CHANGES)}
+#: Another optimizer, which has another learning rate; beside "four_noises".
+MUON = Variant(
+    name="muon_four_noises",
+    change="four noises, and Muon (learning rate 1e-2) instead of AdamW",
+    noises=4,
+    optimizer="muon",
+    learning_rate=1e-2,
+)
+VARIANTS = {variant.name: variant for variant in (STANDARD, *LENGTHS, *SINGLE_CHANGES, MUON)}
