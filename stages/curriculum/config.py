@@ -20,8 +20,8 @@ class CurriculumConfig:
     `model.training.curriculum.Recipe` has the settings of all rows of the paper's Table X.
     """
 
-    steps: PositiveInt = 270
-    batch_size: PositiveInt = 16
+    steps: PositiveInt = 440
+    batch_size: PositiveInt = 8
     """Examples of a step, over all workers."""
     multiview_probability: Share | None = None
     """null: grows from 0 to 1 (Eq. 10); RealCustom needs 0."""

@@ -45,7 +45,7 @@ class TrainAdapterConfig:
     """RealCustom++: how the high-resolution features join the deep ones (Eq. 9; Table IX); null: not at all."""
     score_fusion: Literal["scheduled", "textual", "visual", "mean"] | None = "scheduled"
     """RealCustom: how the scores of the image tokens become one (Eq. 8; Table 3); null: no scores, all tokens."""
-    sample_every: Operation[PositiveInt | None] = 90
+    sample_every: Operation[PositiveInt | None] = 110
     """Steps between two sets of sample pictures; null: none."""
     sample_prompts: Operation[Annotated[list[Template], MinLen(1)]] = field(
         default_factory=lambda: [
@@ -60,7 +60,7 @@ class TrainAdapterConfig:
     """The UNet's activations are computed twice: less memory, more time."""
     min_snr_gamma: PositiveFloat | None = None
     """Weighs the loss by min(SNR, gamma); 5 is usual; null: all timesteps alike."""
-    noises_per_example: PositiveInt = 4
+    noises_per_example: PositiveInt = 8
     """Timesteps and noises drawn for each example, which share its encoded reference."""
     drop_text: Share = 0.05
     """Share of the examples without text."""

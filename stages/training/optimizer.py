@@ -39,8 +39,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both; the loss of `closure`."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of both; returns the loss of `closure`, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "ingest.samples_per_shard": 20,
     "curriculum.steps": 24,
     "curriculum.batch_size": 4,
+    "train_adapter.noises_per_example": 1,
     "train_adapter.trainer.checkpoint_every": 4,
     "prompts.prompts_per_concept": 20,
     "contextualizer.steps": 4,

@@ -130,7 +130,8 @@ def test_steps_on_one_worker_are_bare_pytorch_steps(
     AdamW divides by a gradient's size. Where one nearly vanishes its rounding shows: two elements in ten thousand may
     then differ by some 1e-6, the others by some 1e-9.
     """
-    steps, settings = 3, {"workers": 1, "warmup_steps": 1, "gradient_clip": 0.01}
+    adamw = {"optimizer": "adamw", "learning_rate": 1.5e-3}
+    steps, settings = 3, {"workers": 1, "warmup_steps": 1, "gradient_clip": 0.01, **adamw}
     changes = {"method": method, "trainer": settings, "sample_every": None}
     context = make_context(tmp_path, inputs, train_adapter=changes, curriculum=OWN_REFERENCES, run={"cpus": 1})
     config, seed = context.config.train_adapter.trainer, 5
