@@ -43,6 +43,7 @@ from stages.ray_tools.cluster import local_cluster
 from stages.train_adapter.stage import adapter_task
 from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
+from stages.training.optimizer import new_optimizer
 from stages.training.trainer import fit
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.environment import set_benchmark_environment
@@ -106,7 +107,7 @@ def bare_loop(task: AdapterTask, config: TrainerConfig, steps: int, seed: int, s
     torch.manual_seed(seed)
     module = task.module()
     parameters = list(module.parameters())
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
+    optimizer, _ = new_optimizer(dict(module.named_parameters()), config, {})
     for step in range(steps):
         batch = task.batch(step, *share)
         for group in optimizer.param_groups:

@@ -25,6 +25,7 @@ from stages.customize.preparation import customization_settings
 from stages.prompts.quotas import counts_of
 from stages.training.config import TrainerConfig
 from stages.training.engine import learning_rate
+from stages.training.optimizer import new_optimizer
 
 PLACEHOLDER = "[v]"
 
@@ -136,15 +137,12 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 class Optimizer:
-    """AdamW with the trainer's schedule and clipping, and factors of the rate by the parameters' names."""
+    """The trainer's optimizer, schedule and clipping, with factors of the rate by the parameters' names."""
 
     def __init__(self, module: nn.Module, rates: Mapping[str, float], config: TrainerConfig, steps: int) -> None:
         named = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        self._factors = [rates.get(name, 1.0) for name in named]
         self._weights, self._config, self._steps = list(named.values()), config, steps
-        groups = [{"params": [weight]} for weight in self._weights]
-        betas = (0.9, config.beta2)
-        self._optimizer = torch.optim.AdamW(groups, betas=betas, weight_decay=config.weight_decay)
+        self._optimizer, self._factors = new_optimizer(named, config, rates)
 
     def step(self, loss: torch.Tensor, step: int) -> None:
         """One step down the gradient of a loss ()."""
