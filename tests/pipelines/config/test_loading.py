@@ -166,10 +166,10 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(setting: str, w
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["train_adapter.trainer.workers=3"], ["curriculum.batch_size", "16", "workers", "3"]),
+        (["train_adapter.trainer.workers=3"], ["curriculum.batch_size", "8", "workers", "3"]),
         (["train_adapter.trainer.accumulation=32"], ["curriculum.batch_size", "accumulation", "2 x 32"]),
         (["contextualizer.trainer.workers=5"], ["contextualizer", "batch_size", "64", "5"]),
-        (["compute.workers=3"], ["curriculum.batch_size", "train_adapter.trainer.workers", "3 x 1", "16"]),
+        (["compute.workers=3"], ["curriculum.batch_size", "train_adapter.trainer.workers", "3 x 1", "8"]),
         (["compute.min_workers=3"], ["compute", "min_workers=3", "workers=2"]),
         (["compute.precision=fp16"], ["compute", "fp16", "compute.use_gpu"]),
         (["train_adapter.drop_text=.9", "train_adapter.drop_image=.9"], ["drop_text", "drop_image", "0.9", "at most"]),
@@ -218,7 +218,7 @@ def test_what_does_not_fit_together_is_named(settings: list[str], words: list[st
 @pytest.mark.parametrize(
     "settings",
     [
-        ["train_adapter.trainer.workers=4", "train_adapter.trainer.accumulation=4"],
+        ["train_adapter.trainer.workers=4", "train_adapter.trainer.accumulation=2"],
         ["train_adapter.drop_text=.5", "train_adapter.drop_image=.4", "train_adapter.drop_both=.1"],
         [
             "train_adapter.trainer.optimizer=adamw",

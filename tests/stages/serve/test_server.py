@@ -320,11 +320,16 @@ def test_work_stops_when_the_client_has_gone(server: Server) -> None:
         assert answer.status_code == 200
         return time.monotonic() - start
 
-    before = seconds()
-    for _ in range(2):  # both places in the batch
-        with pytest.raises(requests.Timeout):
-            server.ask(steps=20, timeout=before / 4)
-    assert seconds() < 1.8 * before
+    ratios = []
+    for _ in range(3):  # the machine may be busier in one of the measurements
+        before = seconds()
+        for _ in range(2):  # both places in the batch
+            with pytest.raises(requests.Timeout):
+                server.ask(steps=20, timeout=before / 4)
+        ratios.append(seconds() / before)
+        if ratios[-1] < 1.8:
+            return
+    pytest.fail(f"a request after two that were given up took {ratios} times as long as alone")
 
 
 @pytest.mark.slow
