@@ -1,4 +1,4 @@
-"""Whether an adapter's visual attention tells the places of a reference apart.
+"""Whether an adapter's visual attention distinguishes the places of a reference.
 
     python -m tests.benchmarks.visual_attention
     python -m tests.benchmarks.visual_attention --adapters runs/micro/stages/train_adapter/*/adapter
@@ -6,8 +6,8 @@
 Hardware and time: one core; half a minute an adapter. The adapters must be trained on the shipped micro backbone.
 
 References are patterned objects that no training shows. The picture is the same object in another place, noised as at
-five timesteps of the schedule, with its caption. For each cross-attention layer and head, at the
-picture's places on the object, the benchmark takes the attention p(token | place) over the n tokens of the reference:
+five timesteps of the schedule, with its caption. For each cross-attention layer and head, at the picture's places on
+the object, the benchmark takes the attention p(token | place) over the n tokens of the reference:
 
     entropy      the mean over the places of H(p(. | place)) / log n: 1 is attention that sees no token in particular
     information  I(place; token) = H(mean over places of p) - mean over places of H(p), in nats: 0 is a palette, the
