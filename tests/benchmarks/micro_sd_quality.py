@@ -34,7 +34,14 @@ from model.microworld.shapes import CATEGORIES, TRAINED_CATEGORIES
 from model.scoring.metrics import JudgeScorer
 from tests.benchmarks.support.attention_maps import record_attention, use_default_attention
 from tests.benchmarks.support.command_line import benchmark_parser
-from tests.benchmarks.support.micro_sd_pictures import STEPS, PromptSet, paint, paint_grid, two_object_prompts
+from tests.benchmarks.support.micro_sd_pictures import (
+    STEPS,
+    AppearancePrompts,
+    PromptSet,
+    paint,
+    paint_grid,
+    two_object_prompts,
+)
 
 TIMESTEPS = (1, 100, 300, 500, 700)  # noise levels at which cross-attention is measured
 _PLAIN = SceneShares(
@@ -61,6 +68,26 @@ def generation_quality(models: MicroStableDiffusion, count: int, seed: int = 0, 
         "category": _share(verdict.category.argmax(1) == prompts.category),
         "colour": _share(verdict.colour.argmax(1)[named] == prompts.colour[named]),
         "clip_t": float(agreement.sum(1).mean()),
+    }
+
+
+@torch.no_grad()
+def named_appearance_quality(
+    models: MicroStableDiffusion, count: int, seed: int = 0, steps: int = STEPS
+) -> dict[str, float]:
+    """Shares of pictures with the category, the pattern and both colours of prompts that name them all."""
+    prompts = AppearancePrompts.draw(count, seed)
+    pictures = paint(models, prompts.texts, seed, steps=steps)
+    category = [TRAINED_CATEGORIES[index] for index in models.judge(pictures).category.argmax(1).tolist()]
+    found = JudgeScorer(models.judge).appearances(pictures / 2 + 0.5)
+    answers: dict[str, tuple[Sequence[object], Sequence[object]]] = {
+        "category": (category, prompts.category),
+        "pattern": ([own.pattern for own in found], prompts.pattern),
+        "colours": ([own.colours for own in found], prompts.colours),
+    }
+    return {
+        f"named_appearance_{name}": statistics.fmean(own == asked for own, asked in zip(seen, named, strict=True))
+        for name, (seen, named) in answers.items()
     }
 
 
@@ -237,6 +264,7 @@ def measure_quality(folder: Path, prompts: int = 512, scenes: int = 512) -> dict
     """Measure everything."""
     models = load_micro_sd(folder)
     measured = generation_quality(models, prompts)
+    measured |= named_appearance_quality(models, prompts // 2)
     measured |= two_object_quality(models, prompts // 2)
     measured |= attention_quality(models, min(scenes, 128))
     measured |= painted_attention_quality(models, min(prompts, 128))

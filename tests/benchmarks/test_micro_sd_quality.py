@@ -1,10 +1,13 @@
 """Floors for the quality of the shipped weights, far below the figures of the model card; the measures themselves."""
 
+from collections import Counter
+
 import pytest
 import torch
 
 from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
 from model.microworld.backgrounds import BACKGROUNDS
+from model.microworld.captions import MAX_WORDS
 from model.microworld.shapes import TRAINED_CATEGORIES
 from tests.benchmarks.micro_sd_quality import (
     attention_quality,
@@ -14,7 +17,7 @@ from tests.benchmarks.micro_sd_quality import (
     top_share_iou,
     two_object_quality,
 )
-from tests.benchmarks.support.micro_sd_pictures import PromptSet, paint, two_object_prompts
+from tests.benchmarks.support.micro_sd_pictures import AppearancePrompts, PromptSet, paint, two_object_prompts
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +32,17 @@ def test_prompts_name_every_class_equally_often() -> None:
     pairs = set(zip(prompts.category.tolist(), prompts.background.tolist(), strict=True))
     assert len(pairs) == len(TRAINED_CATEGORIES) * len(BACKGROUNDS)
     assert 80 < int((prompts.colour >= 0).sum()) < 160
+
+
+def test_appearance_prompts_name_every_pattern_equally_often_and_are_read_whole() -> None:
+    prompts = AppearancePrompts.draw(80, seed=0)
+    assert set(Counter(prompts.pattern).values()) == {20}
+    for text, category, pattern, colours in zip(
+        prompts.texts, prompts.category, prompts.pattern, prompts.colours, strict=True
+    ):
+        words = text.split()
+        assert {category, pattern, *colours} <= set(words)
+        assert len(words) <= MAX_WORDS
 
 
 def test_two_object_prompts_name_two_different_categories() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.micro_sd.architectures import IMAGE_SIZE
 from model.micro_sd.weights import MicroStableDiffusion
+from model.microworld.appearance import PATTERN_NAMES, PLAIN
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import plain_caption
 from model.microworld.instances import COLOUR_NAMES
@@ -46,6 +47,32 @@ class PromptSet:
             for c, b, k in zip(category, background, colour, strict=True)
         ]
         return cls(texts, torch.from_numpy(category), torch.from_numpy(background), torch.from_numpy(colour))
+
+
+@dataclass(frozen=True)
+class AppearancePrompts:
+    """N prompts that name category, pattern and two colours of an object; each as in the judge's answers."""
+
+    texts: list[str]
+    category: list[str]
+    pattern: list[str]
+    colours: list[frozenset[str]]
+
+    @classmethod
+    def draw(cls, count: int, seed: int) -> "AppearancePrompts":
+        """Draw prompts with every pattern equally often: "a photo of a red and white striped mug in the snow"."""
+        rng = np.random.default_rng(seed)
+        patterns = [name for name in PATTERN_NAMES if name != PLAIN]
+        drawn = cls([], [], [], [])
+        for number in range(count):
+            main, second = (COLOUR_NAMES[index] for index in rng.choice(len(COLOUR_NAMES), 2, replace=False))
+            category, background = str(rng.choice(TRAINED_CATEGORIES)), str(rng.choice(BACKGROUNDS))
+            pattern = patterns[number % len(patterns)]
+            drawn.texts.append(plain_caption(f"{pattern} {category}", background, f"{main} and {second}"))
+            drawn.category.append(category)
+            drawn.pattern.append(pattern)
+            drawn.colours.append(frozenset((main, second)))
+        return drawn
 
 
 def two_object_prompts(count: int) -> tuple[list[str], Tensor]:
