@@ -11,7 +11,7 @@ features of the whole picture, all levels; and the tokens that the adapter's pro
 high-resolution tiles. All readers have the same form, pictures and steps, so that their difference is that of the
 sources. The judge, which saw far more pictures, answers the same questions.
 
-The accuracy is over patterned objects, which have one of four patterns and one of eight second colours.
+The accuracy is over patterned objects, which have one of four patterns and one of nine second colours.
 """
 
 from __future__ import annotations
