@@ -77,9 +77,14 @@ def named_appearance_quality(
 ) -> dict[str, float]:
     """Shares of pictures with the category, the pattern and both colours of prompts that name them all."""
     prompts = AppearancePrompts.draw(count, seed)
-    pictures = paint(models, prompts.texts, seed, steps=steps)
-    category = [TRAINED_CATEGORIES[index] for index in models.judge(pictures).category.argmax(1).tolist()]
-    found = JudgeScorer(models.judge).appearances(pictures / 2 + 0.5)
+    return appearance_agreement(models.judge, paint(models, prompts.texts, seed, steps=steps), prompts)
+
+
+@torch.no_grad()
+def appearance_agreement(judge: Judge, pictures: Tensor, prompts: AppearancePrompts) -> dict[str, float]:
+    """Shares of pictures (N, 3, H, W) in [-1, 1] in which the judge finds what the prompts name."""
+    category = [TRAINED_CATEGORIES[index] for index in judge(pictures).category.argmax(1).tolist()]
+    found = JudgeScorer(judge).appearances(pictures / 2 + 0.5)
     answers: dict[str, tuple[Sequence[object], Sequence[object]]] = {
         "category": (category, prompts.category),
         "pattern": ([own.pattern for own in found], prompts.pattern),

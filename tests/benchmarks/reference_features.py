@@ -17,7 +17,7 @@ The accuracy is over patterned objects, which have one of four patterns and one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.micro_sd.judge import Judge
 from model.micro_sd.shipped_adapter import ADAPTER_FOLDER
 from model.micro_sd.weights import WEIGHTS_FOLDER
-from model.microworld.appearance import PATTERN_NAMES, PLAIN, SECOND_COLOUR_NAMES, visible_appearances
+from model.microworld.appearance import PATTERN_NAMES, PLAIN, SECOND_COLOUR_NAMES, Appearance, visible_appearances
 from model.microworld.scenes import SceneShares, draw_specs, render_scenes
 from model.pipeline import RealCustomPipeline
 from model.scoring.metrics import JudgeScorer
@@ -56,13 +56,15 @@ def patterned_references(split: str, count: int, seed: int) -> References:
     seen = visible_appearances([spec.subject for spec in specs])
     chosen = [number for number, appearance in enumerate(seen) if appearance.pattern != PLAIN]
     images = render_scenes([specs[number] for number in chosen]).image
-    return References(
-        torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
-        {
-            "pattern": torch.tensor([PATTERN_NAMES.index(seen[number].pattern) for number in chosen]),
-            "second colour": torch.tensor([SECOND_COLOUR_NAMES.index(seen[number].second_colour) for number in chosen]),
-        },
-    )
+    pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return References(pictures, _answers([seen[number] for number in chosen]))
+
+
+def _answers(appearances: Sequence[Appearance]) -> dict[str, Tensor]:
+    return {
+        "pattern": torch.tensor([PATTERN_NAMES.index(own.pattern) for own in appearances]),
+        "second colour": torch.tensor([SECOND_COLOUR_NAMES.index(own.second_colour) for own in appearances]),
+    }
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def sources(pipeline: RealCustomPipeline, pictures: Tensor) -> dict[str, Tensor]
 def _sources_of(pipeline: RealCustomPipeline, pictures: Tensor) -> dict[str, Tensor]:
     encoders, adapter = pipeline.image_encoders, pipeline.adapter
     assert encoders is not None
-    assert isinstance(adapter, RealCustomPlusAdapter)
+    assert isinstance(adapter, RealCustomPlusAdapter)  # checked by `main`
     features = encoders.features(pictures)
     levels = features.shallow.split(features.deep.shape[1], 1)
     tokens = {
@@ -129,15 +131,8 @@ def reading_accuracy(
 
 def judge_accuracy(judge: Judge, references: References) -> dict[str, float]:
     """The judge's share of right answers by question."""
-    found = JudgeScorer(judge).appearances(references.pictures)
-    answers = {
-        "pattern": [PATTERN_NAMES.index(own.pattern) for own in found],
-        "second colour": [SECOND_COLOUR_NAMES.index(own.second_colour) for own in found],
-    }
-    return {
-        question: float((torch.tensor(answers[question]) == references.answers[question]).float().mean())
-        for question in CLASSES
-    }
+    found = _answers(JudgeScorer(judge).appearances(references.pictures))
+    return {question: float((found[question] == references.answers[question]).float().mean()) for question in CLASSES}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,11 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     disable_progress_bar()
     pipeline = RealCustomPipeline.from_pretrained(options.backbone, options.adapter)
+    if not isinstance(pipeline.adapter, RealCustomPlusAdapter):
+        raise SystemExit(f"{options.adapter} is no RealCustom++ adapter: only these have a projector.")
     train = patterned_references("adapter", options.scenes, options.seed)
     test = patterned_references("test", max(options.scenes // 4, 8), options.seed)
     trained, tested = sources(pipeline, train.pictures), sources(pipeline, test.pictures)
     print(f"{len(train.pictures)} references train, {len(test.pictures)} test.\n")
     print(f"| read from | {' | '.join(CLASSES)} |\n|---|---|---|")
+    print(_row("nothing: the most frequent answer", [_commonest(tested_on) for tested_on in test.answers.values()]))
     for name in trained:
         shares = [
             reading_accuracy(
@@ -166,9 +164,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for question, classes in CLASSES.items()
         ]
-        print(f"| {name} | {' | '.join(f'{share:.2f}' for share in shares)} |", flush=True)
+        print(_row(name, shares), flush=True)
     judged = judge_accuracy(Judge.from_pretrained(WEIGHTS_FOLDER / "judge").eval(), test)
-    print(f"| the judge | {' | '.join(f'{judged[question]:.2f}' for question in CLASSES)} |")
+    print(_row("the judge", judged.values()))
+
+
+def _commonest(answers: Tensor) -> float:
+    """Share of the most frequent of the answers (N,)."""
+    return float(answers.bincount().max()) / len(answers)
+
+
+def _row(name: str, shares: Iterable[float]) -> str:
+    return f"| {name} | {' | '.join(f'{share:.2f}' for share in shares)} |"
 
 
 if __name__ == "__main__":

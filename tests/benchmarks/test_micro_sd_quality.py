@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from model.micro_sd.weights import MicroStableDiffusion, load_micro_sd
+from model.microworld.appearance import PLAIN, visible_appearances
 from model.microworld.backgrounds import BACKGROUNDS
 from model.microworld.captions import MAX_WORDS
+from model.microworld.scenes import SceneBatch, SceneShares, draw_specs, render_scenes
 from model.microworld.shapes import TRAINED_CATEGORIES
 from tests.benchmarks.micro_sd_quality import (
+    appearance_agreement,
     attention_quality,
     encoder_quality,
     generation_quality,
@@ -43,6 +46,34 @@ def test_appearance_prompts_name_every_pattern_equally_often_and_are_read_whole(
         words = text.split()
         assert {category, pattern, *colours} <= set(words)
         assert len(words) <= MAX_WORDS
+
+
+def test_real_scenes_agree_with_their_own_appearance_and_not_with_another_s(models: MicroStableDiffusion) -> None:
+    scenes = patterned_scenes(48)
+    seen = visible_appearances([spec.subject for spec in scenes.specs])
+    own = AppearancePrompts(
+        texts=[],
+        category=[spec.subject.instance.category for spec in scenes.specs],
+        pattern=[appearance.pattern for appearance in seen],
+        colours=[appearance.colours for appearance in seen],
+    )
+    other = AppearancePrompts(
+        texts=[],
+        category=own.category[1:] + own.category[:1],
+        pattern=own.pattern[1:] + own.pattern[:1],
+        colours=own.colours[1:] + own.colours[:1],
+    )
+    pictures = torch.from_numpy(scenes.image).permute(0, 3, 1, 2).float() / 127.5 - 1
+    agreement = appearance_agreement(models.judge, pictures, own)
+    assert agreement.keys() == {f"named_appearance_{name}" for name in ("category", "pattern", "colours")}
+    assert min(agreement.values()) > 0.6
+    assert max(appearance_agreement(models.judge, pictures, other).values()) < 0.5
+
+
+def patterned_scenes(count: int) -> SceneBatch:
+    specs = draw_specs("test", 4 * count, seed=5, categories=TRAINED_CATEGORIES, shares=SceneShares(two_objects=0.0))
+    seen = visible_appearances([spec.subject for spec in specs])
+    return render_scenes([spec for spec, own in zip(specs, seen, strict=True) if own.pattern != PLAIN][:count])
 
 
 def test_two_object_prompts_name_two_different_categories() -> None:

@@ -32,4 +32,4 @@ def test_references_show_a_pattern_of_another_colour() -> None:
 def test_the_table_has_every_source(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--scenes", "80", "--epochs", "1"])
     rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert rows[2:] == ["pixels", "encoders' features", "adapter's tokens", "the judge"]
+    assert rows[3:] == ["pixels", "encoders' features", "adapter's tokens", "the judge"]
