@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
+from model.errors import ModelError
 from model.micro_sd.judge import Judge
 from model.micro_sd.shipped_adapter import ADAPTER_FOLDER
 from model.micro_sd.weights import WEIGHTS_FOLDER
@@ -145,7 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     disable_progress_bar()
-    pipeline = RealCustomPipeline.from_pretrained(options.backbone, options.adapter)
+    try:
+        pipeline = RealCustomPipeline.from_pretrained(options.backbone, options.adapter)
+    except ModelError as error:
+        raise SystemExit(str(error)) from error
     if not isinstance(pipeline.adapter, RealCustomPlusAdapter):
         raise SystemExit(f"{options.adapter} is no RealCustom++ adapter: only these have a projector.")
     train = patterned_references("adapter", options.scenes, options.seed)
