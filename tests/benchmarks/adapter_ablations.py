@@ -2,6 +2,8 @@
 
     python -m tests.benchmarks.adapter_ablations --output runs/ablations --device cuda
     python -m tests.benchmarks.adapter_ablations --output runs/small --examples-scale 0.1
+    python -m tests.benchmarks.adapter_ablations --output runs/default --examples-scale 0.5 \
+        --variants default_run wide_tokens no_tiles no_dropping
 
 Hardware and time: a GPU. An earlier form took half a minute a variant on an H200, and 2.5 minutes for ten times the
 examples. This form has run on CPUs only, in small; an estimate for a variant of full size is a quarter of an hour on
@@ -12,8 +14,8 @@ examples and loss, but without Ray and DeepSpeed; on CUDA a step is captured in 
 rendered in memory. Then held-out subjects are painted with the mask at two visual scales, and scored as in the stage
 `evaluate`. Gap closed is (adapter with mask - text only) / (real views - text only), also of the held-out categories
 alone; intervals are over subjects, not over trainings: each variant is trained once. A finished variant is a JSON file
-in `--output`, which the same command does not make again. The benchmark prints a table of all finished variants and
-draws `ablations.png`.
+in `--output`, which the same command does not make again; processes that run the same command at the same time share
+the variants. The benchmark prints a table of all finished variants and draws `ablations.png`.
 """
 
 from __future__ import annotations
@@ -24,34 +26,32 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from model.adapters.adapter import cross_attention_widths
+from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.micro_sd.weights import WEIGHTS_FOLDER
-from model.microworld.shapes import HELD_OUT_CATEGORIES
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_loss import AdapterModule
 from model.training.adapter_task import AdapterTask
 from model.training.target_sizes import Phase
-from pipelines.config.loading import load_config, with_values
 from pipelines.execution.environment import set_environment
 from stages.config import Config
-from stages.evaluate.cases import load_subjects, make_cases
-from stages.evaluate.models import ModelPaths, Models
-from stages.evaluate.painter import Painter, case_table
+from stages.evaluate.models import Models
+from stages.evaluate.summary import Row
 from stages.inference import loading_options
-from stages.microworld.subjects import write_subjects
 from stages.training.engine import learning_rate
 from stages.training.optimizer import new_optimizer
 from tests.benchmarks.support.ablation_table import ARM, TEXT_ONLY, markdown, plot
 from tests.benchmarks.support.ablation_variants import VARIANTS, Variant
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.graphed_step import GraphedStep
+from tests.benchmarks.support.held_out_pictures import HeldOutPictures, picture_config
 from tests.benchmarks.support.rendered_world import RenderedWorld, render_world
-from tests.benchmarks.support.results_folder import claim, write_whole
+from tests.benchmarks.support.results_folder import claim, claimed, write_whole
 
 VISUAL_SCALES = ("1", "2")
 _PRINTS = 4  # of the loss in a training
@@ -67,16 +67,8 @@ class Budget:
     seed: int
 
     def config(self, device: str) -> Config:
-        """The default configuration with this budget, two prompts for each subject, on a device."""
-        values = {
-            "run.seed": self.seed,
-            "inference.steps": self.painting_steps,
-            "evaluate.subjects": self.subjects,
-            "evaluate.prompts_per_subject": 2,
-            "evaluate.use_gpu": str(device == "cuda").lower(),
-            "evaluate.batch_size": 128 if device == "cuda" else 8,
-        }
-        return load_config("micro", [f"{key}={value}" for key, value in values.items()])
+        """See `picture_config`."""
+        return picture_config(self.subjects, self.painting_steps, self.seed, device)
 
 
 def train(variant: Variant, config: Config, examples_scale: float) -> AdapterModule:
@@ -86,7 +78,7 @@ def train(variant: Variant, config: Config, examples_scale: float) -> AdapterMod
     plan = world.plan(recipe, config.run.seed)
     task = _task(variant, config, world, plan)
     torch.manual_seed(config.run.seed)
-    module = task.module().to(task.device).train()
+    module = _module(variant, task).to(task.device).train()
     length = module.frozen.backbone.scheduler.config.num_train_timesteps
 
     def batch(step: int) -> dict[str, Tensor]:
@@ -118,12 +110,22 @@ def _task(variant: Variant, config: Config, world: RenderedWorld, plan: Sequence
         picture=world.picture,
         phases=(Phase(0, config.backbone.resolution),),
         drop_text=settings.drop_text,
-        drop_image=settings.drop_image,
-        drop_both=settings.drop_both,
+        drop_image=settings.drop_image if variant.drops_references else 0.0,
+        drop_both=settings.drop_both if variant.drops_references else 0.0,
+        cross_scale=variant.cross_scale,
         seed=config.run.seed,
         noises_per_example=variant.noises,
         device="cuda" if config.evaluate.use_gpu else "cpu",
     )
+
+
+def _module(variant: Variant, task: AdapterTask) -> AdapterModule:
+    if variant.token_width is None:
+        return task.module()
+    frozen = task.load()
+    layers = cross_attention_widths(frozen.backbone.unet)
+    adapter = RealCustomPlusAdapter(layers, frozen.encoders.width, variant.token_width, cross_scale=variant.cross_scale)
+    return AdapterModule(adapter, frozen)
 
 
 def weighted_loss(module: AdapterModule, batch: dict[str, Tensor]) -> Tensor:
@@ -131,53 +133,30 @@ def weighted_loss(module: AdapterModule, batch: dict[str, Tensor]) -> Tensor:
     return (module.squared_errors(batch) * batch["weights"]).mean()
 
 
-class Evaluation:
-    """Held-out subjects times two prompts, the same for all variants; their pictures go into `folder`."""
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        write_subjects(folder, config.microworld.picture_size, config.run.seed)
-        self.config = config
-        subjects = load_subjects(folder, config.evaluate.subjects)
-        self.cases = make_cases(subjects, config.evaluate, config.run.seed)
-        listing = json.loads((folder / "subjects.json").read_text())
-        self.held_out = {entry["subject"] for entry in listing if entry["category"] in HELD_OUT_CATEGORIES}
-
-    def models(self, adapter: Path) -> Models:
-        """The models that paint and score."""
-        paths = ModelPaths(backbone=str(WEIGHTS_FOLDER), adapter=adapter)
-        return Models(self.config, paths)
-
-    def rows(self, models: Models, arm: str, visual_scale: str) -> list[dict[str, Any]]:
-        """The stage's rows of one arm without pictures, each with "held_out": of a category never trained on."""
-        config = with_values(self.config, {"inference.visual_scale": float(visual_scale)})
-        painter, cases = Painter(config, models), case_table(self.cases, [arm])
-        size = config.evaluate.batch_size
-        batches = [cases.slice(start, size) for start in range(0, cases.num_rows, size)]
-        return [
-            {key: value for key, value in row.items() if not isinstance(value, bytes)}
-            | {"held_out": row["subject"] in self.held_out}
-            for batch in batches
-            for row in painter(batch).to_pylist()
-        ]
-
-
 def run_missing(output: Path, variants: Sequence[Variant], config: Config, examples_scale: float) -> None:
-    """Train and evaluate the variants without a result, and text alone."""
+    """Train and evaluate the variants that are neither finished nor running in another process, and text alone."""
     missing = [variant for variant in variants if not (output / f"{variant.name}.json").exists()]
     if not missing:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        evaluation = Evaluation(config, Path(scratch) / "subjects")
+        pictures = HeldOutPictures(config, Path(scratch) / "subjects")
         for variant in missing:
-            print(f"{variant.name}: {variant.change}", flush=True)
-            adapter, recipe = Path(scratch) / variant.name, variant.recipe(examples_scale)
-            train(variant, config, examples_scale).adapter.save_pretrained(adapter)
-            models = evaluation.models(adapter)
-            if not (plain := output / f"{TEXT_ONLY}.json").exists():
-                write_whole(plain, evaluation.rows(models, TEXT_ONLY, VISUAL_SCALES[0]))
-            rows = {scale: evaluation.rows(models, ARM, scale) for scale in VISUAL_SCALES}
-            result = {"variant": variant.name, "examples": recipe.steps * recipe.batch_size, "rows": rows}
-            write_whole(output / f"{variant.name}.json", result)
+            file = output / f"{variant.name}.json"
+            with claimed(file.with_suffix(".lock")) as mine:
+                if mine and not file.exists():
+                    print(f"{variant.name}: {variant.change}", flush=True)
+                    adapter, recipe = Path(scratch) / variant.name, variant.recipe(examples_scale)
+                    train(variant, config, examples_scale).adapter.save_pretrained(adapter)
+                    rows = _evaluate(pictures, pictures.models(adapter), output / f"{TEXT_ONLY}.json")
+                    examples = recipe.steps * recipe.batch_size
+                    write_whole(file, {"variant": variant.name, "examples": examples, "rows": rows})
+
+
+def _evaluate(pictures: HeldOutPictures, models: Models, plain: Path) -> dict[str, list[Row]]:
+    """The rows at each visual scale; those of text alone are written to `plain`, if no one has."""
+    if not plain.exists():
+        write_whole(plain, pictures.rows(models, TEXT_ONLY))
+    return {scale: pictures.rows(models, ARM, {"visual_scale": float(scale)}) for scale in VISUAL_SCALES}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

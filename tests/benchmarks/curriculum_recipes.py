@@ -15,13 +15,11 @@ of all finished runs and draws `recipes.png`.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +51,7 @@ from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.finished_run import FinishedRun, open_run
 from tests.benchmarks.support.process_group import process_group
 from tests.benchmarks.support.recipe_table import METRICS, RECIPES, TEXT_ONLY, Run, TableXRow, markdown, plot
-from tests.benchmarks.support.results_folder import write_whole
+from tests.benchmarks.support.results_folder import claimed, write_whole
 
 _STAGES = ("microworld", "filter", "multiview", "base")
 _ONE_PROCESS = {"train_adapter.trainer.workers": 1, "train_adapter.sample_every": None}
@@ -174,18 +172,6 @@ def _printing_reporter() -> Reporter:
             print(f"  step {event['done']} of {event['total']}, {event['note']}", flush=True)
 
     return Reporter(emit=emit)
-
-
-@contextmanager
-def claimed(file: Path) -> Iterator[bool]:
-    """Try to lock `file`: whether this process holds the lock. The lock of a process that dies is released."""
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def run_all(experiment: Experiment, seeds: list[int]) -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipelines.config.loading import load_config
 from tests.benchmarks.support.ablation_variants import (
+    CHANGES_OF_DEFAULT_RUN,
     SINGLE_CHANGES,
-    STANDARD,
     VARIANTS,
     Variant,
     biased_timesteps,
+    changed_training,
     subject_weights,
 )
 from tests.benchmarks.support.graphed_step import GraphedStep
@@ -39,10 +41,23 @@ def handmade_world() -> RenderedWorld:
     return RenderedWorld(pictures={}, samples=samples, pairs=pairs)
 
 
-@pytest.mark.parametrize("variant", [change for change in SINGLE_CHANGES if change.name != "noises_timesteps_loss"])
+@pytest.mark.parametrize(
+    "variant",
+    [change for change in (*SINGLE_CHANGES, *CHANGES_OF_DEFAULT_RUN) if change.name != "noises_timesteps_loss"],
+)
 def test_a_single_change_is_one_setting(variant: Variant) -> None:
     own = [field.name for field in fields(Variant) if field.name not in ("name", "change")]
-    assert sum(getattr(variant, name) != getattr(STANDARD, name) for name in own) == 1
+    changed = changed_training(variant.name)
+    assert sum(getattr(variant, name) != getattr(changed, name) for name in own) == 1
+
+
+def test_the_default_run_s_training_has_the_settings_of_the_default_run() -> None:
+    config, variant = load_config("micro"), VARIANTS["default_run"]
+    curriculum, training = config.curriculum, config.train_adapter
+    assert (variant.steps, variant.batch_size) == (curriculum.steps, curriculum.batch_size)
+    assert (variant.max_crop_ratio, variant.multiview) == (curriculum.max_crop_ratio, curriculum.multiview_probability)
+    assert (variant.optimizer, variant.learning_rate) == (training.trainer.optimizer, training.trainer.learning_rate)
+    assert (variant.noises, variant.cross_scale) == (training.noises_per_example, training.cross_scale)
 
 
 def test_uniform_timesteps_stay() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from PIL import Image
 from tests.benchmarks.adapter_ablations import Budget, main, train, weighted_loss
 from tests.benchmarks.support.ablation_table import markdown, plot
 from tests.benchmarks.support.ablation_variants import STANDARD
-from tests.benchmarks.support.results_folder import claim
 from tests.support.score_rows import a_row
 
 
@@ -62,19 +60,21 @@ def test_a_table_without_the_standard_and_without_held_out_subjects() -> None:
     assert cells[3] == cells[6] == ""
 
 
+def test_a_change_of_the_default_run_s_training_is_compared_with_that() -> None:
+    names = {"standard": "default_run", "no_crops": "no_tiles"}
+    renamed = [{**result, "variant": names[result["variant"]]} for result in RESULTS]
+    lines = markdown([RESULTS[0], *renamed], PLAIN).splitlines()[2:]  # RESULTS[0] changes the standard training
+    first, default, no_tiles = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    assert [cells[0] for cells in (first, default, no_tiles)] == ["no_crops", "default_run", "no_tiles"]
+    assert first[3] == default[3] == ""
+    assert no_tiles[3].startswith("+0.07 (")
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_plot(tmp_path: Path, count: int) -> None:
     plot(RESULTS[:count], PLAIN, tmp_path / "ablations.png")
     with Image.open(tmp_path / "ablations.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
-
-
-def test_a_folder_has_results_of_one_budget(tmp_path: Path) -> None:
-    budget = Budget(examples_scale=1.0, subjects=2, painting_steps=2, seed=0)
-    for _ in range(2):
-        claim(tmp_path, budget)
-    with pytest.raises(SystemExit, match="another budget"):
-        claim(tmp_path, replace(budget, seed=1))
 
 
 @pytest.mark.nightly

@@ -10,7 +10,7 @@ from pipelines.config.loading import config_to_dict, load_config
 from pipelines.errors import PipelineError
 from pipelines.store.manifest import MANIFEST
 from pipelines.store.store import Store
-from tests.benchmarks.curriculum_recipes import claimed, open_experiment
+from tests.benchmarks.curriculum_recipes import open_experiment
 from tests.benchmarks.support.recipe_table import TABLE_X
 
 STAGES = ("microworld", "filter", "multiview", "base")
@@ -47,11 +47,3 @@ def test_results_of_another_budget_are_not_mixed(tmp_path: Path) -> None:
     open_experiment(run, tmp_path / "results", BUDGET)
     with pytest.raises(PipelineError, match="holds results of another budget or run"):
         open_experiment(run, tmp_path / "results", {**BUDGET, "curriculum.steps": 6})
-
-
-def test_a_run_is_claimed_once(tmp_path: Path) -> None:
-    lock = tmp_path / "lock"
-    with claimed(lock) as first, claimed(lock) as second:
-        assert (first, second) == (True, False)
-    with claimed(lock) as again:
-        assert again

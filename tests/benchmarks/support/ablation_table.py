@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from model.scoring.metrics import Interval, bootstrap_interval
 from stages.evaluate.summary import Row, Summary, clusters, summarize
-from tests.benchmarks.support.ablation_variants import LENGTHS, SINGLE_CHANGES, STANDARD, VARIANTS
+from tests.benchmarks.support.ablation_variants import LENGTHS, STANDARD, VARIANTS, changed_training
 
 ARM = "adapter_mask"
 TEXT_ONLY = "text_only"
@@ -34,20 +34,25 @@ def gap_closed(plain: Sequence[Row], rows: Sequence[Row], *, held_out_only: bool
 def markdown(results: Sequence[Result], plain: Sequence[Row]) -> str:
     """The table of finished variants, with 95 % intervals over subjects."""
     scales = _scales(results)
-    head = ["variant", "change", "examples", "similarity, against the standard"]
+    head = ["variant", "change", "examples", "similarity, against the training that it changes"]
     for scale in scales:
         names = ("similarity", "gap closed", "held-out categories: gap closed", "background as the prompt says")
         head += [f"{name}, scale {scale}" for name in names]
     by_name = {result["variant"]: result for result in results}
     rows = [
-        _table_row(by_name[name], by_name.get(STANDARD.name), plain, scales) for name in VARIANTS if name in by_name
+        _table_row(by_name[name], by_name.get(changed_training(name).name), plain, scales)
+        for name in VARIANTS
+        if name in by_name
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def _table_row(result: Result, standard: Result | None, plain: Sequence[Row], scales: Sequence[str]) -> list[str]:
+def _table_row(result: Result, changed: Result | None, plain: Sequence[Row], scales: Sequence[str]) -> list[str]:
     cells = [result["variant"], VARIANTS[result["variant"]].change, f"{result['examples']:,}"]
-    cells.append(_difference(result, standard, scales[0]))
+    if changed is None or changed["variant"] == result["variant"]:
+        cells.append("")
+    else:
+        cells.append(f"{similarity_difference(*(one['rows'][scales[0]] for one in (result, changed))):+.2f}")
     for scale in scales:
         rows = result["rows"][scale]
         means = summary_of(plain, rows).arms[ARM]
@@ -57,23 +62,21 @@ def _table_row(result: Result, standard: Result | None, plain: Sequence[Row], sc
     return cells
 
 
-def _difference(result: Result, standard: Result | None, scale: str) -> str:
-    """The paired difference in similarity at a visual scale: subjects, prompts and noise are the same."""
-    if standard is None or standard["variant"] == result["variant"]:
-        return ""
-    own, other = result["rows"][scale], standard["rows"][scale]
-    values = [mine["similarity"] - theirs["similarity"] for mine, theirs in zip(own, other, strict=True)]
-    return f"{bootstrap_interval(values, clusters([row['subject'] for row in own])):+.2f}"
+def similarity_difference(rows: Sequence[Row], other: Sequence[Row]) -> Interval:
+    """The paired difference in similarity, first minus second: subjects, prompts and noise are the same."""
+    values = [mine["similarity"] - theirs["similarity"] for mine, theirs in zip(rows, other, strict=True)]
+    return bootstrap_interval(values, clusters([row["subject"] for row in rows]))
 
 
 def plot(results: Sequence[Result], plain: Sequence[Row], file: Path) -> None:
-    """Draw the gap closed over the number of examples, and bars for the standard training and the single changes."""
+    """Draw the gap closed over the number of examples, and bars for the other trainings."""
     figure = Figure(figsize=(14, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[2, 3])
     by_name = {result["variant"]: result for result in results}
     lengths = [by_name[variant.name] for variant in (STANDARD, *LENGTHS) if variant.name in by_name]
     lengths.sort(key=lambda result: int(result["examples"]))
-    changes = [by_name[variant.name] for variant in (STANDARD, *SINGLE_CHANGES) if variant.name in by_name]
+    longer = {variant.name for variant in LENGTHS}
+    changes = [by_name[name] for name in VARIANTS if name in by_name and name not in longer]
     scales = _scales(results)
     for number, scale in enumerate(scales):
         means, reach = _means_and_reach(lengths, plain, scale)
@@ -84,7 +87,7 @@ def plot(results: Sequence[Result], plain: Sequence[Row], file: Path) -> None:
         places = [bar + (number - (len(scales) - 1) / 2) * height for bar in range(len(changes))]
         right.barh(places, means, height, xerr=reach, capsize=3, label=f"visual_scale {scale}")
     left.set(xscale="log", xlabel="training examples", ylabel="gap closed", title="number of examples")
-    right.set(xlabel="gap closed", title="single changes of the standard training")
+    right.set(xlabel="gap closed", title="single changes of a training")
     right.set_yticks(range(len(changes)), [VARIANTS[result["variant"]].change for result in changes])
     right.invert_yaxis()
     left.legend()

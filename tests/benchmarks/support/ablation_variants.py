@@ -6,12 +6,14 @@ Legend of shapes: B examples, M noises for each, h, w latent grid.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.adapters.projector import Combination
+from model.micro_sd.architectures import WIDTH
 from model.training.curriculum import Recipe
 from tests.benchmarks.support.rendered_world import WorldSize
 
@@ -38,6 +40,9 @@ class Variant:
         multiview: A constant share of view pairs; None: grows from 0 to 1.
         timestep_power: The density of the timesteps grows as t^(power - 1).
         outside_weight: Weight of the loss outside the subject, above 0, relative to that on it.
+        token_width: Of the projector's tokens; None: that of the text states.
+        cross_scale: Of the projector, see `CrossLayerCrossScaleProjector`; None: without the high-resolution tiles.
+        drops_references: Whether the default's share of the examples loses its reference.
     """
 
     name: str
@@ -52,6 +57,9 @@ class Variant:
     multiview: float | None = None
     timestep_power: float = 1.0
     outside_weight: float = 1.0
+    token_width: int | None = None
+    cross_scale: Combination | None = "add"
+    drops_references: bool = True
 
     def recipe(self, examples_scale: float) -> Recipe:
         """The recipe of the training plan, with `examples_scale` times the steps."""
@@ -80,6 +88,11 @@ class Variant:
             "timesteps": biased_timesteps(batch["timesteps"], self.timestep_power, length),
             "weights": weights.repeat_interleave(self.noises, dim=0),
         }
+
+
+def changed_training(name: str) -> Variant:
+    """The training that a variant changes; itself, if it changes none."""
+    return DEFAULT_RUN if VARIANTS[name] in (DEFAULT_RUN, *CHANGES_OF_DEFAULT_RUN) else STANDARD
 
 
 def biased_timesteps(timesteps: Tensor, power: float, length: int) -> Tensor:
@@ -119,6 +132,23 @@ SINGLE_CHANGES = (
         outside_weight=0.1,
     ),
 )
+#: The default run's training, and single changes of it.
+DEFAULT_RUN = Variant(
+    name="default_run",
+    change="none: the default run's training",
+    world=FEW_OBJECTS,
+    steps=440,
+    batch_size=8,
+    optimizer="muon",
+    learning_rate=1e-2,
+    noises=8,
+    max_crop_ratio=1.5,
+)
+CHANGES_OF_DEFAULT_RUN = (
+    replace(DEFAULT_RUN, name="wide_tokens", change="tokens twice as wide as text states", token_width=2 * WIDTH),
+    replace(DEFAULT_RUN, name="no_tiles", change="no high-resolution tiles of the reference", cross_scale=None),
+    replace(DEFAULT_RUN, name="no_dropping", change="no example loses its reference", drops_references=False),
+)
 #: Another optimizer, which has another learning rate; beside "four_noises".
 MUON = Variant(
     name="muon_four_noises",
@@ -127,4 +157,7 @@ MUON = Variant(
     optimizer="muon",
     learning_rate=1e-2,
 )
-VARIANTS = {variant.name: variant for variant in (STANDARD, *LENGTHS, *SINGLE_CHANGES, MUON)}
+VARIANTS = {
+    variant.name: variant
+    for variant in (STANDARD, *LENGTHS, *SINGLE_CHANGES, MUON, DEFAULT_RUN, *CHANGES_OF_DEFAULT_RUN)
+}

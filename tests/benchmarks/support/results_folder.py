@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,3 +34,15 @@ def claim(output: Path, budget: DataclassInstance) -> None:
     if note.exists() and json.loads(note.read_text()) != asdict(budget):
         sys.exit(f"{output} holds results of another budget ({note}); choose another --output.")
     write_whole(note, asdict(budget))
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Try to lock `file`: whether this process holds the lock. The lock of a process that dies is released."""
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
