@@ -22,6 +22,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from model.errors import ModelError
 from model.micro_sd.shipped_adapter import ADAPTER_FOLDER
 from pipelines.execution.environment import set_environment
 from stages.evaluate.summary import Row
@@ -117,7 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     claim(options.output, budget)
     with tempfile.TemporaryDirectory() as scratch:
         config = picture_config(options.subjects, options.painting_steps, options.seed, "cpu")
-        run_missing(options.output, HeldOutPictures(config, Path(scratch) / "subjects"), options.adapter)
+        pictures = HeldOutPictures(config, Path(scratch) / "subjects")
+        try:
+            run_missing(options.output, pictures, options.adapter)
+        except ModelError as error:
+            raise SystemExit(str(error)) from error
     files = {name: file_of(options.output, name) for name in (TEXT_ONLY, *SETTINGS)}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     if plain := results.pop(TEXT_ONLY, None):

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.judge_similarity
 
-Hardware and time: one core; a minute.
+Hardware and time: one core; two minutes.
 
 Scenes of one object each, two views of every object; no training shows any of them. For each set of properties the
 table has the mean similarity of an object's first view to those of the other objects with the same properties, over all
