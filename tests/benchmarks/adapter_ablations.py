@@ -3,7 +3,7 @@
     python -m tests.benchmarks.adapter_ablations --output runs/ablations --device cuda
     python -m tests.benchmarks.adapter_ablations --output runs/small --examples-scale 0.1
     python -m tests.benchmarks.adapter_ablations --output runs/default --examples-scale 0.5 \
-        --variants default_run wide_tokens no_tiles no_dropping
+        --variants default_run no_tiles no_dropping
 
 Hardware and time: a GPU. An earlier form took half a minute a variant on an H200, and 2.5 minutes for ten times the
 examples. This form has run on CPUs only, in small; an estimate for a variant of full size is a quarter of an hour on
@@ -31,8 +31,6 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from model.adapters.adapter import cross_attention_widths
-from model.adapters.realcustom_plus_plus import RealCustomPlusAdapter
 from model.micro_sd.weights import WEIGHTS_FOLDER
 from model.training.adapter_examples import PlanRow
 from model.training.adapter_loss import AdapterModule
@@ -78,7 +76,7 @@ def train(variant: Variant, config: Config, examples_scale: float) -> AdapterMod
     plan = world.plan(recipe, config.run.seed)
     task = _task(variant, config, world, plan)
     torch.manual_seed(config.run.seed)
-    module = _module(variant, task).to(task.device).train()
+    module = task.module().to(task.device).train()
     length = module.frozen.backbone.scheduler.config.num_train_timesteps
 
     def batch(step: int) -> dict[str, Tensor]:
@@ -117,15 +115,6 @@ def _task(variant: Variant, config: Config, world: RenderedWorld, plan: Sequence
         noises_per_example=variant.noises,
         device="cuda" if config.evaluate.use_gpu else "cpu",
     )
-
-
-def _module(variant: Variant, task: AdapterTask) -> AdapterModule:
-    if variant.token_width is None:
-        return task.module()
-    frozen = task.load()
-    layers = cross_attention_widths(frozen.backbone.unet)
-    adapter = RealCustomPlusAdapter(layers, frozen.encoders.width, variant.token_width, cross_scale=variant.cross_scale)
-    return AdapterModule(adapter, frozen)
 
 
 def weighted_loss(module: AdapterModule, batch: dict[str, Tensor]) -> Tensor:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.adapters.projector import Combination
-from model.micro_sd.architectures import WIDTH
 from model.training.curriculum import Recipe
 from tests.benchmarks.support.rendered_world import WorldSize
 
@@ -40,7 +39,6 @@ class Variant:
         multiview: A constant share of view pairs; None: grows from 0 to 1.
         timestep_power: The density of the timesteps grows as t^(power - 1).
         outside_weight: Weight of the loss outside the subject, above 0, relative to that on it.
-        token_width: Of the projector's tokens; None: that of the text states.
         cross_scale: Of the projector, see `CrossLayerCrossScaleProjector`; None: without the high-resolution tiles.
         drops_references: Whether the default's share of the examples loses its reference.
     """
@@ -57,7 +55,6 @@ class Variant:
     multiview: float | None = None
     timestep_power: float = 1.0
     outside_weight: float = 1.0
-    token_width: int | None = None
     cross_scale: Combination | None = "add"
     drops_references: bool = True
 
@@ -145,7 +142,6 @@ DEFAULT_RUN = Variant(
     max_crop_ratio=1.5,
 )
 CHANGES_OF_DEFAULT_RUN = (
-    replace(DEFAULT_RUN, name="wide_tokens", change="tokens twice as wide as text states", token_width=2 * WIDTH),
     replace(DEFAULT_RUN, name="no_tiles", change="no high-resolution tiles of the reference", cross_scale=None),
     replace(DEFAULT_RUN, name="no_dropping", change="no example loses its reference", drops_references=False),
 )
