@@ -3,7 +3,7 @@
     python -m tests.benchmarks.adapter_ablations --output runs/ablations --device cuda
     python -m tests.benchmarks.adapter_ablations --output runs/small --examples-scale 0.1
     python -m tests.benchmarks.adapter_ablations --output runs/default --examples-scale 0.5 \
-        --variants default_run no_tiles no_dropping
+        --variants default_run no_tiles no_dropping default_subject_loss
 
 Hardware and time: a GPU. An earlier form took half a minute a variant on an H200, and 2.5 minutes for ten times the
 examples. This form has run on CPUs only, in small; an estimate for a variant of full size is a quarter of an hour on

@@ -144,6 +144,9 @@ DEFAULT_RUN = Variant(
 CHANGES_OF_DEFAULT_RUN = (
     replace(DEFAULT_RUN, name="no_tiles", change="no high-resolution tiles of the reference", cross_scale=None),
     replace(DEFAULT_RUN, name="no_dropping", change="no example loses its reference", drops_references=False),
+    replace(
+        DEFAULT_RUN, name="default_subject_loss", change="loss outside the subject weighted by 0.1", outside_weight=0.1
+    ),
 )
 #: Another optimizer, which has another learning rate; beside "four_noises".
 MUON = Variant(
