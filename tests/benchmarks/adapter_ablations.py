@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def run_missing(output: Path, variants: Sequence[Variant], config: Config, examp
 def _evaluate(pictures: HeldOutPictures, models: Models, plain: Path) -> dict[str, list[Row]]:
     """The rows at each visual scale; those of text alone are written to `plain`, if no one has."""
     if not plain.exists():
-        write_whole(plain, pictures.rows(models, TEXT_ONLY))
+        write_whole(plain, pictures.rows(models, TEXT_ONLY, {}))
     return {scale: pictures.rows(models, ARM, {"visual_scale": float(scale)}) for scale in VISUAL_SCALES}
 
 
@@ -168,9 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     claim(options.output, budget)
     config = budget.config(options.device)
     run_missing(options.output, [VARIANTS[name] for name in options.variants], config, budget.examples_scale)
-    plain = json.loads((options.output / f"{TEXT_ONLY}.json").read_text())
     files = [options.output / f"{name}.json" for name in VARIANTS]
     results = [json.loads(file.read_text()) for file in files if file.exists()]
+    if not results:
+        sys.exit("no variant is finished yet: other processes are at work on them.")
+    plain = json.loads((options.output / f"{TEXT_ONLY}.json").read_text())
     print(f"\n{markdown(results, plain)}")
     plot(results, plain, options.output / "ablations.png")
 

@@ -22,18 +22,21 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from model.checksums import folder_checksums
 from model.errors import ModelError
 from model.micro_sd.shipped_adapter import ADAPTER_FOLDER
 from pipelines.execution.environment import set_environment
+from stages.config import Config
 from stages.evaluate.summary import Row
 from tests.benchmarks.support.ablation_table import ARM, TEXT_ONLY, gap_closed, similarity_difference, summary_of
 from tests.benchmarks.support.command_line import benchmark_parser
 from tests.benchmarks.support.held_out_pictures import HeldOutPictures, picture_config
 from tests.benchmarks.support.results_folder import claim, claimed, write_whole
 
+DEFAULTS = "the defaults"
 #: Row of the table -> settings of `inference`.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "the defaults": {},
+    DEFAULTS: {},
     "guidance_scale 2": {"guidance_scale": 2.0},
     "guidance_scale 3": {"guidance_scale": 3.0},
     "guidance_scale 8": {"guidance_scale": 8.0},
@@ -44,48 +47,52 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "mask_scope 0.4": {"mask_scope": 0.4},
     "mask_steps null": {"mask_steps": None},
 }
-_DEFAULTS = next(iter(SETTINGS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What all results in a folder have in common."""
 
-    adapter: str
+    adapter: dict[str, str]
+    """Its files' checksums."""
     subjects: int
     painting_steps: int
     seed: int
 
 
-def file_of(output: Path, name: str) -> Path:
-    """Path of the JSON file of one setting's rows, or of the arm without adapter."""
-    return output / f"{name.replace(' ', '_')}.json"
+def files_in(output: Path) -> dict[str, Path]:
+    """The JSON files of the rows without adapter and of each setting."""
+    return {name: output / f"{name.replace(' ', '_')}.json" for name in (TEXT_ONLY, *SETTINGS)}
 
 
-def run_missing(output: Path, pictures: HeldOutPictures, adapter: Path) -> None:
+def run_missing(output: Path, adapter: Path, config: Config) -> None:
     """Paint text alone and every setting that is neither finished nor running in another process."""
-    models = pictures.models(adapter)
-    jobs = {TEXT_ONLY: (TEXT_ONLY, {}), **{name: (ARM, settings) for name, settings in SETTINGS.items()}}
-    for name, (arm, settings) in jobs.items():
-        file = file_of(output, name)
-        with claimed(file.with_suffix(".lock")) as mine:
-            if mine and not file.exists():
-                print(name, flush=True)
-                write_whole(file, pictures.rows(models, arm, settings))
+    missing = {name: file for name, file in files_in(output).items() if not file.exists()}
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = HeldOutPictures(config, Path(scratch) / "subjects")
+        models = pictures.models(adapter)
+        for name, file in missing.items():
+            with claimed(file.with_suffix(".lock")) as mine:
+                if mine and not file.exists():
+                    print(name, flush=True)
+                    arm = TEXT_ONLY if name == TEXT_ONLY else ARM
+                    write_whole(file, pictures.rows(models, arm, SETTINGS.get(name, {})))
 
 
 def markdown(results: Mapping[str, Sequence[Row]], plain: Sequence[Row]) -> str:
     """The table of the finished settings, with 95 % intervals over subjects."""
     head = ["inference", "similarity", "against the defaults", "gap closed", "gap closed, held-out categories"]
     head += ["background as the prompt says", "pattern", "both colours"]
-    body = [_cells(name, rows, results.get(_DEFAULTS), plain) for name, rows in results.items()]
+    body = [_cells(name, rows, results.get(DEFAULTS), plain) for name, rows in results.items()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body))
 
 
 def _cells(name: str, rows: Sequence[Row], defaults: Sequence[Row] | None, plain: Sequence[Row]) -> list[str]:
     summary = summary_of(plain, rows)
     appearance = summary.appearance["patterned"].arms[ARM] if "patterned" in summary.appearance else {}
-    gain = None if defaults is None or name == _DEFAULTS else similarity_difference(rows, defaults)
+    gain = None if defaults is None or name == DEFAULTS else similarity_difference(rows, defaults)
     found = [
         summary.gap_closed.get(ARM),
         gap_closed(plain, rows, held_out_only=True),
@@ -107,24 +114,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--painting-steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.subjects < 1:
+        parser.error("--subjects must be at least 1.")
+    if not (options.adapter / "config.json").is_file():
+        parser.error(f"{options.adapter} is no adapter: there is no config.json in it.")
     set_environment("micro")
     disable_progress_bar()
     budget = Budget(
-        adapter=str(options.adapter),
+        adapter=folder_checksums(options.adapter),
         subjects=options.subjects,
         painting_steps=options.painting_steps,
         seed=options.seed,
     )
     claim(options.output, budget)
-    with tempfile.TemporaryDirectory() as scratch:
-        config = picture_config(options.subjects, options.painting_steps, options.seed, "cpu")
-        pictures = HeldOutPictures(config, Path(scratch) / "subjects")
-        try:
-            run_missing(options.output, pictures, options.adapter)
-        except ModelError as error:
-            raise SystemExit(str(error)) from error
-    files = {name: file_of(options.output, name) for name in (TEXT_ONLY, *SETTINGS)}
-    results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    config = picture_config(options.subjects, options.painting_steps, options.seed, "cpu")
+    try:
+        run_missing(options.output, options.adapter, config)
+    except ModelError as error:
+        raise SystemExit(str(error)) from error
+    found = {name: file for name, file in files_in(options.output).items() if file.exists()}
+    results = {name: json.loads(file.read_text()) for name, file in found.items()}
     if plain := results.pop(TEXT_ONLY, None):
         print(f"\n{markdown(results, plain)}")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from model.microworld.scenes import SceneShares, SceneSpec, draw_specs, render_s
 from model.scoring.metrics import JudgeScorer
 from tests.benchmarks.support.command_line import benchmark_parser
 
-PROPERTIES = ("category", "main colour", "second colour", "pattern")
 #: Rows of the table: the properties that two objects share.
 SHARED: tuple[tuple[str, ...], ...] = (
     (),
@@ -34,7 +34,7 @@ SHARED: tuple[tuple[str, ...], ...] = (
     ("main colour", "second colour", "pattern"),
     ("category", "main colour", "pattern"),
     ("category", "main colour", "second colour"),
-    PROPERTIES,
+    ("category", "main colour", "second colour", "pattern"),
 )
 _CHUNK = 200
 
@@ -49,13 +49,12 @@ def draw_views(objects: int, seed: int) -> tuple[list[SceneSpec], list[SceneSpec
 def properties_of(specs: Sequence[SceneSpec]) -> dict[str, list[str]]:
     """Property -> its value for each scene's object, as far as the view shows it."""
     seen = visible_appearances([spec.subject for spec in specs])
-    values = {
+    return {
         "category": [spec.subject.instance.category for spec in specs],
         "main colour": [own.colour for own in seen],
         "second colour": [own.second_colour for own in seen],
         "pattern": [own.pattern for own in seen],
     }
-    return {name: values[name] for name in PROPERTIES}
 
 
 def embeddings(scorer: JudgeScorer, specs: Sequence[SceneSpec]) -> Tensor:
@@ -74,8 +73,7 @@ def similarity_of_counterparts(embedded: Tensor, properties: Sequence[Sequence[s
     """
     same = ~torch.eye(len(embedded), dtype=torch.bool)
     for values in properties:
-        numbers = {value: number for number, value in enumerate(sorted(set(values)))}
-        ids = torch.tensor([numbers[value] for value in values])
+        ids = torch.from_numpy(np.unique(values, return_inverse=True)[1])
         same &= ids[:, None] == ids
     count = same.sum(1)
     means = ((embedded @ embedded.T) * same).sum(1)[count > 0] / count[count > 0]

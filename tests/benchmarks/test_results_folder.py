@@ -24,6 +24,13 @@ def test_a_folder_has_results_of_one_budget(tmp_path: Path) -> None:
         claim(tmp_path, replace(budget, seed=1))
 
 
+def test_a_file_is_no_folder_of_results(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "results"):
+        with pytest.raises(SystemExit, match="is no folder"):
+            claim(path, Budget(subjects=2, seed=0))
+
+
 def test_a_result_is_claimed_once(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with claimed(lock) as first, claimed(lock) as second:

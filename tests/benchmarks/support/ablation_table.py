@@ -52,7 +52,8 @@ def _table_row(result: Result, changed: Result | None, plain: Sequence[Row], sca
     if changed is None or changed["variant"] == result["variant"]:
         cells.append("")
     else:
-        cells.append(f"{similarity_difference(*(one['rows'][scales[0]] for one in (result, changed))):+.2f}")
+        difference = similarity_difference(result["rows"][scales[0]], changed["rows"][scales[0]])
+        cells.append(f"{difference:+.2f}")
     for scale in scales:
         rows = result["rows"][scale]
         means = summary_of(plain, rows).arms[ARM]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from model.micro_sd.weights import WEIGHTS_FOLDER
@@ -48,7 +47,7 @@ class HeldOutPictures:
         paths = ModelPaths(backbone=str(WEIGHTS_FOLDER), adapter=adapter)
         return Models(self.config, paths)
 
-    def rows(self, models: Models, arm: str, inference: Mapping[str, Any] = MappingProxyType({})) -> list[Row]:
+    def rows(self, models: Models, arm: str, inference: Mapping[str, Any]) -> list[Row]:
         """Paint and score the cases in one arm of the stage `evaluate`, with other settings of the inference.
 
         Returns:

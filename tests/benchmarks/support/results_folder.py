@@ -27,9 +27,12 @@ def claim(output: Path, budget: DataclassInstance) -> None:
     """Write the budget into the folder of the results.
 
     Raises:
-        SystemExit: The folder holds results of another budget.
+        SystemExit: The folder holds results of another budget, or is a file.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        sys.exit(f"{output} is no folder; choose another --output.")
     note = output / "budget.json"
     if note.exists() and json.loads(note.read_text()) != asdict(budget):
         sys.exit(f"{output} holds results of another budget ({note}); choose another --output.")
